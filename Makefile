@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: pong test lint tsan clean
+
+pong: $(VENV)/.installed  ## train Pong
+	$(BIN)/python train.py --env=Pong
+
+test: $(VENV)/.installed-dev lint  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: requirements.txt pyproject.toml setup.py $(wildcard sfrl/csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# Twice: TSan sees what is not ordered, but its own work hides a lost wake-up, which -O2 shows.
+tsan:  ## the lock-free queue's C++ core under ThreadSanitizer
+	mkdir -p build
+	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -Werror -fsanitize=thread -pthread \
+		sfrl/csrc/stress.cpp -o build/stress-tsan
+	TSAN_OPTIONS=halt_on_error=1 build/stress-tsan
+	$(CXX) -std=c++17 -O2 -pthread sfrl/csrc/stress.cpp -o build/stress
+	build/stress
+
+clean:
+	rm -rf $(VENV) build *.egg-info
