@@ -1,0 +1,143 @@
+"""Any Gymnasium id with Box observations and Discrete actions, N copies in one thread."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete, Space
+from numpy.typing import NDArray
+
+from envs.vec_env import EnvKind, EnvSpec, ObsArray, StepResult, env_seeds
+
+Env: TypeAlias = gymnasium.Env[NDArray[np.generic], int]
+
+
+class GymnasiumVecEnv:
+    """A `VecEnv` of any Gymnasium environment.
+
+    Observations become what the networks expect:
+
+    - A uint8 array of shape [H, W], [H, W, C] or [C, H, W] is an image, and becomes
+      [C, H, W]. C is taken to be the smaller of the first and the last axis.
+    - A Box of another kind is flattened to a float32 vector [D], unscaled.
+
+    The steps run in `recv`, one environment after the other. This is
+    gymnasium.vector.SyncVectorEnv with AutoresetMode.NEXT_STEP at half the overhead (18 us
+    against 38 us a step for 16 environments that do nothing), because it gathers no infos
+    and converts while it copies.
+
+    Raises:
+        ValueError: a space is not supported, or `render` with an environment that can't.
+    """
+
+    def __init__(self, env_id: str, num_envs: int, seed: int, *, render: bool = False) -> None:
+        self._envs = [_make(env_id, render) for _ in range(num_envs)]
+        space, self._to_agent = _observation_layout(env_id, self._envs[0].observation_space)
+        actions = _discrete(env_id, self._envs[0].action_space)
+
+        self.num_envs = num_envs
+        self.observation_space: Box = space
+        self.action_space = Discrete(actions.n)
+        self.frameskip = 1
+        self._num_actions = int(actions.n)
+        self._first_action = int(actions.start)
+        self._seeds = env_seeds(seed, num_envs)
+        self._actions = [0] * num_envs
+        self._ended = [False] * num_envs  # the next step only resets
+
+    def reset(self) -> ObsArray:
+        obs = self._empty_obs()
+        for i, (env, seed) in enumerate(zip(self._envs, self._seeds, strict=True)):
+            obs[i] = self._to_agent(env.reset(seed=seed)[0])
+        self._ended = [False] * self.num_envs
+        return obs
+
+    def send(self, actions: NDArray[np.int64]) -> None:
+        self._actions = actions.tolist()
+        if min(self._actions) < 0 or max(self._actions) >= self._num_actions:
+            raise ValueError(f"actions {self._actions} must lie in 0..{self._num_actions - 1}")
+
+    def recv(self) -> StepResult:
+        obs = self._empty_obs()
+        rewards = np.zeros(self.num_envs, np.float32)
+        terminated = np.zeros(self.num_envs, np.bool_)
+        truncated = np.zeros(self.num_envs, np.bool_)
+        for i, env in enumerate(self._envs):
+            if self._ended[i]:
+                observation, _ = env.reset()
+            else:
+                action = self._first_action + self._actions[i]
+                observation, rewards[i], terminated[i], truncated[i], _ = env.step(action)
+            obs[i] = self._to_agent(observation)
+        self._ended = (terminated | truncated).tolist()
+        return StepResult(obs, rewards, terminated, truncated)
+
+    def render(self) -> NDArray[np.uint8]:
+        return np.asarray(self._envs[0].render(), np.uint8)
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
+    def _empty_obs(self) -> ObsArray:
+        shape = (self.num_envs, *self.observation_space.shape)
+        return np.empty(shape, self.observation_space.dtype)
+
+
+def describe_gymnasium(env_id: str) -> EnvSpec:
+    """The spec of a Gymnasium id; makes one environment to see its spaces.
+
+    Raises:
+        ValueError: a space is not supported.
+    """
+    env = _make(env_id, render=False)
+    space, _ = _observation_layout(env_id, env.observation_space)
+    num_actions = int(_discrete(env_id, env.action_space).n)
+    env.close()
+    kind: EnvKind = "image" if space.dtype == np.uint8 else "vector"
+    return EnvSpec(kind, space.shape, str(space.dtype), num_actions, frameskip=1)
+
+
+def _make(env_id: str, render: bool) -> Env:
+    if not render:
+        return gymnasium.make(env_id, disable_env_checker=True)
+    env: Env = gymnasium.make(env_id, disable_env_checker=True, render_mode="rgb_array")
+    if "rgb_array" not in env.metadata.get("render_modes", []):
+        env.close()
+        raise ValueError(
+            f"{env_id} can't be shown: its render_modes {env.metadata.get('render_modes', [])} "
+            "lack 'rgb_array'"
+        )
+    return env
+
+
+def _observation_layout(
+    env_id: str, space: Space[NDArray[np.generic]]
+) -> tuple[Box, Callable[[NDArray[np.generic]], NDArray[np.generic]]]:
+    """The observation space as the agent sees it, and the view that turns an observation so."""
+    if not isinstance(space, Box):
+        raise ValueError(
+            f"{env_id} has observation space {space}; supported is Box (an array). "
+            "gymnasium.wrappers.FlattenObservation turns Dict, Tuple and Discrete into one"
+        )
+    if space.dtype == np.uint8 and len(space.shape) > 3:
+        raise ValueError(
+            f"{env_id} has images of shape {space.shape}; supported are [H, W], [H, W, C] and "
+            "[C, H, W]. To stack images, make them grey first"
+        )
+    if space.dtype != np.uint8 or len(space.shape) < 2:
+        size = int(np.prod(space.shape))
+        return Box(-np.inf, np.inf, (size,), np.float32), lambda obs: np.asarray(obs).reshape(size)
+    if len(space.shape) == 2:
+        return Box(0, 255, (1, *space.shape), np.uint8), lambda obs: obs[np.newaxis]
+    first, middle, last = space.shape
+    if first < last:
+        return Box(0, 255, space.shape, np.uint8), lambda obs: obs
+    return Box(0, 255, (last, first, middle), np.uint8), lambda obs: obs.transpose(2, 0, 1)
+
+
+def _discrete(env_id: str, space: Space[int]) -> Discrete:
+    if not isinstance(space, Discrete):
+        raise ValueError(f"{env_id} has action space {space}; supported is Discrete")
+    return space

@@ -1,0 +1,78 @@
+"""What the rest of the system knows of an environment: the interface and its two records."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+
+ObsArray = NDArray[np.uint8 | np.float32]
+EnvKind = Literal["atari", "image", "vector"]
+
+
+class StepResult(NamedTuple):
+    """One step of N environments; contiguous arrays that the caller owns."""
+
+    obs: ObsArray  # [N, *obs_shape]
+    rewards: NDArray[np.float32]  # [N] as the environment gave them: unclipped, unscaled
+    terminated: NDArray[np.bool_]  # [N] the episode ended here: no value beyond this step
+    truncated: NDArray[np.bool_]  # [N] the episode was cut off here: bootstrap from `obs`
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What a network and its buffers must know of an environment before it runs."""
+
+    kind: EnvKind
+    obs_shape: tuple[int, ...]  # atari, image: [C, H, W]; vector: [D]
+    obs_dtype: str  # "uint8" for atari and image, "float32" for vector
+    num_actions: int
+    frameskip: int  # emulated frames per decision
+
+
+class VecEnv(Protocol):
+    """N copies of one environment that step together.
+
+    `send` and `recv` alternate, after a first `reset`:
+
+        obs = env.reset()
+        while True:
+            env.send(policy(obs))  # [N] int64; may return while the environments still step
+            ...                    # the caller's own work overlaps the stepping
+            obs, rewards, terminated, truncated = env.recv()  # blocks until all N are done
+
+    Autoreset is Gymnasium's NEXT_STEP. The step that ends an episode returns the final
+    observation. The step after it ignores its action and only resets: its reward is 0, its
+    observation the first of the next episode. That is no transition: nothing to learn from.
+    """
+
+    num_envs: int
+    observation_space: Box  # of a single environment
+    action_space: Discrete  # of a single environment; starts at 0
+    frameskip: int  # emulated frames per decision; 1 if the environment has no such notion
+
+    def reset(self) -> ObsArray:
+        """Start all environments from their seeds. Every call gives the same start states."""
+
+    def send(self, actions: NDArray[np.int64]) -> None:
+        """Start one step. `actions` may be overwritten as soon as this returns.
+
+        Raises:
+            ValueError: an action is outside `action_space`.
+        """
+
+    def recv(self) -> StepResult:
+        """Wait for the step that `send` started."""
+
+    def render(self) -> NDArray[np.uint8]:
+        """The picture a human would see now, [H, W, 3]. Needs `render=True` when made."""
+
+    def close(self) -> None:
+        """Free emulators, threads and windows. Closing twice is allowed."""
+
+
+def env_seeds(seed: int, num_envs: int) -> list[int]:
+    """One seed of 31 bits per environment; neighbouring `seed`s share none of them."""
+    states = (np.random.SeedSequence([seed, i]).generate_state(1) for i in range(num_envs))
+    return [int(state[0]) >> 1 for state in states]

@@ -1,0 +1,226 @@
+"""Atari: against Gymnasium's own preprocessing, and what happens at the end of episodes."""
+
+from collections.abc import Iterator
+
+import cv2
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+
+import envs
+
+
+class StartLikeAle(gymnasium.Wrapper):
+    """ALE's start of an episode: one frame of FIRE, then a random number of no-ops.
+
+    The number comes from ALE's own C++ generator, so it is given here, not drawn.
+    """
+
+    def __init__(self, env, noops):
+        super().__init__(env)
+        self.noops = noops
+
+    def reset(self, *, seed=None, options=None):
+        self.env.reset(seed=seed, options=options)
+        for action in [1] + [0] * self.noops:
+            obs, _, _, _, info = self.env.step(action)
+        return obs, info
+
+
+def gymnasium_reference(game, noops):
+    env = gymnasium.make(f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0)
+    env = AtariPreprocessing(StartLikeAle(env, noops), noop_max=0, frame_skip=4)
+    return FrameStackObservation(env, 4, padding_type="zero")
+
+
+def play(env, num_steps, seed=0) -> Iterator[tuple[np.ndarray, envs.StepResult]]:
+    """Random actions; yields the observation before each step, and its result."""
+    rng = np.random.default_rng(seed)
+    obs = env.reset()
+    for _ in range(num_steps):
+        env.send(rng.integers(env.action_space.n, size=env.num_envs))
+        result = env.recv()
+        yield obs, result
+        obs = result.obs
+
+
+@pytest.mark.parametrize("game", ["Pong", "Breakout", "SpaceInvaders"])
+def test_a_whole_episode_equals_gymnasiums_preprocessing(game):
+    env = envs.make_vec_env(game, 2, seed=7)
+    _, info = env._views[0].reset(seed=env._seeds)
+    noops = info["episode_frame_number"] - 1  # the one is FIRE
+    assert noops[0] != noops[1]
+    for i in range(2):
+        reference = gymnasium_reference(game, noops[i])
+        expected, _ = reference.reset(seed=0)
+        np.testing.assert_array_equal(env.reset()[i], expected)
+        rng = np.random.default_rng(i)
+        for _ in range(2000):
+            actions = rng.integers(env.action_space.n, size=2)
+            expected, reward, terminated, truncated, _ = reference.step(actions[i])
+            env.send(actions)
+            result = env.recv()
+            np.testing.assert_array_equal(result.obs[i], expected)
+            assert result.rewards[i] == reward
+            assert (result.terminated[i], result.truncated[i]) == (terminated, truncated)
+            if terminated:
+                break
+        assert terminated
+        reference.close()
+
+
+def test_pong_ends_at_21_points_and_the_next_row_only_resets():
+    env = envs.make_vec_env("Pong", 2, seed=0)
+    points = np.zeros((2, 2), np.int64)  # [N, ours or theirs]
+    ended = np.zeros(2, np.bool_)
+    num_episodes = 0
+    for obs, result in play(env, 2500):
+        for i in np.flatnonzero(ended):
+            assert result.rewards[i] == 0
+            assert not result.terminated[i]
+            assert not result.truncated[i]
+            assert not result.obs[i, :3].any()  # an empty stack but for its first picture
+            assert result.obs[i, 3].any()
+        for i in np.flatnonzero(~ended):
+            np.testing.assert_array_equal(result.obs[i, :3], obs[i, 1:])
+        points += np.stack([result.rewards == 1, result.rewards == -1], axis=1)
+        ended = result.terminated
+        for i in np.flatnonzero(ended):
+            assert points[i].max() == 21
+            points[i] = 0
+            num_episodes += 1
+    assert num_episodes >= 3
+
+
+def test_an_episode_is_truncated_after_max_episode_frames_with_its_own_last_observation():
+    env = envs.make_vec_env("Pong", 2, seed=0, max_episode_frames=40)
+    for step, (obs, result) in enumerate(play(env, 33), start=1):
+        assert not result.terminated.any()
+        assert result.truncated.tolist() == [step % 11 == 10] * 2  # 40 / 4 steps, 1 reset
+        if step % 11 == 0:
+            assert not result.obs[:, :3].any()
+        else:
+            np.testing.assert_array_equal(result.obs[:, :3], obs[:, 1:])
+
+
+def test_a_lost_life_terminates_and_the_game_goes_on():
+    env = envs.make_vec_env("Breakout", 2, seed=0, episodic_life=True)
+    plain = envs.make_vec_env("Breakout", 2, seed=0)
+    fire = 1
+    np.testing.assert_array_equal(env.reset(), plain.reset())
+    ended = np.zeros(2, np.bool_)
+    lives_lost = np.zeros(2, np.int64)
+    games_over = np.zeros(2, np.int64)
+    for _ in range(600):
+        env.send(np.zeros(2, np.int64))
+        plain.send(np.where(ended, fire, 0))  # what episodic_life plays in the row that restarts
+        result, game = env.recv(), plain.recv()
+        np.testing.assert_array_equal(result.obs, game.obs)
+        assert not result.terminated[ended].any()
+        ended = result.terminated
+        assert ended[game.terminated].all()
+        lives_lost += result.terminated
+        games_over += game.terminated
+        assert (lives_lost[game.terminated] == 5 * games_over[game.terminated]).all()
+    assert (games_over >= 2).all()
+
+
+def test_sticky_actions_and_frameskip_change_the_game():
+    def last_obs(**settings):
+        *_, (_, result) = play(envs.make_vec_env("Pong", 1, seed=0, **settings), 100)
+        return result.obs
+
+    np.testing.assert_array_equal(last_obs(), last_obs(sticky_actions=0.0, frameskip=4))
+    assert (last_obs() != last_obs(sticky_actions=0.25)).any()
+    assert (last_obs() != last_obs(frameskip=2)).any()
+
+
+def test_a_seed_decides_everything_whatever_the_number_of_threads():
+    def obs(seed, num_threads):
+        env = envs.make_vec_env("Breakout", 3, seed=seed, num_threads=num_threads)
+        return np.stack([result.obs for _, result in play(env, 60)])
+
+    first = obs(seed=5, num_threads=1)
+    np.testing.assert_array_equal(first, obs(seed=5, num_threads=2))
+    assert (first != obs(seed=6, num_threads=1)).any()
+    assert (first[:, 0] != first[:, 1]).any()
+
+
+def test_reset_starts_again_from_the_same_seeds():
+    env = envs.make_vec_env("Pong", 2, seed=1)
+    first = [result.obs for _, result in play(env, 20)]
+    np.testing.assert_array_equal(first, [result.obs for _, result in play(env, 20)])
+
+
+def test_the_camera_shows_the_frames_of_the_agents_game():
+    env = envs.make_vec_env("Breakout", 1, seed=3, render=True)
+    without_camera = envs.make_vec_env("Breakout", 1, seed=3)
+    for (_, result), (_, expected) in zip(play(env, 200), play(without_camera, 200), strict=True):
+        np.testing.assert_array_equal(result.obs, expected.obs)
+        picture = env.render()
+        assert picture.shape == (210, 160, 3)
+        gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        small = cv2.resize(gray, (84, 84), interpolation=cv2.INTER_AREA).astype(np.int64)
+        # Not exact: the agent's picture pools grey frames, the camera's pools each color.
+        assert np.abs(small - result.obs[0, -1]).mean() < 0.5
+
+
+def test_the_camera_keeps_the_colors_and_the_height_of_the_screen():
+    env = envs.make_vec_env("Carnival", 1, seed=0, render=True)
+    _, info = env._views[0].reset(seed=env._seeds)
+    noops = info["episode_frame_number"][0] - 1
+    expected, _ = StartLikeAle(
+        gymnasium.make("ALE/Carnival-v5", frameskip=1, repeat_action_probability=0.0), noops
+    ).reset()
+    env.reset()
+    np.testing.assert_array_equal(env.render(), expected)
+    assert expected.shape == (214, 160, 3)  # most games have 210 rows
+
+
+def test_a_camera_out_of_step_is_an_error():
+    env = envs.make_vec_env("Pong", 1, seed=0, render=True)
+    env.reset()
+    env._views[1].step(np.zeros(1, np.int64))
+    env.send(np.zeros(1, np.int64))
+    with pytest.raises(RuntimeError, match="camera"):
+        env.recv()
+
+
+def test_render_without_a_camera_is_an_error():
+    env = envs.make_vec_env("Pong", 1, seed=0)
+    env.reset()
+    with pytest.raises(RuntimeError, match="render=True"):
+        env.render()
+
+
+@pytest.mark.parametrize("action", [-1, 6])
+def test_an_action_out_of_range_is_an_error_not_a_hang(action):
+    env = envs.make_vec_env("Pong", 2, seed=0)
+    env.reset()
+    with pytest.raises(ValueError, match=r"0\.\.5"):
+        env.send(np.array([0, action]))
+
+
+def test_closing_while_a_step_runs_and_closing_twice_are_allowed():
+    env = envs.make_vec_env("Pong", 4, seed=0, num_threads=2, render=False)
+    env.reset()
+    env.send(np.zeros(4, np.int64))
+    env.close()
+    env.close()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"num_threads": 0},
+        {"frameskip": 0},
+        {"sticky_actions": 1.5},
+        {"max_episode_frames": 0},
+        {"num_envs": 0},
+        {"num_envs": 2, "render": True},
+    ],
+)
+def test_a_setting_out_of_range_is_named(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        envs.make_vec_env("Pong", **{"num_envs": 1, "seed": 0, **setting})

@@ -1,0 +1,206 @@
+"""Gymnasium environments: against SyncVectorEnv, and how observations are laid out."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+import envs
+
+
+class Counting(gymnasium.Env):
+    """Three steps long; the observation is a given array plus 1 per step, the reward the action."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, first_obs, start=0, render_mode=None):
+        low, high = (0, 255) if first_obs.dtype == np.uint8 else (-np.inf, np.inf)
+        self.observation_space = Box(low, high, first_obs.shape, first_obs.dtype)
+        self.action_space = Discrete(3, start=start)
+        self.first_obs = first_obs
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.num_steps = 0
+        return self.first_obs, {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.num_steps += 1
+        obs = self.first_obs + np.asarray(self.num_steps, self.first_obs.dtype)
+        return obs, float(action), self.num_steps == 3, False, {}
+
+    def render(self):
+        return np.full((4, 6, 3), self.num_steps, np.uint8)
+
+
+class Invisible(Counting):
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+
+def register(env_id, *args, env_class=Counting, max_episode_steps=None, **kwargs):
+    gymnasium.registry.pop(env_id, None)
+    gymnasium.register(
+        env_id, lambda **k: env_class(*args, **kwargs, **k), max_episode_steps=max_episode_steps
+    )
+
+
+def step(env, *actions):
+    env.send(np.array(actions))
+    return env.recv()
+
+
+def test_steps_equal_gymnasiums_sync_vector_env():
+    env = envs.make_vec_env("CartPole-v1", 4, seed=3)
+    reference = SyncVectorEnv(
+        [lambda: gymnasium.make("CartPole-v1", max_episode_steps=30)] * 4,
+        autoreset_mode=AutoresetMode.NEXT_STEP,
+    )
+    env._envs = [gymnasium.make("CartPole-v1", max_episode_steps=30) for _ in range(4)]
+    expected, _ = reference.reset(seed=env._seeds)
+    np.testing.assert_array_equal(env.reset(), expected)
+    rng = np.random.default_rng(0)
+    num_ended = np.zeros(2, np.int64)  # terminated, truncated
+    for _ in range(500):
+        actions = rng.integers(2, size=4)
+        expected, *outcome, _ = reference.step(actions)
+        result = step(env, *actions)
+        np.testing.assert_array_equal(result.obs, expected)
+        for ours, theirs in zip(result[1:], outcome, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        num_ended += [result.terminated.sum(), result.truncated.sum()]
+    assert (num_ended > 3).all()
+    assert [array.dtype for array in result] == [np.float32, np.float32, np.bool_, np.bool_]
+
+
+def test_the_row_after_an_episode_ignores_its_action_and_carries_the_first_observation():
+    register("Counting-v0", np.zeros((2,), np.float32))
+    env = envs.make_vec_env("Counting-v0", 1, seed=0)
+    assert env.reset().tolist() == [[0, 0]]
+    rows = [step(env, 2) for _ in range(6)]
+    assert [row.obs[0, 0] for row in rows] == [1, 2, 3, 0, 1, 2]
+    assert [row.rewards[0] for row in rows] == [2, 2, 2, 0, 2, 2]
+    assert [row.terminated[0] for row in rows] == [False, False, True, False, False, False]
+
+
+def test_the_time_limit_truncates_with_the_final_observation():
+    register("Counting-v0", np.zeros((2,), np.float32), max_episode_steps=2)
+    env = envs.make_vec_env("Counting-v0", 1, seed=0)
+    env.reset()
+    rows = [step(env, 1) for _ in range(5)]
+    assert [row.truncated[0] for row in rows] == [False, True, False, False, True]
+    assert not any(row.terminated[0] for row in rows)
+    assert [row.obs[0, 0] for row in rows] == [1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "kind", "agent_shape"),
+    [
+        ((10, 5), np.uint8, "image", (1, 10, 5)),
+        ((10, 5, 1), np.uint8, "image", (1, 10, 5)),
+        ((10, 5, 3), np.uint8, "image", (3, 10, 5)),
+        ((4, 10, 5), np.uint8, "image", (4, 10, 5)),
+        ((128,), np.uint8, "vector", (128,)),
+        ((3,), np.float64, "vector", (3,)),
+        ((), np.float32, "vector", (1,)),
+        ((10, 5, 1), np.float32, "vector", (50,)),
+    ],
+)
+def test_observations_are_laid_out_as_described(shape, dtype, kind, agent_shape):
+    first_obs = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    register("Counting-v0", first_obs)
+    spec = envs.describe("Counting-v0")
+    agent_dtype = "uint8" if kind == "image" else "float32"
+    assert spec == envs.EnvSpec(kind, agent_shape, agent_dtype, num_actions=3, frameskip=1)
+
+    env = envs.make_vec_env("Counting-v0", 2, seed=0)
+    assert env.observation_space.shape == agent_shape
+    assert env.observation_space.dtype == agent_dtype
+    channel_last = len(shape) == 3 and kind == "image" and shape[0] > shape[2]
+    expected = np.moveaxis(first_obs, -1, 0) if channel_last else first_obs.reshape(agent_shape)
+    for obs, added in ((env.reset(), 0), (step(env, 0, 0).obs, 1)):
+        assert obs.dtype == agent_dtype
+        assert obs.flags.c_contiguous
+        np.testing.assert_array_equal(obs, [expected + added] * 2)
+
+
+def test_results_stay_the_callers_own():
+    register("Counting-v0", np.zeros((2,), np.float32))
+    env = envs.make_vec_env("Counting-v0", 1, seed=0)
+    env.reset()
+    first = step(env, 1)
+    step(env, 2)
+    assert first.obs.tolist() == [[1, 1]]
+    assert first.rewards.tolist() == [1]
+
+
+def test_actions_of_a_space_that_starts_elsewhere_are_shifted():
+    register("Counting-v0", np.zeros((2,), np.float32), start=5)
+    env = envs.make_vec_env("Counting-v0", 1, seed=0)
+    assert env.action_space == Discrete(3)
+    env.reset()
+    assert step(env, 2).rewards == [7]
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        env.send(np.array([3]))
+
+
+def test_environments_have_seeds_of_their_own_that_the_seed_decides():
+    def start(seed):
+        return envs.make_vec_env("CartPole-v1", 2, seed=seed).reset()
+
+    np.testing.assert_array_equal(start(0), start(0))
+    assert len(np.unique(np.concatenate([start(0), start(1)]), axis=0)) == 4
+
+
+def test_render_shows_the_environments_own_picture():
+    register("Counting-v0", np.zeros((2,), np.float32))
+    env = envs.make_vec_env("Counting-v0", 1, seed=0, render=True)
+    env.reset()
+    step(env, 0)
+    np.testing.assert_array_equal(env.render(), np.ones((4, 6, 3), np.uint8))
+    env.close()
+
+
+def test_an_environment_that_cannot_be_shown_is_named():
+    register("Counting-v0", np.zeros((2,), np.float32), env_class=Invisible)
+    with pytest.raises(ValueError, match="Counting-v0 can't be shown"):
+        envs.make_vec_env("Counting-v0", 1, seed=0, render=True)
+
+
+def test_cartpole_renders_without_a_display():
+    env = envs.make_vec_env("CartPole-v1", 1, seed=0, render=True)
+    env.reset()
+    picture = env.render()
+    assert picture.shape == (400, 600, 3)
+    assert len(np.unique(picture)) > 1
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Pendulum-v1", r"Pendulum-v1 has action space Box.*supported is Discrete"),
+        ("FrozenLake-v1", r"FrozenLake-v1 has observation space Discrete.*supported is Box"),
+    ],
+)
+def test_a_space_that_is_not_supported_is_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        envs.make_vec_env(name, 1, seed=0)
+    with pytest.raises(ValueError, match=message):
+        envs.describe(name)
+
+
+def test_images_of_four_dimensions_are_refused_not_flattened():
+    register("Counting-v0", np.zeros((4, 10, 5, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"\(4, 10, 5, 3\)"):
+        envs.describe("Counting-v0")
+
+
+@pytest.mark.parametrize(
+    "setting", [{"frameskip": 4}, {"sticky_actions": 0.25}, {"episodic_life": True}]
+)
+def test_settings_of_atari_are_refused(setting):
+    with pytest.raises(ValueError, match="Atari"):
+        envs.make_vec_env("CartPole-v1", 1, seed=0, **setting)
