@@ -1,0 +1,235 @@
+"""What a message between two processes costs, on each kind of queue and multiprocessing.Queue.
+
+    python -m sfrl.bench.queue
+
+- round trip: a message there and its answer back, one at a time, so that each side has gone to
+  sleep before its next message comes. This is how a rollout worker and a policy worker talk when
+  little is going on. Median and 95th percentile of the wall time, and the CPU time of both
+  processes together.
+- stream: the messages are put one by one and taken in whatever batches they come in; the queue
+  has room for all of them. CPU time of both processes per message, and messages per second.
+
+A warm-up run comes first; each figure is the median of the runs after it, and the spread is the
+range of those runs. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import queue
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from sfrl.index_queue import IndexQueue, QueueKind, make_index_queue, resolve_queue_kind
+from sfrl.shared_memory import StopFlag
+
+NUM_RUNS = 5
+NUM_ROUND_TRIPS = 1_000
+NUM_STREAMED = {"lock-free": 1 << 18, "faster-fifo": 1 << 15, "multiprocessing": 1 << 14}
+TIMEOUT_S = 20.0
+SPAWN = multiprocessing.get_context("spawn")
+
+Figures = TypeVar("Figures")
+
+
+class Channel(Protocol):
+    """What the benchmark uses of an `IndexQueue`."""
+
+    def put(self, message: int) -> None: ...
+    def get_many(self, max_messages: int) -> list[int]: ...
+    def wait(self, timeout_s: float) -> bool: ...
+
+
+class MultiprocessingQueue:
+    """multiprocessing.Queue as a `Channel`."""
+
+    def __init__(self) -> None:
+        self._queue: multiprocessing.Queue[int] = SPAWN.Queue()
+        self._received: list[int] = []
+
+    def put(self, message: int) -> None:
+        self._queue.put(message)
+
+    def get_many(self, max_messages: int) -> list[int]:
+        messages, self._received = self._received, []
+        return messages
+
+    def wait(self, timeout_s: float) -> bool:
+        if not self._received:
+            try:
+                self._received.append(self._queue.get(timeout=timeout_s))
+            except queue.Empty:
+                return False
+        return True
+
+
+class RoundTrip(NamedTuple):
+    median_us: float
+    p95_us: float
+    cpu_us: float
+
+
+class Stream(NamedTuple):
+    cpu_us: float
+    messages_per_s: float
+
+
+def get_one(channel: Channel) -> int:
+    if not channel.wait(TIMEOUT_S):
+        raise TimeoutError(f"no message in {TIMEOUT_S} s")
+    (message,) = channel.get_many(1)
+    return message
+
+
+def answer(requests: Channel, replies: Channel, cpu_times: Connection, num_runs: int) -> None:
+    """The other side of `measure_round_trip`; reports its CPU seconds for each run."""
+    for _ in range(num_runs):
+        start_s = time.process_time()
+        for _ in range(NUM_ROUND_TRIPS):
+            replies.put(get_one(requests))
+        cpu_times.send(time.process_time() - start_s)
+
+
+def measure_round_trip(requests: Channel, replies: Channel, cpu_times: Connection) -> RoundTrip:
+    wall_us = []
+    start_cpu_s = time.process_time()
+    for message in range(NUM_ROUND_TRIPS):
+        start_ns = time.perf_counter_ns()
+        requests.put(message)
+        get_one(replies)
+        wall_us.append((time.perf_counter_ns() - start_ns) / 1e3)
+    cpu_s = time.process_time() - start_cpu_s + cpu_times.recv()
+    return RoundTrip(
+        median_us=statistics.median(wall_us),
+        p95_us=float(np.percentile(wall_us, 95)),
+        cpu_us=cpu_s / NUM_ROUND_TRIPS * 1e6,
+    )
+
+
+def send_stream(
+    starts: Channel, stream: Channel, cpu_times: Connection, num_runs: int, num_messages: int
+) -> None:
+    """The other side of `measure_stream`; reports its CPU seconds for each run."""
+    for _ in range(num_runs):
+        get_one(starts)
+        start_s = time.process_time()
+        for message in range(num_messages):
+            stream.put(message)
+        get_one(starts)  # until all has arrived: multiprocessing.Queue sends in a thread
+        cpu_times.send(time.process_time() - start_s)
+
+
+def measure_stream(
+    starts: Channel, stream: Channel, cpu_times: Connection, num_messages: int
+) -> Stream:
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    starts.put(0)
+    num_received = 0
+    while num_received < num_messages:
+        if not stream.wait(TIMEOUT_S):
+            raise TimeoutError(f"no message in {TIMEOUT_S} s")
+        num_received += len(stream.get_many(1024))
+    wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
+    starts.put(0)
+    cpu_s += cpu_times.recv()
+    return Stream(cpu_us=cpu_s / num_messages * 1e6, messages_per_s=num_messages / wall_s)
+
+
+def run(
+    measure: Callable[[Connection], Figures], other_side: Callable[[Connection, int], None]
+) -> list[Figures]:
+    """NUM_RUNS of `measure` after a warm-up, against `other_side` in a process of its own."""
+    cpu_times, child_end = SPAWN.Pipe(duplex=False)
+    child = SPAWN.Process(target=other_side, args=(child_end, NUM_RUNS + 1))
+    child.start()
+    figures = [measure(cpu_times) for _ in range(NUM_RUNS + 1)]
+    child.join()
+    return figures[1:]
+
+
+def measure_kind(
+    make_channel: Callable[[str], Channel], num_streamed: int
+) -> dict[str, list[float]]:
+    """All figures of one kind of queue: name -> one value per run."""
+    requests, replies = make_channel("requests"), make_channel("replies")
+    round_trips = run(
+        partial(measure_round_trip, requests, replies), partial(answer, requests, replies)
+    )
+    streams = run(
+        partial(measure_stream, requests, replies, num_messages=num_streamed),
+        partial(send_stream, requests, replies, num_messages=num_streamed),
+    )
+    return {
+        "round_trip_us": [r.median_us for r in round_trips],
+        "round_trip_p95_us": [r.p95_us for r in round_trips],
+        "round_trip_cpu_us": [r.cpu_us for r in round_trips],
+        "stream_cpu_us": [s.cpu_us for s in streams],
+        "stream_messages_per_s": [s.messages_per_s for s in streams],
+    }
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures were measured on, and of which commit."""
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,  # an installed package has no repository
+    )
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def main() -> None:
+    where = machine()
+    print(" ".join(f"{name}={value}" for name, value in where.items()))
+    stop = StopFlag()
+    made: list[IndexQueue] = []
+
+    def make_ours(kind: QueueKind, name: str) -> IndexQueue:
+        made.append(make_index_queue(kind, name, 1, NUM_STREAMED[kind], stop))
+        return made[-1]
+
+    makers: dict[str, Callable[[str], Channel]] = {
+        kind: partial(make_ours, kind)
+        for kind in dict.fromkeys((resolve_queue_kind("auto"), resolve_queue_kind("faster-fifo")))
+    }
+    makers["multiprocessing"] = lambda name: MultiprocessingQueue()
+
+    results: dict[str, dict[str, float]] = {}
+    print(f"{'queue':16} {'figure':22} {'median':>12} {'min':>12} {'max':>12}")
+    try:
+        for kind, make_channel in makers.items():
+            figures = measure_kind(make_channel, NUM_STREAMED[kind])
+            for name, values in figures.items():
+                low, mid, high = min(values), statistics.median(values), max(values)
+                print(f"{kind:16} {name:22} {mid:12.4g} {low:12.4g} {high:12.4g}")
+            results[kind] = {name: round(statistics.median(v), 2) for name, v in figures.items()}
+    finally:
+        for index_queue in made:
+            index_queue.unlink()
+        stop.unlink()
+    print(json.dumps({"bench": "queue", **where, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
