@@ -1,0 +1,85 @@
+"""Loss terms as pure functions of [T, B] tensors and a bool mask of the rows that count.
+
+A masked row adds nothing to a loss and gets a gradient of exactly 0, whatever it holds, NaN
+included. A mask without any row gives 0 with zero gradients, never NaN. All results are scalars
+(but `normalize_advantages`) in the dtype of the inputs.
+"""
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x over the rows where mask is True; 0 if there is none.
+
+    Raises:
+        ValueError: the shapes differ; broadcast, the mean would be over too many rows.
+    """
+    _check_same_shape(x=x, mask=mask)
+    return x.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def ppo_policy_loss(
+    log_probs: Tensor,  # log pi(a|x) of the policy in training
+    behavior_log_probs: Tensor,  # log mu(a|x) at the time of acting; no gradient
+    advantages: Tensor,  # no gradient
+    mask: Tensor,
+    ppo_clip: float,
+) -> Tensor:
+    """Clipped surrogate, PPO equation 7 (Schulman et al. 2017, arXiv:1707.06347), negated.
+
+    -min(ratio * A, clamp(ratio, 1 - ppo_clip, 1 + ppo_clip) * A), ratio = pi / mu.
+    """
+    _check_same_shape(
+        log_probs=log_probs,
+        behavior_log_probs=behavior_log_probs,
+        advantages=advantages,
+        mask=mask,
+    )
+    # Masked before the products too: backward, masked_mean's 0 times an infinity would be NaN.
+    ratios = (log_probs - behavior_log_probs.detach()).masked_fill(~mask, 0.0).exp()
+    advantages = advantages.detach()
+    clipped_ratios = ratios.clamp(1.0 - ppo_clip, 1.0 + ppo_clip)
+    return -masked_mean(torch.minimum(ratios * advantages, clipped_ratios * advantages), mask)
+
+
+def vtrace_policy_loss(log_probs: Tensor, pg_advantages: Tensor, mask: Tensor) -> Tensor:
+    """Policy gradient with V-trace advantages, IMPALA section 4.2 (arXiv:1802.01561).
+
+    -log pi(a|x) * pg_advantages; the advantages already hold the clipped rho and take no gradient.
+    """
+    _check_same_shape(log_probs=log_probs, pg_advantages=pg_advantages, mask=mask)
+    return -masked_mean(log_probs * pg_advantages.detach().masked_fill(~mask, 0.0), mask)
+
+
+def value_loss(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Half the mean squared error; `targets` takes no gradient."""
+    _check_same_shape(values=values, targets=targets, mask=mask)
+    errors = (values - targets.detach()).masked_fill(~mask, 0.0)
+    return 0.5 * masked_mean(errors.square(), mask)
+
+
+def normalize_advantages(advantages: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """Shift and scale to mean 0 and standard deviation 1 over the mask; masked rows become 0."""
+    centered = (advantages - masked_mean(advantages, mask)).masked_fill(~mask, 0.0)
+    return centered / (masked_mean(centered.square(), mask).sqrt() + epsilon)
+
+
+def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(targets - values) / Var(targets) over the mask: 1 is perfect, 0 no better than a
+    constant, negative worse. 0 where the targets do not vary.
+    """
+    _check_same_shape(values=values, targets=targets, mask=mask)
+
+    def variance(x: Tensor) -> Tensor:
+        return masked_mean((x - masked_mean(x, mask)).square(), mask)
+
+    target_variance = variance(targets)
+    explained = 1.0 - variance(targets - values) / target_variance
+    return explained.where(target_variance > 0, 0.0)
+
+
+def _check_same_shape(**tensors: Tensor) -> None:
+    if len({tensor.shape for tensor in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"shapes must be equal, got {shapes}")

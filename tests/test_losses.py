@@ -1,0 +1,153 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfrl.losses import (
+    explained_variance,
+    masked_mean,
+    normalize_advantages,
+    ppo_policy_loss,
+    value_loss,
+    vtrace_policy_loss,
+)
+
+PPO_CLIP = 0.2
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "ppo": lambda x, behavior, weights, mask: ppo_policy_loss(x, behavior, weights, mask, PPO_CLIP),
+    "vtrace": lambda x, _, weights, mask: vtrace_policy_loss(x, weights, mask),
+    "value": lambda x, _, targets, mask: value_loss(x, targets, mask),
+}
+each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+
+
+def random_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, behavior log-probabilities, advantages or targets: [T, B] float64; and a mask.
+
+    The ratios exp(x - behavior) lie below, within and above the clip.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, noise, weights = torch.randn(3, 8, 5, dtype=torch.float64, generator=generator)
+    mask = torch.rand(8, 5, generator=generator) < 0.7
+    return x, x + 0.3 * noise, weights, mask
+
+
+@each_loss
+def test_gradient_equals_finite_differences(loss: Callable[..., Tensor]) -> None:
+    x, behavior, weights, mask = random_inputs()
+    assert torch.autograd.gradcheck(
+        lambda x: loss(x, behavior, weights, mask), x.requires_grad_(), raise_exception=True
+    )
+
+
+def test_ppo_gradient_is_the_ratio_gradient_inside_the_clip_and_zero_beyond() -> None:
+    x, behavior, advantages, mask = random_inputs()
+    x.requires_grad_()
+    ppo_policy_loss(x, behavior, advantages, mask, PPO_CLIP).backward()
+    ratios = (x.detach() - behavior).exp()
+    beyond = ((ratios > 1 + PPO_CLIP) & (advantages > 0)) | (
+        (ratios < 1 - PPO_CLIP) & (advantages < 0)
+    )
+    assert (beyond & mask).any()
+    assert (~beyond & mask & ((ratios - 1).abs() > PPO_CLIP)).any()
+    expected = torch.where(mask & ~beyond, -ratios * advantages / mask.sum(), 0.0)
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_ppo_loss_is_the_clipped_surrogate() -> None:
+    ratios = torch.tensor([[1.5, 1.5, 0.5, 0.5, 1.1]])
+    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 2.0]])
+    objective = (1.2 - 1.5 + 0.5 - 0.8 + 2.2) / 5
+    loss = ppo_policy_loss(
+        ratios.log(), torch.zeros(1, 5), advantages, torch.ones(1, 5).bool(), PPO_CLIP
+    )
+    assert loss.item() == pytest.approx(-objective)
+
+
+def test_vtrace_and_value_gradients_equal_their_formulas() -> None:
+    x, _, weights, mask = random_inputs()
+    x.requires_grad_()
+    (policy_gradient,) = torch.autograd.grad(vtrace_policy_loss(x, weights, mask), x)
+    torch.testing.assert_close(policy_gradient, torch.where(mask, -weights / mask.sum(), 0.0))
+    (value_gradient,) = torch.autograd.grad(value_loss(x, weights, mask), x)
+    expected = torch.where(mask, (x.detach() - weights) / mask.sum(), 0.0)
+    torch.testing.assert_close(value_gradient, expected)
+
+
+@each_loss
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_masked_rows_change_no_loss_and_get_zero_gradient(
+    loss: Callable[..., Tensor], poison: float
+) -> None:
+    x, behavior, weights, mask = random_inputs()
+    clean = loss(x, behavior, weights, mask)
+    x, behavior, weights = (a.masked_fill(~mask, poison) for a in (x, behavior, weights))
+    x.requires_grad_()
+    poisoned = loss(x, behavior, weights, mask)
+    poisoned.backward()
+    assert poisoned.item() == clean.item()
+    assert x.grad is not None
+    assert (x.grad[~mask] == 0).all()
+    assert (x.grad[mask].isfinite()).all()
+
+
+@each_loss
+def test_empty_mask_gives_zero_loss_and_zero_gradient(loss: Callable[..., Tensor]) -> None:
+    x, behavior, weights, mask = random_inputs()
+    x.requires_grad_()
+    result = loss(x, behavior, weights, torch.zeros_like(mask))
+    result.backward()
+    assert result.item() == 0.0
+    assert x.grad is not None
+    assert (x.grad == 0).all()
+
+
+@each_loss
+def test_only_the_network_output_gets_a_gradient(loss: Callable[..., Tensor]) -> None:
+    x, behavior, weights, mask = random_inputs()
+    inputs = [a.requires_grad_() for a in (x, behavior, weights)]
+    loss(*inputs, mask).backward()
+    assert x.grad is not None
+    assert behavior.grad is None
+    assert weights.grad is None
+
+
+@each_loss
+def test_broadcastable_shapes_raise(loss: Callable[..., Tensor]) -> None:
+    x, behavior, weights, mask = random_inputs()
+    with pytest.raises(ValueError, match="shapes must be equal"):
+        loss(x, behavior, weights, mask[:, :1])
+    with pytest.raises(ValueError, match="shapes must be equal"):
+        loss(x, behavior, weights[:1], mask)
+
+
+def test_normalized_advantages_have_mean_zero_and_deviation_one_over_the_mask() -> None:
+    _, _, advantages, mask = random_inputs()
+    expected = advantages[mask]
+    expected = (expected - expected.mean()) / expected.std(correction=0)
+    normalized = normalize_advantages((7 + 3 * advantages).masked_fill(~mask, math.nan), mask)
+    torch.testing.assert_close(normalized[mask], expected)
+    assert (normalized[~mask] == 0).all()
+
+
+def test_normalized_advantages_of_empty_or_constant_input_are_zero() -> None:
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    assert (normalize_advantages(torch.full((2, 3), 4.0), mask) == 0).all()
+    assert (normalize_advantages(torch.randn(2, 3), ~mask) == 0).all()
+
+
+def test_masked_mean_counts_only_the_mask() -> None:
+    x = torch.tensor([[1.0, 2.0, 6.0]])
+    assert masked_mean(x, torch.tensor([[True, True, False]])).item() == 1.5
+
+
+def test_explained_variance_is_one_if_perfect_zero_if_constant_and_ignores_masked_rows() -> None:
+    _, _, targets, mask = random_inputs()
+    targets = targets.masked_fill(~mask, math.nan)
+    assert explained_variance(targets + 5, targets, mask).item() == pytest.approx(1.0)
+    assert explained_variance(torch.zeros_like(targets), targets, mask).item() == 0.0
+    assert explained_variance(-targets, targets, mask).item() == pytest.approx(-3.0)
+    assert explained_variance(targets, torch.ones_like(targets), mask).item() == 0.0
+    assert explained_variance(targets, targets, torch.zeros_like(mask)).item() == 0.0

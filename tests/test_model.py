@@ -1,0 +1,355 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfrl.model import (
+    ActorCritic,
+    ImpalaResNet,
+    NatureCNN,
+    ValueHead,
+    make_model,
+    pick_precision,
+)
+
+IMAGE = (4, 84, 84)
+NUM_ACTIONS = 6
+GUIDE = Path(__file__).parents[1] / "docs" / "adding-a-model.md"
+
+
+class TinyCNN(nn.Module):
+    """A user's encoder; records what it is given."""
+
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(obs_shape[0], 8, 8, stride=8)
+        self.last_input = torch.empty(0)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        self.last_input = obs
+        return self.conv(obs).relu().flatten(1)
+
+
+class FlatFeatures(nn.Module):
+    """Without parameters, and with the wrong number of dimensions."""
+
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        super().__init__()
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return obs.sum(dim=1)
+
+
+def make(name: str = "nature_cnn", **kwargs: object) -> ActorCritic:
+    torch.manual_seed(0)
+    is_image = name != "mlp"
+    return make_model(
+        name, IMAGE if is_image else (5,), NUM_ACTIONS, obs_is_image=is_image, **kwargs
+    )
+
+
+def random_obs(model: ActorCritic, *leading: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    if model.obs_is_image:
+        shape = (*leading, *model.obs_shape)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return torch.randn(*leading, *model.obs_shape, generator=generator)
+
+
+each_encoder = pytest.mark.parametrize(
+    "name", ["nature_cnn", "impala_resnet", "mlp", f"{__name__}:TinyCNN"]
+)
+
+
+@each_encoder
+@pytest.mark.parametrize("rnn_size", [0, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_are_float32_of_the_documented_shapes(
+    name: str, rnn_size: int, dtype: torch.dtype
+) -> None:
+    model = make(name, rnn_size=rnn_size)
+    actor = model.inference_copy(dtype)
+    output = actor.step(random_obs(model, 3))
+    assert output.logits.shape == (3, NUM_ACTIONS)
+    assert output.values.shape == (3,)
+    assert output.logits.dtype == output.values.dtype == torch.float32
+    if rnn_size:
+        assert output.rnn_state is not None
+        assert output.rnn_state.shape == (3, rnn_size)
+        assert output.rnn_state.dtype == torch.float32
+    else:
+        assert output.rnn_state is None
+
+    valid = torch.ones(3, 2, dtype=torch.bool)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits, values = model.unroll(random_obs(model, 3, 2), None, valid)
+    assert logits.shape == (3, 2, NUM_ACTIONS)
+    assert values.shape == (3, 2)
+    assert logits.dtype == values.dtype == torch.float32
+    (logits.sum() + values.sum()).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.isfinite().all(), parameter_name
+
+
+@pytest.mark.parametrize("size", [(84, 84), (36, 40), (87, 90)])
+def test_nature_cnn_equals_its_plain_convolutions(size: tuple[int, int]) -> None:
+    """With space-to-depth and 1/255 in the weights: the same function as the paper's layers."""
+    torch.manual_seed(0)
+    encoder = NatureCNN((4, *size))
+    obs = torch.randint(0, 256, (3, 4, *size), dtype=torch.uint8)
+    x = F.relu(encoder.conv1(obs.float() / 255))
+    x = F.relu(encoder.conv2(x))
+    x = F.relu(encoder.conv3(x))
+    expected = F.relu(encoder.linear(x.permute(0, 2, 3, 1).flatten(1)))
+    torch.testing.assert_close(encoder(obs, torch.float32), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoder_class", [NatureCNN, ImpalaResNet])
+def test_pixels_are_scaled_to_the_unit_range(
+    encoder_class: type[NatureCNN | ImpalaResNet],
+) -> None:
+    """Biases are 0 and relu scales, so features are 255 times larger if the scale is lost."""
+    torch.manual_seed(0)
+    features = encoder_class(IMAGE)(random_obs(make(), 8), torch.float32)
+    root_mean_square = features.square().mean().sqrt().item()
+    assert 0.1 < root_mean_square < 5.0
+
+
+@each_encoder
+def test_acting_copy_and_learner_agree_in_bfloat16(name: str) -> None:
+    """A gap between them would be a spurious off-policy correction in every update."""
+    model = make(name)
+    model.policy_head.weight.data.mul_(100)  # as after training: logits of the order of 1
+    obs = random_obs(model, 16)
+    exact = model.step(obs)
+    acting = model.inference_copy(torch.bfloat16).step(obs)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        logits, values = model.unroll(obs[None], None, torch.ones(1, 16, dtype=torch.bool))
+    torch.testing.assert_close(logits[0], acting.logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(values[0], acting.values, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(acting.logits, exact.logits, rtol=0.1, atol=0.1)
+    assert not torch.equal(acting.logits, exact.logits)  # it really was bfloat16
+
+
+@each_encoder
+def test_acting_copy_takes_new_weights_from_the_learners_state_dict(name: str) -> None:
+    model = make(name, rnn_size=8, normalize_returns=True)
+    actor = model.inference_copy(torch.bfloat16)
+    assert not any(parameter.requires_grad for parameter in actor.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02)
+    model.update_return_stats(torch.tensor([[1.0, 5.0]]), torch.tensor([[True, True]]))
+    obs = random_obs(model, 4)
+    expected = model.inference_copy(torch.bfloat16).step(obs)
+    assert not torch.equal(actor.step(obs).logits, expected.logits)
+    actor.load_state_dict(model.state_dict())
+    assert torch.equal(actor.step(obs).logits, expected.logits)
+    assert torch.equal(actor.step(obs).values, expected.values)
+
+
+@pytest.mark.parametrize("rnn_size", [0, 12])
+def test_steps_one_by_one_equal_the_unroll_across_an_episode_boundary(rnn_size: int) -> None:
+    num_steps, batch_size = 6, 3
+    model = make("mlp", rnn_size=rnn_size)
+    obs = random_obs(model, num_steps + 1, batch_size)
+    valid = torch.ones(num_steps + 1, batch_size, dtype=torch.bool)
+    valid[2, 0] = valid[0, 1] = valid[num_steps - 1, 1] = False
+    state = torch.randn(batch_size, rnn_size) if rnn_size else None
+
+    logits, values = model.unroll(obs, state, valid)
+    for t in range(num_steps + 1):
+        output = model.step(obs[t], state)
+        torch.testing.assert_close(logits[t], output.logits, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(values[t], output.values, rtol=1e-4, atol=1e-5)
+        if output.rnn_state is not None:
+            state = output.rnn_state * valid[t].unsqueeze(1)
+
+
+def test_gru_remembers_within_an_episode_and_forgets_after_it() -> None:
+    model = make("mlp", rnn_size=12)
+    obs = random_obs(model, 5, 2)
+    changed = obs.clone()
+    changed[0] += 1.0
+    valid = torch.tensor([[True, True], [True, False], [True, True], [True, True], [True, True]])
+    _, values = model.unroll(obs, None, valid)
+    _, other_values = model.unroll(changed, None, valid)
+    differs = values != other_values
+    assert differs[:, 0].all()  # one episode: the first observation matters to the end
+    assert differs[:2, 1].all()  # row 1 is still the first episode's, its final observation
+    assert not differs[2:, 1].any()
+
+
+def test_gradients_do_not_cross_an_episode_boundary() -> None:
+    model = make("mlp", rnn_size=12)
+    obs = random_obs(model, 4, 1).requires_grad_()
+    valid = torch.tensor([[True], [False], [True], [True]])
+    _, values = model.unroll(obs, None, valid)
+    values[3].sum().backward()
+    assert obs.grad is not None
+    assert (obs.grad[:2] == 0).all()
+    assert (obs.grad[2:] != 0).any(dim=-1).all()
+
+
+def test_policy_starts_almost_uniform() -> None:
+    model = make()
+    assert (
+        model.step(random_obs(model, 16)).logits.softmax(-1) - 1 / NUM_ACTIONS
+    ).abs().max() < 0.02
+
+
+# --- return normalization ---
+
+
+def trained_head() -> ValueHead:
+    torch.manual_seed(0)
+    return ValueHead(8, normalize_returns=True)
+
+
+def test_update_of_return_stats_preserves_the_outputs() -> None:
+    head, features = trained_head(), torch.randn(100, 8)
+    before = head(features).detach()
+    for scale, shift in ((10.0, 300.0), (0.5, -2.0), (50.0, 0.0)):
+        returns = shift + scale * torch.randn(16, 4)
+        head.update_stats(returns, torch.ones(16, 4, dtype=torch.bool))
+        # Float32 resolves the outputs to about 1e-7 of the mean that they are written around.
+        torch.testing.assert_close(head(features).detach(), before, rtol=1e-4, atol=1e-4)
+    assert head.mean.item() > 50.0  # it did move
+
+
+def test_first_update_takes_over_mean_and_deviation_of_the_masked_targets() -> None:
+    head = trained_head()
+    returns = torch.tensor([[1.0, 5.0, torch.nan], [3.0, 7.0, 900.0]])
+    mask = torch.tensor([[True, True, False], [True, True, False]])
+    head.update_stats(returns, mask)
+    assert head.mean.item() == pytest.approx(4.0)
+    assert head.std.item() == pytest.approx(5.0**0.5)
+    normalized = head.normalize(returns)[mask]
+    assert normalized.mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert normalized.std(correction=0).item() == pytest.approx(1.0)
+
+
+def test_return_stats_are_the_debiased_exponential_average() -> None:
+    head = trained_head()
+    batches = [torch.randn(10, 4) * (i + 1) + i for i in range(20)]
+    mask = torch.ones(10, 4, dtype=torch.bool)
+    for batch in batches:
+        head.update_stats(batch, mask)
+    weights = [(1 - head.BETA) ** (19 - i) for i in range(20)]
+    mean = sum(w * b.mean().item() for w, b in zip(weights, batches, strict=True)) / sum(weights)
+    second_moment = sum(
+        w * b.square().mean().item() for w, b in zip(weights, batches, strict=True)
+    ) / sum(weights)
+    assert head.mean.item() == pytest.approx(mean, rel=1e-4)
+    assert head.std.item() == pytest.approx((second_moment - mean**2) ** 0.5, rel=1e-4)
+
+
+def test_empty_mask_and_constant_returns_leave_finite_stats() -> None:
+    head, features = trained_head(), torch.randn(10, 8)
+    before = head(features).detach()
+    head.update_stats(torch.full((2, 2), torch.nan), torch.zeros(2, 2, dtype=torch.bool))
+    assert (head.mean.item(), head.std.item(), head.weight.item()) == (0.0, 1.0, 0.0)
+    head.update_stats(torch.full((2, 2), 3.0), torch.ones(2, 2, dtype=torch.bool))
+    assert head.std.item() == pytest.approx(ValueHead.MIN_STD)
+    torch.testing.assert_close(head(features).detach(), before, rtol=1e-4, atol=1e-5)
+
+
+def test_return_stats_travel_with_the_weights() -> None:
+    model, other = make("mlp", normalize_returns=True), make("mlp", normalize_returns=True)
+    model.update_return_stats(torch.randn(4, 4) * 9, torch.ones(4, 4, dtype=torch.bool))
+    other.load_state_dict(model.state_dict())
+    returns = torch.randn(5)
+    assert torch.equal(model.normalize_returns(returns), other.normalize_returns(returns))
+    assert not torch.equal(model.normalize_returns(returns), returns)
+
+
+def test_without_normalization_returns_pass_unchanged_and_nothing_is_stored() -> None:
+    model = make("mlp")
+    returns = torch.randn(5)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.update_return_stats(returns[None], torch.ones(1, 5, dtype=torch.bool))
+    assert model.normalize_returns(returns) is returns
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(name.endswith(("mean", "std")) for name in state)
+
+
+# --- encoders of the user's own ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_user_encoder_gets_scaled_images_in_the_compute_dtype(dtype: torch.dtype) -> None:
+    model = make(f"{__name__}:TinyCNN").inference_copy(dtype)
+    obs = random_obs(model, 2)
+    model.step(obs)
+    net = model.encoder.net
+    assert isinstance(net, TinyCNN)
+    assert net.last_input.dtype == dtype
+    torch.testing.assert_close(net.last_input.float(), obs / 255, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("natur_cnn", "none of nature_cnn, impala_resnet, mlp"),
+        ("no_such_module:Encoder", "cannot import 'no_such_module'"),
+        (f"{__name__}:NoSuchClass", "NoSuchClass"),
+        (f"{__name__}:make", "must be a subclass of torch.nn.Module"),
+        (f"{__name__}:FlatFeatures", r"features [B, F]; with B=2 it returned [2, 84, 84]"),
+    ],
+)
+def test_unusable_encoder_is_a_clear_error(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(name)
+
+
+@pytest.mark.parametrize("name", ["nature_cnn", "impala_resnet"])
+def test_cnn_for_vectors_is_an_error_that_names_the_remedy(name: str) -> None:
+    with pytest.raises(ValueError, match="choose --model=mlp"):
+        make_model(name, (4,), 2, obs_is_image=False)
+
+
+def test_too_small_image_for_nature_cnn_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least 36x36 pixels, got 35x84"):
+        make_model("nature_cnn", (4, 35, 84), 2, obs_is_image=True)
+
+
+def test_observations_of_another_shape_or_dtype_raise() -> None:
+    model = make()
+    with pytest.raises(ValueError, match="observations must be"):
+        model.step(random_obs(model, 2)[:, :, :80])
+    with pytest.raises(ValueError, match="uint8"):
+        model.step(random_obs(model, 2).float())
+
+
+def test_guides_example_works_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [example] = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
+    [name] = re.findall(r"--model=(\w+:\w+)", GUIDE.read_text())
+    (tmp_path / f"{name.partition(':')[0]}.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = make(name)
+    assert model.step(random_obs(model, 2)).logits.shape == (2, NUM_ACTIONS)
+
+
+# --- precision ---
+
+
+def test_precision_is_one_that_can_act() -> None:
+    model = make()
+    assert pick_precision(model, random_obs(model, 8)) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("slow", [torch.float32, torch.bfloat16])
+def test_precision_is_the_faster_one(slow: torch.dtype) -> None:
+    class SlowInOne(nn.Module):
+        def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+            for _ in range(100 if dtype == slow else 1):
+                obs = obs + 1
+            return obs.to(dtype)
+
+    model = ActorCritic(SlowInOne(), (1000,), NUM_ACTIONS, obs_is_image=False)
+    assert pick_precision(model, torch.zeros(64, 1000)) != slow
