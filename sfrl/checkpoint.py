@@ -1,0 +1,231 @@
+"""Checkpoints: one dictionary per file, written whole or not at all, loaded without running code.
+
+    <run_dir>/checkpoints/latest-<env_frames>.pt    the newest few
+    <run_dir>/checkpoints/best.pt                   the one with the best score
+
+torch is imported where a file is read or written: the trainer, which looks for runs but holds no
+network, does without it.
+"""
+
+import json
+import logging
+import os
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+REQUIRED_KEYS = ("version", "model", "optimizer", "counters", "config", "rng")
+
+_LATEST_NAME = re.compile(r"latest-(\d+)\.pt")
+
+# What reading a damaged file was seen to raise (every bit of the archive's headers flipped, one by
+# one). The checksums of the contents are verified before torch unpickles anything.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+
+
+class CheckpointError(Exception):
+    """A checkpoint is missing, damaged or not one of ours; the message says what to do."""
+
+
+class Checkpoint(NamedTuple):
+    state: dict[str, Any]  # Any: state_dict() and load_state_dict() take and give it
+    path: Path
+
+
+def save(run_dir: Path | str, state: Mapping[str, Any], env_frames: int, *, keep: int = 3) -> Path:
+    """Write `checkpoints/latest-<env_frames>.pt` and remove all but the newest `keep`.
+
+    Checkpoints with more frames than this one go too: the run was resumed from before them, so
+    they belong to a course that it has left.
+
+    Args:
+        run_dir: the run's folder; `checkpoints/` is created if missing.
+        state: `REQUIRED_KEYS` but for `version`, which is added here, and whatever else is needed
+            to go on. Tensors, numbers, strings, None and containers of them.
+        env_frames: emulated frames of the run so far.
+        keep: how many `latest` files stay.
+
+    Raises:
+        ValueError: a required key is missing, or `keep` is below 1.
+        CheckpointError: what was written cannot be loaded again; nothing was changed.
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep} would remove the checkpoint just written; use at least 1")
+    path = _folder(run_dir) / f"latest-{env_frames:012d}.pt"
+    _write(path, state)
+    paths = latest_paths(run_dir)
+    newest = paths.index(path)
+    for outdated in paths[:newest] + paths[newest + keep :]:
+        outdated.unlink()
+    return path
+
+
+def save_best(run_dir: Path | str, state: Mapping[str, Any], score: float) -> Path:
+    """Write `checkpoints/best.pt`, with `score` among its keys, over the one before.
+
+    Raises:
+        ValueError, CheckpointError: as `save`.
+    """
+    path = _folder(run_dir) / "best.pt"
+    _write(path, {**state, "score": float(score)})
+    return path
+
+
+def load(path: Path | str) -> dict[str, Any]:
+    """Read a checkpoint; its tensors are on the CPU.
+
+    The file's checksums are verified, and `weights_only` loading runs no code from it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not a checkpoint of this version.
+    """
+    import torch
+
+    path = Path(path)
+    remedy = "delete it and use an earlier checkpoint (--checkpoint=latest does so by itself)"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged_member = archive.testzip()
+        if damaged_member is not None:
+            raise CheckpointError(f"{path} is damaged ({damaged_member}: bad checksum); {remedy}")
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist; check the path") from error
+    except _DAMAGE as error:
+        raise CheckpointError(f"{path} cannot be read ({_reason(error)}); {remedy}") from error
+
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a dict; {remedy}")
+    if missing := [key for key in REQUIRED_KEYS if key not in state]:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}; {remedy}")
+    if state["version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {state['version']}, this code reads {FORMAT_VERSION}; "
+            "use the version of sfrl that wrote it"
+        )
+    return state
+
+
+def load_latest(run_dir: Path | str) -> Checkpoint:
+    """The newest `latest` checkpoint that can be read; each damaged one gets a warning.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for path in latest_paths(run_dir):
+        try:
+            return Checkpoint(load(path), path)
+        except CheckpointError as error:
+            log.warning("%s; trying the one before it", error)
+    raise CheckpointError(
+        f"{_folder(run_dir)} has no checkpoint that can be read; start anew without --resume"
+    )
+
+
+def find(run_dir: Path | str, which: str) -> Checkpoint:
+    """Load by name: `latest` (the newest readable), `best`, or the path of a file.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    if which == "latest":
+        return load_latest(run_dir)
+    path = _folder(run_dir) / "best.pt" if which == "best" else Path(which)
+    if which == "best" and not path.exists():
+        raise CheckpointError(f"{path} does not exist yet; use --checkpoint=latest")
+    return Checkpoint(load(path), path)
+
+
+def latest_paths(run_dir: Path | str) -> list[Path]:
+    """The run's `latest` checkpoints, newest (most frames) first, readable or not."""
+    frames = {
+        path: int(match[1])
+        for path in _folder(run_dir).glob("latest-*.pt")
+        if (match := _LATEST_NAME.fullmatch(path.name))
+    }
+    return sorted(frames, key=frames.__getitem__, reverse=True)
+
+
+def newest_run(root: Path | str = "runs", env: str | None = None) -> Path:
+    """The run folder in `root` whose `config.json` was written last, of environment `env` if given.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    configs = sorted(Path(root).glob("*/config.json"), key=lambda path: path.stat().st_mtime_ns)
+    for config in reversed(configs):
+        if env is None or _env_of(config) == env:
+            return config.parent
+    wanted = "run" if env is None else f"run of --env={env}"
+    raise CheckpointError(f"no {wanted} in {root}/; train one first, or name it with --run-dir")
+
+
+def _env_of(config_path: Path) -> str | None:
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        log.warning("%s is not JSON (%s); passing over this run", config_path, error)
+        return None
+    return config.get("env") if isinstance(config, dict) else None
+
+
+def _reason(error: BaseException) -> str:
+    """The error in one line. torch's refusals fill a page, of which one sentence tells why."""
+    lines = str(error).splitlines() or [""]
+    sentence = next((line for line in lines if "WeightsUnpickler error" in line), lines[0])
+    return f"{type(error).__name__}: {sentence.strip().partition('. Please')[0]}"
+
+
+def _folder(run_dir: Path | str) -> Path:
+    return Path(run_dir) / "checkpoints"
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` to `path` so that a kill at any moment leaves the old file or the new one."""
+    import torch
+
+    state = {**state, "version": FORMAT_VERSION}
+    if missing := [key for key in REQUIRED_KEYS if key not in state]:
+        raise ValueError(
+            f"a checkpoint needs the keys {', '.join(REQUIRED_KEYS)}; missing: {missing}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob("*.tmp"):  # of a writer that was killed
+        leftover.unlink()
+
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        # Without it the rename may reach the disk before the data: a power cut would leave an
+        # empty file under the final name.
+        os.fsync(file.fileno())
+    try:
+        load(temporary)
+    except CheckpointError as error:
+        temporary.unlink()
+        raise CheckpointError(
+            f"{path} was not written, for it could not be loaded again; "
+            f"keep to tensors and plain Python types in the state ({error})"
+        ) from error
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)

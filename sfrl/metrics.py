@@ -1,0 +1,315 @@
+"""One record of numbers per reporting interval: to metrics.jsonl and to TensorBoard.
+
+docs/metrics.md explains every name that appears in a record.
+"""
+
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfrl.timing import COMPONENT_STAGES, is_waiting, shares
+
+EPISODE_WINDOW = 100  # the score is the mean of this many episodes, as in the literature
+
+# What the learner may report. A name is added here and in docs/metrics.md, nowhere else.
+LEARNER_MEANS = (
+    "policy_loss",
+    "value_loss",
+    "total_loss",
+    "entropy",
+    "grad_norm",
+    "learning_rate",
+    "rho_clipped_fraction",
+    "ppo_clipped_fraction",
+    "approx_kl",
+    "explained_variance",
+    "policy_lag_mean",
+)
+LEARNER_MAXIMA = ("policy_lag_max",)
+LEARNER_COUNTERS = ("learner_steps", "dropped_rows", "skipped_steps")
+
+Record = dict[str, float | int | None]
+"""Name to value; None where there is nothing to tell yet."""
+
+
+class MetricsState(TypedDict):
+    """What a resumed run needs of its metrics. Plain types: it travels in the checkpoint."""
+
+    time_s: float
+    episodes: int
+    episode_returns: list[float]
+    episode_lengths: list[int]
+    best_episode_return_mean: float | None
+    counters: dict[str, int]
+
+
+class RunMetrics:
+    """Gathers what the processes report; `record` sums up the interval since the previous one.
+
+    Lives in the trainer. The clock starts at construction.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._episodes = 0
+        self._returns: deque[float] = deque(maxlen=EPISODE_WINDOW)
+        self._lengths: deque[int] = deque(maxlen=EPISODE_WINDOW)
+        self._best_return_mean: float | None = None
+        self._counters = dict.fromkeys(LEARNER_COUNTERS, 0)
+        # Of the interval:
+        self._learner_stats: dict[str, list[float]] = {}
+        self._last_time_s = 0.0
+        self._last_env_frames = 0
+        self._last_stage_totals: dict[str, NDArray[np.float64]] = {}
+
+    def add_episode(self, episode_return: float, length: int) -> None:
+        """Count a finished episode.
+
+        Args:
+            episode_return: sum of the rewards as the environment gave them (the game's score).
+            length: decisions in the episode.
+        """
+        self._episodes += 1
+        self._returns.append(float(episode_return))
+        self._lengths.append(int(length))
+        if len(self._returns) == EPISODE_WINDOW:
+            mean = _mean(self._returns)
+            assert mean is not None, "a full window has a mean"
+            if self._best_return_mean is None or mean > self._best_return_mean:
+                self._best_return_mean = mean
+
+    def add_learner_stats(self, stats: Mapping[str, float]) -> None:
+        """Take one report of the learner: any of the `LEARNER_...` names.
+
+        Means are averaged over the interval's reports and maxima maximized, both without
+        non-finite values: a skipped step must not hide the good ones. Of a counter, the latest
+        value is kept.
+
+        Raises:
+            KeyError: a name is not known, so docs/metrics.md cannot explain it.
+        """
+        for name, value in stats.items():
+            if name in LEARNER_COUNTERS:
+                self._counters[name] = int(value)
+            elif name not in LEARNER_MEANS + LEARNER_MAXIMA:
+                raise KeyError(
+                    f"learner statistic {name!r} is unknown; "
+                    "add it to LEARNER_MEANS and docs/metrics.md"
+                )
+            elif math.isfinite(value):
+                self._learner_stats.setdefault(name, []).append(float(value))
+
+    def record(
+        self,
+        *,
+        env_frames: int,
+        env_steps: int,
+        stage_totals: Mapping[str, NDArray[np.float64]],
+        dropped_reports: int = 0,
+    ) -> Record:
+        """Sum up the interval since the previous record and begin the next one.
+
+        Args:
+            env_frames: emulated frames (frame skip counted) of the run so far.
+            env_steps: decisions of the run so far.
+            stage_totals: for each component, [processes, stages] seconds: the totals that its
+                `StageTimer`s write.
+            dropped_reports: reports that did not fit into their queue, of the run so far.
+
+        Returns:
+            Always the same names in the same order, each explained in docs/metrics.md.
+        """
+        time_s = self._clock() - self._start
+        interval_s = time_s - self._last_time_s
+        record: Record = {
+            "time_s": round(time_s, 3),
+            "env_frames": int(env_frames),
+            "env_steps": int(env_steps),
+            "learner_steps": self._counters["learner_steps"],
+            "frames_per_s": _ratio(env_frames - self._last_env_frames, interval_s),
+            "frames_per_s_average": _ratio(env_frames, time_s),
+            "episodes": self._episodes,
+            "episode_return_mean": _mean(self._returns),
+            "episode_return_min": min(self._returns, default=None),
+            "episode_return_max": max(self._returns, default=None),
+            "best_episode_return_mean": self._best_return_mean,
+            "episode_length_mean": _mean(self._lengths),
+        }
+        for name in LEARNER_MEANS:
+            record[name] = _mean(self._learner_stats.get(name, ()))
+        for name in LEARNER_MAXIMA:
+            record[name] = max(self._learner_stats.get(name, ()), default=None)
+        record["dropped_rows"] = self._counters["dropped_rows"]
+        record["skipped_steps"] = self._counters["skipped_steps"]
+        record["dropped_reports"] = int(dropped_reports)
+        for component in COMPONENT_STAGES:
+            record |= self._stage_shares(component, stage_totals.get(component))
+
+        self._learner_stats.clear()
+        self._last_time_s = time_s
+        self._last_env_frames = env_frames
+        return record
+
+    def state(self) -> MetricsState:
+        """What `load_state` needs to go on."""
+        return {
+            "time_s": self._clock() - self._start,
+            "episodes": self._episodes,
+            "episode_returns": list(self._returns),
+            "episode_lengths": list(self._lengths),
+            "best_episode_return_mean": self._best_return_mean,
+            "counters": dict(self._counters),
+        }
+
+    def load_state(self, state: MetricsState, *, env_frames: int) -> None:
+        """Go on where a checkpoint left off; `env_frames` are the frames it counts."""
+        self._start = self._clock() - state["time_s"]
+        self._episodes = state["episodes"]
+        self._returns = deque(state["episode_returns"], maxlen=EPISODE_WINDOW)
+        self._lengths = deque(state["episode_lengths"], maxlen=EPISODE_WINDOW)
+        self._best_return_mean = state["best_episode_return_mean"]
+        self._counters |= state["counters"]
+        self._last_time_s = state["time_s"]
+        self._last_env_frames = env_frames
+
+    def _stage_shares(self, component: str, totals: NDArray[np.float64] | None) -> Record:
+        stages = COMPONENT_STAGES[component]
+        fractions = dict.fromkeys(stages, math.nan)
+        if totals is not None:
+            totals = totals.copy()  # the processes go on writing it
+            before = self._last_stage_totals.get(component, np.zeros_like(totals))
+            fractions = shares(stages, before, totals)
+            self._last_stage_totals[component] = totals
+        waiting = sum(share for stage, share in fractions.items() if is_waiting(stage))
+        fractions |= {"working": 1 - waiting, "waiting": waiting}
+        return {f"{component}/{stage}": _finite(share) for stage, share in fractions.items()}
+
+
+class MetricsWriter:
+    """Appends records to `metrics.jsonl` and to TensorBoard event files in `run_dir`.
+
+    Each record is on disk when `write` returns, so a killed run loses none. In TensorBoard the
+    x axis is `env_frames`, and names without a component stand under `run/`.
+
+    Args:
+        run_dir: created if missing.
+        resume_frames: `env_frames` of the checkpoint that the run goes on from. Records beyond it
+            tell of frames that will be played anew: they leave metrics.jsonl, and TensorBoard is
+            told to hide them, so both hold one curve. None: every record stays.
+    """
+
+    def __init__(self, run_dir: Path | str, *, resume_frames: int | None = None) -> None:
+        # Imported here because it takes 0.3 s, and only the trainer's process ever writes.
+        # (tensorboardX and torch.utils.tensorboard would import torch.)
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
+        from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._histogram = summary_pb2.HistogramProto
+        run_dir = Path(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lines_path = run_dir / "metrics.jsonl"
+        if lines_path.exists():
+            _cut_lines(lines_path, resume_frames)
+        self._lines = lines_path.open("a", encoding="utf-8")
+        self._events = event_file_writer.EventFileWriter(str(run_dir))
+        if resume_frames is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            # TensorBoard hides the events of this step and later that came before this one.
+            self._add_event(resume_frames + 1, session_log=start)
+
+    def write(self, record: Record, policy_lag_counts: Sequence[int] | None = None) -> None:
+        """Append one record.
+
+        Args:
+            record: as `RunMetrics.record` builds it. NaN and infinity become null.
+            policy_lag_counts: [max lag + 1] rows of the interval by their policy lag.
+
+        Raises:
+            TypeError: a value is not a plain number.
+        """
+        record = {name: _finite(value) for name, value in record.items()}
+        self._lines.write(json.dumps(record, allow_nan=False) + "\n")
+        self._lines.flush()
+
+        step = record["env_frames"]
+        values = [
+            self._summary.Value(tag=name if "/" in name else f"run/{name}", simple_value=value)
+            for name, value in record.items()
+            if value is not None
+        ]
+        if policy_lag_counts is not None and sum(policy_lag_counts) > 0:
+            histogram = self._lag_histogram(policy_lag_counts)
+            values.append(self._summary.Value(tag="run/policy_lag", histo=histogram))
+        self._add_event(step, summary=self._summary(value=values))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._lines.close()
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _add_event(self, step: float | int | None, **content: object) -> None:
+        self._events.add_event(self._event(wall_time=time.time(), step=step, **content))
+
+    def _lag_histogram(self, counts: Sequence[int]) -> object:
+        lags = np.arange(len(counts))
+        weights = np.asarray(counts)
+        seen = lags[weights > 0]
+        return self._histogram(
+            min=seen[0],
+            max=seen[-1],
+            num=weights.sum(),
+            sum=(weights * lags).sum(),
+            sum_squares=(weights * lags**2).sum(),
+            bucket_limit=lags + 0.5,  # right edges: bucket i holds lag i alone
+            bucket=weights,
+        )
+
+
+def _cut_lines(path: Path, resume_frames: int | None) -> None:
+    """Drop a last line cut short by a kill, and the records beyond `resume_frames`."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [
+        line
+        for line in lines
+        if line.endswith("\n")
+        and (resume_frames is None or json.loads(line)["env_frames"] <= resume_frames)
+    ]
+    if len(kept) < len(lines):
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator > 0 else None
+
+
+def _finite(value: float | int | None) -> float | int | None:
+    return value if value is not None and math.isfinite(value) else None

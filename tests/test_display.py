@@ -1,0 +1,210 @@
+import errno
+import io
+import json
+import logging
+import os
+import pty
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from sfrl.display import BAR_WIDTH, make_display, plain_line, sparkline
+from sfrl.metrics import RunMetrics
+from sfrl.timing import COMPONENT_STAGES
+
+
+def make_record(*, trained: bool = True):
+    now = [0.0]
+    metrics = RunMetrics(clock=lambda: now[0])
+    totals = {name: np.zeros((2, len(stages))) for name, stages in COMPONENT_STAGES.items()}
+    now[0] = 3725.0
+    if trained:
+        metrics.add_episode(-21.0, 800)
+        metrics.add_episode(-18.0, 900)
+        metrics.add_learner_stats(
+            {
+                "learner_steps": 1234,
+                "total_loss": 0.12345,
+                "entropy": 1.7,
+                "policy_lag_mean": 3.4,
+                "policy_lag_max": 11,
+            }
+        )
+        totals["rollout"] += [1.0, 0.0, 2.6, 0.4]
+        totals["policy"] += [4.0, 0.3, 2.0, 0.2, 0.1]
+        totals["learner"] += [0.5, 1.0, 8.0, 0.3, 0.2]
+    return metrics.record(env_frames=7_450_000, env_steps=1_862_500, stage_totals=totals)
+
+
+def make_panel(**end):
+    # As wide as a roomy terminal, so that no line is wrapped.
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, color_system=None, width=140)
+    return make_display(True, title="Pong", console=console, **end), output
+
+
+# --- plain lines ---
+
+
+def test_plain_line_has_the_fields_in_their_order():
+    assert plain_line(make_record(), seconds_left=65.0) == (
+        "1:02:05 | 7,450,000 frames | 2,000 frames/s (average 2,000) | score -19.5 (2 episodes)"
+        " | lag 3.4 (max 11) | loss 0.1235 | entropy 1.700"
+        " | working: rollout 75% policy 39% learner 95% | 0:01:05 left"
+    )
+
+
+def test_plain_line_shows_a_dash_for_what_is_not_known_yet():
+    line = plain_line(make_record(trained=False), seconds_left=None)
+    assert "score - (0 episodes) | lag - (max -) | loss - | entropy -" in line
+    assert line.endswith("working: rollout - policy - learner -")
+
+
+def test_plain_line_tells_of_dropped_rows_and_skipped_steps_only_if_there_are_any():
+    record = make_record()
+    assert "dropped" not in plain_line(record, None)
+    line = plain_line(record | {"dropped_rows": 12000, "skipped_steps": 1}, None)
+    assert "12,000 dropped rows" in line
+    assert "1 skipped steps" in line
+
+
+def test_plain_display_prints_one_line_per_record(capsys):
+    with make_display(False, train_seconds=3735) as display:
+        display.update(make_record())
+        display.update(make_record())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("0:00:10 left")
+
+
+RUN = """
+import json, logging, sys
+from sfrl.display import make_display
+from tests.test_display import make_record
+with make_display(sys.stdout.isatty(), title="Pong") as display:
+    logging.getLogger().addHandler(display.log_handler)
+    display.update(make_record())
+    logging.warning("a warning")
+    display.update(make_record())
+print(json.dumps({"env_frames": 1}))
+"""
+
+
+@pytest.mark.parametrize("terminal", [None, "xterm", "dumb"])
+def test_the_last_line_of_stdout_is_the_callers(terminal):
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-c", RUN],
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": terminal or ""},
+    )
+    os.close(theirs)
+    with open(ours, errors="replace", newline="") as file:
+        lines = list(read_lines(file))
+    assert child.wait(timeout=60) == 0
+    assert json.loads(lines[-1]) == {"env_frames": 1}
+    text = "".join(lines)
+    assert "a warning" in text
+    assert ("sfrl · Pong" in text) == (terminal == "xterm")
+    assert ("| score -19.5 (2 episodes) |" in text) == (terminal != "xterm")
+
+
+def read_lines(file):
+    """The lines until the end, which Linux tells a terminal's reader by an I/O error."""
+    try:
+        yield from file
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+
+
+# --- the panel ---
+
+
+def test_panel_shows_speed_score_lag_and_where_the_time_goes():
+    display, output = make_panel(train_seconds=7450)
+    with display:
+        display.update(make_record())
+    text = output.getvalue()
+    for part in (
+        "sfrl · Pong",
+        "2,000   2,000 on average",
+        "-19.5   -21.0 to -18.0",
+        "7,450,000   1:02:05   1:02:05 left",
+        "lag 3.4, at most 11",
+        "entropy 1.700",
+        "env_step 65%  store 10%  wait_actions 25%  wait_slot 0%",
+        "train 80%",
+    ):
+        assert part in text
+
+
+def test_panel_can_show_a_record_in_which_nothing_is_known():
+    display, output = make_panel()
+    with display:
+        display.update(make_record(trained=False))
+    assert "env_step -" in output.getvalue()
+
+
+def test_a_bar_is_full_however_its_parts_round():
+    shares = {"wait_requests": 0.4, "gather": 0.15, "forward": 0.15, "scatter": 0.15}
+    shares["refresh_weights"] = 0.15
+    record = make_record() | {f"policy/{stage}": share for stage, share in shares.items()}
+    display, output = make_panel()
+    with display:
+        display.update(record)
+    bars = [line.count("█") for line in output.getvalue().splitlines() if "forward" in line]
+    assert bars
+    assert set(bars) == {BAR_WIDTH}
+
+
+def test_log_lines_stand_whole_above_the_panel():
+    display, output = make_panel()
+    logger = logging.getLogger("test_display")
+    logger.addHandler(display.log_handler)
+    with display:
+        display.update(make_record())
+        logger.warning("worker [bold]3[/] %s", "is slow")
+    logger.removeHandler(display.log_handler)
+    lines = output.getvalue().splitlines()
+    (at,) = [index for index, line in enumerate(lines) if "worker [bold]3[/] is slow" in line]
+    assert "│" not in lines[at]
+    assert any("sfrl · Pong" in line for line in lines[at:])  # drawn again below
+
+
+def test_closing_twice_is_harmless():
+    display, _ = make_panel()
+    display.close()
+    display.close()
+
+
+# --- its parts ---
+
+
+@pytest.mark.parametrize(
+    ("end", "left"),
+    [
+        ({}, None),
+        ({"train_seconds": 3785.0}, "0:01:00 left"),
+        ({"train_frames": 7_690_000}, "0:02:00 left"),
+        ({"train_seconds": 3785.0, "train_frames": 7_690_000}, "0:01:00 left"),
+        ({"train_seconds": 10.0}, "0:00:00 left"),
+    ],
+)
+def test_time_left_is_until_whichever_end_comes_first(end, left, capsys):
+    make_display(False, **end).update(make_record())
+    line = capsys.readouterr().out.strip()
+    assert line.endswith(left) if left else "left" not in line
+
+
+def test_sparkline_runs_from_lowest_to_highest_and_ends_with_the_newest():
+    assert sparkline([], 8) == ""
+    assert sparkline([3.0], 8) == "▁"
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    thinned = sparkline([*range(99), -50], 10)
+    assert len(thinned) == 10
+    assert thinned[-1] == "▁"

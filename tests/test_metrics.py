@@ -1,0 +1,254 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sfrl.metrics import (
+    EPISODE_WINDOW,
+    LEARNER_COUNTERS,
+    LEARNER_MAXIMA,
+    LEARNER_MEANS,
+    MetricsWriter,
+    Record,
+    RunMetrics,
+)
+from sfrl.timing import COMPONENT_STAGES
+
+DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
+
+
+class Clock:
+    """Stands still until it is set."""
+
+    def __init__(self, now: float = 100.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def stage_totals(seconds=1.0, processes=2):
+    return {
+        component: np.full((processes, len(stages)), seconds)
+        for component, stages in COMPONENT_STAGES.items()
+    }
+
+
+def make_record(metrics: RunMetrics, env_frames: int = 400) -> Record:
+    return metrics.record(
+        env_frames=env_frames, env_steps=env_frames // 4, stage_totals=stage_totals()
+    )
+
+
+def read_lines(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- the record ---
+
+
+def test_rate_is_of_the_interval_and_average_is_of_the_run(clock):
+    metrics = RunMetrics(clock)
+    clock.now += 10
+    assert make_record(metrics, 1000)["frames_per_s"] == pytest.approx(100)
+    clock.now += 10
+    record = make_record(metrics, 4000)
+    assert record["time_s"] == 20
+    assert record["frames_per_s"] == pytest.approx(300)
+    assert record["frames_per_s_average"] == pytest.approx(200)
+
+
+def test_a_record_at_once_after_another_has_no_rate(clock):
+    metrics = RunMetrics(clock)
+    assert make_record(metrics)["frames_per_s"] is None
+
+
+def test_score_is_null_until_the_first_episode_ends(clock):
+    metrics = RunMetrics(clock)
+    assert make_record(metrics)["episode_return_mean"] is None
+    metrics.add_episode(-21.0, 800)
+    metrics.add_episode(np.float32(-19.0), np.int64(1000))
+    record = make_record(metrics)
+    assert record["episodes"] == 2
+    assert record["episode_return_mean"] == -20
+    assert (record["episode_return_min"], record["episode_return_max"]) == (-21, -19)
+    assert record["episode_length_mean"] == 900
+
+
+def test_score_is_of_the_last_100_episodes(clock):
+    metrics = RunMetrics(clock)
+    for episode in range(150):
+        metrics.add_episode(episode, 1)
+    record = make_record(metrics)
+    assert record["episodes"] == 150
+    assert record["episode_return_mean"] == np.mean(range(50, 150))
+
+
+def test_best_score_waits_for_a_full_window_and_never_falls(clock):
+    metrics = RunMetrics(clock)
+    for _ in range(EPISODE_WINDOW - 1):
+        metrics.add_episode(5.0, 1)
+    assert make_record(metrics)["best_episode_return_mean"] is None
+    metrics.add_episode(5.0, 1)
+    metrics.add_episode(-100.0, 1)
+    record = make_record(metrics)
+    assert record["episode_return_mean"] < 5
+    assert record["best_episode_return_mean"] == 5
+
+
+def test_learner_means_are_averaged_and_maxima_maximized_over_the_interval(clock):
+    metrics = RunMetrics(clock)
+    metrics.add_learner_stats({"entropy": 1.0, "policy_lag_mean": 2.0, "policy_lag_max": 9.0})
+    metrics.add_learner_stats({"entropy": 2.0, "policy_lag_mean": 4.0, "policy_lag_max": 3.0})
+    record = make_record(metrics)
+    assert (record["entropy"], record["policy_lag_mean"], record["policy_lag_max"]) == (1.5, 3, 9)
+    assert make_record(metrics)["entropy"] is None  # nothing was reported since
+
+
+def test_counters_keep_their_latest_value(clock):
+    metrics = RunMetrics(clock)
+    metrics.add_learner_stats({"learner_steps": 10, "skipped_steps": 0, "dropped_rows": 3})
+    metrics.add_learner_stats({"learner_steps": 20, "skipped_steps": 1, "dropped_rows": 5})
+    for _ in range(2):
+        record = make_record(metrics)
+        assert [record[name] for name in LEARNER_COUNTERS] == [20, 5, 1]
+
+
+def test_a_skipped_step_does_not_hide_the_finite_losses(clock):
+    metrics = RunMetrics(clock)
+    metrics.add_learner_stats({"value_loss": 0.5, "grad_norm": float("inf")})
+    metrics.add_learner_stats({"value_loss": float("nan")})
+    record = make_record(metrics)
+    assert record["value_loss"] == 0.5
+    assert record["grad_norm"] is None
+
+
+def test_an_unknown_learner_statistic_is_refused():
+    with pytest.raises(KeyError, match=r"entropie.*docs/metrics\.md"):
+        RunMetrics().add_learner_stats({"entropie": 1.0})
+
+
+def test_stage_shares_are_of_the_interval(clock):
+    metrics = RunMetrics(clock)
+    totals = stage_totals(seconds=7.0)
+    metrics.record(env_frames=0, env_steps=0, stage_totals=totals)
+    # The same arrays go on growing, as the workers' do in shared memory.
+    totals["rollout"][0] += [1.0, 0.0, 2.0, 1.0]
+    totals["rollout"][1] += [3.0, 0.0, 1.0, 0.0]
+    record = metrics.record(env_frames=0, env_steps=0, stage_totals=totals)
+    assert record["rollout/wait_actions"] == 0.5
+    assert record["rollout/env_step"] == 0.375
+    assert record["rollout/store"] == 0.125
+    assert record["rollout/working"] == record["rollout/waiting"] == 0.5
+    assert record["learner/train"] is None  # no lap of the learner's ended
+
+
+# --- the documentation ---
+
+
+def logged_names() -> set[str]:
+    names = set(make_record(RunMetrics()))
+    assert names.issuperset(LEARNER_MEANS + LEARNER_MAXIMA + LEARNER_COUNTERS)
+    return names
+
+
+def documented_names() -> set[str]:
+    """The names in the first column of the tables."""
+    cells = re.findall(r"^\|([^|]*)\|", DOCS.read_text(), flags=re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_every_logged_name_is_explained():
+    assert logged_names() - documented_names() == set()
+
+
+def test_every_explained_name_is_logged():
+    only_in_tensorboard = {"run/policy_lag"}
+    assert documented_names() - logged_names() == only_in_tensorboard
+
+
+# --- the files ---
+
+
+def test_a_line_is_plain_json_on_disk_as_soon_as_it_is_written(tmp_path, clock):
+    metrics = RunMetrics(clock)
+    clock.now += 1
+    with MetricsWriter(tmp_path) as writer:
+        record = make_record(metrics)
+        writer.write(record)
+        assert read_lines(tmp_path) == [record]
+
+
+def test_nan_and_infinity_become_null(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write({"env_frames": 4, "entropy": float("nan"), "grad_norm": float("inf")})
+    assert read_lines(tmp_path) == [{"env_frames": 4, "entropy": None, "grad_norm": None}]
+
+
+def test_tensorboard_has_the_scalars_over_frames_and_the_lag_histogram(tmp_path, clock):
+    metrics = RunMetrics(clock)
+    metrics.add_episode(-21.0, 800)
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(make_record(metrics, 4000), policy_lag_counts=[0, 3, 0, 5])
+        writer.write(make_record(metrics, 8000), policy_lag_counts=[0, 0])
+    events = EventAccumulator(str(tmp_path)).Reload()
+    scores = events.Scalars("run/episode_return_mean")
+    assert [(event.step, event.value) for event in scores] == [(4000, -21), (8000, -21)]
+    assert events.Scalars("rollout/env_step")[0].value == pytest.approx(0.25)
+    (lag,) = events.Histograms("run/policy_lag")
+    histogram = lag.histogram_value
+    assert (histogram.min, histogram.max, histogram.num, histogram.sum) == (1, 3, 8, 18)
+    assert histogram.bucket == [0, 3, 0, 5]
+
+
+def test_resume_continues_score_time_and_counters(clock):
+    before = RunMetrics(clock)
+    for episode in range(120):
+        before.add_episode(episode, 10)
+    before.add_learner_stats({"learner_steps": 30, "dropped_rows": 2, "skipped_steps": 1})
+    clock.now += 50
+    state = json.loads(json.dumps(before.state()))  # plain types only
+
+    later = Clock(5000.0)
+    after = RunMetrics(later)
+    after.load_state(state, env_frames=10_000)
+    later.now += 10
+    after.add_episode(120, 10)
+    record = make_record(after, 12_000)
+    assert record["time_s"] == 60
+    assert record["frames_per_s"] == pytest.approx(200)
+    assert record["frames_per_s_average"] == pytest.approx(200)
+    assert record["episodes"] == 121
+    assert record["episode_return_mean"] == np.mean(range(21, 121))
+    assert [record[name] for name in LEARNER_COUNTERS] == [30, 2, 1]
+
+
+def test_resume_continues_both_curves_at_the_checkpoint(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        for frames in (100, 200, 300):
+            writer.write({"env_frames": frames, "entropy": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"env_frames": 4')  # killed while writing
+
+    with MetricsWriter(tmp_path, resume_frames=200) as writer:
+        writer.write({"env_frames": 250, "entropy": 2.0})
+
+    expected = [(100, 1.0), (200, 1.0), (250, 2.0)]
+    assert [(line["env_frames"], line["entropy"]) for line in read_lines(tmp_path)] == expected
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("run/entropy")] == expected
+
+
+def test_without_a_checkpoint_only_a_torn_line_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"env_frames": 900}\n{"env_fra')
+    with MetricsWriter(tmp_path) as writer:
+        writer.write({"env_frames": 4})
+    assert read_lines(tmp_path) == [{"env_frames": 900}, {"env_frames": 4}]
