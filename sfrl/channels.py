@@ -1,0 +1,52 @@
+"""Who sends slot indices to whom: every queue of a run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sfrl.config import Config
+from sfrl.index_queue import IndexQueue, make_index_queue, resolve_queue_kind
+from sfrl.shared_memory import StopFlag
+
+
+class Channels(NamedTuple):
+    """The queues between rollout workers (W), policy workers (P) and the learner.
+
+    Messages are packed (slot, t). See index_queue for the interface.
+    """
+
+    action_requests: list[IndexQueue]
+    """[P]; producer w is rollout worker w: row t of the slot waits for actions."""
+    replies: list[IndexQueue]
+    """[W]; producer p < P is policy worker p: row t has its actions; producer P is the learner,
+    with t = T: the slot is free."""
+    trajectories: IndexQueue
+    """Producer w is rollout worker w: the slot is full."""
+
+    def wake_all(self) -> None:
+        """Let every sleeping consumer see the stop flag."""
+        for queue in self._all():
+            queue.wake()
+
+    def unlink(self) -> None:
+        for queue in self._all():
+            queue.unlink()
+
+    def _all(self) -> list[IndexQueue]:
+        return [*self.action_requests, *self.replies, self.trajectories]
+
+
+def make_channels(config: Config, stop: StopFlag) -> Channels:
+    """Queues that can never be full: each has room for every slot there is."""
+    kind = resolve_queue_kind(config.queue)
+    workers, policies, room = config.num_workers, config.num_policy_workers, config.num_slots
+    return Channels(
+        action_requests=[
+            make_index_queue(kind, f"action-requests-{p}", workers, room, stop)
+            for p in range(policies)
+        ],
+        replies=[
+            make_index_queue(kind, f"replies-{w}", policies + 1, room, stop) for w in range(workers)
+        ],
+        trajectories=make_index_queue(kind, "trajectories", workers, room, stop),
+    )

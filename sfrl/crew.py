@@ -1,0 +1,383 @@
+"""The workers of a run: each in a process of its own, or all in this thread.
+
+The only module that knows all workers. It imports them, and with them torch, inside the functions
+that build them: the trainer and the rollout workers do without torch, which saves each of them 2 s
+of start-up and 200 MB.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import connection, resource_tracker
+from multiprocessing.context import SpawnProcess
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from sfrl.channels import Channels
+from sfrl.config import Config
+from sfrl.process import CheckpointRequest, Failure, Mailbox, Report, Worker, run_child, worker_loop
+from sfrl.progress import Progress
+from sfrl.shared_memory import StopFlag
+from sfrl.trajectory_buffer import TrajectoryBuffer
+from sfrl.weights import Weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from sfrl.model import ActorCritic
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.1  # how long the trainer sleeps between looks at its children
+STOP_TIMEOUT_S = 8.0  # for children to finish; the learner writes a checkpoint meanwhile
+_READ_INTERVAL_S = 0.05
+
+
+class WorkerError(RuntimeError):
+    """A component failed; the text has its name, how it ended, and its traceback."""
+
+
+class Shared(NamedTuple):
+    """What every process of a run gets. All of it lives in shared memory or is constant."""
+
+    config: Config
+    num_actions: int
+    stop: StopFlag
+    buffer: TrajectoryBuffer
+    channels: Channels
+    weights: Weights
+    progress: Progress
+
+
+class Crew(Protocol):
+    """All workers of a run, as the trainer sees them."""
+
+    def start(self, resume_path: str | None) -> None:
+        """Build the workers; the learner loads the checkpoint `resume_path`, if given."""
+
+    def advance(self) -> None:
+        """Let the workers work for a moment. Raises WorkerError once one of them has failed."""
+
+    def take_reports(self) -> list[Report]:
+        """What the workers have said since the last call, in order for each of them."""
+
+    def request_checkpoint(self, request: CheckpointRequest) -> None: ...
+
+    def stop(self) -> None:
+        """End all workers; the learner serves its last checkpoint request before it goes."""
+
+    def kill(self) -> None:
+        """End all processes at once. Async-signal safe, for the impatient user's second Ctrl-C."""
+
+    @property
+    def dropped_reports(self) -> int: ...
+
+
+class SerialCrew:
+    """All workers in this thread, in turn: the same seed gives the same weights, bit for bit."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._mailbox: Mailbox[Report] = Mailbox()
+        self._requests: Mailbox[CheckpointRequest] = Mailbox()
+        self._workers: list[Worker] = []
+
+    def start(self, resume_path: str | None) -> None:
+        shared, config = self._shared, self._shared.config
+        # The learner first: it publishes the weights that the policy workers wait for.
+        self._workers.append(make_learner(shared, self._mailbox, self._requests, resume_path))
+        self._workers += [make_policy_worker(shared, i) for i in range(config.num_policy_workers)]
+        self._workers += [
+            make_rollout_worker(shared, i, self._mailbox) for i in range(config.num_workers)
+        ]
+
+    def advance(self) -> None:
+        """One round: every worker does what is ready."""
+        # All of them, so no generator: any() would stop at the first that did something.
+        progressed = [worker.step() for worker in self._workers]
+        if not any(progressed):
+            raise WorkerError("serial run: no worker has anything to do; a slot or message is lost")
+
+    def take_reports(self) -> list[Report]:
+        return self._mailbox.get_all()
+
+    def request_checkpoint(self, request: CheckpointRequest) -> None:
+        self._requests.put(request)
+
+    def stop(self) -> None:
+        self._shared.stop.set()
+        for worker in self._workers:
+            worker.close()
+
+    def kill(self) -> None:
+        """There is no process to kill but this one."""
+
+    @property
+    def dropped_reports(self) -> int:
+        return self._mailbox.dropped
+
+
+class ProcessCrew:
+    """Every worker in a process of its own, started by spawn and watched by its sentinel."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        config = shared.config
+        self._policies = [f"policy-{i}" for i in range(config.num_policy_workers)]
+        self._rollouts = [f"rollout-{i}" for i in range(config.num_workers)]
+        self._mailboxes: dict[str, Mailbox[Report]] = {
+            name: Mailbox() for name in ("learner", *self._policies, *self._rollouts)
+        }
+        self._requests: Mailbox[CheckpointRequest] = Mailbox()
+        self._reader = _ReportReader(self._mailboxes)
+        self._processes: dict[str, SpawnProcess] = {}
+
+    def start(self, resume_path: str | None) -> None:
+        shared, mailboxes = self._shared, self._mailboxes
+        bodies: dict[str, Callable[[], None]] = {
+            "learner": partial(
+                _learner_body, shared, mailboxes["learner"], self._requests, resume_path
+            )
+        }
+        for i, name in enumerate(self._policies):
+            bodies[name] = partial(_policy_body, shared, i)
+        for i, name in enumerate(self._rollouts):
+            bodies[name] = partial(_rollout_body, shared, i, mailboxes[name])
+        self._reader.start()
+        context = multiprocessing.get_context("spawn")
+        with _signals_blocked():
+            for name, body in bodies.items():
+                process = context.Process(
+                    name=f"sfrl {name}", target=run_child, args=(name, mailboxes[name], body)
+                )
+                process.start()
+                self._processes[name] = process
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Of the processes that were started, by component."""
+        return {name: p.pid for name, p in self._processes.items() if p.pid is not None}
+
+    def advance(self) -> None:
+        """Sleep, but no longer than until a process ends: none ends before `stop`."""
+        sentinels = {process.sentinel: name for name, process in self._processes.items()}
+        ended = [sentinels[s] for s in connection.wait(list(sentinels), POLL_S) if s in sentinels]
+        if ended:
+            self._reader.flush()  # its traceback
+            raise WorkerError("\n".join(self._obituary(name) for name in ended))
+
+    def _obituary(self, name: str) -> str:
+        process = self._processes[name]
+        process.join()
+        code = process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        text = f"{name} (pid {process.pid}) {how}"
+        return f"{text}:\n{self._reader.failures[name]}" if name in self._reader.failures else text
+
+    def take_reports(self) -> list[Report]:
+        return self._reader.take()
+
+    def request_checkpoint(self, request: CheckpointRequest) -> None:
+        self._requests.put(request)
+
+    def stop(self) -> None:
+        self._shared.stop.set()
+        self._shared.channels.wake_all()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for name, process in self._processes.items():
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
+                log.warning("%s did not stop within %.0f s; killing it", name, STOP_TIMEOUT_S)
+                process.kill()
+                process.join()
+        self._reader.flush()
+        self._reader.end()
+
+    def kill(self) -> None:
+        for process in self._processes.values():
+            process.kill()
+
+    @property
+    def dropped_reports(self) -> int:
+        return sum(mailbox.dropped for mailbox in self._mailboxes.values())
+
+
+class _ReportReader(threading.Thread):
+    """Empties all mailboxes, so that the trainer's loop never waits on one.
+
+    A thread, because a child killed inside faster-fifo's lock would block whoever reads its
+    mailbox. Then this thread hangs alone, and the trainer, which sees the child's sentinel, ends
+    the run.
+    """
+
+    def __init__(self, mailboxes: dict[str, Mailbox[Report]]) -> None:
+        super().__init__(name="report reader", daemon=True)
+        self.failures: dict[str, str] = {}  # component -> traceback
+        self._mailboxes = mailboxes
+        self._received: deque[Report] = deque()
+        self._wake = threading.Event()
+        self._passed = threading.Semaphore(0)
+        self._ended = False
+
+    def run(self) -> None:
+        while not self._ended:
+            was_asked = self._wake.wait(_READ_INTERVAL_S)
+            self._wake.clear()
+            for name, mailbox in self._mailboxes.items():
+                for report in mailbox.get_all():
+                    if isinstance(report, Failure):
+                        self.failures[name] = report.traceback
+                    self._received.append(report)
+            if was_asked:
+                self._passed.release()
+
+    def flush(self) -> None:
+        """Return when everything put before this call has been received, after 1 s at most."""
+        self._wake.set()
+        self._passed.acquire(timeout=1.0)
+
+    def take(self) -> list[Report]:
+        return [self._received.popleft() for _ in range(len(self._received))]
+
+    def end(self) -> None:
+        self._ended = True
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Children inherit the blocked signals, so Ctrl-C cannot hit one before it ignores them."""
+    resource_tracker.ensure_running()  # unblocks them when it starts: let it start before
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+def _learner_body(
+    shared: Shared,
+    reports: Mailbox[Report],
+    requests: Mailbox[CheckpointRequest],
+    resume_path: str | None,
+) -> None:
+    worker_loop(make_learner(shared, reports, requests, resume_path), shared.stop)
+
+
+def _policy_body(shared: Shared, index: int) -> None:
+    worker_loop(make_policy_worker(shared, index), shared.stop)
+
+
+def _rollout_body(shared: Shared, index: int, reports: Mailbox[Report]) -> None:
+    pin_and_nice(shared.config, index)
+    worker_loop(make_rollout_worker(shared, index, reports), shared.stop)
+
+
+def make_rollout_worker(shared: Shared, index: int, reports: Mailbox[Report]) -> Worker:
+    from sfrl.rollout_worker import RolloutWorker
+
+    return RolloutWorker(
+        index, shared.config, shared.buffer, shared.channels, shared.progress, reports
+    )
+
+
+def make_policy_worker(shared: Shared, index: int) -> Worker:
+    """Builds the model, then waits for the learner's first weights. Raises Stopped."""
+    import torch
+
+    from sfrl.policy_worker import PolicyWorker
+    from sfrl.weights import WeightsReader
+
+    config = shared.config
+    torch.set_num_threads(config.torch_threads)
+    model, precision = _make_model(shared)
+    weights = WeightsReader(shared.weights)
+    weights.wait_for_first(shared.stop)
+    return PolicyWorker(
+        index,
+        config,
+        model.inference_copy(precision),
+        shared.buffer,
+        shared.channels,
+        weights,
+        shared.progress,
+    )
+
+
+def make_learner(
+    shared: Shared,
+    reports: Mailbox[Report],
+    requests: Mailbox[CheckpointRequest],
+    resume_path: str | None,
+) -> Worker:
+    """Builds the model, loads the checkpoint if there is one, publishes the weights."""
+    import torch
+
+    from sfrl import checkpoint
+    from sfrl.learner import Learner
+
+    config = shared.config
+    torch.set_num_threads(config.torch_threads)
+    torch.manual_seed(config.seed)
+    model, precision = _make_model(shared)
+    log.info("networks run on %s in %s", next(model.parameters()).device, precision)
+    learner = Learner(
+        config,
+        model,
+        precision,
+        shared.buffer,
+        shared.channels,
+        shared.weights,
+        shared.progress,
+        reports,
+        requests,
+    )
+    if resume_path is not None:
+        learner.load_state(checkpoint.load(resume_path))
+    learner.publish()
+    return learner
+
+
+def _make_model(shared: Shared) -> tuple[ActorCritic, torch.dtype]:
+    """The run's model in float32 on its device, and the precision its encoder runs in."""
+    import torch
+
+    from sfrl.model import make_model, pick_precision
+
+    config, spec = shared.config, shared.buffer.spec
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = make_model(
+        config.model,
+        spec.obs_shape,
+        shared.num_actions,
+        obs_is_image=spec.obs_dtype == "uint8",
+        rnn_size=config.rnn_size,
+        normalize_returns=config.normalize_returns,
+    ).to(device)
+    if config.precision != "auto":
+        return model, getattr(torch, config.precision)
+    obs = torch.zeros(
+        (spec.num_envs, *spec.obs_shape),
+        dtype=getattr(torch, spec.obs_dtype),
+        device=device,
+    )
+    return model, pick_precision(model, obs)
+
+
+def pin_and_nice(config: Config, index: int) -> None:
+    """Rollout worker `index`'s niceness and, with `pin_workers`, its core."""
+    if config.worker_nice:
+        os.nice(config.worker_nice)
+    if config.pin_workers:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[index % len(cores)]})

@@ -1,0 +1,91 @@
+"""The settings that learn, by kind of environment and size of the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+
+import envs
+from sfrl.config import Config, ConfigError, Loss
+
+MODELS = ("nature_cnn", "impala_resnet", "mlp")
+_NATURE_CNN_MIN_SIZE = 36  # pixels: below, its three strided convolutions leave nothing
+
+
+def available_cores() -> int:
+    """Cores this process may use (affinity respected)."""
+    return len(os.sched_getaffinity(0))
+
+
+def defaults_for(env: str, loss: Loss = Config.loss) -> Config:
+    """The settings that learn for this kind of environment, sized for this machine.
+
+    Raises:
+        envs.UnknownEnvError: there is no such game or id; the text names the nearest known ones.
+    """
+    cores = available_cores()
+    kind = envs.env_kind(env)
+    if kind == "atari":
+        config = _for_workers(Config(env=env), cores if cores <= 4 else cores - 1)
+    else:
+        config = Config(
+            env=env,
+            frameskip=1,
+            reward_clip="none",
+            train_frames=4_000_000,
+            num_workers=1,
+            checkpoint_seconds=60.0,
+            learning_rate=1e-3,
+            epochs=4,
+            # Rewards come in all sizes here; without it CartPole's value loss drowns the policy's.
+            normalize_returns=True,
+        )
+    if loss == "vtrace":
+        # Unlike PPO's ratio it has no clip that ends the pull of rows used before: with 4 epochs
+        # CartPole's policy collapses (entropy 0 within 500,000 frames).
+        config = dataclasses.replace(config, loss=loss, epochs=1)
+    return config
+
+
+def _for_workers(config: Config, num_workers: int) -> Config:
+    """`config` with more workers and a training batch that grows along.
+
+    One training batch is one round of all environments. Policy lag is counted in optimizer steps,
+    so it stays where it was as long as `epochs * minibatches` does.
+    """
+    round_size = num_workers * config.envs_per_worker * config.rollout_length
+    return dataclasses.replace(
+        config, num_workers=num_workers, batch_size=round_size // config.minibatches
+    )
+
+
+def resolve(config: Config, spec: envs.EnvSpec) -> Config:
+    """`config` with `model=auto` replaced by the model for this environment.
+
+    Raises:
+        ConfigError: there is no such model, or it does not fit the observations.
+    """
+    is_image = len(spec.obs_shape) == 3
+    is_large = is_image and min(spec.obs_shape[1:]) >= _NATURE_CNN_MIN_SIZE
+    model = config.model
+    if model == "auto":
+        model = "nature_cnn" if is_large else "mlp"
+    elif ":" not in model and model not in MODELS:
+        nearest = difflib.get_close_matches(model, MODELS) or MODELS
+        raise ConfigError(
+            f"model={model} is unknown; did you mean {' or '.join(nearest)}? "
+            f"Your own encoder is named as module:Class"
+        )
+    elif model == "nature_cnn" and not is_large:
+        raise ConfigError(
+            f"model=nature_cnn needs images of at least {_NATURE_CNN_MIN_SIZE}x"
+            f"{_NATURE_CNN_MIN_SIZE}, and {config.env} has observations of shape "
+            f"{spec.obs_shape}; use impala_resnet or mlp"
+        )
+    elif model == "impala_resnet" and not is_image:
+        raise ConfigError(
+            f"model=impala_resnet needs images, and {config.env} has observations of shape "
+            f"{spec.obs_shape}; use mlp"
+        )
+    return dataclasses.replace(config, model=model)

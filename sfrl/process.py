@@ -1,0 +1,167 @@
+"""What every child process does around its worker's loop, and what it sends the trainer."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from queue import Full
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import faster_fifo
+import numpy as np
+from setproctitle import setproctitle
+
+from sfrl.metrics import MetricsState
+from sfrl.shared_memory import SharedArray, StopFlag, Stopped
+
+WAIT_TIMEOUT_S = 0.5
+_PR_SET_PDEATHSIG = 1
+_MAILBOX_BYTES = 1024 * 1024
+
+
+class EpisodeEnded(NamedTuple):
+    """The game's own score, unclipped, and the length in decisions."""
+
+    episode_return: float
+    length: int
+
+
+class LearnerReport(NamedTuple):
+    """One training batch: means over its optimizer steps, and totals since the start."""
+
+    metrics: dict[str, float]
+    lag_counts: list[int]  # rows by policy lag, see learner.LAG_BINS
+
+
+class CheckpointSaved(NamedTuple):
+    path: str
+
+
+class Notice(NamedTuple):
+    """A line for the log."""
+
+    text: str
+
+
+class Failure(NamedTuple):
+    """What a child says before it exits with code 1."""
+
+    traceback: str
+
+
+Report = EpisodeEnded | LearnerReport | CheckpointSaved | Notice | Failure
+"""What a child tells the trainer."""
+
+
+class CheckpointRequest(NamedTuple):
+    """The trainer to the learner. `best_score` is set if the weights are to be kept as the best."""
+
+    metrics: MetricsState
+    best_score: float | None
+
+
+M = TypeVar("M")
+
+
+class Mailbox(Generic[M]):
+    """Messages that are not of fixed size, from one process to one other: a faster-fifo.
+
+    Every child has its own, since a process that is killed inside faster-fifo's lock leaves it
+    locked for good: that must stop nobody else.
+
+    A message that finds the queue full is dropped and counted: none is worth a wait.
+    """
+
+    def __init__(self) -> None:
+        self._queue = faster_fifo.Queue(_MAILBOX_BYTES)
+        self._dropped = SharedArray("dropped-messages", (1,), np.int64)
+
+    @property
+    def dropped(self) -> int:
+        """Messages lost so far, in whatever process."""
+        return int(self._dropped.array[0])
+
+    def put(self, message: M) -> None:
+        try:
+            self._queue.put_nowait(message)
+        except Full:
+            self._dropped.array[0] += 1
+
+    def get_all(self) -> list[M]:
+        """What has arrived, oldest first; never waits."""
+        messages: list[M] = []
+        while not self._queue.empty():
+            messages.extend(self._queue.get_many_nowait())
+        return messages
+
+
+class _NoticeHandler(logging.Handler):
+    """Sends a child's log lines to the trainer, whose terminal it is."""
+
+    def __init__(self, reports: Mailbox[Report]) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(message)s"))
+        self._reports = reports
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reports.put(Notice(self.format(record)))
+
+
+class Worker(Protocol):
+    """One role of the run. The same object runs in a process of its own or in the serial loop."""
+
+    def step(self) -> bool:
+        """Do what is ready, without waiting; say whether anything was."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep until something is ready. Raises Stopped once the run is stopping."""
+
+    def close(self) -> None:
+        """Finish: called once, also when the run is stopping."""
+
+
+def worker_loop(worker: Worker, stop: StopFlag) -> None:
+    """The loop of every process: work while there is work, sleep while there is none."""
+    try:
+        while not stop.is_set:
+            if not worker.step():
+                worker.wait(WAIT_TIMEOUT_S)
+    except Stopped:
+        pass
+    finally:
+        worker.close()
+
+
+def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> None:
+    """Turn this process into the component `name` and run `body`.
+
+    An exception in `body` is sent to the trainer with its traceback and ends the process with
+    exit code 1. Ctrl-C reaches the whole process group, and some supervisors terminate all of it;
+    only the trainer acts on that. When it dies, however it dies, the kernel ends this process.
+    """
+    setproctitle(f"sfrl {name}")
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, handlers=[_NoticeHandler(reports)])
+    logging.captureWarnings(True)
+    try:
+        body()
+    except Stopped:  # while it was still starting
+        pass
+    except Exception:
+        reports.put(Failure(traceback.format_exc()))
+        raise SystemExit(1) from None
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the trainer goes (Linux)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() != parent.pid:  # it had gone before the line above
+        raise SystemExit(1)

@@ -1,0 +1,180 @@
+"""Rollout worker: environments -> rows of a slot -> action requests. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+import envs
+from sfrl.channels import Channels
+from sfrl.config import Config
+from sfrl.index_queue import pack, unpack
+from sfrl.process import EpisodeEnded, Mailbox, Report
+from sfrl.progress import Progress
+from sfrl.timing import ROLLOUT_STAGES, StageTimer
+from sfrl.trajectory_buffer import Owner, TrajectoryBuffer
+
+# Splits start this many times --rollout-length decisions apart, at most.
+_MAX_STAGGER = 8
+
+
+class Split:
+    """A group of environments that step together, and the slot they write."""
+
+    def __init__(self, index: int, config: Config) -> None:
+        self.index = index
+        seed = int(np.random.SeedSequence([config.seed, index]).generate_state(1)[0] >> 1)
+        self.env = envs.make_vec_env(
+            config.env,
+            config.envs_per_split,
+            seed,
+            num_threads=config.threads_per_worker,
+            frameskip=config.frameskip,
+            sticky_actions=config.sticky_actions,
+            episodic_life=config.episodic_life,
+            max_episode_frames=config.max_episode_frames,
+        )
+        self.obs = self.env.reset()  # [N, *obs_shape], what the next row shows
+        self.ended = np.zeros(config.envs_per_split, np.bool_)  # [N], the next row only resets
+        self.returns = np.zeros(config.envs_per_split, np.float64)  # [N], of the running episodes
+        self.lengths = np.zeros(config.envs_per_split, np.int64)
+        self.slot = -1  # -1: waits for a free one
+        self.t = 0
+        first = index * config.slots_per_split
+        self.free_slots = deque(range(first, first + config.slots_per_split))
+
+    def recv(self) -> tuple[envs.StepResult, list[EpisodeEnded]]:
+        """Take the environments' answer to the actions sent, and the episodes it ended."""
+        result = self.env.recv()
+        # A row that only reset carries no reward and is no step of an episode.
+        self.returns += result.rewards
+        self.lengths += ~self.ended
+        self.obs = result.obs
+        self.ended = result.terminated | result.truncated
+        if not self.ended.any():
+            return result, []
+        episodes = [
+            EpisodeEnded(float(self.returns[i]), int(self.lengths[i]))
+            for i in np.flatnonzero(self.ended)
+        ]
+        self.returns[self.ended] = 0
+        self.lengths[self.ended] = 0
+        return result, episodes
+
+
+class RolloutWorker:
+    """Steps its splits in turn: while one waits for its actions, another's environments work.
+
+    A split's message comes back as (slot, t): row t has its actions, or, with t = T, the learner is
+    done with the whole slot.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        config: Config,
+        buffer: TrajectoryBuffer,
+        channels: Channels,
+        progress: Progress,
+        reports: Mailbox[Report],
+    ) -> None:
+        self.index = index
+        self.buffer = buffer
+        self.inbox = channels.replies[index]
+        self.action_requests = channels.action_requests
+        self.trajectories = channels.trajectories
+        self.reports = reports
+        self.rollout_length = config.rollout_length
+        self.slots_per_split = config.slots_per_split
+        self.env_steps = progress.env_steps[index : index + 1]
+        self.timer = StageTimer(ROLLOUT_STAGES, progress.stage_seconds(index, ROLLOUT_STAGES))
+        first = index * config.num_splits
+        self.splits = [Split(first + i, config) for i in range(config.num_splits)]
+        self.stepping: deque[Split] = deque()  # actions sent, oldest first
+        for split in self.splits:
+            self._stagger(split, config.seed)
+            self._begin_slot(split)
+        self.timer.lap("env_step")
+
+    def _stagger(self, split: Split, seed: int) -> None:
+        """Decorrelate start states: split i begins after i * T random decisions (i modulo 8).
+
+        Within a split the random actions differ from environment to environment. Without this all
+        environments would play the same phase of the game in the same training batch.
+        """
+        rng = np.random.default_rng([seed, split.index])
+        num_actions = int(split.env.action_space.n)
+        for _ in range(split.index % _MAX_STAGGER * self.rollout_length):
+            split.env.send(rng.integers(num_actions, size=split.env.num_envs))
+            split.recv()
+
+    def step(self) -> bool:
+        """Send the actions that have come, then finish the split that has stepped longest."""
+        messages = self.inbox.get_many(64)
+        for message in messages:
+            slot, t = unpack(message)
+            split = self.splits[slot // self.slots_per_split - self.splits[0].index]
+            if t == self.rollout_length:
+                split.free_slots.append(slot)
+                if split.slot < 0:
+                    self._begin_slot(split)
+            else:
+                split.env.send(self.buffer.actions[slot, t])
+                self.stepping.append(split)
+        if not self.stepping:
+            return bool(messages)
+        self.timer.lap("store")
+        self._finish_step(self.stepping.popleft())
+        return True
+
+    def _finish_step(self, split: Split) -> None:
+        buffer, slot, t = self.buffer, split.slot, split.t
+        buffer.check_owner(slot, Owner.ROLLOUT_WORKER)
+        result, episodes = split.recv()
+        self.timer.lap("env_step")
+        buffer.rewards[slot, t] = result.rewards
+        buffer.terminated[slot, t] = result.terminated
+        buffer.truncated[slot, t] = result.truncated
+        self.env_steps[0] += int(buffer.valid[slot, t].sum())
+        for episode in episodes:
+            self.reports.put(episode)
+        split.t = t + 1
+        self._write_row(split)
+        if split.t == self.rollout_length:
+            # The slot is the learner's from the put on. The next one starts from the split's own
+            # copy of the last observation, never from a slot that was given away.
+            buffer.transfer(slot, Owner.ROLLOUT_WORKER, Owner.LEARNER)
+            self.trajectories.put(pack(slot, 0), self.index)
+            self._begin_slot(split)
+        else:
+            self._request_actions(split)
+        self.timer.lap("store")
+
+    def _begin_slot(self, split: Split) -> None:
+        if not split.free_slots:
+            split.slot = -1  # back-pressure: the learner is behind
+            return
+        split.slot, split.t = split.free_slots.popleft(), 0
+        self.buffer.transfer(split.slot, Owner.FREE, Owner.ROLLOUT_WORKER)
+        self._write_row(split)
+        self._request_actions(split)
+
+    def _write_row(self, split: Split) -> None:
+        self.buffer.obs[split.slot, split.t] = split.obs
+        self.buffer.valid[split.slot, split.t] = ~split.ended
+
+    def _request_actions(self, split: Split) -> None:
+        """Lend the row to the split's policy worker: its data is written, so put its index."""
+        self.buffer.transfer(split.slot, Owner.ROLLOUT_WORKER, Owner.POLICY_WORKER)
+        queue = self.action_requests[split.index % len(self.action_requests)]
+        queue.put(pack(split.slot, split.t), self.index)
+
+    def wait(self, timeout_s: float) -> None:
+        self.inbox.wait(timeout_s)
+        stalled = all(split.slot < 0 for split in self.splits)
+        self.timer.lap("wait_slot" if stalled else "wait_actions")
+
+    def close(self) -> None:
+        for split in self.splits:
+            split.env.close()

@@ -1,0 +1,273 @@
+"""Trainer: creates the shared objects, starts, supervises and stops the workers."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+
+import envs
+from sfrl import checkpoint
+from sfrl.channels import make_channels
+from sfrl.config import Config
+from sfrl.crew import Crew, ProcessCrew, SerialCrew, Shared
+from sfrl.display import Display, make_display
+from sfrl.metrics import MetricsWriter, RunMetrics
+from sfrl.process import CheckpointRequest, CheckpointSaved, EpisodeEnded, LearnerReport, Notice
+from sfrl.progress import Progress
+from sfrl.shared_memory import StopFlag, sweep_stale_segments, unlink_segments
+from sfrl.timing import COMPONENT_STAGES
+from sfrl.trajectory_buffer import SlotSpec, TrajectoryBuffer
+from sfrl.weights import Weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended. `seconds` and `frames_per_s` are of this start alone, start-up included."""
+
+    env_frames: int
+    env_steps: int
+    seconds: float
+    frames_per_s: float
+    episodes: int
+    episode_return_mean: float | None
+    run_dir: str
+
+
+class Trainer:
+    """One run, from its first process to its last: `Trainer(config).run()`.
+
+    The trainer emulates nothing and trains nothing. It watches its workers, collects what they
+    report, writes metrics, asks the learner for checkpoints, and stops everything.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Look at everything that can be wrong before anything starts.
+
+        Args:
+            config: `run_dir` is set. With `resume` it holds the run to go on with.
+
+        Raises:
+            envs.UnknownEnvError, ValueError: the environment cannot be trained.
+            MemoryError: /dev/shm is too small for the trajectory buffer.
+            checkpoint.CheckpointError: there is nothing to resume.
+        """
+        self.config = config
+        self.run_dir = Path(config.run_dir)
+        self.metrics = RunMetrics()
+        self.resumed = checkpoint.load_latest(self.run_dir) if config.resume else None
+        self.shared = self._make_shared(envs.describe(config.env, config.frameskip))
+        self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
+        self._started_s = time.monotonic()
+        self._first_frame = self.shared.progress.env_frames
+        self._signals: list[int] = []  # received; the handler only appends, the loop acts
+        self._lag_counts = np.zeros(1, np.int64)
+        self._best_saved = self.metrics.state()["best_episode_return_mean"]
+        self._last_checkpoint: str | None = None
+
+    def _make_shared(self, spec: envs.EnvSpec) -> Shared:
+        config = self.config
+        atexit.register(unlink_segments, os.getpid())  # however this process ends, but for SIGKILL
+        for name in sweep_stale_segments():
+            log.warning("removed %s, which a dead run had left in shared memory", name)
+        slot_spec = SlotSpec(
+            config.rollout_length,
+            config.envs_per_split,
+            spec.obs_shape,
+            spec.obs_dtype,
+            config.rnn_size,
+        )
+        stop = StopFlag()
+        buffer = TrajectoryBuffer(config.num_slots, slot_spec, debug=config.debug_buffers)
+        progress = Progress(config.num_workers, config.num_policy_workers, spec.frameskip)
+        if self.resumed is not None:
+            progress.env_steps[-1] = self.resumed.state["counters"]["env_steps"]
+            self.metrics.load_state(self.resumed.state["metrics"], env_frames=progress.env_frames)
+        return Shared(
+            config,
+            spec.num_actions,
+            stop,
+            buffer,
+            make_channels(config, stop),
+            Weights(),
+            progress,
+        )
+
+    def run(self) -> Summary:
+        """Train until a limit, a signal or a failure.
+
+        Raises:
+            crew.WorkerError: a component failed. A checkpoint was written first if the learner was
+                still there to do it.
+        """
+        config = self.config
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        config.save(self.run_dir / "config.json")
+        resume_frames = self._first_frame if self.resumed else None
+        resume_path = str(self.resumed.path) if self.resumed else None
+        with ExitStack() as stack:
+            stack.callback(unlink_segments, os.getpid())
+            stack.enter_context(self._signals_noted())
+            display = stack.enter_context(
+                make_display(
+                    sys.stdout.isatty(),
+                    title=f"{config.env}  {self.run_dir}",
+                    train_seconds=self._time_limit(),
+                    train_frames=config.train_frames or None,
+                )
+            )
+            stack.enter_context(_logging_to(self.run_dir / "log.txt", display))
+            writer = stack.enter_context(MetricsWriter(self.run_dir, resume_frames=resume_frames))
+            log.info("training %s in %s", config.env, self.run_dir)
+            if resume_path:
+                log.info("going on from %s", resume_path)
+            try:
+                self.crew.start(resume_path)
+                self._supervise(display, writer)
+            finally:
+                self._stop()
+                self._report(display, writer)
+        return self._summary()
+
+    def _supervise(self, display: Display, writer: MetricsWriter) -> None:
+        config = self.config
+        next_report = time.monotonic() + config.report_seconds
+        next_checkpoint = time.monotonic() + config.checkpoint_seconds
+        while not (reason := self._end_reason()):
+            self.crew.advance()
+            self._collect()
+            now = time.monotonic()
+            if now >= next_report:
+                next_report = now + config.report_seconds
+                self._report(display, writer)
+            if now >= next_checkpoint:
+                next_checkpoint = now + config.checkpoint_seconds
+                self._request_checkpoint()
+        log.info("stopping: %s", reason)
+
+    def _end_reason(self) -> str | None:
+        config = self.config
+        if self._signals:
+            return signal.Signals(self._signals[0]).name
+        if 0 < config.train_seconds <= time.monotonic() - self._started_s:
+            return f"train_seconds={config.train_seconds:g} have passed"
+        if 0 < config.train_frames <= self.shared.progress.env_frames:
+            return f"train_frames={config.train_frames} are reached"
+        return None
+
+    def _collect(self) -> None:
+        for report in self.crew.take_reports():
+            match report:
+                case EpisodeEnded(episode_return, length):
+                    self.metrics.add_episode(episode_return, length)
+                case LearnerReport(metrics, lag_counts):
+                    self.metrics.add_learner_stats(metrics)
+                    self._lag_counts = self._lag_counts + np.asarray(lag_counts)
+                case CheckpointSaved(path):
+                    self._last_checkpoint = path
+                    log.info("checkpoint: %s", path)
+                case Notice(text):
+                    log.info("%s", text)
+
+    def _report(self, display: Display, writer: MetricsWriter) -> None:
+        progress, config = self.shared.progress, self.config
+        counts = (config.num_workers, config.num_policy_workers, 1)
+        first = 0
+        totals = {}
+        for (component, stages), count in zip(COMPONENT_STAGES.items(), counts, strict=True):
+            totals[component] = progress.stage_seconds(slice(first, first + count), stages)
+            first += count
+        record = self.metrics.record(
+            env_frames=progress.env_frames,
+            env_steps=progress.total_env_steps,
+            stage_totals=totals,
+            dropped_reports=self.crew.dropped_reports,
+        )
+        writer.write(record, self._lag_counts.tolist())
+        display.update(record)
+        self._lag_counts = np.zeros(1, np.int64)
+
+    def _request_checkpoint(self) -> None:
+        """Ask for a checkpoint, which is also the best one if the score is a new best."""
+        state = self.metrics.state()
+        best = state["best_episode_return_mean"]
+        is_best = best is not None and (self._best_saved is None or best > self._best_saved)
+        self.crew.request_checkpoint(CheckpointRequest(state, best if is_best else None))
+        if is_best:
+            self._best_saved = best
+
+    def _stop(self) -> None:
+        self._collect()
+        self._request_checkpoint()
+        self.crew.stop()
+        self._collect()
+        log.info("last checkpoint: %s", self._last_checkpoint or "none, training had not begun")
+
+    def _summary(self) -> Summary:
+        progress = self.shared.progress
+        seconds = time.monotonic() - self._started_s
+        state = self.metrics.state()
+        returns = state["episode_returns"]
+        return Summary(
+            env_frames=progress.env_frames,
+            env_steps=progress.total_env_steps,
+            seconds=round(seconds, 3),
+            frames_per_s=round((progress.env_frames - self._first_frame) / seconds, 1),
+            episodes=state["episodes"],
+            episode_return_mean=sum(returns) / len(returns) if returns else None,
+            run_dir=str(self.run_dir),
+        )
+
+    def _time_limit(self) -> float | None:
+        """The run's `time_s`, which counts earlier starts, at which --train-seconds end."""
+        if not self.config.train_seconds:
+            return None
+        return self.metrics.state()["time_s"] + self.config.train_seconds
+
+    @contextmanager
+    def _signals_noted(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run in order; the second one kills the children at once."""
+
+        def note(signum: int, _frame: FrameType | None) -> None:
+            self._signals.append(signum)
+            if len(self._signals) > 1:
+                self.crew.kill()
+
+        previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+
+
+@contextmanager
+def _logging_to(path: Path, display: Display) -> Iterator[None]:
+    """Log lines go to the run's log file and to the terminal while the run lasts."""
+    file_handler = logging.FileHandler(path)
+    file_handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    handlers = (file_handler, display.log_handler)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+        root.setLevel(level)
+        file_handler.close()
