@@ -11,6 +11,22 @@ through lock-free queues. One role, one module, one loop (`step`): rollout_worke
 policy_worker.py, learner.py. crew.py puts them in processes, trainer.py watches over them.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from sfrl.config import Config, ConfigError
 
-__all__ = ["Config", "ConfigError"]
+if TYPE_CHECKING:
+    from sfrl.trainer import Summary, Trainer
+
+__all__ = ["Config", "ConfigError", "Summary", "Trainer"]
+
+
+def __getattr__(name: str) -> object:
+    """Trainer on demand: every worker process imports this package and none needs it."""
+    if name in ("Summary", "Trainer"):
+        from sfrl import trainer
+
+        return getattr(trainer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -50,6 +50,7 @@ def parse(argv: Sequence[str]) -> Config:
     # What the defaults depend on must be known before the flags are read for good.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--env")
+    first.add_argument("--loss", default=Config.loss)
     first.add_argument("--run-dir", "--run_dir")
     first.add_argument("--resume", action="store_true")
     known, _ = first.parse_known_args(argv)
@@ -59,7 +60,7 @@ def parse(argv: Sequence[str]) -> Config:
             Config.load(run_dir / "config.json"), run_dir=str(run_dir), train_seconds=0.0
         )
     else:
-        defaults = defaults_for(known.env or Config.env)
+        defaults = defaults_for(known.env or Config.env, known.loss)
     config = tyro.cli(
         Config, args=list(argv), default=defaults, description="Train an agent. See README.md."
     )

@@ -4,25 +4,22 @@ Only the encoder computes in low precision: under `torch.autocast` in the learne
 are float32, and with bfloat16 parameters in the copy that acts (`ActorCritic.inference_copy`). Both
 round the same weights in the same places. GRU, heads and everything they return are float32.
 
-`make_model` knows the encoders by name. docs/adding-a-model.md shows how to bring your own.
+The encoders are in encoders.py. docs/adding-a-model.md shows how to bring your own.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfrl.encoders import init_orthogonal, make_encoder
 from sfrl.losses import masked_mean
-
-HIDDEN_GAIN = math.sqrt(2)
 
 
 class PolicyOutput(NamedTuple):
@@ -64,8 +61,8 @@ class ActorCritic(nn.Module):
         self.core = _make_gru(num_features, rnn_size) if rnn_size else None
         self.policy_head = nn.Linear(rnn_size or num_features, num_actions)
         self.value_head = ValueHead(rnn_size or num_features, normalize_returns)
-        _init_orthogonal(self.policy_head, gain=0.01)
-        _init_orthogonal(self.value_head, gain=1.0)
+        init_orthogonal(self.policy_head, gain=0.01)
+        init_orthogonal(self.value_head, gain=1.0)
 
     @torch.inference_mode()
     def step(self, obs: Tensor, rnn_state: Tensor | None = None) -> PolicyOutput:
@@ -191,139 +188,6 @@ class ValueHead(nn.Module):
         self.weight.copy_(new_weight)
 
 
-class NatureCNN(nn.Module):
-    """Three convolutions and a layer of 512 (Mnih et al. 2015, doi:10.1038/nature14236).
-
-    The first, 8x8 with stride 4, is computed as a 2x2 convolution with stride 1 over 4x4 blocks of
-    pixels taken as channels: the same sums. Blocks are moved while they are still uint8, and have
-    the 64 channels that CPUs' and GPUs' matrix units want instead of 4.
-    """
-
-    def __init__(self, obs_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        channels, height, width = obs_shape
-        if min(height, width) < 36:
-            raise ValueError(
-                f"nature_cnn needs images of at least 36x36 pixels, got {height}x{width}; "
-                f"choose --model=impala_resnet or --model=mlp"
-            )
-        self.conv1 = nn.Conv2d(channels, 32, 8, stride=4)
-        self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
-        self.conv3 = nn.Conv2d(64, 64, 3)
-        height, width = (((size // 4 - 1) - 4) // 2 + 1 - 2 for size in (height, width))
-        self.linear = nn.Linear(64 * height * width, 512)
-        _init_orthogonal(self, HIDDEN_GAIN)
-
-    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        blocks = _space_to_depth(obs).to(dtype)  # [B, 16*C, H/4, W/4]
-        # The pixels' scale of 1/255 is put on the 8k weights rather than on the image.
-        weight = self.conv1.weight.to(dtype) / 255  # [32, C, 8, 8]
-        weight = weight.view(32, -1, 2, 4, 2, 4).permute(0, 2, 4, 1, 3, 5).reshape(32, 2, 2, -1)
-        x = F.conv2d(blocks, weight.permute(0, 3, 1, 2), self.conv1.bias).relu_()
-        x = self.conv2(x).relu_()
-        x = self.conv3(x).relu_()
-        # Flattened in the order of channels_last, the one it lies in; no copy.
-        return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
-
-
-def _space_to_depth(obs: Tensor) -> Tensor:
-    """uint8 [B, C, H, W] -> [B, 16*C, H//4, W//4] in channels_last: blocks of 4x4 as channels.
-
-    Channels are ordered (c, row in block, column in block). Rows and columns that fill no block are
-    dropped, as by a convolution with stride 4. Four neighbouring pixels move as one int32, and rows
-    of blocks are laid out first: 10 us per 84x84x4 image on one core, against 100 us byte by byte.
-    """
-    batch_size, channels = obs.shape[:2]
-    height, width = obs.shape[2] // 4, obs.shape[3] // 4
-    pixels = obs[..., : 4 * height, : 4 * width].contiguous().view(torch.int32)  # [B, C, 4h, w]
-    block_rows = pixels.view(batch_size, channels, height, 4, width).transpose(1, 2)
-    blocks = block_rows.reshape(batch_size * height, 4 * channels, width).transpose(1, 2)
-    return (
-        blocks.contiguous()
-        .view(torch.uint8)
-        .view(batch_size, height, width, 16 * channels)
-        .permute(0, 3, 1, 2)
-    )
-
-
-class ImpalaResNet(nn.Module):
-    """IMPALA's deep network without the LSTM (Espeholt et al. 2018, arXiv:1802.01561, figure 3)."""
-
-    def __init__(self, obs_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        in_channels, height, width = obs_shape
-        self.sections = nn.Sequential()
-        for channels, input_scale in ((16, 1 / 255), (32, 1.0), (32, 1.0)):
-            self.sections.append(_ImpalaSection(in_channels, channels, input_scale))
-            in_channels, height, width = channels, (height + 1) // 2, (width + 1) // 2
-        self.linear = nn.Linear(32 * height * width, 256)
-        _init_orthogonal(self, HIDDEN_GAIN)
-        for block in self.modules():
-            if isinstance(block, _ResidualBlock):
-                # Blocks start as the identity; otherwise six of them make features of size 25.
-                nn.init.zeros_(block.conv2.weight)
-
-    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        x = self.sections(obs.contiguous(memory_format=torch.channels_last).to(dtype)).relu_()
-        return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
-
-
-class _ImpalaSection(nn.Module):
-    """Convolution, pooling that halves the image, and two residual blocks."""
-
-    def __init__(self, in_channels: int, channels: int, input_scale: float) -> None:
-        super().__init__()
-        self.input_scale = input_scale
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.blocks = nn.Sequential(_ResidualBlock(channels), _ResidualBlock(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.conv.weight.to(x.dtype) * self.input_scale  # fewer numbers than the image
-        x = F.conv2d(x, weight, self.conv.bias, padding=1)
-        outputs: Tensor = self.blocks(F.max_pool2d(x, 3, stride=2, padding=1))
-        return outputs
-
-
-class _ResidualBlock(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual: Tensor = self.conv2(self.conv1(x.relu()).relu_())
-        return x + residual
-
-
-class MLP(nn.Module):
-    """Two tanh layers of 64, shared by policy and value. Images are flattened."""
-
-    def __init__(self, obs_shape: tuple[int, ...], obs_is_image: bool) -> None:
-        super().__init__()
-        self.obs_is_image = obs_is_image
-        self.linear1 = nn.Linear(math.prod(obs_shape), 64)
-        self.linear2 = nn.Linear(64, 64)
-        _init_orthogonal(self, HIDDEN_GAIN)
-
-    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        x = _scaled(obs, dtype, self.obs_is_image).flatten(1)
-        x = self.linear1(x).tanh()
-        return torch.tanh(self.linear2(x))
-
-
-class UserEncoder(nn.Module):
-    """A user's module, which gets observations as floats, images scaled to [0, 1]."""
-
-    def __init__(self, net: nn.Module, obs_is_image: bool) -> None:
-        super().__init__()
-        self.net = net
-        self.obs_is_image = obs_is_image
-
-    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        features: Tensor = self.net(_scaled(obs, dtype, self.obs_is_image))
-        return features
-
-
 def make_model(
     name: str,
     obs_shape: Sequence[int],
@@ -345,53 +209,13 @@ def make_model(
     """
     shape = tuple(obs_shape)
     return ActorCritic(
-        _make_encoder(name, shape, obs_is_image),
+        make_encoder(name, shape, obs_is_image),
         shape,
         num_actions,
         obs_is_image=obs_is_image,
         rnn_size=rnn_size,
         normalize_returns=normalize_returns,
     )
-
-
-def _make_encoder(name: str, obs_shape: tuple[int, ...], obs_is_image: bool) -> nn.Module:
-    if ":" in name:
-        return UserEncoder(_user_class(name)(obs_shape), obs_is_image)
-    if name == "mlp":
-        return MLP(obs_shape, obs_is_image)
-    cnns: dict[str, type[NatureCNN | ImpalaResNet]] = {
-        "nature_cnn": NatureCNN,
-        "impala_resnet": ImpalaResNet,
-    }
-    if name not in cnns:
-        raise ValueError(
-            f"model={name!r} is none of {', '.join([*cnns, 'mlp'])}; "
-            f"name an encoder of your own as module:Class"
-        )
-    if not obs_is_image or len(obs_shape) != 3:
-        kind = "uint8" if obs_is_image else "not uint8 pixels"
-        raise ValueError(
-            f"model={name} needs uint8 images [C, H, W], but observations are {list(obs_shape)}, "
-            f"{kind}; choose --model=mlp"
-        )
-    return cnns[name](obs_shape)
-
-
-def _user_class(path: str) -> type[nn.Module]:
-    """The class at "module:Class"."""
-    module_name, _, class_name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except ImportError as error:
-        raise ValueError(
-            f"model={path}: cannot import {module_name!r} ({error}); "
-            f"it must be importable from here, e.g. a file beside train.py"
-        ) from error
-    except AttributeError as error:
-        raise ValueError(f"model={path}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"model={path}: {class_name} must be a subclass of torch.nn.Module")
-    return found
 
 
 @torch.no_grad()
@@ -415,18 +239,6 @@ def _make_gru(input_size: int, rnn_size: int) -> nn.GRUCell:
     nn.init.zeros_(gru.bias_ih)
     nn.init.zeros_(gru.bias_hh)
     return gru
-
-
-def _init_orthogonal(module: nn.Module, gain: float) -> None:
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.orthogonal_(layer.weight, gain)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
-
-
-def _scaled(obs: Tensor, dtype: torch.dtype, obs_is_image: bool) -> Tensor:
-    return obs.to(dtype) / 255 if obs_is_image else obs.to(dtype)
 
 
 def pick_precision(model: ActorCritic, obs: Tensor, repeats: int = 5) -> torch.dtype:

@@ -6,14 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfrl.model import (
-    ActorCritic,
-    ImpalaResNet,
-    NatureCNN,
-    ValueHead,
-    make_model,
-    pick_precision,
-)
+from sfrl.encoders import ImpalaResNet, NatureCNN
+from sfrl.model import ActorCritic, ValueHead, make_model, pick_precision
 
 IMAGE = (4, 84, 84)
 NUM_ACTIONS = 6
