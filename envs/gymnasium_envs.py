@@ -100,16 +100,15 @@ def describe_gymnasium(env_id: str) -> EnvSpec:
 
 
 def _make(env_id: str, render: bool) -> Env:
+    env: Env = gymnasium.make(env_id, disable_env_checker=True)
     if not render:
-        return gymnasium.make(env_id, disable_env_checker=True)
-    env: Env = gymnasium.make(env_id, disable_env_checker=True, render_mode="rgb_array")
-    if "rgb_array" not in env.metadata.get("render_modes", []):
-        env.close()
-        raise ValueError(
-            f"{env_id} can't be shown: its render_modes {env.metadata.get('render_modes', [])} "
-            "lack 'rgb_array'"
-        )
-    return env
+        return env
+    env.close()
+    # Asked first: an environment that can't be shown may take no render_mode at all.
+    render_modes = env.metadata.get("render_modes", [])
+    if "rgb_array" not in render_modes:
+        raise ValueError(f"{env_id} can't be shown: its {render_modes=} lack 'rgb_array'")
+    return gymnasium.make(env_id, disable_env_checker=True, render_mode="rgb_array")
 
 
 def _observation_layout(

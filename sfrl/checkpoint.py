@@ -133,7 +133,8 @@ def load_latest(run_dir: Path | str) -> Checkpoint:
         except CheckpointError as error:
             log.warning("%s; trying the one before it", error)
     raise CheckpointError(
-        f"{_folder(run_dir)} has no checkpoint that can be read; start anew without --resume"
+        f"{_folder(run_dir)} has no checkpoint that can be read; train a run first, or name "
+        "another with --run-dir"
     )
 
 

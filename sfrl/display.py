@@ -111,7 +111,8 @@ class PanelDisplay(Display):
         if (score := record["episode_return_mean"]) is not None:
             self._scores.append(score)
         body = Group(self._numbers(record), Text(), _time_bars(record))
-        title = f"sfrl · {self._title}" if self._title else "sfrl"
+        # Text, not markup: the title may hold a path with brackets.
+        title = Text(f"sfrl · {self._title}" if self._title else "sfrl")
         self._live.update(Panel(body, title=title, expand=False), refresh=True)
 
     def close(self) -> None:

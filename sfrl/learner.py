@@ -16,6 +16,7 @@ from sfrl import checkpoint, distributions, losses
 from sfrl.channels import Channels
 from sfrl.config import Config
 from sfrl.index_queue import pack, unpack
+from sfrl.metrics import LEARNER_COUNTERS
 from sfrl.model import ActorCritic
 from sfrl.process import CheckpointRequest, CheckpointSaved, LearnerReport, Mailbox, Report
 from sfrl.progress import Progress
@@ -284,7 +285,9 @@ class Learner:
 
     def _report(self, stats: list[Tensor], lags: Tensor) -> None:
         table = torch.stack(stats).cpu().numpy()  # [updates, len(STATS)]; the only sync per batch
-        metrics = {name: float(table[:, i].mean()) for i, name in enumerate(STATS)}
+        applied = table[np.isfinite(table).all(axis=1)]  # what was skipped must not hide the rest
+        means = applied.mean(axis=0).tolist() if len(applied) else []
+        metrics: dict[str, float] = dict(zip(STATS, means, strict=False))
         self.dropped_rows += int(np.nansum(table[:, STATS.index("dropped_rows")]))
         counts = torch.bincount(lags.clamp(max=MAX_REPORTED_LAG), minlength=MAX_REPORTED_LAG + 1)
         metrics |= {
@@ -306,7 +309,10 @@ class Learner:
         if not requests:
             return
         request = requests[-1]  # the newest knows all that the earlier ones knew
-        state = self.state() | {"metrics": request.metrics}
+        state = self.state()
+        # The trainer asked some batches ago: its counters are behind the weights saved here.
+        counters = {name: state["counters"][name] for name in LEARNER_COUNTERS}
+        state["metrics"] = {**request.metrics, "counters": counters}
         path = checkpoint.save(
             self.config.run_dir, state, self.progress.env_frames, keep=self.config.keep_checkpoints
         )

@@ -1,12 +1,15 @@
-"""Player: a trained network that plays whole episodes in the environment it was trained in."""
+"""A trained network that plays, and the screens that show it: a video file and a window."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium
+import imageio_ffmpeg
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,6 +22,25 @@ from sfrl.model import make_model
 
 _DEFAULT_FPS = 30.0  # of a Gymnasium environment that names none
 _CONSOLE_FPS = 60.0  # of the Atari 2600
+
+# libx264 in yuv420p is what every player plays; it needs even sizes. A palette of its own for
+# each picture keeps a game's few colours exact, and ffmpeg can write a GIF as its pictures come.
+_VIDEO_OPTIONS: dict[str, dict[str, Any]] = {  # ffmpeg's, by the file's ending
+    ".mp4": {
+        "codec": "libx264",
+        "quality": 8,
+        "output_params": ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"],
+    },
+    ".gif": {
+        "codec": "gif",
+        "pix_fmt_out": "pal8",
+        "quality": None,
+        "output_params": [
+            "-filter_complex",
+            "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none",
+        ],
+    },
+}
 
 
 class Moment(NamedTuple):
@@ -45,16 +67,16 @@ class Player:
         deterministic: bool = False,  # take the likeliest action rather than sample
         render: bool = False,
     ) -> None:
-        """Raises ValueError if the weights do not fit the model that `config` describes."""
-        spec = envs.describe(config.env, config.frameskip)
-        model = make_model(
-            config.model,
-            spec.obs_shape,
-            spec.num_actions,
-            obs_is_image=spec.obs_dtype == "uint8",
-            rnn_size=config.rnn_size,
-            normalize_returns=config.normalize_returns,
-        )
+        """Raises ValueError if the environment cannot be made, or the weights do not fit it."""
+        with closing(make_env(config, seed, render=render)) as env:
+            model = make_model(
+                config.model,
+                env.observation_space.shape,
+                int(env.action_space.n),
+                obs_is_image=env.observation_space.dtype == np.uint8,
+                rnn_size=config.rnn_size,
+                normalize_returns=config.normalize_returns,
+            )
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -113,3 +135,69 @@ def real_fps(config: Config) -> float:
         return _CONSOLE_FPS / config.frameskip
     with closing(gymnasium.make(config.env, disable_env_checker=True)) as env:
         return float(env.metadata.get("render_fps") or _DEFAULT_FPS)
+
+
+class Screen(Protocol):
+    def show(self, picture: NDArray[np.uint8]) -> None:
+        """Show the next picture, [H, W, 3]; all have one size."""
+
+    def close(self) -> None: ...
+
+
+class Video:
+    """A video file that grows by a picture at a time; there is none before the first."""
+
+    def __init__(self, path: str, fps: float) -> None:
+        self.path = path
+        self.fps = fps
+        self._writer: Generator[None, NDArray[np.uint8] | None, None] | None = None
+
+    def show(self, picture: NDArray[np.uint8]) -> None:
+        if self._writer is None:
+            height, width, _ = picture.shape
+            options = _VIDEO_OPTIONS[Path(self.path).suffix]
+            self._writer = imageio_ffmpeg.write_frames(
+                self.path, (width, height), fps=self.fps, macro_block_size=1, **options
+            )
+            self._writer.send(None)
+        self._writer.send(np.ascontiguousarray(picture))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Window:
+    """A window that shows `fps` pictures a second. Raises ValueError if there is no display."""
+
+    def __init__(self, title: str, fps: float) -> None:
+        import pygame
+
+        self.title = title
+        self.fps = fps
+        self._pygame = pygame
+        self._clock = pygame.time.Clock()
+        try:
+            pygame.display.init()
+        except pygame.error as error:
+            raise ValueError(f"window=True: {error}; use --video=FILE.mp4") from error
+        if pygame.display.get_driver() == "offscreen":  # SDL's last resort: drawn, never shown
+            raise ValueError("window=True needs a display, and none is set; use --video=FILE.mp4")
+
+    def show(self, picture: NDArray[np.uint8]) -> None:
+        pygame = self._pygame
+        height, width, _ = picture.shape
+        if not pygame.display.get_surface():
+            # Not only the first time: Gymnasium's own games quit pygame when they are closed.
+            pygame.display.init()
+            pygame.display.set_mode((width, height), pygame.SCALED | pygame.RESIZABLE)
+            pygame.display.set_caption(self.title)
+        image = pygame.image.frombuffer(np.ascontiguousarray(picture), (width, height), "RGB")
+        pygame.display.get_surface().blit(image, (0, 0))
+        pygame.display.flip()
+        if pygame.event.get(pygame.QUIT):
+            signal.raise_signal(signal.SIGINT)
+        self._clock.tick(self.fps)
+
+    def close(self) -> None:
+        self._pygame.quit()

@@ -73,9 +73,9 @@ def test_only_the_newest_three_are_kept_and_best_stays(tmp_path):
 
 
 def test_newest_is_by_frames_not_by_name(tmp_path):
-    checkpoint.save(tmp_path, make_state(1), 999_999_999_999)
-    checkpoint.save(tmp_path, make_state(2), 1_000_000_000_000)
-    assert checkpoint.load_latest(tmp_path).state["counters"]["learner_steps"] == 2
+    older = checkpoint.save(tmp_path, make_state(), 999_999_999_999)
+    newer = checkpoint.save(tmp_path, make_state(), 1_000_000_000_000)
+    assert checkpoint.latest_paths(tmp_path) == [newer, older]
 
 
 def test_a_resumed_run_drops_the_checkpoints_of_the_course_it_left(tmp_path):

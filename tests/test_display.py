@@ -150,6 +150,14 @@ def test_panel_can_show_a_record_in_which_nothing_is_known():
     assert "env_step -" in output.getvalue()
 
 
+def test_brackets_in_the_title_are_shown_as_they_are():
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, color_system=None, width=140)
+    with make_display(True, title="runs/a[/b]", console=console) as display:
+        display.update(make_record())
+    assert "sfrl · runs/a[/b]" in output.getvalue()
+
+
 def test_a_bar_is_full_however_its_parts_round():
     shares = {"wait_requests": 0.4, "gather": 0.15, "forward": 0.15, "scatter": 0.15}
     shares["refresh_weights"] = 0.15
@@ -169,11 +177,11 @@ def test_log_lines_stand_whole_above_the_panel():
     with display:
         display.update(make_record())
         logger.warning("worker [bold]3[/] %s", "is slow")
+        lines = output.getvalue().splitlines()
     logger.removeHandler(display.log_handler)
-    lines = output.getvalue().splitlines()
     (at,) = [index for index, line in enumerate(lines) if "worker [bold]3[/] is slow" in line]
     assert "│" not in lines[at]
-    assert any("sfrl · Pong" in line for line in lines[at:])  # drawn again below
+    assert any("sfrl · Pong" in line for line in lines[at:])  # drawn again below, at once
 
 
 def test_closing_twice_is_harmless():

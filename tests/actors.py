@@ -1,0 +1,29 @@
+"""Rollout and policy workers that gather real experience in this thread."""
+
+from sfrl.crew import Shared, make_policy_worker, make_rollout_worker
+from sfrl.index_queue import unpack
+from sfrl.process import Mailbox
+
+
+class Actors:
+    """The workers of a run but for the learner, who has published its weights before."""
+
+    def __init__(self, shared: Shared) -> None:
+        config = shared.config
+        self.trajectories = shared.channels.trajectories
+        self.policy_workers = [
+            make_policy_worker(shared, i) for i in range(config.num_policy_workers)
+        ]
+        self.rollout_workers = [
+            make_rollout_worker(shared, i, Mailbox()) for i in range(config.num_workers)
+        ]
+
+    def collect(self, num_slots: int) -> list[int]:
+        """The next full slots, which are the caller's from then on; no more than there are."""
+        slots: list[int] = []
+        while len(slots) < num_slots:
+            steps = [worker.step() for worker in self.policy_workers + self.rollout_workers]
+            full = self.trajectories.get_many(num_slots - len(slots))
+            assert full or any(steps), f"{len(slots)} slots are full, and nothing is left to do"
+            slots += [unpack(message)[0] for message in full]
+        return slots

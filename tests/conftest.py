@@ -1,0 +1,21 @@
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sfrl.config import Config
+from sfrl.crew import Shared
+from sfrl.shared_memory import unlink_segments
+from sfrl.trainer import Trainer
+
+
+@pytest.fixture
+def make_shared(tmp_path: Path) -> Iterator[Callable[..., Shared]]:
+    """Makes what the processes of a run share, without the processes: `make_shared(seed=3)`."""
+
+    def make(**settings: object) -> Shared:
+        return Trainer(Config(run_dir=str(tmp_path), **settings)).shared
+
+    yield make
+    unlink_segments(os.getpid())

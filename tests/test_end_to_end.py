@@ -1,0 +1,113 @@
+"""Whole runs: the same seed in one thread, and train.py on Pong, stopped and resumed."""
+
+import itertools
+import math
+
+import pytest
+
+from sfrl import checkpoint
+from sfrl.config import Config
+from sfrl.trainer import Summary, Trainer
+from tests.runs import metrics, run_training
+
+CATCH = {
+    "env": "tests.tiny_envs:Catch-v0",
+    "frameskip": 1,
+    "model": "mlp",
+    "num_workers": 2,
+    "num_policy_workers": 2,
+    "envs_per_worker": 8,
+    "rollout_length": 8,
+    "batch_size": 64,
+    "minibatches": 2,
+    "train_frames": 4000,
+}
+PONG = {
+    "env": "Pong",
+    "model": "nature_cnn",
+    "num_workers": 1,
+    "envs_per_worker": 4,
+    "rollout_length": 8,
+    "batch_size": 32,
+    "minibatches": 1,
+    "train_frames": 2000,
+}
+
+
+def train_serially(run_dir, seed: int, **settings) -> tuple[Summary, dict]:
+    """A run in this thread: how it ended, and its last checkpoint."""
+    config = Config(serial=True, seed=seed, run_dir=str(run_dir), precision="float32", **settings)
+    summary = Trainer(config).run()
+    return summary, checkpoint.load_latest(run_dir).state
+
+
+@pytest.mark.parametrize(
+    "settings", [CATCH, {**CATCH, "rnn_size": 8}, PONG], ids=["Catch", "Catch with a GRU", "Pong"]
+)
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path, settings):
+    summary, first = train_serially(tmp_path / "1", seed=5, **settings)
+    _, again = train_serially(tmp_path / "2", seed=5, **settings)
+    _, other = train_serially(tmp_path / "3", seed=6, **settings)
+    assert first["counters"]["learner_steps"] >= 8
+    assert first["counters"] == again["counters"]
+    assert summary.env_frames == first["counters"]["env_frames"] >= settings["train_frames"]
+    weights, others = first["model"], other["model"]
+    assert all(weights[name].equal(again["model"][name]) for name in weights)
+    assert not any(weights[name].equal(others[name]) for name in weights)
+
+
+TINY_PONG = (
+    "--env=Pong",
+    "--num-workers=1",
+    "--envs-per-worker=8",
+    "--rollout-length=8",
+    "--batch-size=32",
+    "--minibatches=2",
+    "--epochs=1",
+    "--learning-rate=0.001",
+    "--report-seconds=0.3",
+    "--max-episode-frames=200",
+)
+
+
+def test_train_py_learns_from_pong_and_goes_on_where_it_stopped(tmp_path):
+    run_dir = tmp_path / "pong"
+    ended = run_training(run_dir, *TINY_PONG, "--train-frames=2400")
+    assert ended.code == 0, ended.stderr
+    first, records = ended.summary, metrics(run_dir)
+    assert first["env_frames"] == 4 * first["env_steps"] >= 2400
+    assert first["episodes"] > 0
+    assert -21 <= first["episode_return_mean"] <= 21
+    assert first["run_dir"] == str(run_dir)
+    last = records[-1]
+    assert last["learner_steps"] >= 8
+    for name in ("policy_loss", "value_loss", "entropy", "grad_norm", "policy_lag_mean"):
+        assert math.isfinite(_newest(records, name)), name
+    assert _newest(records, "entropy") < math.log(6)
+
+    stopped = checkpoint.load_latest(run_dir).state
+    stopped_frames = stopped["counters"]["env_frames"]
+    ended = run_training(run_dir, "--resume", "--train-frames=4800")
+    assert ended.code == 0, ended.stderr
+    second, all_records = ended.summary, metrics(run_dir)
+    kept = [record for record in records if record["env_frames"] <= stopped_frames]
+    resumed = all_records[len(kept) :]
+    assert all_records[: len(kept)] == kept
+    assert second["env_frames"] >= 4800
+    assert second["episodes"] > stopped["metrics"]["episodes"]
+    for name in ("env_frames", "env_steps", "learner_steps"):
+        values = [record[name] for record in all_records]
+        assert values == sorted(values), name
+    for name in ("time_s", "episodes"):
+        assert resumed[0][name] >= stopped["metrics"][name] > 0
+    assert resumed[0]["learner_steps"] >= stopped["counters"]["learner_steps"] >= 8
+    # The schedule, now to 4800 frames, goes on from the frames that the first start had reached.
+    rates = [record["learning_rate"] for record in resumed if record["learning_rate"] is not None]
+    assert 0 < max(rates) <= 0.001 * (1 - stopped_frames / 4800)
+    assert all(before >= after for before, after in itertools.pairwise(rates))
+    last = checkpoint.load_latest(run_dir).state
+    assert last["counters"]["learner_steps"] == all_records[-1]["learner_steps"]
+
+
+def _newest(records: list[dict], name: str) -> float:
+    return next(r[name] for r in reversed(records) if r[name] is not None)

@@ -1,0 +1,395 @@
+"""enjoy.py as users call it, and the player and the screens that it is made of."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import warnings
+from contextlib import contextmanager
+from itertools import islice
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+
+import envs
+from sfrl import checkpoint
+from sfrl.config import Config
+from sfrl.model import make_model
+from sfrl.player import Player, Video, Window, make_env, real_fps
+from sfrl.rollout_worker import Split
+from tests.runs import ROOT, TIMEOUT_S, TINY, interrupt, run_training
+
+EXIT_USAGE = 2
+PONG = Config(env="Pong", model="nature_cnn")
+CARTPOLE = Config(env="CartPole-v1", model="mlp", frameskip=1)
+
+
+def start_enjoy(cwd, *flags, **environment):
+    """`enjoy.py` with these flags, and no display but for what `environment` says."""
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    inherited = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "enjoy.py"), *flags],
+        cwd=cwd,
+        env=inherited | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def enjoy(cwd, *flags, **environment):
+    """`enjoy.py` from start to end: the JSON object that it prints last."""
+    process = start_enjoy(cwd, *flags, **environment)
+    stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, stderr
+    return json.loads(stdout.splitlines()[-1])
+
+
+def refusal(cwd, *flags):
+    """What `enjoy.py` says when it refuses these flags."""
+    process = start_enjoy(cwd, *flags)
+    stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == EXIT_USAGE, stderr
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    return stderr
+
+
+def fresh_weights(config, seed=0):
+    torch.manual_seed(seed)
+    spec = envs.describe(config.env, config.frameskip)
+    return make_model(
+        config.model,
+        spec.obs_shape,
+        spec.num_actions,
+        obs_is_image=spec.obs_dtype == "uint8",
+        rnn_size=config.rnn_size,
+    ).state_dict()
+
+
+def save_checkpoint(run_dir, config, weights):
+    state = {
+        "model": weights,
+        "optimizer": {},
+        "counters": {},
+        "config": dataclasses.asdict(config),
+        "rng": {},
+    }
+    return checkpoint.save(run_dir, state, env_frames=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in enjoy.py; on busy cores, threads that wait for each other take seconds."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with `runs/cartpole`, a run of train.py."""
+    folder = tmp_path_factory.mktemp("trained")
+    ended = run_training(folder / "runs/cartpole", *TINY, "--train-frames=3000")
+    assert ended.code == 0, ended.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pong(tmp_path_factory):
+    """A checkpoint of an agent that plays Pong badly."""
+    return save_checkpoint(tmp_path_factory.mktemp("pong"), PONG, fresh_weights(PONG))
+
+
+@contextmanager
+def opened(path):
+    """A reader of a video's pictures."""
+    with warnings.catch_warnings():
+        # imageio leaves the pipes from its ffmpeg to the garbage collector.
+        warnings.simplefilter("ignore", ResourceWarning)
+        with imageio.get_reader(path) as reader:
+            yield reader
+
+
+def play(player, index, max_steps=0):
+    return list(player.episode(index, max_steps))
+
+
+# --- the program ---
+def test_the_newest_run_is_played_and_the_last_line_is_a_summary(trained):
+    summary = enjoy(trained, "--episodes=3")
+    assert summary.keys() == {
+        "episodes",
+        "episode_return_mean",
+        "episode_return_std",
+        "episode_returns",
+        "video",
+    }
+    returns = summary["episode_returns"]
+    assert summary["episodes"] == len(returns) == 3
+    assert summary["episode_return_mean"] == pytest.approx(np.mean(returns))
+    assert summary["episode_return_std"] == pytest.approx(np.std(returns))
+    assert min(returns) >= 8  # what CartPole's poorest episodes have
+    assert summary["video"] is None
+
+
+def test_the_same_seed_gives_the_same_returns_however_flags_are_spelled(trained):
+    flags = ("--episodes=4", "--seed=5", "--deterministic")
+    first = enjoy(trained, "--run-dir=runs/cartpole", "--max-steps=200", *flags)
+    second = enjoy(trained, "--run_dir=runs/cartpole", "--max_steps=200", *flags)
+    assert first == second
+
+
+def test_deterministic_takes_the_likeliest_action_where_other_play_samples(tmp_path):
+    weights = fresh_weights(CARTPOLE)
+    weights["policy_head.weight"].zero_()
+    weights["policy_head.bias"].copy_(torch.tensor([0.0, 0.1]))  # a little more often right
+    path = save_checkpoint(tmp_path, CARTPOLE, weights)
+    always_right = enjoy(tmp_path, f"--checkpoint={path}", "--episodes=5", "--deterministic")
+    assert max(always_right["episode_returns"]) <= 11  # the cart runs away from under the pole
+    sampled = enjoy(tmp_path, f"--checkpoint={path}", "--episodes=5")
+    assert max(sampled["episode_returns"]) > 11
+
+
+def test_a_video_shows_every_picture_of_the_game_at_full_size(tmp_path, pong):
+    summary = enjoy(
+        tmp_path, f"--checkpoint={pong}", "--episodes=2", "--max-steps=40", "--video=pong.mp4"
+    )
+    assert summary["video"] == "pong.mp4"
+    with opened(tmp_path / "pong.mp4") as reader:
+        metadata = reader.get_meta_data()
+        pictures = np.stack(list(reader.iter_data()))
+    assert metadata["codec"] == "h264"
+    assert metadata["pix_fmt"].startswith("yuv420p")
+    assert metadata["fps"] == 15  # 60 frames a second, a decision every fourth
+    player = Player(PONG, fresh_weights(PONG), seed=0, render=True)
+    expected = np.stack([m.picture for i in range(2) for m in play(player, i, max_steps=40)])
+    assert pictures.shape == expected.shape == (82, 210, 160, 3)
+    assert np.abs(pictures.astype(int) - expected).mean() < 3  # the codec's loss
+
+
+def test_a_gif_holds_the_exact_colours_of_every_picture(tmp_path, pong):
+    enjoy(tmp_path, f"--checkpoint={pong}", "--episodes=1", "--max-steps=40", "--video=pong.gif")
+    with opened(tmp_path / "pong.gif") as reader:
+        pictures = np.stack(list(reader.iter_data()))
+        assert reader.get_meta_data()["duration"] == pytest.approx(1000 / 15, abs=10)
+    player = Player(PONG, fresh_weights(PONG), seed=0, render=True)
+    expected = np.stack([moment.picture for moment in play(player, 0, max_steps=40)])
+    np.testing.assert_array_equal(pictures[..., :3], expected)
+
+
+def test_ctrl_c_closes_the_video_and_sums_up_what_was_played(trained):
+    process = start_enjoy(trained, "--episodes=1000000", "--video=cut.mp4")
+    try:
+        for _ in range(2):
+            assert process.stdout.readline().startswith("episode ")
+        interrupt(process)
+        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0, stderr
+    assert "Traceback" not in stderr
+    summary = json.loads(stdout.splitlines()[-1])
+    assert summary["episodes"] == len(summary["episode_returns"]) >= 2
+    assert summary["video"] == "cut.mp4"
+    with opened(trained / "cut.mp4") as reader:
+        # CartPole's return counts its decisions, and each episode shows its start as well.
+        assert reader.count_frames() >= sum(summary["episode_returns"]) + summary["episodes"]
+
+
+def test_ctrl_c_at_start_up_leaves_no_video(tmp_path):
+    (tmp_path / "ctrl_c.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    config = dataclasses.replace(CARTPOLE, env="ctrl_c:CartPole-v1")  # imported to make the player
+    path = save_checkpoint(tmp_path, config, fresh_weights(CARTPOLE))
+    process = start_enjoy(
+        tmp_path, f"--checkpoint={path}", "--video=game.mp4", PYTHONPATH=str(tmp_path)
+    )
+    stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout) == {
+        "episodes": 0,
+        "episode_return_mean": None,
+        "episode_return_std": None,
+        "episode_returns": [],
+        "video": None,
+    }
+    assert not (tmp_path / "game.mp4").exists()
+
+
+def test_a_window_without_a_display_is_refused_with_a_remedy(tmp_path, pong):
+    message = refusal(tmp_path, f"--checkpoint={pong}", "--window", "--video=pong.mp4")
+    assert "needs a display" in message
+    assert "--video" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_window_shows_all_episodes_at_the_speed_asked_for(trained):
+    flags = ("--window", "--fps=100", "--episodes=2", "--max-steps=5")
+    assert enjoy(trained, *flags, SDL_VIDEODRIVER="dummy")["episode_returns"] == [5, 5]
+
+
+def test_all_wrong_flags_are_named_at_once(tmp_path):
+    message = refusal(
+        tmp_path, "--episodes=0", "--max-steps=-1", "--fps=nan", "--video=missing/game.avi"
+    )
+    for part in (
+        "episodes=0 must be at least 1",
+        "max_steps=-1 must be at least 0",
+        "fps=nan must be above 0",
+        "must end in .mp4 or .gif",
+        "cannot be written",
+    ):
+        assert part in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_run_the_remedy_is_to_train_one(tmp_path):
+    assert "no run in runs/; train one first" in refusal(tmp_path)
+    assert "nowhere/checkpoints has no checkpoint" in refusal(tmp_path, "--run-dir=nowhere")
+
+
+def test_a_damaged_checkpoint_is_refused_and_nothing_written(tmp_path, pong):
+    damaged = tmp_path / "damaged.pt"
+    content = bytearray(pong.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(content)
+    message = refusal(tmp_path, f"--checkpoint={damaged}", "--video=pong.mp4")
+    assert "damaged.pt is damaged" in message
+    assert list(tmp_path.iterdir()) == [damaged]
+
+
+# --- the player ---
+@pytest.mark.parametrize(
+    "config",
+    [
+        dataclasses.replace(PONG, frameskip=3, sticky_actions=0.25, max_episode_frames=300),
+        CARTPOLE,
+    ],
+    ids=lambda config: config.env,
+)
+def test_the_agent_sees_while_playing_what_it_saw_in_training(config):
+    config = dataclasses.replace(config, envs_per_worker=1, num_splits=1, slots_per_split=16)
+    training = Split(0, config)
+    seed = int(np.random.SeedSequence([config.seed, 0]).generate_state(1)[0] >> 1)
+    playing = make_env(config, seed, render=True)
+    np.testing.assert_array_equal(playing.reset(), training.obs)
+    rng = np.random.default_rng(0)
+    num_ended = 0
+    for _ in range(250):
+        actions = rng.integers(playing.action_space.n, size=1)
+        playing.send(actions)
+        training.env.send(actions)
+        expected, _ = training.recv()
+        for ours, theirs in zip(playing.recv(), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        num_ended += int(training.ended[0])
+    assert num_ended >= 2
+    playing.close()
+    training.env.close()
+
+
+def test_a_lost_life_does_not_end_the_game():
+    def steps_to_the_end(env):
+        env.reset()
+        rng = np.random.default_rng(0)
+        for step in range(5000):
+            env.send(rng.integers(env.action_space.n, size=1))
+            result = env.recv()
+            if result.terminated[0] or result.truncated[0]:
+                return step
+        raise AssertionError("no end")
+
+    config = Config(env="Breakout", episodic_life=True)
+    game = make_env(config, 0, render=False)
+    life = envs.make_vec_env("Breakout", 1, 0, episodic_life=True)
+    assert steps_to_the_end(game) > 2 * steps_to_the_end(life)
+
+
+def test_an_episode_depends_on_seed_and_index_alone():
+    weights = fresh_weights(CARTPOLE)
+    player = Player(CARTPOLE, weights, seed=1)
+    first, second = play(player, 0), play(player, 1)
+    cut = play(player, 0, max_steps=4)
+    assert cut == first[:5]
+    assert [moment.steps for moment in cut] == [0, 1, 2, 3, 4]
+    assert play(player, 1) == second
+    assert len({len(play(player, index)) for index in range(5)}) > 1
+    assert len({len(play(Player(CARTPOLE, weights, seed=seed), 0)) for seed in range(5)}) > 1
+
+
+def test_recurrent_state_lasts_an_episode_and_no_longer(monkeypatch):
+    config = dataclasses.replace(CARTPOLE, rnn_size=8)
+    player = Player(config, fresh_weights(config), seed=0)
+    states = []
+    step = player.model.step
+
+    def recorded_step(obs, rnn_state):
+        output = step(obs, rnn_state)
+        states.append((rnn_state, output.rnn_state))
+        return output
+
+    monkeypatch.setattr(player.model, "step", recorded_step)
+    for index in range(2):
+        states.clear()
+        play(player, index)
+        assert states[0][0] is None
+        for (_, after), (before, _) in zip(states, islice(states, 1, None), strict=False):
+            assert before is after
+
+
+def test_weights_that_do_not_fit_are_refused():
+    wider = dataclasses.replace(CARTPOLE, rnn_size=8)
+    with pytest.raises(ValueError, match=r"(?s)weights do not fit model=mlp for CartPole-v1.*core"):
+        Player(CARTPOLE, fresh_weights(wider), seed=0)
+
+
+def test_an_environment_without_pictures_is_played_unseen():
+    config = Config(env="tests.tiny_envs:Catch-v0", model="mlp", frameskip=1)
+    episode = play(Player(config, fresh_weights(config), seed=0), 0)
+    assert [moment.steps for moment in episode] == list(range(10))
+    assert {moment.picture for moment in episode} == {None}
+    assert episode[-1].score in (-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("env", "frameskip", "fps"),
+    [("Pong", 4, 15), ("Pong", 1, 60), ("CartPole-v1", 1, 50), ("tests.tiny_envs:Catch-v0", 1, 30)],
+)
+def test_real_speed_is_60_frames_a_second_or_what_the_environment_says(env, frameskip, fps):
+    assert real_fps(Config(env=env, frameskip=frameskip)) == fps
+
+
+# --- the screens ---
+def test_a_video_of_odd_size_is_padded_to_an_even_one(tmp_path):
+    path = tmp_path / "odd.mp4"
+    video = Video(str(path), fps=10)
+    for _ in range(3):
+        video.show(np.full((35, 47, 3), 200, np.uint8))
+    video.close()
+    with opened(path) as reader:
+        assert reader.get_meta_data()["size"] == (48, 36)
+        assert reader.count_frames() == 3
+        assert reader.get_data(1)[:34, :46].mean() == pytest.approx(200, abs=5)
+
+
+@pytest.mark.filterwarnings("ignore:no fast renderer")  # of the dummy driver
+def test_closing_the_window_is_ctrl_c(monkeypatch):
+    import pygame
+
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    window = Window("test", fps=1000)
+    picture = np.zeros((210, 160, 3), np.uint8)
+    window.show(picture)
+    pygame.quit()  # as Gymnasium's own games do when they are closed
+    window.show(picture)
+    pygame.event.post(pygame.Event(pygame.QUIT))
+    with pytest.raises(KeyboardInterrupt):
+        window.show(picture)
+    window.close()

@@ -1,0 +1,439 @@
+"""Learner: which rows it learns from, how often, and what it leaves behind."""
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sfrl import checkpoint
+from sfrl.crew import make_learner
+from sfrl.index_queue import pack, unpack
+from sfrl.learner import LearnerError
+from sfrl.metrics import RunMetrics
+from sfrl.process import CheckpointRequest, LearnerReport, Mailbox
+from sfrl.vtrace import vtrace
+from sfrl.weights import WeightsReader
+from tests.actors import Actors
+
+T, N = 6, 4  # rollout length, environments per split
+SMALL = {
+    "env": "CartPole-v1",
+    "frameskip": 1,
+    "num_workers": 2,
+    "num_splits": 2,
+    "envs_per_worker": 2 * N,
+    "slots_per_split": 1,
+    "rollout_length": T,
+    "batch_size": T * N,
+    "minibatches": 2,
+    "epochs": 2,
+    "reward_clip": "none",
+    "model": "mlp",
+    "precision": "float32",
+    "learning_rate": 0.01,
+    "lr_schedule": "constant",
+}
+ONE_UPDATE = {"batch_size": 2 * T * N, "minibatches": 1, "epochs": 1}
+
+
+class Bench:
+    """A learner on its own: slots come from `fill`, what it says is read by the test."""
+
+    def __init__(self, shared, resume_path=None):
+        self.shared = shared
+        self.buffer = shared.buffer
+        self.reports = Mailbox()
+        self.requests = Mailbox()
+        self.learner = make_learner(shared, self.reports, self.requests, resume_path)
+        self.model = self.learner.model
+
+    def fill(self, *slots, seed=0):
+        """Random experience whose actions the learner's present policy finds likely enough."""
+        buffer = self.buffer
+        for slot in slots:
+            rng = np.random.default_rng([seed, slot])
+            buffer.obs[slot] = rng.normal(size=(T + 1, N, 4))
+            buffer.actions[slot] = rng.integers(2, size=(T, N))
+            buffer.log_probs[slot] = math.log(0.5) + rng.normal(scale=0.1, size=(T, N))
+            buffer.values[slot] = rng.normal(size=(T, N))
+            buffer.rewards[slot] = rng.normal(size=(T, N))
+            ended = rng.random((T, N)) < 0.2
+            ended[1:] &= ~ended[:-1]
+            buffer.terminated[slot] = ended & (rng.random((T, N)) < 0.5)
+            buffer.truncated[slot] = ended & ~buffer.terminated[slot]
+            buffer.valid[slot, 0] = True
+            buffer.valid[slot, 1:] = ~ended
+            buffer.policy_version[slot] = self.learner.learner_steps
+
+    def train(self, *slots):
+        """One training batch; the statistics reported on it."""
+        self.learner.train(list(slots))
+        assert self.returned() == list(slots)
+        (report,) = self.reports.get_all()
+        assert isinstance(report, LearnerReport)
+        return report.metrics
+
+    def returned(self):
+        """The slots that the learner has given back since the last call."""
+        messages = [m for queue in self.shared.channels.replies for m in queue.get_many(100)]
+        assert all(unpack(message)[1] == T for message in messages)
+        return [unpack(message)[0] for message in messages]
+
+    def weights(self):
+        return copy.deepcopy(self.model.state_dict())
+
+
+@pytest.fixture
+def make_bench(make_shared):
+    return lambda **settings: Bench(make_shared(**SMALL | settings))
+
+
+def same(weights, others):
+    return all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+# --- which rows count ---
+
+
+@pytest.mark.parametrize("settings", [{}, {"loss": "vtrace"}, {"normalize_returns": True}])
+def test_rows_older_than_max_policy_lag_have_no_influence(make_bench, settings):
+    outcomes = []
+    for old_data in (0, 1):
+        bench = make_bench(**ONE_UPDATE, max_policy_lag=3, **settings)
+        bench.learner.progress.learner_steps = 10
+        bench.fill(0, 1)
+        buffer = bench.buffer
+        buffer.policy_version[0] = [6, 6, 7, 8, 9, 10]  # the first two rows are too old
+        for field in (buffer.rewards, buffer.log_probs, buffer.obs):
+            field[0, :2] += old_data
+        buffer.actions[0, :2] = old_data
+        metrics = bench.train(0, 1)
+        assert metrics["dropped_rows"] == buffer.valid[0, :2].sum() > 0
+        assert metrics["policy_lag_max"] == 4
+        outcomes.append(bench.weights())
+    assert same(*outcomes)
+
+
+def test_rows_of_max_policy_lag_are_learned_from(make_bench):
+    outcomes = []
+    for reward in (0, 1):
+        bench = make_bench(**ONE_UPDATE, max_policy_lag=3)
+        bench.learner.progress.learner_steps = 10
+        bench.fill(0, 1)
+        bench.buffer.policy_version[0] = 7
+        bench.buffer.rewards[0, 1] += reward
+        assert bench.train(0, 1)["dropped_rows"] == 0
+        outcomes.append(bench.weights())
+    assert not same(*outcomes)
+
+
+@pytest.mark.parametrize("settings", [{}, {"normalize_returns": True}])
+def test_rows_that_only_reset_have_no_influence(make_bench, settings):
+    outcomes = []
+    for junk in (0, 1):
+        bench = make_bench(**ONE_UPDATE, **settings)
+        bench.fill(0, 1)
+        only_resets = np.flatnonzero(~bench.buffer.valid[:2, :-1].ravel())
+        assert len(only_resets) > 3
+        for field in (bench.buffer.rewards, bench.buffer.log_probs, bench.buffer.actions):
+            field[:2].reshape(-1)[only_resets] = junk
+        bench.train(0, 1)
+        outcomes.append(bench.weights())
+    assert same(*outcomes)
+
+
+def test_a_batch_without_any_row_to_learn_from_is_survived(make_bench):
+    bench = make_bench(**ONE_UPDATE)
+    bench.fill(0, 1)
+    bench.buffer.valid[:2] = False
+    before = bench.weights()
+    metrics = bench.train(0, 1)
+    assert "policy_lag_mean" not in metrics
+    assert same(before, bench.weights())
+
+
+# --- the loss ---
+
+
+def test_targets_bootstrap_where_an_episode_is_cut_but_not_where_it_terminates(make_bench):
+    bench = make_bench(gamma=0.5, trace_lambda=1.0)
+    bench.fill(0)
+    buffer, model, learner = bench.buffer, bench.model, bench.learner
+    buffer.terminated[0], buffer.truncated[0], buffer.valid[0] = False, False, True
+    buffer.terminated[0, 2, 1] = True  # environment 0 goes on, 1 terminates,
+    buffer.truncated[0, 2, 2] = True  # 2 is truncated in the middle, 3 on the last row
+    buffer.truncated[0, 5, 3] = True
+    buffer.valid[0, 3, 1:3] = False
+    buffer.valid[0, 6, 3] = False
+    buffer.rewards[0, 3, 1:3] = 77  # of rows that only reset: must not be seen
+
+    batch = learner._gather(np.zeros(N, np.int64), np.arange(N))
+    logits, values = model.unroll(batch.obs, None, batch.valid)
+    on_policy = logits.detach()[:-1].log_softmax(-1).gather(-1, batch.actions[..., None])
+    batch = batch._replace(log_probs=on_policy.squeeze(-1))
+    _, _, vs = learner._loss(batch, logits, values, batch.valid[:-1])
+
+    r, v = batch.rewards, values.detach()
+    last_two = r[4] + 0.5 * (r[5] + 0.5 * v[6])
+    expected = [
+        r[0] + 0.5 * (r[1] + 0.5 * (r[2] + 0.5 * (r[3] + 0.5 * last_two))),
+        r[0] + 0.5 * (r[1] + 0.5 * r[2]),
+        r[0] + 0.5 * (r[1] + 0.5 * (r[2] + 0.5 * v[3])),
+        r[0] + 0.5 * (r[1] + 0.5 * (r[2] + 0.5 * (r[3] + 0.5 * last_two))),
+    ]
+    for i in range(N):
+        torch.testing.assert_close(vs[0, i], expected[i][i])
+    torch.testing.assert_close(vs[4], last_two)
+    torch.testing.assert_close(vs[3, 1:3], v[3, 1:3])
+
+
+@pytest.mark.parametrize("loss", ["appo", "vtrace"])
+def test_the_loss_is_the_one_that_was_asked_for(make_bench, loss):
+    bench = make_bench(
+        loss=loss, ppo_clip=0.1, entropy_coef=0.1, value_coef=0.7, normalize_advantages=False
+    )
+    bench.fill(0)
+    batch = bench.learner._gather(np.zeros(N, np.int64), np.arange(N))
+    logits, values = bench.model.unroll(batch.obs, None, batch.valid)
+    mask = batch.valid[:-1]
+    total, (policy_loss, value_loss, *_), vs = bench.learner._loss(batch, logits, values, mask)
+
+    policy = torch.distributions.Categorical(logits=logits[:-1])
+    log_probs = policy.log_prob(batch.actions)
+    ratios = (log_probs - batch.log_probs).exp()
+    assert ((ratios[mask] - 1).abs() > 0.1).any()
+    returns = vtrace(
+        ratios.log(), 0.99 * (~batch.terminated), batch.rewards, values, mask, lambda_=0.95
+    )
+    advantages, pg_advantages = returns.advantages, returns.pg_advantages
+    surrogates = {
+        "appo": torch.minimum(ratios * advantages, ratios.clamp(0.9, 1.1) * advantages),
+        "vtrace": log_probs * pg_advantages,
+    }
+    torch.testing.assert_close(vs, returns.vs)
+    torch.testing.assert_close(policy_loss, -surrogates[loss][mask].mean())
+    torch.testing.assert_close(value_loss, 0.5 * (values[:-1] - vs)[mask].square().mean())
+    entropy = policy.entropy()[mask].mean()
+    torch.testing.assert_close(total, policy_loss + 0.7 * value_loss - 0.1 * entropy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [
+        ({"reward_clip": "sign"}, np.sign),
+        ({"reward_scale": 0.25}, lambda rewards: 0.25 * rewards),
+        ({"reward_clip": "sign", "reward_scale": 0.25}, lambda rewards: 0.25 * np.sign(rewards)),
+    ],
+)
+def test_rewards_are_clipped_then_scaled(make_bench, settings, shape):
+    by_learner, by_hand = make_bench(**settings), make_bench()
+    by_learner.fill(0, 1)
+    by_learner.buffer.rewards[0, 0] = 0
+    by_hand.fill(0, 1)
+    by_hand.buffer.rewards[:2] = shape(by_learner.buffer.rewards[:2])
+    untouched = by_learner.buffer.rewards.copy()
+    by_learner.train(0, 1)
+    by_hand.train(0, 1)
+    assert same(by_learner.weights(), by_hand.weights())
+    np.testing.assert_array_equal(by_learner.buffer.rewards, untouched)
+
+
+@pytest.mark.parametrize("rnn_size", [0, 5])
+def test_the_first_update_on_fresh_experience_is_on_policy(make_bench, rnn_size):
+    bench = make_bench(rnn_size=rnn_size, **ONE_UPDATE)
+    with torch.no_grad():
+        bench.model.policy_head.weight.mul_(100)
+    bench.learner.publish()
+    actors = Actors(bench.shared)
+    fresh, stale = actors.collect(2), actors.collect(2)
+    metrics = bench.train(*fresh)
+    assert metrics["approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics["ppo_clipped_fraction"] == 0
+    assert metrics["policy_lag_max"] == 0
+    metrics = bench.train(*stale)
+    assert metrics["approx_kl"] > 1e-4
+    assert metrics["policy_lag_mean"] == metrics["policy_lag_max"] == 1
+
+
+def test_normalized_returns_keep_the_value_loss_in_proportion(make_bench):
+    losses = {}
+    for normalize in (False, True):
+        bench = make_bench(normalize_returns=normalize)
+        for seed in range(3):
+            bench.fill(0, 1, seed=seed)
+            bench.buffer.rewards[:2] *= 1000
+            losses[normalize] = bench.train(0, 1)["value_loss"]
+    assert losses[False] > 1e4
+    assert losses[True] < 10
+    assert bench.model.value_head.std > 100
+
+
+# --- the update ---
+
+
+def test_gradients_are_scaled_down_to_max_grad_norm(make_bench):
+    bench = make_bench(**ONE_UPDATE, max_grad_norm=0.01)
+    bench.fill(0, 1)
+    assert bench.train(0, 1)["grad_norm"] > 0.1
+    norms = torch.stack([p.grad.norm() for p in bench.model.parameters()])
+    assert norms.norm() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("field", ["rewards", "obs"])
+@pytest.mark.parametrize("normalize_returns", [False, True])
+def test_a_non_finite_loss_skips_the_step(make_bench, field, normalize_returns):
+    bench = make_bench(**ONE_UPDATE, normalize_returns=normalize_returns)
+    bench.fill(0, 1)
+    bench.train(0, 1)
+    before, steps = bench.weights(), bench.learner.learner_steps
+    bench.fill(0, 1)
+    getattr(bench.buffer, field)[0, 0] = np.inf
+    metrics = bench.train(0, 1)
+    assert same(before, bench.weights())
+    assert metrics["skipped_steps"] == 1
+    assert metrics["learner_steps"] == bench.learner.learner_steps == steps
+    bench.fill(0, 1)
+    metrics = bench.train(0, 1)
+    assert not same(before, bench.weights())
+    assert metrics["skipped_steps"] == 1
+    assert metrics["learner_steps"] == steps + 1
+
+
+def test_many_non_finite_losses_in_a_row_end_the_run(make_bench):
+    bench = make_bench(**ONE_UPDATE, max_skipped_steps=3)
+    for is_finite in (False, False, True, False, False):
+        bench.fill(0, 1)
+        if not is_finite:
+            bench.buffer.rewards[0, 0] = np.nan
+        bench.train(0, 1)
+    bench.buffer.rewards[0, 0] = np.nan
+    with pytest.raises(LearnerError, match=r"3 optimizer steps in a row .*max_skipped_steps=3"):
+        bench.train(0, 1)
+
+
+def test_the_linear_learning_rate_follows_the_frames_of_all_starts(make_bench):
+    bench = make_bench(lr_schedule="linear", learning_rate=0.01, train_frames=1000)
+    progress = bench.shared.progress
+    progress.frameskip = 4
+    for earlier_steps, steps, expected in [(0, 0, 0.01), (0, 50, 0.008), (150, 50, 0.002)]:
+        progress.env_steps[-1], progress.env_steps[0] = earlier_steps, steps
+        bench.fill(0, 1)
+        assert bench.train(0, 1)["learning_rate"] == pytest.approx(expected)
+        assert bench.learner.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+    progress.env_steps[0] = 2000
+    assert bench.learner.learning_rate() == 0
+
+
+def test_a_constant_learning_rate_stays(make_bench):
+    bench = make_bench(lr_schedule="constant", learning_rate=0.01)
+    bench.shared.progress.env_steps[0] = 10**9
+    bench.fill(0, 1)
+    assert bench.train(0, 1)["learning_rate"] == 0.01
+
+
+# --- slots, minibatches, versions ---
+
+
+def test_every_trajectory_is_used_once_per_epoch_and_slots_return_after_the_last(make_bench):
+    bench = make_bench(epochs=3)
+    buffer = bench.buffer
+    bench.fill(0, 3)  # of workers 0 and 1
+    for slot, t, env in itertools.product((0, 3), range(T + 1), range(N)):
+        buffer.obs[slot, t, env] = [slot, env, t, 0]
+    minibatches = []
+    unroll = bench.model.unroll
+
+    def recorded(obs, rnn_state, valid):
+        assert (obs[..., 2] == torch.arange(T + 1)[:, None]).all(), "rows in order of time"
+        assert (obs[..., :2] == obs[0, :, :2]).all(), "of one environment and slot"
+        minibatches.append([(int(slot), int(env)) for slot, env in obs[0, :, :2]])
+        assert bench.returned() == [], "slots are still in use"
+        return unroll(obs, rnn_state, valid)
+
+    bench.model.unroll = recorded
+    bench.train(0, 3)  # sees that they are returned
+    assert len(minibatches) == 3 * 2
+    everything = sorted(itertools.product((0, 3), range(N)))
+    epochs = [a + b for a, b in zip(minibatches[::2], minibatches[1::2], strict=True)]
+    assert [sorted(epoch) for epoch in epochs] == [everything] * 3
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_training_begins_when_a_whole_batch_is_there(make_bench):
+    bench = make_bench()
+    bench.fill(0, 1, 2, 3)
+    trajectories = bench.shared.channels.trajectories
+    trajectories.put(pack(1, 0), 0)
+    assert not bench.learner.step()
+    assert bench.learner.learner_steps == 0
+    for slot in (0, 2, 3):
+        trajectories.put(pack(slot, 0), slot // 2)
+    for steps in (4, 8):
+        assert bench.learner.step()
+        assert bench.learner.learner_steps == steps
+        assert len(bench.returned()) == 2
+    assert not bench.learner.step()
+
+
+def test_the_published_weights_are_the_models_with_learner_steps_as_version(make_bench):
+    bench = make_bench(normalize_returns=True)
+    reader = WeightsReader(bench.shared.weights)
+    for steps in (0, 4, 8):
+        assert bench.learner.learner_steps == steps
+        model = bench.model.inference_copy(torch.float32)
+        for tensor in model.state_dict().values():
+            tensor.zero_()
+        assert reader.refresh(model)
+        assert reader.version == steps
+        assert same(model.state_dict(), bench.model.state_dict())
+        bench.fill(0, 1)
+        bench.train(0, 1)
+
+
+# --- checkpoints ---
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("settings", [{}, {"normalize_returns": True, "rnn_size": 5}])
+def test_after_a_checkpoint_is_loaded_the_next_update_is_equal_bit_for_bit(
+    make_bench, make_shared, optimizer, settings
+):
+    settings = {**SMALL, **settings, "optimizer": optimizer}
+    first = Bench(make_shared(**settings))
+    first.fill(0, 1, seed=1)
+    first.buffer.policy_version[0, 0] = -1000
+    first.train(0, 1)
+    first.fill(0, 1, seed=2)
+    first.train(0, 1)
+    first.requests.put(CheckpointRequest(RunMetrics().state(), None))
+    first.learner.step()
+    (saved,) = first.reports.get_all()
+
+    second = Bench(make_shared(**settings), saved.path)
+    assert second.learner.learner_steps == first.learner.learner_steps == 8
+    assert same(first.weights(), second.weights())
+    metrics = []
+    for bench in (first, second):
+        bench.fill(0, 1, seed=3)
+        metrics.append(bench.train(0, 1))
+    assert metrics[0] == metrics[1]
+    assert metrics[0]["dropped_rows"] > 0
+    assert same(first.weights(), second.weights())
+
+
+def test_the_last_checkpoint_is_written_when_the_run_stops(make_bench):
+    bench = make_bench()
+    bench.shared.progress.env_steps[0] = 123
+    bench.requests.put(CheckpointRequest(RunMetrics().state(), best_score=7.5))
+    bench.requests.put(CheckpointRequest(RunMetrics().state(), best_score=None))
+    bench.learner.close()
+    (saved,) = bench.reports.get_all()
+    state = checkpoint.load(saved.path)
+    assert state["counters"]["env_steps"] == 123
+    assert same(state["model"], bench.model.state_dict())
+    run_dir = bench.shared.config.run_dir
+    assert checkpoint.find(run_dir, "latest").path.name in saved.path
+    assert checkpoint.find(run_dir, "best").state["score"] == 7.5

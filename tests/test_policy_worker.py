@@ -1,0 +1,215 @@
+"""Policy worker: what it writes into rows, with which weights, in which batches."""
+
+import numpy as np
+import pytest
+import torch
+
+from sfrl import distributions
+from sfrl.crew import make_learner, make_policy_worker
+from sfrl.index_queue import pack, unpack
+from sfrl.model import make_model
+from sfrl.process import Mailbox
+from sfrl.trajectory_buffer import Owner
+from tests.actors import Actors
+
+T, N = 8, 4  # rollout length, environments per split
+CARTPOLE = {
+    "env": "CartPole-v1",
+    "frameskip": 1,
+    "num_workers": 2,
+    "num_splits": 2,
+    "envs_per_worker": 2 * N,
+    "slots_per_split": 2,
+    "rollout_length": T,
+    "batch_size": T * N,
+    "minibatches": 1,
+    "model": "mlp",
+    "precision": "float32",
+    "debug_buffers": True,
+}
+
+
+@pytest.fixture
+def make_policy(make_shared):
+    """Shared objects, a model whose weights are published as version 3, and a policy worker."""
+
+    def make(**settings):
+        shared = make_shared(**CARTPOLE | settings)
+        torch.manual_seed(0)
+        model = make_model("mlp", (4,), 2, obs_is_image=False, rnn_size=shared.config.rnn_size)
+        with torch.no_grad():
+            model.policy_head.weight.mul_(100)  # probabilities far from uniform
+        shared.weights.publish(model, version=3)
+        return shared, model, make_policy_worker(shared, 0)
+
+    return make
+
+
+def request(shared, *rows):
+    """Ask policy worker 0 for actions on rows (slot, t), with random observations."""
+    rng = np.random.default_rng([slot + 100 * t for slot, t in rows])
+    for slot, t in rows:
+        shared.buffer.transfer(slot, Owner(shared.buffer._owners[slot]), Owner.POLICY_WORKER)
+        shared.buffer.obs[slot, t] = rng.normal(size=(N, 4))
+        shared.buffer.valid[slot, t] = True
+        producer = slot // 4
+        shared.channels.action_requests[0].put(pack(slot, t), producer)
+
+
+def replies(shared, worker):
+    return [unpack(m) for m in shared.channels.replies[worker].get_many(100)]
+
+
+def batch_sizes_of(policy):
+    """Grows with every forward pass of the policy."""
+    sizes = []
+    forward = policy.model.step
+
+    def step(obs, rnn_state=None):
+        sizes.append(len(obs))
+        return forward(obs, rnn_state)
+
+    policy.model.step = step
+    return sizes
+
+
+def test_all_waiting_requests_share_one_forward_pass(make_policy):
+    shared, _, policy = make_policy()
+    sizes = batch_sizes_of(policy)
+    request(shared, (0, 0), (3, 0), (6, 0))
+    assert policy.step()
+    assert sizes == [3 * N]
+    assert replies(shared, 0) == [(0, 0), (3, 0)]
+    assert replies(shared, 1) == [(6, 0)]
+    assert not policy.step()
+
+
+def test_a_forward_pass_has_at_most_policy_batch_size_rows(make_policy):
+    shared, _, policy = make_policy(policy_batch_size=2 * N + 1)
+    sizes = batch_sizes_of(policy)
+    request(shared, (0, 0), (2, 0), (4, 0), (6, 0), (7, 0))
+    while policy.step():
+        pass
+    assert sizes == [2 * N, 2 * N, N]
+    assert replies(shared, 0) + replies(shared, 1) == [(0, 0), (2, 0), (4, 0), (6, 0), (7, 0)]
+
+
+def test_rows_get_the_models_values_and_the_log_probs_of_their_actions(make_policy):
+    shared, model, policy = make_policy()
+    rows = [(0, 0), (3, 0), (6, 0)]
+    request(shared, *rows)
+    policy.step()
+    buffer = shared.buffer
+    for slot, t in rows:
+        expected = model.step(torch.from_numpy(buffer.obs[slot, t]))
+        actions = torch.from_numpy(buffer.actions[slot, t])
+        log_probs = distributions.log_prob(expected.logits, actions)
+        np.testing.assert_allclose(buffer.log_probs[slot, t], log_probs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(buffer.values[slot, t], expected.values, rtol=1e-5, atol=1e-6)
+        assert buffer.policy_version[slot, t] == 3
+
+
+def test_actions_are_sampled_from_the_policy(make_policy):
+    shared, model, policy = make_policy(rollout_length=128, batch_size=128 * N)
+    obs = np.random.default_rng(0).normal(scale=2, size=(N, 4))
+    for t in range(128):
+        request(shared, (0, t))
+        shared.buffer.obs[0, t] = obs
+        policy.step()
+        assert replies(shared, 0) == [(0, t)]
+    probs = model.step(torch.from_numpy(shared.buffer.obs[0, 0])).logits.softmax(1)[:, 1].numpy()
+    assert probs.max() - probs.min() > 0.3
+    deviation = np.sqrt(probs * (1 - probs) / 128)
+    frequencies = shared.buffer.actions[0].mean(axis=0)
+    assert (np.abs(frequencies - probs) < 4 * deviation).all()
+
+
+def test_a_row_is_complete_before_its_index_is_put(make_policy):
+    shared, _, policy = make_policy()
+    rows_at_put = []
+    queue = shared.channels.replies[0]
+
+    class Reply:
+        def put(self, message, producer):
+            slot, t = unpack(message)
+            shared.buffer.check_owner(slot, Owner.ROLLOUT_WORKER)
+            fields = ("actions", "log_probs", "values", "policy_version")
+            rows_at_put.append([getattr(shared.buffer, name)[slot, t].copy() for name in fields])
+            queue.put(message, producer)
+
+    policy.replies = [Reply(), shared.channels.replies[1]]
+    request(shared, (0, 0), (3, 0))
+    policy.step()
+    assert len(rows_at_put) == 2
+    for actions, log_probs, values, version in rows_at_put:
+        assert (actions >= 0).all()
+        assert np.isfinite(log_probs).all()
+        assert np.isfinite(values).all()
+        assert version == 3
+
+
+def test_weights_published_between_batches_act_from_the_next_one_on(make_policy):
+    shared, model, policy = make_policy()
+    forward = policy.model.step
+
+    def publish_during(obs, rnn_state=None):
+        with torch.no_grad():
+            model.value_head.linear.bias.fill_(1000)
+        shared.weights.publish(model, version=11)
+        return forward(obs, rnn_state)
+
+    policy.model.step = publish_during
+    request(shared, (0, 0), (2, 0))
+    policy.step()
+    policy.model.step = forward
+    request(shared, (0, 1), (2, 1))
+    policy.step()
+    assert shared.buffer.policy_version[[0, 2], 0].tolist() == [3, 3]
+    assert (np.abs(shared.buffer.values[[0, 2], 0]) < 100).all()
+    assert shared.buffer.policy_version[[0, 2], 1].tolist() == [11, 11]
+    assert (shared.buffer.values[[0, 2], 1] > 900).all()
+
+
+def test_recurrent_state_is_kept_by_split_and_reset_after_an_invalid_row(make_policy):
+    shared, _, policy = make_policy(rnn_size=6)
+    for t in range(T):
+        request(shared, (0, t), (2, t))
+        if t == T - 1:
+            shared.buffer.valid[0, t] = [True, False, True, True]
+        policy.step()
+        assert len(replies(shared, 0)) == 2
+    request(shared, (1, 0), (3, 0))
+    policy.step()
+    assert (shared.buffer.rnn_state[[0, 2]] == 0).all(), "before the first row of all"
+    was_reset = (shared.buffer.rnn_state[[1, 3]] == 0).all(axis=2)
+    np.testing.assert_array_equal(was_reset, [[False, True, False, False], [False] * N])
+    assert not np.allclose(shared.buffer.rnn_state[1], shared.buffer.rnn_state[3])
+
+
+@pytest.mark.parametrize("num_policy_workers", [1, 2])
+@pytest.mark.parametrize("rnn_size", [0, 6])
+def test_the_learner_finds_the_probabilities_that_the_policy_worker_acted_with(
+    make_shared, rnn_size, num_policy_workers
+):
+    shared = make_shared(**CARTPOLE, rnn_size=rnn_size, num_policy_workers=num_policy_workers)
+    learner = make_learner(shared, Mailbox(), Mailbox(), None)
+    with torch.no_grad():
+        learner.model.policy_head.weight.mul_(100)
+    learner.publish()
+    actors = Actors(shared)
+    num_ends = 0
+    splits = set()
+    for _ in range(16):
+        slots = actors.collect(4)
+        splits |= {slot // 2 for slot in slots}
+        for slot in slots:
+            rows = learner._gather(np.full(N, slot), np.arange(N))
+            logits, values = learner.model.unroll(rows.obs, rows.rnn_state, rows.valid)
+            log_probs = distributions.log_prob(logits[:-1], rows.actions)
+            torch.testing.assert_close(log_probs, rows.log_probs, rtol=1e-4, atol=1e-5)
+            behavior_values = torch.from_numpy(shared.buffer.values[slot])
+            torch.testing.assert_close(values[:-1], behavior_values, rtol=1e-4, atol=1e-5)
+            num_ends += int((~rows.valid[1:-2]).sum())
+            learner._release(slot)
+    assert splits == {0, 1, 2, 3}
+    assert num_ends > 20, "episodes ended in the middle of slots"

@@ -1,0 +1,234 @@
+"""Rollout worker: what it writes into slots, in this process and in one of its own."""
+
+import itertools
+import multiprocessing
+import sys
+from collections import defaultdict
+from multiprocessing.sharedctypes import Synchronized
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from sfrl.crew import Shared, make_rollout_worker
+from sfrl.index_queue import pack, unpack
+from sfrl.process import EpisodeEnded, Mailbox, run_child, worker_loop
+from sfrl.rollout_worker import RolloutWorker
+from sfrl.timing import ROLLOUT_STAGES
+from sfrl.trajectory_buffer import Owner
+from tests.tiny_envs import is_final, successor
+
+T, N = 5, 3  # rollout length, environments per split
+LEDGER = {
+    "env": "tests.tiny_envs:Ledger-v0",
+    "frameskip": 1,
+    "num_workers": 1,
+    "num_splits": 2,
+    "envs_per_worker": 2 * N,
+    "slots_per_split": 2,
+    "rollout_length": T,
+    "batch_size": T * N,
+    "minibatches": 1,
+    "debug_buffers": True,
+}
+
+
+class Trajectories(NamedTuple):
+    """Copies of a slot's fields, or of several slots' one after the other."""
+
+    obs: np.ndarray  # [T+1, N, 5]
+    valid: np.ndarray  # [T+1, N]
+    actions: np.ndarray  # [T, N]
+    rewards: np.ndarray  # [T, N]
+    terminated: np.ndarray  # [T, N]
+    truncated: np.ndarray  # [T, N]
+
+
+class Peers:
+    """The rest of the run: the policy worker, with random actions, and the learner."""
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+        self.rng = np.random.default_rng(0)
+
+    def requests(self) -> list[tuple[int, int]]:
+        return [unpack(m) for m in self.shared.channels.action_requests[0].get_many(100)]
+
+    def answer(self, requests: list[tuple[int, int]]) -> bool:
+        for slot, t in requests:
+            self.shared.buffer.actions[slot, t] = self.rng.integers(7, size=N)
+            self.shared.buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
+            self.shared.channels.replies[0].put(pack(slot, t), 0)
+        return bool(requests)
+
+    def full_slots(self) -> list[int]:
+        return [unpack(m)[0] for m in self.shared.channels.trajectories.get_many(100)]
+
+    def copy(self, slot: int) -> Trajectories:
+        return Trajectories(
+            *(getattr(self.shared.buffer, name)[slot].copy() for name in Trajectories._fields)
+        )
+
+    def release(self, slot: int) -> None:
+        self.shared.buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
+        self.shared.channels.replies[0].put(pack(slot, T), 1)
+
+
+def play(shared: Shared, worker: RolloutWorker, num_slots: int) -> dict[int, list[Trajectories]]:
+    """Trajectories by split, at least `num_slots` in all; ends with all slots full, none free."""
+    peers = Peers(shared)
+    collected = defaultdict(list)
+    num_released = 0
+    while worker.step() or peers.answer(peers.requests()):
+        for slot in peers.full_slots():
+            collected[slot // 2].append(peers.copy(slot))
+            if num_released < num_slots:
+                peers.release(slot)
+                num_released += 1
+    return collected
+
+
+def joined(slots: list[Trajectories]) -> Trajectories:
+    """One trajectory of all slots; what one slot's row T and the next one's row 0 share, once."""
+    fields = []
+    for name, parts in zip(Trajectories._fields, zip(*slots, strict=True), strict=True):
+        if name in ("obs", "valid"):
+            parts = [*(part[:-1] for part in parts), parts[-1][-1:]]
+        fields.append(np.concatenate(parts))
+    return Trajectories(*fields)
+
+
+@pytest.fixture
+def shared(make_shared):
+    return make_shared(**LEDGER)
+
+
+@pytest.fixture
+def reports():
+    return Mailbox()
+
+
+@pytest.fixture
+def worker(shared, reports):
+    return make_rollout_worker(shared, 0, reports)
+
+
+def test_every_row_follows_from_the_one_before(shared, worker):
+    for slots in play(shared, worker, 40).values():
+        assert len(slots) > 10
+        for slot in slots:
+            expected = successor(slot.obs[:-1], slot.actions)
+            actual = (slot.obs[1:], slot.rewards, slot.terminated, slot.truncated)
+            for got, wanted in zip(actual, expected, strict=True):
+                np.testing.assert_array_equal(got, wanted)
+
+
+def test_row_0_of_a_slot_is_row_t_of_the_one_before(shared, worker):
+    for slots in play(shared, worker, 40).values():
+        for before, after in itertools.pairwise(slots):
+            np.testing.assert_array_equal(before.obs[-1], after.obs[0])
+            np.testing.assert_array_equal(before.valid[-1], after.valid[0])
+
+
+def test_rows_are_invalid_exactly_where_they_show_a_final_observation(shared, worker):
+    slots = [slot for slots in play(shared, worker, 40).values() for slot in slots]
+    for slot in slots:
+        np.testing.assert_array_equal(slot.valid, ~is_final(slot.obs))
+    invalid_rows = {t for slot in slots for t in np.flatnonzero(~slot.valid.all(axis=1))}
+    assert invalid_rows == set(range(T + 1)), "episodes ended everywhere, slot borders included"
+
+
+def test_episodes_are_reported_with_their_raw_score_and_length(shared, worker, reports):
+    by_split = play(shared, worker, 40)
+    reported = reports.get_all()
+    num_ends = 0
+    for slots in by_split.values():
+        rows = joined(slots)
+        for i in range(N):
+            ends = np.flatnonzero(rows.terminated[:, i] | rows.truncated[:, i])
+            num_ends += len(ends)
+            for before, end in itertools.pairwise(ends):
+                steps = slice(before + 2, end + 1)  # before + 1 shows the final observation
+                episode = EpisodeEnded(float(rows.rewards[steps, i].sum()), end - before - 1)
+                assert reported.count(episode) == 1
+    assert num_ends > 50
+    assert len(reported) == num_ends
+
+
+def test_env_steps_count_decisions_but_not_resets(shared, worker):
+    rows = [joined(slots) for slots in play(shared, worker, 20).values()]
+    assert shared.progress.total_env_steps == sum(int(r.valid[:-1].sum()) for r in rows)
+    assert shared.progress.total_env_steps < sum(r.actions.size for r in rows)
+    assert shared.progress.env_steps[0] == shared.progress.total_env_steps
+
+
+def test_split_1_starts_a_rollout_length_of_decisions_after_split_0(shared, worker):
+    by_split = play(shared, worker, 0)
+    first, second = by_split[0][0].obs[0], by_split[1][0].obs[0]
+    assert (first[:, 2:] == [0, 0, -1]).all()
+    rows = second * [1, 1, 0, 0, 1]  # the same environments at step 0 of episode 0
+    for _ in range(T):
+        rows, *_ = successor(rows, np.zeros(N, np.int64))
+    np.testing.assert_array_equal(second[:, :4], rows[:, :4])
+
+
+def test_one_split_steps_while_another_waits_for_its_actions(shared, worker):
+    peers = Peers(shared)
+    waiting, answered = peers.requests()
+    for t in range(T):
+        assert answered[1] == t
+        assert peers.answer([answered])
+        assert worker.step()
+        assert not worker.step()
+        (answered,) = peers.requests()
+    peers.answer([waiting])
+    assert worker.step()
+    assert peers.requests() == [(waiting[0], 1)]
+
+
+def test_waiting_for_the_learner_is_told_from_waiting_for_actions(shared, worker):
+    waited = shared.progress.stage_seconds(0, ROLLOUT_STAGES)
+    for_actions, for_slot = map(ROLLOUT_STAGES.index, ("wait_actions", "wait_slot"))
+    worker.wait(0.01)
+    assert waited[for_actions] > 0
+    assert waited[for_slot] == 0
+    play(shared, worker, 0)  # ends with no free slot
+    before = waited.copy()
+    worker.wait(0.01)
+    assert waited[for_slot] > before[for_slot]
+    assert waited[for_actions] == before[for_actions]
+
+
+def _work_and_look_for_torch(
+    shared: Shared, reports: Mailbox, has_torch: "Synchronized[int]"
+) -> None:
+    def body() -> None:
+        worker_loop(make_rollout_worker(shared, 0, reports), shared.stop)
+        has_torch.value = "torch" in sys.modules
+
+    run_child("rollout-0", reports, body)
+
+
+def test_a_process_of_its_own_does_the_same_without_torch(shared, reports):
+    context = multiprocessing.get_context("spawn")
+    has_torch = context.Value("i", -1)
+    process = context.Process(target=_work_and_look_for_torch, args=(shared, reports, has_torch))
+    process.start()
+    peers = Peers(shared)
+    num_slots = 0
+    while num_slots < 20 and process.is_alive():
+        if not peers.answer(peers.requests()):
+            shared.channels.action_requests[0].wait(0.1)
+        for slot in peers.full_slots():
+            rows = peers.copy(slot)
+            next_rows, rewards, *_ = successor(rows.obs[:-1], rows.actions)
+            np.testing.assert_array_equal(rows.obs[1:], next_rows)
+            np.testing.assert_array_equal(rows.rewards, rewards)
+            peers.release(slot)
+            num_slots += 1
+    shared.stop.set()
+    shared.channels.wake_all()
+    process.join(10)
+    assert num_slots == 20, reports.get_all()
+    assert process.exitcode == 0
+    assert has_torch.value == 0

@@ -1,0 +1,105 @@
+"""Environments for tests, registered at import: `--env=tests.tiny_envs:Catch-v0`."""
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+
+
+class Catch(gymnasium.Env):
+    """A ball falls from the top row; a paddle in the bottom row moves left, stays or moves right.
+
+    The reward is 1 if the ball falls on the paddle and -1 if not, at the episode's ninth and last
+    step. bsuite's Catch (Osband et al. 2020, arXiv:1908.03568), as an image.
+    """
+
+    ROWS, COLUMNS = 10, 5
+
+    def __init__(self):
+        self.observation_space = Box(0, 255, (self.ROWS, self.COLUMNS), np.uint8)
+        self.action_space = Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.ball_row, self.paddle = 0, self.COLUMNS // 2
+        self.ball_column = int(self.np_random.integers(self.COLUMNS))
+        return self._picture(), {}
+
+    def step(self, action):
+        self.ball_row += 1
+        self.paddle = min(max(self.paddle + int(action) - 1, 0), self.COLUMNS - 1)
+        is_over = self.ball_row == self.ROWS - 1
+        reward = (1.0 if self.ball_column == self.paddle else -1.0) if is_over else 0.0
+        return self._picture(), reward, is_over, False, {}
+
+    def _picture(self):
+        picture = np.zeros((self.ROWS, self.COLUMNS), np.uint8)
+        picture[self.ball_row, self.ball_column] = 255
+        picture[-1, self.paddle] = 255
+        return picture
+
+
+class Ledger(gymnasium.Env):
+    """Each observation tells which environment made it, when, and after what action.
+
+    Columns: the environment's seed in two halves (float32 holds 24 bits), episode, step, and the
+    action that led here, -1 at an episode's first. `successor` has the whole dynamics, so that a
+    test can tell from any row what the next one must be.
+    """
+
+    COLUMNS = 5
+
+    def __init__(self):
+        self.observation_space = Box(-np.inf, np.inf, (self.COLUMNS,), np.float32)
+        self.action_space = Discrete(7)
+        self.row = np.zeros(self.COLUMNS, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.row = np.array([seed >> 16, seed & 0xFFFF, 0, 0, -1], np.float32)
+        else:
+            self.row = _next_episode(self.row)
+        return self.row, {}
+
+    def step(self, action):
+        assert not is_final(self.row), "the step after an episode must be a reset"
+        self.row, reward, terminated, truncated = successor(self.row, np.asarray(action))
+        return self.row, float(reward), bool(terminated), bool(truncated), {}
+
+
+def successor(
+    rows: NDArray[np.float32],  # [..., 5]
+    actions: NDArray[np.int64],  # [...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
+    """What NEXT_STEP makes of Ledger's rows: next rows [..., 5], rewards, terminated, truncated.
+
+    A reward names its environment, episode, step and action. Episodes with an even number are
+    truncated, the others terminated.
+    """
+    stepped = rows.copy()
+    stepped[..., 3] += 1
+    stepped[..., 4] = actions
+    was_final = is_final(rows)
+    next_rows = np.where(was_final[..., None], _next_episode(rows), stepped)
+    names = rows[..., 1] + 7 * rows[..., 2] + 31 * rows[..., 3] + 0.125 * (1 + actions)
+    ends = ~was_final & is_final(stepped)
+    is_even = rows[..., 2] % 2 == 0
+    rewards = np.where(was_final, 0, names).astype(np.float32)
+    return next_rows, rewards, ends & ~is_even, ends & is_even
+
+
+def is_final(rows: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether rows [..., 5] are their episodes' last: after 2 to 12 steps, varying by episode."""
+    return rows[..., 3] == 2 + (rows[..., 1] + 3 * rows[..., 2]) % 11
+
+
+def _next_episode(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    first_rows = rows.copy()
+    first_rows[..., 2] += 1
+    first_rows[..., 3] = 0
+    first_rows[..., 4] = -1
+    return first_rows
+
+
+gymnasium.register("Catch-v0", Catch)
+gymnasium.register("Ledger-v0", Ledger)
