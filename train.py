@@ -1,12 +1,14 @@
 """Train an agent: `python train.py --env=Pong`. `--help` lists every setting."""
 
+import os
 import signal
 import sys
 
 if __name__ == "__main__":
-    # Ctrl-C while the imports run ends it quietly; from then on Trainer handles signals.
+    # Ctrl-C while the imports run ends it quietly; from then on cli.train handles signals.
+    # Not sys.exit: a module that is being imported may catch the exception.
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: sys.exit(0))
+        signal.signal(signum, lambda *_: os._exit(0))
 
     # Here, and not above, because every worker process imports this file once more.
     from sfrl.cli import train

@@ -163,17 +163,21 @@ def latest_paths(run_dir: Path | str) -> list[Path]:
 
 
 def newest_run(root: Path | str = "runs", env: str | None = None) -> Path:
-    """The run folder in `root` whose `config.json` was written last, of environment `env` if given.
+    """The newest run folder in `root` that has a checkpoint, of environment `env` if given.
+
+    A run's age is that of its `config.json`, which every start writes.
 
     Raises:
         CheckpointError: there is none.
     """
     configs = sorted(Path(root).glob("*/config.json"), key=lambda path: path.stat().st_mtime_ns)
     for config in reversed(configs):
-        if env is None or _env_of(config) == env:
+        if latest_paths(config.parent) and (env is None or _env_of(config) == env):
             return config.parent
     wanted = "run" if env is None else f"run of --env={env}"
-    raise CheckpointError(f"no {wanted} in {root}/; train one first, or name it with --run-dir")
+    raise CheckpointError(
+        f"no {wanted} with a checkpoint in {root}/; train one first, or name it with --run-dir"
+    )
 
 
 def _env_of(config_path: Path) -> str | None:

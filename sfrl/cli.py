@@ -2,84 +2,202 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import difflib
 import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import gymnasium
 import tyro
 
 import envs
 from sfrl import checkpoint
-from sfrl.config import Config, ConfigError
+from sfrl.config import CHOICES, DEFAULTS, Config, ConfigError
 from sfrl.crew import WorkerError
 from sfrl.defaults import defaults_for, resolve
-from sfrl.trainer import Trainer
+from sfrl.trainer import Trainer, signals_to
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 RUNS = Path("runs")
 
+# What the saved weights, the optimizer's state and the frame counter depend on.
+FIXED_ON_RESUME = ("env", "frameskip", "model", "rnn_size", "normalize_returns", "optimizer")
+
 
 def train(argv: Sequence[str]) -> int:
     """Run `train.py` with these arguments; returns its exit code."""
-    try:
-        trainer = Trainer(parse(argv))
-    except (ValueError, MemoryError, checkpoint.CheckpointError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    try:
-        summary = trainer.run()
-    except WorkerError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return EXIT_FAILURE
-    print(json.dumps(dataclasses.asdict(summary)))
-    return 0
+    signals: list[int] = []
+
+    def note(signum: int) -> None:
+        """Nothing has started: what is being set up is finished or, the second time, given up."""
+        if signals:
+            sys.exit(0)
+        signals.append(signum)
+
+    with signals_to(note):
+        try:
+            trainer = Trainer(parse(argv), signals)
+        except (
+            ValueError,
+            MemoryError,
+            checkpoint.CheckpointError,
+            gymnasium.error.Error,  # the environment misses a package, or its id is outdated
+        ) as error:
+            print(f"train.py: {error}", file=sys.stderr)
+            return EXIT_USAGE
+        if signals:
+            return 0
+        try:
+            summary = trainer.run()
+        except WorkerError as error:
+            print(f"train.py: {error}", file=sys.stderr)
+            return EXIT_FAILURE
+        print(json.dumps(dataclasses.asdict(summary)))
+        return 0
 
 
 def parse(argv: Sequence[str]) -> Config:
-    """The complete, checked settings of a run. Leaves with exit code 2 on an unknown flag.
+    """The complete, checked settings of a run. `--help` prints and leaves.
 
     Raises:
         ConfigError, envs.UnknownEnvError: the settings cannot work.
         checkpoint.CheckpointError: there is nothing to resume.
     """
-    # What the defaults depend on must be known before the flags are read for good.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--env")
-    first.add_argument("--loss", default=Config.loss)
-    first.add_argument("--run-dir", "--run_dir")
-    first.add_argument("--resume", action="store_true")
-    known, _ = first.parse_known_args(argv)
-    if known.resume:
-        run_dir = Path(known.run_dir) if known.run_dir else checkpoint.newest_run(RUNS, known.env)
-        defaults = dataclasses.replace(
-            Config.load(run_dir / "config.json"), run_dir=str(run_dir), train_seconds=0.0
-        )
-    else:
-        defaults = defaults_for(known.env or Config.env, known.loss)
-    config = tyro.cli(
-        Config, args=list(argv), default=defaults, description="Train an agent. See README.md."
+    flags = _read_flags(argv)
+    saved = _saved_settings(flags) if "resume" in flags else None
+    defaults = saved or defaults_for(
+        flags.get("env", Config.env),
+        flags.get("loss", Config.loss),  # type: ignore[arg-type]  # _read_flags has checked it
+        max(int(flags["num_workers"]), 1) if "num_workers" in flags else None,
     )
-    return _with_run_dir(resolve(config, envs.describe(config.env, config.frameskip)))
+    unchecked = tyro.cli(
+        _UncheckedConfig,
+        args=list(argv),
+        default=_UncheckedConfig(**dataclasses.asdict(defaults)),
+        prog="train.py",
+        description="Train an agent. See README.md.",
+    )
+    config = Config(**dataclasses.asdict(unchecked))
+    config = resolve(config, envs.describe(config.env, config.frameskip))
+    if saved is not None:
+        _check_resumable(saved, config)
+    return _with_run_dir(config)
+
+
+class _UncheckedConfig(Config):
+    """What tyro makes: it would wrap a ConfigError, and break its lines."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def _read_flags(argv: Sequence[str]) -> dict[str, str]:
+    """The flags as typed, by the setting's name; a switch has the value "".
+
+    tyro reads them for good. But it stops at the first problem, and it must be given the defaults,
+    which depend on some flags.
+
+    Raises:
+        ConfigError: lists all unknown flags and all values of a wrong type.
+    """
+    switches = {name for name, default in DEFAULTS.items() if isinstance(default, bool)}
+    switches |= {f"no_{name}" for name in switches} | {"help"}
+    flags: dict[str, str] = {}
+    problems: list[str] = []
+    args = list(argv)
+    while args:
+        arg = args.pop(0)
+        flag, has_value, value = ("--help" if arg == "-h" else arg).partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--"):
+            problems.append(f"{arg!r} is no flag; settings are given as --name=value")
+            continue
+        if name in switches:
+            if has_value:
+                problems.append(f"{arg} must have no value; use {flag}")
+        elif not has_value and args and not args[0].startswith("--"):
+            value = args.pop(0)
+        elif not has_value and name in DEFAULTS:
+            problems.append(f"{flag} needs a value; use {flag}=VALUE")
+            continue
+        flags[name] = value
+        if name not in switches and (problem := _value_problem(flag, name, value)):
+            problems.append(problem)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return flags
+
+
+def _value_problem(flag: str, name: str, value: str) -> str | None:
+    """What is wrong with the type of a single flag's value, or with the flag."""
+    if name not in DEFAULTS:
+        nearest = difflib.get_close_matches(name, DEFAULTS, n=3, cutoff=0.5)
+        hint = " or ".join(f"--{match.replace('_', '-')}" for match in nearest)
+        return f"{flag} is unknown; {f'did you mean {hint}?' if hint else '--help lists all flags'}"
+    if name in CHOICES:
+        choices = ", ".join(CHOICES[name])
+        return None if value in CHOICES[name] else f"{flag}={value} must be one of {choices}"
+    default = DEFAULTS[name]
+    if isinstance(default, str):
+        return None
+    try:
+        int(value) if isinstance(default, int) else float(value)
+    except ValueError:
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        return f"{flag}={value} must be {kind}, like {flag}={default}"
+    return None
+
+
+def _saved_settings(flags: dict[str, str]) -> Config:
+    """Those of the run that is to go on. A time limit was that of its earlier start alone."""
+    if flags.get("run_dir"):
+        run_dir = Path(flags["run_dir"])
+    else:
+        run_dir = checkpoint.newest_run(RUNS, flags.get("env"))
+    path = run_dir / "config.json"
+    if not path.exists():
+        raise checkpoint.CheckpointError(
+            f"run_dir={run_dir} holds no run to resume, for there is no {path}; check the path, or "
+            f"start a run there without --resume"
+        )
+    return dataclasses.replace(Config.load(path), run_dir=str(run_dir), train_seconds=0.0)
+
+
+def _check_resumable(saved: Config, config: Config) -> None:
+    """Raises ConfigError if a flag changes what the checkpoint depends on."""
+    problems = [
+        f"{name}={getattr(config, name)} differs from the saved run's {getattr(saved, name)}, on "
+        f"which its checkpoint depends; leave the flag out, or start a new run without --resume"
+        for name in FIXED_ON_RESUME
+        if getattr(config, name) != getattr(saved, name)
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _with_run_dir(config: Config) -> Config:
     """Name the run's folder, and see that no other run's is written over."""
     if config.run_dir:
-        if not config.resume and (Path(config.run_dir) / "config.json").exists():
-            raise ConfigError(
-                f"run_dir={config.run_dir} already holds a run; add --resume to go on with it, or "
-                f"name another folder"
+        run_dir = Path(config.run_dir)
+        if not config.resume and (run_dir / "config.json").exists():
+            remedy = (
+                "add --resume to go on with it, or name another folder"
+                if checkpoint.latest_paths(run_dir)
+                else "it has no checkpoint yet: delete the folder, or name another"
             )
+            raise ConfigError(f"run_dir={run_dir} already holds a run; {remedy}")
         return config
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
-    run_dir = RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    number = 2
-    while run_dir.exists():
-        run_dir = run_dir.with_name(f"{run_dir.name.rpartition('~')[0] or run_dir.name}~{number}")
-        number += 1
-    return dataclasses.replace(config, run_dir=str(run_dir))
+    name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir, number = RUNS / name, 2
+    while True:
+        try:
+            run_dir.mkdir(parents=True)  # here, so that it is ours: runs may start together
+        except FileExistsError:
+            run_dir, number = RUNS / f"{name}~{number}", number + 1
+        else:
+            return dataclasses.replace(config, run_dir=str(run_dir))

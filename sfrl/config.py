@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 Loss = Literal["appo", "vtrace"]
 
@@ -51,7 +53,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run. auto: CUDA where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the network's layers. auto: measured at start, the faster one is taken.
+    """Arithmetic of the encoder. auto: the faster one, measured at start (--serial: float32).
     Weights, optimizer, losses and V-trace are float32 in any case."""
     num_workers: int = 2
     """Rollout workers, one process each. They emulate: about one per core."""
@@ -146,7 +148,7 @@ class Config:
     """Newest checkpoints that are kept, besides the best."""
 
     def __post_init__(self) -> None:
-        problems = [*self._range_problems(), *self._combination_problems()]
+        problems = [*self._value_problems(), *self._batch_problems(), *self._other_problems()]
         if problems:
             raise ConfigError("\n".join(problems))
 
@@ -174,7 +176,7 @@ class Config:
         return self.train_frames or float("inf")
 
     # --- rules ---
-    def _range_problems(self) -> list[str]:
+    def _value_problems(self) -> list[str]:
         at_least = {
             "seed": 0,
             "train_seconds": 0,
@@ -211,85 +213,100 @@ class Config:
             "report_seconds",
             "checkpoint_seconds",
         )
-        unit_interval = ("gamma", "trace_lambda", "sticky_actions")
+        between = {
+            "gamma": (0, 1),
+            "trace_lambda": (0, 1),
+            "sticky_actions": (0, 1),
+            "worker_nice": (0, 19),
+        }
         problems = []
-        for name, low in at_least.items():
-            if not getattr(self, name) >= low:  # `not >=` also catches NaN
-                problems.append(f"{name}={getattr(self, name)} must be at least {low}")
-        for name in above_zero:
-            if not getattr(self, name) > 0:
-                problems.append(f"{name}={getattr(self, name)} must be above 0")
-        for name in unit_interval:
-            if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"{name}={getattr(self, name)} must lie between 0 and 1")
-        if not 0 <= self.worker_nice <= 19:
-            problems.append(f"worker_nice={self.worker_nice} must lie between 0 and 19")
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                problems.append(f"{name}={value} must be a finite number")
+            elif name in CHOICES and value not in CHOICES[name]:
+                problems.append(f"{name}={value} must be one of {', '.join(CHOICES[name])}")
+            elif name in at_least and value < at_least[name]:
+                problems.append(f"{name}={value} must be at least {at_least[name]}")
+            elif name in above_zero and value <= 0:
+                problems.append(f"{name}={value} must be above 0")
+            elif name in between and not between[name][0] <= value <= between[name][1]:
+                low, high = between[name]
+                problems.append(f"{name}={value} must lie between {low} and {high}")
         return problems
 
-    def _combination_problems(self) -> list[str]:
+    def _batch_problems(self) -> list[str]:
+        """How splits, slots, batches and minibatches divide. All remedies together work."""
+        sizes = (self.num_workers, self.num_splits, self.envs_per_worker, self.slots_per_split)
+        if min(*sizes, self.rollout_length, self.batch_size, self.minibatches) < 1:
+            return []  # has been reported, and divides by nothing
         problems = []
-        if self.num_splits > 0 and self.envs_per_worker % self.num_splits:
+        envs_per_worker = _nearest_multiple(self.envs_per_worker, self.num_splits)
+        if self.envs_per_worker % self.num_splits:
             problems.append(
                 f"envs_per_worker={self.envs_per_worker} must be a multiple of num_splits="
                 f"{self.num_splits}, since all splits are equal; try "
-                f"{self.num_splits * max(1, round(self.envs_per_worker / self.num_splits))}"
+                f"envs_per_worker={envs_per_worker}"
             )
-        if self.rollout_length > 0 and self.batch_size % self.rollout_length:
-            problems.append(
-                f"batch_size={self.batch_size} must be a multiple of rollout_length="
-                f"{self.rollout_length}, since minibatches hold whole trajectories; try "
-                f"{self.rollout_length * max(1, round(self.batch_size / self.rollout_length))}"
-            )
-        if problems or min(self.num_splits, self.rollout_length, self.envs_per_split) < 1:
-            return [*problems, *self._schedule_problems()]
-        decisions_per_slot = self.rollout_length * self.envs_per_split
-        decisions_per_batch = self.batch_size * self.minibatches
-        if decisions_per_batch % decisions_per_slot:
-            problems.append(
-                f"batch_size * minibatches = {decisions_per_batch} must be a multiple of "
-                f"rollout_length * envs_per_worker / num_splits = {decisions_per_slot}, since a "
-                f"training batch is made of whole slots; try minibatches="
-                f"{max(1, round(decisions_per_batch / decisions_per_slot)) * decisions_per_slot}"
-                f" / batch_size"
-            )
-        elif self.num_slots < self.slots_per_batch:
-            problems.append(
-                f"num_workers * num_splits * slots_per_split = {self.num_slots} slots are below "
-                f"the {self.slots_per_batch} of one training batch: the learner would wait for "
-                f"ever; "
-                f"raise slots_per_split to {-(-self.slots_per_batch // self.splits)} or lower "
-                f"minibatches"
-            )
-        return [*problems, *self._schedule_problems()]
+        envs_per_split = envs_per_worker // self.num_splits
 
-    def _schedule_problems(self) -> list[str]:
+        # Trajectories of a minibatch, batch_size / rollout_length, must be a whole number; those of
+        # a training batch, which are that times minibatches, a multiple of envs_per_split.
+        unit = self.rollout_length * envs_per_split // math.gcd(self.minibatches, envs_per_split)
+        batch_size = _nearest_multiple(self.batch_size, unit)
+        if self.batch_size % unit:
+            problems.append(
+                f"batch_size={self.batch_size} must be a multiple of {unit}, so that a minibatch "
+                f"holds whole trajectories (of rollout_length={self.rollout_length}) and a "
+                f"training batch of {self.minibatches} minibatches whole slots (of "
+                f"{envs_per_split} trajectories, envs_per_worker / num_splits); try "
+                f"batch_size={batch_size}"
+            )
+
+        # With fewer slots than a training batch takes, all of them end up full, at a learner that
+        # waits for one more.
+        slots_per_batch = batch_size * self.minibatches // (self.rollout_length * envs_per_split)
+        if self.num_slots < slots_per_batch:
+            problems.append(
+                f"slots_per_split={self.slots_per_split} makes {self.num_slots} slots "
+                f"(num_workers * num_splits * slots_per_split), and a training batch takes "
+                f"{slots_per_batch} (batch_size * minibatches / decisions per slot): the learner "
+                f"would wait for ever; try slots_per_split={-(-slots_per_batch // self.splits)}, "
+                f"or lower batch_size"
+            )
+        if self.num_policy_workers > self.splits:
+            problems.append(
+                f"num_policy_workers={self.num_policy_workers} must not exceed the {self.splits} "
+                f"splits (num_workers * num_splits) that they share; try "
+                f"num_policy_workers={self.splits}"
+            )
+        if self.policy_batch_size < envs_per_split:
+            problems.append(
+                f"policy_batch_size={self.policy_batch_size} must be at least the {envs_per_split} "
+                f"environments of a split (envs_per_worker / num_splits), which are served "
+                f"together; try policy_batch_size={envs_per_split}"
+            )
+        return problems
+
+    def _other_problems(self) -> list[str]:
         problems = []
         if self.c_clip > self.rho_clip:
             problems.append(
                 f"c_clip={self.c_clip} must not exceed rho_clip={self.rho_clip} "
-                f"(IMPALA, section 4.1); lower c_clip"
+                f"(IMPALA, section 4.1); try c_clip={self.rho_clip}"
             )
         if self.lr_schedule == "linear" and self.train_frames == 0:
             problems.append(
-                "lr_schedule=linear needs train_frames above 0, where the rate reaches 0; "
-                "set train_frames, or lr_schedule=constant"
-            )
-        if self.num_policy_workers > self.splits >= 1:
-            problems.append(
-                f"num_policy_workers={self.num_policy_workers} exceeds the {self.splits} splits "
-                f"(num_workers * num_splits) they would share; lower it to {self.splits}"
-            )
-        if self.policy_batch_size < self.envs_per_worker // max(self.num_splits, 1):
-            problems.append(
-                f"policy_batch_size={self.policy_batch_size} is below the "
-                f"{self.envs_per_worker // self.num_splits} environments of one split, which are "
-                f"served whole; raise it"
+                "train_frames=0 sets no end, and lr_schedule=linear needs one, where the rate "
+                "reaches 0; try lr_schedule=constant, or set train_frames"
             )
         return problems
 
     # --- on disk ---
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        """Write the file whole or, if killed meanwhile, leave the one that was there."""
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: Path) -> Config:
@@ -305,14 +322,33 @@ class Config:
         """Settings as `dataclasses.asdict` gave them. Raises ConfigError, naming `origin`."""
         if not isinstance(values, dict):
             raise ConfigError(f"{origin} must hold an object of settings, not {values!r:.40}")
-        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-        problems = [f"{origin}: unknown setting {name!r}" for name in values.keys() - defaults]
-        for name in values.keys() & defaults.keys():
-            expected = type(defaults[name])
+        problems = []
+        for name, value in values.items():
+            if name not in DEFAULTS:
+                problems.append(f"unknown setting {name!r}; remove it")
+                continue
+            expected = type(DEFAULTS[name])
             accepted = (int, float) if expected is float else expected
-            value = values[name]
             if not isinstance(value, accepted) or isinstance(value, bool) != (expected is bool):
-                problems.append(f"{origin}: {name}={value!r} must be of type {expected.__name__}")
+                problems.append(f"{name}={value!r} must be of type {expected.__name__}")
         if problems:
-            raise ConfigError("\n".join(sorted(problems)))
-        return cls(**values)
+            raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"in {origin}:\n{error}") from error
+
+
+DEFAULTS: dict[str, object] = {f.name: f.default for f in dataclasses.fields(Config)}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    name: get_args(hint)
+    for name, hint in get_type_hints(Config).items()
+    if get_origin(hint) is Literal
+}
+"""The values of those settings that have a fixed set of them."""
+
+
+def _nearest_multiple(value: int, unit: int) -> int:
+    """The multiple of `unit` nearest to `value`, at least one `unit`."""
+    return unit * max(1, round(value / unit))

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1  # how long the trainer sleeps between looks at its children
-STOP_TIMEOUT_S = 8.0  # for children to finish; the learner writes a checkpoint meanwhile
 _READ_INTERVAL_S = 0.05
 
 
@@ -71,8 +70,12 @@ class Crew(Protocol):
 
     def request_checkpoint(self, request: CheckpointRequest) -> None: ...
 
-    def stop(self) -> None:
-        """End all workers; the learner serves its last checkpoint request before it goes."""
+    def stop(self, timeout_s: float) -> list[str]:
+        """End all workers; the learner serves its last checkpoint request before it goes.
+
+        Returns:
+            What happened to each that failed, or that was killed because it took longer.
+        """
 
     def kill(self) -> None:
         """End all processes at once. Async-signal safe, for the impatient user's second Ctrl-C."""
@@ -112,10 +115,11 @@ class SerialCrew:
     def request_checkpoint(self, request: CheckpointRequest) -> None:
         self._requests.put(request)
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float) -> list[str]:
         self._shared.stop.set()
         for worker in self._workers:
             worker.close()
+        return []
 
     def kill(self) -> None:
         """There is no process to kill but this one."""
@@ -188,18 +192,19 @@ class ProcessCrew:
     def request_checkpoint(self, request: CheckpointRequest) -> None:
         self._requests.put(request)
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float) -> list[str]:
         self._shared.stop.set()
         self._shared.channels.wake_all()
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         for name, process in self._processes.items():
             process.join(max(0.0, deadline - time.monotonic()))
             if process.exitcode is None:
-                log.warning("%s did not stop within %.0f s; killing it", name, STOP_TIMEOUT_S)
+                log.warning("%s did not stop within %.0f s; killing it", name, timeout_s)
                 process.kill()
                 process.join()
         self._reader.flush()
         self._reader.end()
+        return [self._obituary(name) for name, p in self._processes.items() if p.exitcode]
 
     def kill(self) -> None:
         for process in self._processes.values():
@@ -366,6 +371,8 @@ def _make_model(shared: Shared) -> tuple[ActorCritic, torch.dtype]:
     ).to(device)
     if config.precision != "auto":
         return model, getattr(torch, config.precision)
+    if config.serial:
+        return model, torch.float32  # a measurement is not repeatable, and --serial must be
     obs = torch.zeros(
         (spec.num_envs, *spec.obs_shape),
         dtype=getattr(torch, spec.obs_dtype),

@@ -18,23 +18,26 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def defaults_for(env: str, loss: Loss = Config.loss) -> Config:
+def defaults_for(env: str, loss: Loss = Config.loss, num_workers: int | None = None) -> Config:
     """The settings that learn for this kind of environment, sized for this machine.
+
+    Args:
+        num_workers: rollout workers, where the user has decided; the training batch fits them.
 
     Raises:
         envs.UnknownEnvError: there is no such game or id; the text names the nearest known ones.
     """
     cores = available_cores()
-    kind = envs.env_kind(env)
-    if kind == "atari":
-        config = _for_workers(Config(env=env), cores if cores <= 4 else cores - 1)
+    if envs.env_kind(env) == "atari":
+        num_workers = num_workers or (cores if cores <= 4 else cores - 1)
+        config = Config(env=env)
     else:
+        num_workers = num_workers or 1
         config = Config(
             env=env,
             frameskip=1,
             reward_clip="none",
             train_frames=4_000_000,
-            num_workers=1,
             checkpoint_seconds=60.0,
             learning_rate=1e-3,
             epochs=4,
@@ -45,15 +48,8 @@ def defaults_for(env: str, loss: Loss = Config.loss) -> Config:
         # Unlike PPO's ratio it has no clip that ends the pull of rows used before: with 4 epochs
         # CartPole's policy collapses (entropy 0 within 500,000 frames).
         config = dataclasses.replace(config, loss=loss, epochs=1)
-    return config
-
-
-def _for_workers(config: Config, num_workers: int) -> Config:
-    """`config` with more workers and a training batch that grows along.
-
-    One training batch is one round of all environments. Policy lag is counted in optimizer steps,
-    so it stays where it was as long as `epochs * minibatches` does.
-    """
+    # A training batch is one round of all environments. Policy lag, counted in optimizer steps,
+    # then depends on epochs * minibatches alone, however many workers there are.
     round_size = num_workers * config.envs_per_worker * config.rollout_length
     return dataclasses.replace(
         config, num_workers=num_workers, batch_size=round_size // config.minibatches
@@ -64,28 +60,46 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     """`config` with `model=auto` replaced by the model for this environment.
 
     Raises:
-        ConfigError: there is no such model, or it does not fit the observations.
+        ConfigError: a setting does not fit the environment: the model, or one for Atari alone.
     """
     is_image = len(spec.obs_shape) == 3
     is_large = is_image and min(spec.obs_shape[1:]) >= _NATURE_CNN_MIN_SIZE
     model = config.model
     if model == "auto":
         model = "nature_cnn" if is_large else "mlp"
-    elif ":" not in model and model not in MODELS:
+    problems = [] if spec.kind == "atari" else _atari_only_problems(config)
+    if ":" not in model and model not in MODELS:
         nearest = difflib.get_close_matches(model, MODELS) or MODELS
-        raise ConfigError(
+        problems.append(
             f"model={model} is unknown; did you mean {' or '.join(nearest)}? "
             f"Your own encoder is named as module:Class"
         )
     elif model == "nature_cnn" and not is_large:
-        raise ConfigError(
+        problems.append(
             f"model=nature_cnn needs images of at least {_NATURE_CNN_MIN_SIZE}x"
             f"{_NATURE_CNN_MIN_SIZE}, and {config.env} has observations of shape "
-            f"{spec.obs_shape}; use impala_resnet or mlp"
+            f"{spec.obs_shape}; use {'impala_resnet or mlp' if is_image else 'mlp'}"
         )
     elif model == "impala_resnet" and not is_image:
-        raise ConfigError(
+        problems.append(
             f"model=impala_resnet needs images, and {config.env} has observations of shape "
             f"{spec.obs_shape}; use mlp"
         )
+    if problems:
+        raise ConfigError("\n".join(problems))
     return dataclasses.replace(config, model=model)
+
+
+def _atari_only_problems(config: Config) -> list[str]:
+    neutral = {
+        "frameskip": 1,
+        "sticky_actions": 0.0,
+        "episodic_life": False,
+        "max_episode_frames": Config.max_episode_frames,
+        "threads_per_worker": 1,
+    }
+    return [
+        f"{name}={getattr(config, name)} is for Atari games, and {config.env} is none; leave it out"
+        for name, value in neutral.items()
+        if getattr(config, name) != value
+    ]

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import envs
 from sfrl import checkpoint
 from sfrl.channels import make_channels
 from sfrl.config import Config
-from sfrl.crew import Crew, ProcessCrew, SerialCrew, Shared
+from sfrl.crew import Crew, ProcessCrew, SerialCrew, Shared, WorkerError
 from sfrl.display import Display, make_display
 from sfrl.metrics import MetricsWriter, RunMetrics
 from sfrl.process import CheckpointRequest, CheckpointSaved, EpisodeEnded, LearnerReport, Notice
@@ -31,6 +31,13 @@ from sfrl.trajectory_buffer import SlotSpec, TrajectoryBuffer
 from sfrl.weights import Weights
 
 log = logging.getLogger(__name__)
+
+# For the workers to finish, before they are killed. The learner writes a checkpoint meanwhile.
+STOP_TIMEOUT_S = 8.0
+# While they start there is nothing to save, and one that imports torch would not look up.
+STARTING_STOP_TIMEOUT_S = 1.0
+# A second Ctrl-C that comes earlier is none: `timeout` signals a process, and then its group.
+INSISTENCE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,12 @@ class Trainer:
     report, writes metrics, asks the learner for checkpoints, and stops everything.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, signals: list[int] | None = None) -> None:
         """Look at everything that can be wrong before anything starts.
 
         Args:
             config: `run_dir` is set. With `resume` it holds the run to go on with.
+            signals: those that the caller notes until `run` does. With one in it the run ends.
 
         Raises:
             envs.UnknownEnvError, ValueError: the environment cannot be trained.
@@ -72,10 +80,12 @@ class Trainer:
         self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
         self._started_s = time.monotonic()
         self._first_frame = self.shared.progress.env_frames
-        self._signals: list[int] = []  # received; the handler only appends, the loop acts
+        # Those received. The handler only appends, the loop acts.
+        self._signals: list[int] = [] if signals is None else signals
+        self._first_signal_s = 0.0  # on the monotonic clock
         self._lag_counts = np.zeros(1, np.int64)
         self._best_saved = self.metrics.state()["best_episode_return_mean"]
-        self._last_checkpoint: str | None = None
+        self._last_checkpoint = str(self.resumed.path) if self.resumed else None
 
     def _make_shared(self, spec: envs.EnvSpec) -> Shared:
         config = self.config
@@ -119,7 +129,7 @@ class Trainer:
         resume_path = str(self.resumed.path) if self.resumed else None
         with ExitStack() as stack:
             stack.callback(unlink_segments, os.getpid())
-            stack.enter_context(self._signals_noted())
+            stack.enter_context(signals_to(self._note_signal))
             display = stack.enter_context(
                 make_display(
                     sys.stdout.isatty(),
@@ -137,8 +147,10 @@ class Trainer:
                 self.crew.start(resume_path)
                 self._supervise(display, writer)
             finally:
-                self._stop()
+                failures = self._stop()
                 self._report(display, writer)
+        if failures:
+            raise WorkerError("\n".join(failures))
         return self._summary()
 
     def _supervise(self, display: Display, writer: MetricsWriter) -> None:
@@ -208,12 +220,16 @@ class Trainer:
         if is_best:
             self._best_saved = best
 
-    def _stop(self) -> None:
+    def _stop(self) -> list[str]:
+        """Save, and end all workers; returns what went wrong with them meanwhile."""
         self._collect()
-        self._request_checkpoint()
-        self.crew.stop()
+        has_begun = self.shared.progress.learner_steps > 0
+        if has_begun:
+            self._request_checkpoint()
+        failures = self.crew.stop(STOP_TIMEOUT_S if has_begun else STARTING_STOP_TIMEOUT_S)
         self._collect()
         log.info("last checkpoint: %s", self._last_checkpoint or "none, training had not begun")
+        return failures if has_begun else []  # those were killed while they started
 
     def _summary(self) -> Summary:
         progress = self.shared.progress
@@ -236,21 +252,29 @@ class Trainer:
             return None
         return self.metrics.state()["time_s"] + self.config.train_seconds
 
-    @contextmanager
-    def _signals_noted(self) -> Iterator[None]:
+    def _note_signal(self, signum: int) -> None:
         """Ctrl-C and SIGTERM end the run in order; the second one kills the children at once."""
+        now = time.monotonic()
+        if not self._signals:
+            self._first_signal_s = now
+        elif now - self._first_signal_s > INSISTENCE_S:
+            self.crew.kill()
+        self._signals.append(signum)
 
-        def note(signum: int, _frame: FrameType | None) -> None:
-            self._signals.append(signum)
-            if len(self._signals) > 1:
-                self.crew.kill()
 
-        previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
+@contextmanager
+def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM call `handle`, and do nothing else."""
+
+    def on_signal(signum: int, _frame: FrameType | None) -> None:
+        handle(signum)
+
+    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
 @contextmanager

@@ -1,0 +1,50 @@
+"""CartPole with faults, registered at import: `--env=tests.faulty_env:Raises-v0`."""
+
+import time
+from pathlib import Path
+
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+NUM_GOOD_STEPS = 50
+
+
+class Raises(CartPoleEnv):
+    """Breaks down after `NUM_GOOD_STEPS`."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_steps = 0
+
+    def step(self, action):
+        self.num_steps += 1
+        if self.num_steps > NUM_GOOD_STEPS:
+            raise RuntimeError("the pole broke")
+        return super().step(action)
+
+
+class HangsAtStart(CartPoleEnv):
+    """Cannot be made, and says so in a file."""
+
+    def __init__(self):
+        Path("hanging").touch()
+        time.sleep(3600)
+
+
+class HangsAtClose(CartPoleEnv):
+    """Once it has made a step it does not end: its worker must be killed."""
+
+    has_stepped = False
+
+    def step(self, action):
+        self.has_stepped = True
+        return super().step(action)
+
+    def close(self):
+        if self.has_stepped:
+            time.sleep(3600)
+
+
+gymnasium.register("Raises-v0", Raises, max_episode_steps=500)
+gymnasium.register("HangsAtStart-v0", HangsAtStart)
+gymnasium.register("HangsAtClose-v0", HangsAtClose, max_episode_steps=500)

@@ -1,0 +1,212 @@
+"""The command line: what is refused before anything starts, and what a flag comes to."""
+
+import ast
+import dataclasses
+import inspect
+import os
+import re
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sfrl import cli, config
+from sfrl.config import Config
+from tests.runs import finish, segments, training
+
+# Other tools call these; more may come, none may go.
+FIXED_FLAGS = """
+--env --run-dir --resume --seed --train-seconds --train-frames --device --precision --num-workers
+--envs-per-worker --num-splits --threads-per-worker --num-policy-workers --rollout-length
+--batch-size --epochs --loss --learning-rate --lr-schedule --gamma --entropy-coef --value-coef
+--max-grad-norm --rho-clip --c-clip --ppo-clip --max-policy-lag --queue --serial --sticky-actions
+--frameskip
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`runs/` is relative to the present folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def saved_run(run_dir: str, *flags: str) -> Config:
+    """What a run with these flags leaves behind of its settings."""
+    settings = cli.parse([f"--run-dir={run_dir}", *flags])
+    Path(run_dir).mkdir(parents=True)
+    settings.save(Path(run_dir) / "config.json")
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "texts"),
+    [
+        ("--env=Pnog", ["did you mean Pong?"]),
+        ("--env=CartPol-v1", ["did you mean CartPole-v1"]),
+        ("--env=LunarLander-v3", ["Box2D is not installed"]),
+        ("--evn=Pong", ["--evn is unknown; did you mean --env?"]),
+        ("--learning_rat 0.1", ["--learning_rat is unknown; did you mean --learning-rate?"]),
+        ("--xyzzy", ["--xyzzy is unknown; --help lists all flags"]),
+        ("Pong", ["'Pong' is no flag; settings are given as --name=value"]),
+        ("--env", ["--env needs a value"]),
+        ("--env --resume", ["--env needs a value"]),
+        ("--resume=yes", ["--resume=yes must have no value; use --resume"]),
+        ("--serial 1", ["'1' is no flag"]),
+        ("--num-workers=two", ["--num-workers=two must be a whole number"]),
+        ("--num_workers 2.5", ["--num_workers=2.5 must be a whole number"]),
+        ("--gamma=high", ["--gamma=high must be a number, like --gamma=0.99"]),
+        ("--loss=ppo", ["--loss=ppo must be one of appo, vtrace"]),
+        (
+            "--numworkers=2 --seed=x --loss=ppo",
+            ["--numworkers is unknown; did you mean --num-workers", "--seed=x", "--loss=ppo"],
+        ),
+        (
+            "--env=CartPole-v1 --envs-per-worker=15 --c-clip=2 --gamma=2",
+            ["gamma=2.0 must lie", "try envs_per_worker=16", "try c_clip=1.0"],
+        ),
+        (
+            "--env=CartPole-v1 --frameskip=4 --episodic-life",
+            ["frameskip=4 is for Atari", "episodic_life=True is for Atari"],
+        ),
+        ("--env=CartPole-v1 --model=nature_cnn", ["model=nature_cnn needs images"]),
+        ("--resume", ["no run in runs/; train one first, or name it with --run-dir"]),
+        ("--resume --env=Pong", ["no run of --env=Pong in runs/"]),
+        ("--resume --run-dir=nowhere", ["run_dir=nowhere holds no run to resume"]),
+    ],
+)
+def test_what_cannot_work_exits_with_2_before_anything_starts(flags, texts, capsys, tmp_path):
+    assert cli.train(flags.split()) == cli.EXIT_USAGE
+    output = capsys.readouterr()
+    assert output.out == ""
+    lines = output.err.splitlines()
+    assert lines[0].startswith("train.py: ")
+    assert len(lines) == len(texts), "each problem has its line, and there is nothing else"
+    assert all(text in line for text, line in zip(texts, lines, strict=True))
+    assert not list(tmp_path.iterdir())
+    assert not segments(os.getpid())
+    assert not psutil.Process().children()
+
+
+def test_a_buffer_that_shared_memory_cannot_hold_exits_with_2_and_leaves_nothing(tmp_path):
+    with training(tmp_path / "run", "--env=Pong", "--slots-per-split=1000000") as process:
+        ended = finish(process)
+    assert (ended.code, ended.stdout) == (2, "")
+    assert re.search(r"needs \d+ MiB of shared memory, but .* has \d+ MiB available", ended.stderr)
+    assert not segments(process.pid)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["--{}={}", "--{} {}"])
+@pytest.mark.parametrize("dash", ["-", "_"])
+def test_a_flag_may_have_dashes_or_underscores_and_its_value_may_stand_apart(form, dash):
+    given = {"env": "CartPole-v1", "run_dir": "x", "num_policy_workers": "2", "gamma": "0.5"}
+    args = [form.format(name.replace("_", dash), value) for name, value in given.items()]
+    parsed = cli.parse([*" ".join(args).split(), f"--debug{dash}buffers", f"--no{dash}resume"])
+    assert {name: str(getattr(parsed, name)) for name in given} == given
+    assert parsed.debug_buffers
+
+
+@pytest.mark.parametrize("env", ["Pong", "CartPole-v1"])
+def test_help_has_every_flag_with_its_doc_and_the_default_of_the_kind_of_env(env, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        cli.train(["--help", f"--env={env}"])
+    assert leaving.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    defaults = dataclasses.asdict(cli.defaults_for(env))
+    assert set(FIXED_FLAGS.split()) <= {f"--{name.replace('_', '-')}" for name in defaults}
+    for name, doc in field_docs().items():
+        _, _, entry = text.partition(f" --{name.replace('_', '-')}")
+        assert doc in entry, name
+        default = defaults[name] if defaults[name] != "" else "''"
+        assert entry[entry.index(doc) :].partition("(default: ")[2].startswith(f"{default})"), name
+    assert ("(default: 40000000)" in text) == (env == "Pong")
+
+
+def field_docs() -> dict[str, str]:
+    """The docs under Config's fields, in one line each."""
+    (body,) = (n for n in ast.parse(inspect.getsource(config)).body if _is_config(n))
+    docs = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign):
+            assert isinstance(following, ast.Expr), f"{ast.unparse(statement)} has no doc"
+            docs[statement.target.id] = " ".join(ast.literal_eval(following.value).split())
+    return docs
+
+
+def _is_config(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ClassDef) and node.name == "Config"
+
+
+def test_the_folder_is_named_for_env_and_time_and_never_shared():
+    first, second = (cli.parse(["--env=tests.tiny_envs:Catch-v0"]).run_dir for _ in range(2))
+    assert first != second
+    for run_dir in (first, second):
+        assert Path(run_dir).is_dir()
+        assert Path(run_dir).parent == Path("runs")
+        assert Path(run_dir).name.startswith("tests.tiny_envs-Catch-v0-20")
+
+
+def test_a_folder_with_a_run_is_refused_without_resume():
+    saved_run("x", "--env=CartPole-v1")
+    with pytest.raises(config.ConfigError, match="already holds a run; it has no checkpoint yet"):
+        cli.parse(["--run-dir=x", "--env=CartPole-v1"])
+    Path("x/checkpoints").mkdir()
+    Path("x/checkpoints/latest-000000000001.pt").touch()
+    with pytest.raises(config.ConfigError, match="already holds a run; add --resume"):
+        cli.parse(["--run-dir=x", "--env=CartPole-v1"])
+
+
+def test_resume_finds_the_newest_run_of_the_env():
+    saved_run("runs/old", "--env=CartPole-v1")
+    newest = saved_run("runs/new", "--env=CartPole-v1", "--gamma=0.5")
+    saved_run("runs/other", "--env=Acrobot-v1")
+    assert cli.parse(["--resume", "--env=CartPole-v1"]) == dataclasses.replace(newest, resume=True)
+    assert cli.parse(["--resume"]).run_dir == "runs/other"
+    assert cli.parse(["--resume", "--run_dir", "runs/old"]).run_dir == "runs/old"
+
+
+def test_flags_override_saved_settings_and_a_time_limit_is_not_kept():
+    saved_run("x", "--env=CartPole-v1", "--gamma=0.5", "--epochs=7", "--train-seconds=9")
+    resumed = cli.parse(["--resume", "--run-dir=x", "--epochs=3"])
+    assert (resumed.env, resumed.gamma, resumed.epochs) == ("CartPole-v1", 0.5, 3)
+    assert resumed.train_seconds == 0
+
+
+def test_a_resumed_run_may_be_moved():
+    saved_run("x", "--env=CartPole-v1")
+    Path("x").rename("y")
+    assert cli.parse(["--resume", "--run-dir=y"]).run_dir == "y"
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("--env=Acrobot-v1", "env=Acrobot-v1 differs from the saved run's CartPole-v1"),
+        ("--rnn-size=8", "rnn_size=8 differs from the saved run's 0"),
+        ("--model=tests.x:Net", "model=tests.x:Net differs from the saved run's mlp"),
+        ("--optimizer=rmsprop", "optimizer=rmsprop differs from the saved run's adam"),
+        ("--no-normalize-returns", "normalize_returns=False differs from the saved run's True"),
+    ],
+)
+def test_resume_refuses_what_the_checkpoint_depends_on(flag, text, capsys):
+    saved_run("x", "--env=CartPole-v1")
+    assert cli.train(["--resume", "--run-dir=x", flag]) == cli.EXIT_USAGE
+    assert text in capsys.readouterr().err
+    assert cli.parse(["--resume", "--run-dir=x", "--model=auto"]).model == "mlp"
+
+
+def test_resume_without_a_checkpoint_exits_with_2(capsys):
+    saved_run("x", "--env=CartPole-v1")
+    assert cli.train(["--resume", "--run-dir=x"]) == cli.EXIT_USAGE
+    assert "x/checkpoints has no checkpoint that can be read" in capsys.readouterr().err
+    assert not segments(os.getpid())
+
+
+def test_a_damaged_saved_config_exits_with_2(capsys):
+    saved_run("x", "--env=CartPole-v1")
+    Path("x/config.json").write_text('{"env": "CartPole-v1", "seed": "one", "batch": 3}')
+    assert cli.train(["--resume", "--run-dir=x"]) == cli.EXIT_USAGE
+    error = capsys.readouterr().err
+    assert "x/config.json: seed='one' must be of type int" in error
+    assert "x/config.json: unknown setting 'batch'" in error

@@ -1,0 +1,189 @@
+"""Config refuses what cannot work, with a remedy that does, and survives the way to disk."""
+
+import dataclasses
+import itertools
+import json
+import random
+import re
+
+import pytest
+
+import envs
+from sfrl import defaults
+from sfrl.config import Config, ConfigError
+
+
+def problems_of(**settings: object) -> list[str]:
+    """What Config says of these settings, line by line; [] if it accepts them."""
+    try:
+        Config(**settings)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+def remedies(problems: list[str]) -> dict[str, object]:
+    """The values that the texts propose: {"batch_size": 128}."""
+    proposed = re.findall(r"try (\w+)=([\w.]+)", "\n".join(problems))
+    return {name: type(getattr(Config, name))(value) for name, value in proposed}
+
+
+# The settings, and what the text must name of value, rule and remedy.
+IMPOSSIBLE = [
+    ({"num_workers": 0}, "num_workers=0 must be at least 1"),
+    ({"seed": -1}, "seed=-1 must be at least 0"),
+    ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
+    ({"learning_rate": float("nan")}, "learning_rate=nan must be a finite number"),
+    ({"train_seconds": float("inf")}, "train_seconds=inf must be a finite number"),
+    ({"gamma": 1.5}, "gamma=1.5 must lie between 0 and 1"),
+    ({"worker_nice": 20}, "worker_nice=20 must lie between 0 and 19"),
+    ({"loss": "ppo"}, "loss=ppo must be one of appo, vtrace"),
+    (
+        {"envs_per_worker": 15},
+        "envs_per_worker=15 must be a multiple of num_splits=2, .* try envs_per_worker=16",
+    ),
+    (
+        {"batch_size": 500},
+        "batch_size=500 must be a multiple of 64, .* rollout_length=32.* try batch_size=512",
+    ),
+    (
+        {"slots_per_split": 1, "minibatches": 8},
+        r"slots_per_split=1 makes 4 slots .* takes 8 .* wait for ever; try slots_per_split=2",
+    ),
+    (
+        {"num_policy_workers": 5},
+        "num_policy_workers=5 must not exceed the 4 splits .* try num_policy_workers=4",
+    ),
+    (
+        {"policy_batch_size": 4},
+        "policy_batch_size=4 must be at least the 8 environments .* try policy_batch_size=8",
+    ),
+    ({"c_clip": 2.0}, r"c_clip=2.0 must not exceed rho_clip=1.0 .* try c_clip=1.0"),
+    (
+        {"train_frames": 0},
+        "train_frames=0 .* lr_schedule=linear needs .* try lr_schedule=constant",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "text"), IMPOSSIBLE, ids=lambda case: str(case)[:30])
+def test_a_problem_is_named_by_value_and_rule_and_its_remedy_works(settings, text):
+    (problem,) = problems_of(**settings)
+    assert re.match(text, problem)
+    remedy = remedies([problem])
+    assert bool(remedy) == ("try" in text)
+    if remedy:
+        Config(**{**settings, **remedy})
+
+
+def test_all_problems_are_reported_at_once():
+    # The first one stands alone: without workers there is no arithmetic of slots.
+    settings = {name: value for case, _ in IMPOSSIBLE[1:] for name, value in case.items()}
+    named = [problem.split("=")[0] for problem in problems_of(**settings)]
+    assert sorted([*named, "minibatches"]) == sorted(settings)
+
+
+def test_the_remedies_of_any_impossible_sizes_together_work():
+    rng = random.Random(0)
+    num_impossible = 0
+    for _ in range(2000):
+        settings = {
+            "num_workers": rng.randint(1, 6),
+            "envs_per_worker": rng.randint(1, 40),
+            "num_splits": rng.randint(1, 5),
+            "rollout_length": rng.randint(1, 64),
+            "batch_size": rng.randint(1, 2000),
+            "minibatches": rng.randint(1, 9),
+            "slots_per_split": rng.randint(1, 4),
+            "num_policy_workers": rng.randint(1, 4),
+            "policy_batch_size": rng.randint(1, 64),
+        }
+        problems = problems_of(**settings)
+        num_impossible += bool(problems)
+        config = Config(**{**settings, **remedies(problems)})
+        trajectories_per_batch = config.slots_per_batch * config.envs_per_split
+        assert (
+            trajectories_per_batch * config.rollout_length == config.batch_size * config.minibatches
+        ), "a training batch is made of whole slots"
+        assert config.batch_size % config.rollout_length == 0, "minibatches of whole trajectories"
+        assert 1 <= config.slots_per_batch <= config.num_slots, "the learner never gets a batch"
+    assert 0 < num_impossible < 2000
+
+
+def test_a_training_batch_may_take_all_slots_but_not_one_more():
+    # 1 worker * 2 splits * 2 slots = 4, of 8 environments * 32 decisions = 256 each.
+    fits = Config(num_workers=1, batch_size=256, minibatches=4)
+    assert (fits.num_slots, fits.slots_per_batch) == (4, 4)
+    (problem,) = problems_of(num_workers=1, batch_size=320, minibatches=4)
+    assert problem.startswith("slots_per_split=2 makes 4 slots")
+
+
+def test_derived_sizes_count_environments_splits_and_slots():
+    config = Config(num_workers=3, envs_per_worker=8, num_splits=2, slots_per_split=4)
+    assert (config.envs_per_split, config.splits, config.num_slots) == (4, 6, 24)
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().gamma = 0.5
+
+
+def test_saving_and_loading_gives_an_equal_config(tmp_path):
+    config = Config(env="CartPole-v1", gamma=1, rnn_size=8, serial=True, reward_clip="none")
+    config.save(tmp_path / "config.json")
+    assert Config.load(tmp_path / "config.json") == config
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert json.loads((tmp_path / "config.json").read_text()) == dataclasses.asdict(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ('{"evn": "Pong"}', ["unknown setting 'evn'"]),
+        ('{"seed": "1", "gamma": true}', ["seed='1' must be of type int", "gamma=True .* float"]),
+        ('{"serial": 1, "seed": 1.0}', ["serial=1 must be of type bool", "seed=1.0 .* int"]),
+        ('{"loss": "ppo"}', ["loss=ppo must be one of appo, vtrace"]),
+        ("[1]", ["must hold an object of settings"]),
+        ('{"seed": 1', ["cannot be read as a config"]),
+    ],
+)
+def test_loading_names_the_file_and_all_that_is_wrong_in_it(tmp_path, text, problems):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        Config.load(path)
+    assert str(path) in str(error.value)
+    assert all(re.search(problem, str(error.value)) for problem in problems)
+
+
+@pytest.mark.parametrize("env", ["Pong", "CartPole-v1", "tests.tiny_envs:Catch-v0"])
+def test_the_defaults_are_possible_on_a_machine_of_any_size(env, monkeypatch):
+    for cores, loss in itertools.product((1, 2, 3, 4, 5, 16, 61, 256), ("appo", "vtrace")):
+        monkeypatch.setattr(defaults, "available_cores", lambda cores=cores: cores)
+        config = defaults.defaults_for(env, loss)
+        resolved = defaults.resolve(config, envs.describe(env, config.frameskip))
+        assert resolved.model in defaults.MODELS
+        assert (resolved.env, resolved.loss) == (env, loss)
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "problems"),
+    [
+        ("CartPole-v1", {"model": "impala_resnet"}, ["model=impala_resnet needs images.* use mlp"]),
+        ("CartPole-v1", {"model": "nature_cnn"}, ["model=nature_cnn .* use mlp"]),
+        ("tests.tiny_envs:Catch-v0", {"model": "nature_cnn"}, [r"36x36.* \(1, 10, 5\).* mlp"]),
+        ("Pong", {"model": "natur_cnn"}, ["model=natur_cnn is unknown; did you mean nature_cnn?"]),
+        (
+            "CartPole-v1",
+            {"frameskip": 4, "sticky_actions": 0.25, "model": "mpl"},
+            ["frameskip=4 is for Atari", "sticky_actions=0.25 is for Atari", "did you mean mlp?"],
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_environment_are_refused_together(env, settings, problems):
+    config = dataclasses.replace(defaults.defaults_for(env), **settings)
+    with pytest.raises(ConfigError) as error:
+        defaults.resolve(config, envs.describe(env, config.frameskip))
+    found = str(error.value).splitlines()
+    assert len(found) == len(problems)
+    assert all(re.search(text, line) for text, line in zip(problems, found, strict=True))
