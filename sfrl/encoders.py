@@ -81,7 +81,7 @@ class NatureCNN(nn.Module):
         init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        blocks = _space_to_depth(obs).to(dtype)  # [B, 16*C, H/4, W/4]
+        blocks = _centered(_space_to_depth(obs), dtype)  # [B, 16*C, H/4, W/4]
         # The pixels' scale of 1/255 is put on the 8k weights rather than on the image.
         weight = self.conv1.weight.to(dtype) / 255  # [32, C, 8, 8]
         weight = weight.view(32, -1, 2, 4, 2, 4).permute(0, 2, 4, 1, 3, 5).reshape(32, 2, 2, -1)
@@ -90,6 +90,19 @@ class NatureCNN(nn.Module):
         x = self.conv3(x).relu_()
         # Flattened in the order of channels_last, the one it lies in; no copy.
         return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+
+
+def _centered(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 [B, C, H, W] in channels_last -> `dtype`, each image less the mean of its pixels.
+
+    Most of a game's screen is one flat color. Uncentered, it gives all weights of a filter
+    gradients of one sign; Adam moves them together, and within a few hundred steps the background
+    alone keeps most filters of the first layer below 0 for good (docs/experiments.md).
+    """
+    # Of every 61st value, 460 of an Atari image: all of them would take twice the time.
+    samples = images.permute(0, 2, 3, 1).flatten(1)[:, ::61]
+    means = samples.float().mean(1).to(dtype)
+    return images.to(dtype).sub_(means.view(-1, 1, 1, 1))
 
 
 def _space_to_depth(obs: Tensor) -> Tensor:
@@ -130,7 +143,8 @@ class ImpalaResNet(nn.Module):
                 nn.init.zeros_(block.conv2.weight)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        x = self.sections(obs.contiguous(memory_format=torch.channels_last).to(dtype)).relu_()
+        x = _centered(obs.contiguous(memory_format=torch.channels_last), dtype)
+        x = self.sections(x).relu_()
         return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
 
 
