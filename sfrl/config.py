@@ -130,7 +130,7 @@ class Config:
     """adam, or IMPALA's rmsprop."""
     optimizer_eps: float = 1e-5
     """Added to the denominator of the update. IMPALA's rmsprop uses 0.01."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     """At the start, or throughout if the schedule is constant."""
     lr_schedule: Literal["linear", "constant"] = "linear"
     """linear: falls to 0 at --train-frames, counted in frames, so that a resumed run goes on."""

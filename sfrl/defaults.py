@@ -39,7 +39,7 @@ def defaults_for(env: str, loss: Loss = Config.loss, num_workers: int | None = N
             reward_clip="none",
             train_frames=4_000_000,
             checkpoint_seconds=60.0,
-            learning_rate=1e-3,
+            minibatches=2,
             epochs=4,
             # Rewards come in all sizes here; without it CartPole's value loss drowns the policy's.
             normalize_returns=True,
