@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import gymnasium
 import numpy as np
 import tyro
 
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             args = tyro.cli(Args, args=list(argv), description=__doc__)
             player, screens = _prepare(args, stack)
-        except (ValueError, checkpoint.CheckpointError) as error:
+        except (ValueError, checkpoint.CheckpointError, gymnasium.error.Error) as error:
             print(f"enjoy.py: {error}", file=sys.stderr)
             return EXIT_USAGE
         returns = _watch(player, screens, args, signals)

@@ -86,6 +86,18 @@ def save_best(run_dir: Path | str, state: Mapping[str, Any], score: float) -> Pa
     return path
 
 
+def best_score(run_dir: Path | str) -> float | None:
+    """The score of `best.pt`; None if there is none that can be read."""
+    path = _folder(run_dir) / "best.pt"
+    if not path.exists():
+        return None
+    try:
+        return float(load(path)["score"])
+    except CheckpointError as error:
+        log.warning("%s; the next good score replaces it", error)
+        return None
+
+
 def load(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint; its tensors are on the CPU.
 

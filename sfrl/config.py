@@ -26,9 +26,9 @@ class Config:
     env: str = "Pong"
     """An Atari game by name (Pong, Breakout, MsPacman, ...) or any Gymnasium id (CartPole-v1)."""
     run_dir: str = ""
-    """The run's folder. Empty: runs/<env>-<timestamp>; with --resume, the newest of this env."""
+    """The run's folder. Empty: runs/<env>-<timestamp>; with --resume, the newest (of --env)."""
     resume: bool = False
-    """Continue the run in --run-dir, or the newest run of this env, with its saved settings."""
+    """Continue the run in --run-dir, or the newest one (of --env, if given), as it was set."""
     seed: int = 1
     """Seeds environments, action sampling and the learner. Only --serial makes runs repeatable."""
     train_seconds: float = 0.0

@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sfrl.channels import Channels
 from sfrl.config import Config
-from sfrl.process import CheckpointRequest, Failure, Mailbox, Report, Worker, run_child, worker_loop
+from sfrl.process import (
+    STOP_SIGNALS,
+    CheckpointRequest,
+    Failure,
+    Mailbox,
+    Report,
+    Worker,
+    run_child,
+    worker_loop,
+)
 from sfrl.progress import Progress
 from sfrl.shared_memory import StopFlag
 from sfrl.trajectory_buffer import TrajectoryBuffer
@@ -165,11 +174,6 @@ class ProcessCrew:
                 process.start()
                 self._processes[name] = process
 
-    @property
-    def pids(self) -> dict[str, int]:
-        """Of the processes that were started, by component."""
-        return {name: p.pid for name, p in self._processes.items() if p.pid is not None}
-
     def advance(self) -> None:
         """Sleep, but no longer than until a process ends: none ends before `stop`."""
         sentinels = {process.sentinel: name for name, process in self._processes.items()}
@@ -228,14 +232,13 @@ class _ReportReader(threading.Thread):
         self.failures: dict[str, str] = {}  # component -> traceback
         self._mailboxes = mailboxes
         self._received: deque[Report] = deque()
-        self._wake = threading.Event()
-        self._passed = threading.Semaphore(0)
+        self._asked = threading.Semaphore(0)  # one for every flush
+        self._passed = threading.Semaphore(0)  # one for every flush that has been served
         self._ended = False
 
     def run(self) -> None:
         while not self._ended:
-            was_asked = self._wake.wait(_READ_INTERVAL_S)
-            self._wake.clear()
+            was_asked = self._asked.acquire(timeout=_READ_INTERVAL_S)
             for name, mailbox in self._mailboxes.items():
                 for report in mailbox.get_all():
                     if isinstance(report, Failure):
@@ -246,7 +249,7 @@ class _ReportReader(threading.Thread):
 
     def flush(self) -> None:
         """Return when everything put before this call has been received, after 1 s at most."""
-        self._wake.set()
+        self._asked.release()
         self._passed.acquire(timeout=1.0)
 
     def take(self) -> list[Report]:
@@ -260,12 +263,11 @@ class _ReportReader(threading.Thread):
 def _signals_blocked() -> Iterator[None]:
     """Children inherit the blocked signals, so Ctrl-C cannot hit one before it ignores them."""
     resource_tracker.ensure_running()  # unblocks them when it starts: let it start before
-    signals = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _learner_body(
@@ -295,7 +297,7 @@ def make_rollout_worker(shared: Shared, index: int, reports: Mailbox[Report]) ->
 
 
 def make_policy_worker(shared: Shared, index: int) -> Worker:
-    """Builds the model, then waits for the learner's first weights. Raises Stopped."""
+    """Builds the model once the learner has published weights. Raises Stopped."""
     import torch
 
     from sfrl.policy_worker import PolicyWorker
@@ -303,9 +305,10 @@ def make_policy_worker(shared: Shared, index: int) -> Worker:
 
     config = shared.config
     torch.set_num_threads(config.torch_threads)
-    model, precision = _make_model(shared)
     weights = WeightsReader(shared.weights)
     weights.wait_for_first(shared.stop)
+    model = _make_model(shared)
+    precision = torch.bfloat16 if shared.weights.acts_in_bfloat16 else torch.float32
     return PolicyWorker(
         index,
         config,
@@ -332,7 +335,10 @@ def make_learner(
     config = shared.config
     torch.set_num_threads(config.torch_threads)
     torch.manual_seed(config.seed)
-    model, precision = _make_model(shared)
+    model = _make_model(shared)
+    precision = _choose_precision(shared, model)
+    # The policy workers follow: acting and learning must round alike.
+    shared.weights.acts_in_bfloat16 = precision == torch.bfloat16
     log.info("networks run on %s in %s", next(model.parameters()).device, precision)
     learner = Learner(
         config,
@@ -344,6 +350,7 @@ def make_learner(
         shared.progress,
         reports,
         requests,
+        shared.stop,
     )
     if resume_path is not None:
         learner.load_state(checkpoint.load(resume_path))
@@ -351,17 +358,17 @@ def make_learner(
     return learner
 
 
-def _make_model(shared: Shared) -> tuple[ActorCritic, torch.dtype]:
-    """The run's model in float32 on its device, and the precision its encoder runs in."""
+def _make_model(shared: Shared) -> ActorCritic:
+    """The run's model, in float32, on its device."""
     import torch
 
-    from sfrl.model import make_model, pick_precision
+    from sfrl.model import make_model
 
     config, spec = shared.config, shared.buffer.spec
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = make_model(
+    return make_model(
         config.model,
         spec.obs_shape,
         shared.num_actions,
@@ -369,16 +376,21 @@ def _make_model(shared: Shared) -> tuple[ActorCritic, torch.dtype]:
         rnn_size=config.rnn_size,
         normalize_returns=config.normalize_returns,
     ).to(device)
+
+
+def _choose_precision(shared: Shared, model: ActorCritic) -> torch.dtype:
+    """That of the encoder: as configured, or the faster one."""
+    import torch
+
+    from sfrl.model import pick_precision
+
+    config, spec = shared.config, shared.buffer.spec
     if config.precision != "auto":
-        return model, getattr(torch, config.precision)
+        return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     if config.serial:
-        return model, torch.float32  # a measurement is not repeatable, and --serial must be
-    obs = torch.zeros(
-        (spec.num_envs, *spec.obs_shape),
-        dtype=getattr(torch, spec.obs_dtype),
-        device=device,
-    )
-    return model, pick_precision(model, obs)
+        return torch.float32  # a measurement is not repeatable, and --serial must be
+    obs = torch.zeros((spec.num_envs, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype))
+    return pick_precision(model, obs.to(next(model.parameters()).device))
 
 
 def pin_and_nice(config: Config, index: int) -> None:

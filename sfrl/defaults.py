@@ -67,8 +67,12 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     model = config.model
     if model == "auto":
         model = "nature_cnn" if is_large else "mlp"
-    problems = [] if spec.kind == "atari" else _atari_only_problems(config)
-    if ":" not in model and model not in MODELS:
+    problems = _device_problems(config)
+    if spec.kind != "atari":
+        problems += _atari_only_problems(config)
+    if ":" in model:
+        problems += _encoder_problems(model)
+    elif model not in MODELS:
         nearest = difflib.get_close_matches(model, MODELS) or MODELS
         problems.append(
             f"model={model} is unknown; did you mean {' or '.join(nearest)}? "
@@ -88,6 +92,27 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     if problems:
         raise ConfigError("\n".join(problems))
     return dataclasses.replace(config, model=model)
+
+
+def _encoder_problems(path: str) -> list[str]:
+    """Imports the user's module, and torch with it: only where --model names one."""
+    from sfrl.encoders import user_class
+
+    try:
+        user_class(path)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _device_problems(config: Config) -> list[str]:
+    if config.device != "cuda":
+        return []
+    import torch  # 2 s, which a trainer without this flag is spared
+
+    if torch.cuda.is_available():
+        return []
+    return ["device=cuda needs a GPU that PyTorch can use, and there is none; use device=auto"]
 
 
 def _atari_only_problems(config: Config) -> list[str]:

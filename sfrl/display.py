@@ -170,7 +170,8 @@ class PanelDisplay(Display):
 def plain_line(record: Record, seconds_left: float | None) -> str:
     """The record in one line, the same fields in the same order each time."""
     working = " ".join(
-        f"{component} {_percent(record[f'{component}/working'])}" for component in COMPONENT_STAGES
+        f"{component} {_percent(record[f'{component}/working'])}{_largest_stage(record, component)}"
+        for component in COMPONENT_STAGES
     )
     fields = [
         _clock(record["time_s"]),
@@ -186,6 +187,14 @@ def plain_line(record: Record, seconds_left: float | None) -> str:
     if seconds_left is not None:
         fields.append(f"{_clock(seconds_left)} left")
     return " | ".join(fields)
+
+
+def _largest_stage(record: Record, component: str) -> str:
+    """The stage, of those that are work, that takes most of the component's time."""
+    stages = [stage for stage in COMPONENT_STAGES[component] if not is_waiting(stage)]
+    shares = {stage: record[f"{component}/{stage}"] or 0.0 for stage in stages}
+    stage = max(shares, key=shares.__getitem__)
+    return f" ({stage} {_percent(shares[stage])})" if shares[stage] > 0 else ""
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

@@ -19,7 +19,7 @@ HIDDEN_GAIN = math.sqrt(2)
 def make_encoder(name: str, obs_shape: tuple[int, ...], obs_is_image: bool) -> nn.Module:
     """See `sfrl.model.make_model` for the arguments and what is raised."""
     if ":" in name:
-        return UserEncoder(_user_class(name)(obs_shape), obs_is_image)
+        return UserEncoder(user_class(name)(obs_shape), obs_is_image)
     if name == "mlp":
         return MLP(obs_shape, obs_is_image)
     cnns: dict[str, type[NatureCNN | ImpalaResNet]] = {
@@ -40,7 +40,7 @@ def make_encoder(name: str, obs_shape: tuple[int, ...], obs_is_image: bool) -> n
     return cnns[name](obs_shape)
 
 
-def _user_class(path: str) -> type[nn.Module]:
+def user_class(path: str) -> type[nn.Module]:
     """The class at "module:Class"."""
     module_name, _, class_name = path.partition(":")
     try:
@@ -99,9 +99,9 @@ def _centered(images: Tensor, dtype: torch.dtype) -> Tensor:
     gradients of one sign; Adam moves them together, and within a few hundred steps the background
     alone keeps most filters of the first layer below 0 for good (docs/experiments.md).
     """
-    # Of every 61st value, 460 of an Atari image: all of them would take twice the time.
-    samples = images.permute(0, 2, 3, 1).flatten(1)[:, ::61]
-    means = samples.float().mean(1).to(dtype)
+    values = images.permute(0, 2, 3, 1).flatten(1)
+    # Of a large image every 61st value, 460 of an Atari one: all of them would take twice the time.
+    means = values[:, :: 61 if values.shape[1] > 4096 else 1].float().mean(1).to(dtype)
     return images.to(dtype).sub_(means.view(-1, 1, 1, 1))
 
 
@@ -192,7 +192,7 @@ class MLP(nn.Module):
 
 
 class UserEncoder(nn.Module):
-    """A user's module, which gets observations as floats, images scaled to [0, 1]."""
+    """A user's module. It gets observations as floats: images scaled by 1/255 and centered."""
 
     def __init__(self, net: nn.Module, obs_is_image: bool) -> None:
         super().__init__()
@@ -200,7 +200,10 @@ class UserEncoder(nn.Module):
         self.obs_is_image = obs_is_image
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        features: Tensor = self.net(_scaled(obs, dtype, self.obs_is_image))
+        x = _scaled(obs, dtype, self.obs_is_image)
+        if self.obs_is_image:  # see `_centered`
+            x = x - x.mean(tuple(range(1, x.ndim)), keepdim=True)
+        features: Tensor = self.net(x)
         return features
 
 

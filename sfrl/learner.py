@@ -20,6 +20,7 @@ from sfrl.metrics import LEARNER_COUNTERS
 from sfrl.model import ActorCritic
 from sfrl.process import CheckpointRequest, CheckpointSaved, LearnerReport, Mailbox, Report
 from sfrl.progress import Progress
+from sfrl.shared_memory import StopFlag
 from sfrl.timing import LEARNER_STAGES, StageTimer
 from sfrl.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.vtrace import vtrace
@@ -78,11 +79,13 @@ class Learner:
         progress: Progress,
         reports: Mailbox[Report],
         checkpoint_requests: Mailbox[CheckpointRequest],
+        stop: StopFlag,
     ) -> None:
         self.config = config
         self.model = model
         self.precision = precision
         self.buffer = buffer
+        self.stop = stop
         self.inbox = channels.trajectories
         self.replies = channels.replies
         self.weights = weights
@@ -117,7 +120,10 @@ class Learner:
         return True
 
     def train(self, slots: list[int]) -> None:
-        """All epochs on these slots; gives them back and publishes the weights."""
+        """All epochs on these slots; gives them back and publishes the weights.
+
+        When the run is stopping it returns after the minibatch at hand.
+        """
         for slot in slots:
             self.buffer.check_owner(slot, Owner.LEARNER)
         _set_learning_rate(self.optimizer, self.learning_rate())
@@ -129,6 +135,8 @@ class Learner:
             stats.append(self._update(minibatch, lag))
             lags.append(lag[minibatch.valid[:-1]])
             self.timer.lap("train")
+            if self.stop.is_set:
+                break  # a batch can take minutes on a small machine; the last checkpoint waits
         for slot in slots:
             self._release(slot)
         self.publish()
@@ -284,7 +292,7 @@ class Learner:
         self.weights.publish(self.model, self.learner_steps)
 
     def _report(self, stats: list[Tensor], lags: Tensor) -> None:
-        table = torch.stack(stats).cpu().numpy()  # [updates, len(STATS)]; the only sync per batch
+        table = torch.stack(stats).cpu().numpy()  # [updates, len(STATS)]
         applied = table[np.isfinite(table).all(axis=1)]  # what was skipped must not hide the rest
         means = applied.mean(axis=0).tolist() if len(applied) else []
         metrics: dict[str, float] = dict(zip(STATS, means, strict=False))
@@ -314,7 +322,10 @@ class Learner:
         counters = {name: state["counters"][name] for name in LEARNER_COUNTERS}
         state["metrics"] = {**request.metrics, "counters": counters}
         path = checkpoint.save(
-            self.config.run_dir, state, self.progress.env_frames, keep=self.config.keep_checkpoints
+            self.config.run_dir,
+            state,
+            state["counters"]["env_frames"],
+            keep=self.config.keep_checkpoints,
         )
         self.reports.put(CheckpointSaved(str(path)))
         best_scores = [r.best_score for r in requests if r.best_score is not None]

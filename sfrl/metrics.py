@@ -82,11 +82,14 @@ class RunMetrics:
         self._episodes += 1
         self._returns.append(float(episode_return))
         self._lengths.append(int(length))
-        if len(self._returns) == EPISODE_WINDOW:
-            mean = _mean(self._returns)
-            assert mean is not None, "a full window has a mean"
-            if self._best_return_mean is None or mean > self._best_return_mean:
-                self._best_return_mean = mean
+        score, best = self.score, self._best_return_mean
+        if score is not None and (best is None or score > best):
+            self._best_return_mean = score
+
+    @property
+    def score(self) -> float | None:
+        """Mean return of the last `EPISODE_WINDOW` episodes; None before there are so many."""
+        return _mean(self._returns) if len(self._returns) == EPISODE_WINDOW else None
 
     def add_learner_stats(self, stats: Mapping[str, float]) -> None:
         """Take one report of the learner: any of the `LEARNER_...` names.

@@ -20,6 +20,10 @@ from sfrl.metrics import MetricsState
 from sfrl.shared_memory import SharedArray, StopFlag, Stopped
 
 WAIT_TIMEOUT_S = 0.5
+FAILURE_TIMEOUT_S = 1.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, an order to stop, a closed terminal: to the trainer all mean save and end."""
+
 _PR_SET_PDEATHSIG = 1
 _MAILBOX_BYTES = 1024 * 1024
 
@@ -35,7 +39,7 @@ class LearnerReport(NamedTuple):
     """One training batch: means over its optimizer steps, and totals since the start."""
 
     metrics: dict[str, float]
-    lag_counts: list[int]  # rows by policy lag, see learner.LAG_BINS
+    lag_counts: list[int]  # rows by policy lag, the last bin holds all above
 
 
 class CheckpointSaved(NamedTuple):
@@ -43,8 +47,9 @@ class CheckpointSaved(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """A line for the log."""
+    """A line for the log, at a level of `logging`."""
 
+    level: int
     text: str
 
 
@@ -74,7 +79,7 @@ class Mailbox(Generic[M]):
     Every child has its own, since a process that is killed inside faster-fifo's lock leaves it
     locked for good: that must stop nobody else.
 
-    A message that finds the queue full is dropped and counted: none is worth a wait.
+    A message that finds the queue full is dropped and counted: statistics are not worth a wait.
     """
 
     def __init__(self) -> None:
@@ -86,9 +91,9 @@ class Mailbox(Generic[M]):
         """Messages lost so far, in whatever process."""
         return int(self._dropped.array[0])
 
-    def put(self, message: M) -> None:
+    def put(self, message: M, timeout_s: float = 0.0) -> None:
         try:
-            self._queue.put_nowait(message)
+            self._queue.put(message, block=timeout_s > 0, timeout=timeout_s)
         except Full:
             self._dropped.array[0] += 1
 
@@ -109,7 +114,7 @@ class _NoticeHandler(logging.Handler):
         self._reports = reports
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._reports.put(Notice(self.format(record)))
+        self._reports.put(Notice(record.levelno, self.format(record)))
 
 
 class Worker(Protocol):
@@ -126,15 +131,17 @@ class Worker(Protocol):
 
 
 def worker_loop(worker: Worker, stop: StopFlag) -> None:
-    """The loop of every process: work while there is work, sleep while there is none."""
+    """The loop of every process: work while there is work, sleep while there is none.
+
+    A worker that failed is not closed: what its environment does then must not delay the report.
+    """
     try:
         while not stop.is_set:
             if not worker.step():
                 worker.wait(WAIT_TIMEOUT_S)
     except Stopped:
         pass
-    finally:
-        worker.close()
+    worker.close()
 
 
 def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> None:
@@ -145,7 +152,7 @@ def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> 
     only the trainer acts on that. When it dies, however it dies, the kernel ends this process.
     """
     setproctitle(f"sfrl {name}")
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in STOP_SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     die_with_parent()
     logging.basicConfig(level=logging.INFO, handlers=[_NoticeHandler(reports)])
@@ -155,7 +162,7 @@ def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> 
     except Stopped:  # while it was still starting
         pass
     except Exception:
-        reports.put(Failure(traceback.format_exc()))
+        reports.put(Failure(traceback.format_exc()), FAILURE_TIMEOUT_S)
         raise SystemExit(1) from None
 
 

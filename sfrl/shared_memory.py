@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class SharedArray:
         self._attach()
 
     def _reserve(self, num_bytes: int) -> None:
+        self.unlink()  # a dead process with the same pid may have left one of this name
         fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             os.posix_fallocate(fd, 0, num_bytes)
@@ -139,6 +141,7 @@ def sweep_stale_segments() -> list[str]:
     for path in SHM_DIR.glob("sfrl-*"):
         match = re.match(r"sfrl-(\d+)-", path.name)
         if match and not psutil.pid_exists(int(match[1])):
-            path.unlink(missing_ok=True)
-            swept.append(path.name)
+            with suppress(PermissionError):  # another user's
+                path.unlink(missing_ok=True)
+                swept.append(path.name)
     return swept

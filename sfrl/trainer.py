@@ -23,7 +23,14 @@ from sfrl.config import Config
 from sfrl.crew import Crew, ProcessCrew, SerialCrew, Shared, WorkerError
 from sfrl.display import Display, make_display
 from sfrl.metrics import MetricsWriter, RunMetrics
-from sfrl.process import CheckpointRequest, CheckpointSaved, EpisodeEnded, LearnerReport, Notice
+from sfrl.process import (
+    STOP_SIGNALS,
+    CheckpointRequest,
+    CheckpointSaved,
+    EpisodeEnded,
+    LearnerReport,
+    Notice,
+)
 from sfrl.progress import Progress
 from sfrl.shared_memory import StopFlag, sweep_stale_segments, unlink_segments
 from sfrl.timing import COMPONENT_STAGES
@@ -84,7 +91,7 @@ class Trainer:
         self._signals: list[int] = [] if signals is None else signals
         self._first_signal_s = 0.0  # on the monotonic clock
         self._lag_counts = np.zeros(1, np.int64)
-        self._best_saved = self.metrics.state()["best_episode_return_mean"]
+        self._best_saved = checkpoint.best_score(self.run_dir) if config.resume else None
         self._last_checkpoint = str(self.resumed.path) if self.resumed else None
 
     def _make_shared(self, spec: envs.EnvSpec) -> Shared:
@@ -190,8 +197,8 @@ class Trainer:
                 case CheckpointSaved(path):
                     self._last_checkpoint = path
                     log.info("checkpoint: %s", path)
-                case Notice(text):
-                    log.info("%s", text)
+                case Notice(level, text):
+                    log.log(level, "%s", text)
 
     def _report(self, display: Display, writer: MetricsWriter) -> None:
         progress, config = self.shared.progress, self.config
@@ -213,12 +220,14 @@ class Trainer:
 
     def _request_checkpoint(self) -> None:
         """Ask for a checkpoint, which is also the best one if the score is a new best."""
-        state = self.metrics.state()
-        best = state["best_episode_return_mean"]
-        is_best = best is not None and (self._best_saved is None or best > self._best_saved)
-        self.crew.request_checkpoint(CheckpointRequest(state, best if is_best else None))
+        # The score of now, not the best since the last request: it is the weights of now it names.
+        score = self.metrics.score
+        is_best = score is not None and (self._best_saved is None or score > self._best_saved)
+        self.crew.request_checkpoint(
+            CheckpointRequest(self.metrics.state(), score if is_best else None)
+        )
         if is_best:
-            self._best_saved = best
+            self._best_saved = score
 
     def _stop(self) -> list[str]:
         """Save, and end all workers; returns what went wrong with them meanwhile."""
@@ -264,12 +273,14 @@ class Trainer:
 
 @contextmanager
 def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call `handle`, and do nothing else."""
+    """`STOP_SIGNALS` call `handle`, and do nothing else."""
 
     def on_signal(signum: int, _frame: FrameType | None) -> None:
         handle(signum)
 
-    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    # A SIGHUP that is ignored was set so by nohup: the run is to outlive its terminal.
+    noted = [s for s in STOP_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+    previous = {s: signal.signal(s, on_signal) for s in noted}
     try:
         yield
     finally:

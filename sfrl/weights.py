@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the trainer and the rollout workers hold a Weights, too, wi
     from torch import nn
 
 # Places in the header.
-_PUBLISHED, _STARTED, _VERSIONS = 0, 1, slice(2, 4)
+_PUBLISHED, _STARTED, _VERSIONS, _BFLOAT16 = 0, 1, slice(2, 4), 4
 _POLL_S = 0.01  # only at start, while the learner builds its model
 
 
@@ -35,9 +35,18 @@ class Weights:
     """
 
     def __init__(self) -> None:
-        self._header = SharedArray("weights-header", (4,), np.int64)
+        self._header = SharedArray("weights-header", (5,), np.int64)
         self._path = segment_path("weights")
         self._copies: torch.Tensor | None = None  # [2, number of values] float32
+
+    @property
+    def acts_in_bfloat16(self) -> bool:
+        """Whether encoders act in bfloat16. The learner decides before it publishes first."""
+        return bool(self._header.array[_BFLOAT16])
+
+    @acts_in_bfloat16.setter
+    def acts_in_bfloat16(self, value: bool) -> None:
+        self._header.array[_BFLOAT16] = value
 
     def publish(self, model: nn.Module, version: int) -> None:
         """Make `model`'s present weights, of learner step `version`, the ones that readers get."""

@@ -167,7 +167,7 @@ def test_of_a_truncated_file_the_one_before_is_used_with_a_warning(tmp_path, cap
 
 def test_all_damaged_is_an_error(tmp_path):
     checkpoint.save(tmp_path, make_state(), 100).write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match="start anew without --resume"):
+    with pytest.raises(CheckpointError, match="train a run first, or name another"):
         checkpoint.load_latest(tmp_path)
 
 
@@ -242,7 +242,8 @@ def test_a_kill_within_a_write_leaves_the_one_before(tmp_path):
 
 def make_run(root: Path, name: str, env: str, started: int) -> Path:
     config = root / name / "config.json"
-    config.parent.mkdir(parents=True)
+    (root / name / "checkpoints").mkdir(parents=True)
+    (root / name / "checkpoints" / "latest-000000000001.pt").touch()
     config.write_text(json.dumps({"env": env}))
     os.utime(config, (started, started))
     return config.parent
@@ -253,6 +254,8 @@ def test_newest_run_is_the_one_started_last(tmp_path):
     pong = make_run(tmp_path, "b", "Pong", 2000)
     breakout = make_run(tmp_path, "a-new", "Breakout", 3000)
     (tmp_path / "no-config").mkdir()
+    stopped_early = make_run(tmp_path, "c", "Breakout", 4000)
+    (stopped_early / "checkpoints" / "latest-000000000001.pt").unlink()
     assert checkpoint.newest_run(tmp_path) == breakout
     assert checkpoint.newest_run(tmp_path, "Pong") == pong
 
@@ -267,7 +270,18 @@ def test_a_run_with_a_damaged_config_is_passed_over_with_a_warning(tmp_path, cap
 
 def test_no_run_is_an_error_with_a_remedy(tmp_path):
     make_run(tmp_path, "a", "Pong", 1000)
-    with pytest.raises(CheckpointError, match=r"no run of --env=Breakout.*--run-dir"):
+    with pytest.raises(
+        CheckpointError, match=r"no run of --env=Breakout with a checkpoint.*--run-dir"
+    ):
         checkpoint.newest_run(tmp_path, "Breakout")
-    with pytest.raises(CheckpointError, match="no run in"):
+    with pytest.raises(CheckpointError, match="no run with a checkpoint in"):
         checkpoint.newest_run(tmp_path / "nowhere")
+
+
+def test_the_best_score_is_that_of_the_file(tmp_path, caplog):
+    assert checkpoint.best_score(tmp_path) is None
+    path = checkpoint.save_best(tmp_path, make_state(), 17.5)
+    assert checkpoint.best_score(tmp_path) == 17.5
+    path.write_bytes(b"damaged")
+    assert checkpoint.best_score(tmp_path) is None
+    assert "best.pt" in caplog.text

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from sfrl import cli, config
 from sfrl.config import Config
@@ -34,7 +35,8 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def saved_run(run_dir: str, *flags: str) -> Config:
     """What a run with these flags leaves behind of its settings."""
     settings = cli.parse([f"--run-dir={run_dir}", *flags])
-    Path(run_dir).mkdir(parents=True)
+    (Path(run_dir) / "checkpoints").mkdir(parents=True)
+    (Path(run_dir) / "checkpoints/latest-000000000001.pt").touch()
     settings.save(Path(run_dir) / "config.json")
     return settings
 
@@ -70,8 +72,15 @@ def saved_run(run_dir: str, *flags: str) -> Config:
             ["frameskip=4 is for Atari", "episodic_life=True is for Atari"],
         ),
         ("--env=CartPole-v1 --model=nature_cnn", ["model=nature_cnn needs images"]),
-        ("--resume", ["no run in runs/; train one first, or name it with --run-dir"]),
-        ("--resume --env=Pong", ["no run of --env=Pong in runs/"]),
+        ("--env=CartPole-v1 --model=nowhere:Net", ["cannot import 'nowhere'"]),
+        ("--env=CartPole-v1 --model=tests.runs:Net", ["has no attribute 'Net'"]),
+        pytest.param(
+            "--env=CartPole-v1 --device=cuda",
+            ["device=cuda needs a GPU"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        ("--resume", ["no run with a checkpoint in runs/; train one first, or name it"]),
+        ("--resume --env=Pong", ["no run of --env=Pong with a checkpoint in runs/"]),
         ("--resume --run-dir=nowhere", ["run_dir=nowhere holds no run to resume"]),
     ],
 )
@@ -149,11 +158,10 @@ def test_the_folder_is_named_for_env_and_time_and_never_shared():
 
 def test_a_folder_with_a_run_is_refused_without_resume():
     saved_run("x", "--env=CartPole-v1")
-    with pytest.raises(config.ConfigError, match="already holds a run; it has no checkpoint yet"):
-        cli.parse(["--run-dir=x", "--env=CartPole-v1"])
-    Path("x/checkpoints").mkdir()
-    Path("x/checkpoints/latest-000000000001.pt").touch()
     with pytest.raises(config.ConfigError, match="already holds a run; add --resume"):
+        cli.parse(["--run-dir=x", "--env=CartPole-v1"])
+    Path("x/checkpoints/latest-000000000001.pt").unlink()
+    with pytest.raises(config.ConfigError, match="already holds a run; it has no checkpoint yet"):
         cli.parse(["--run-dir=x", "--env=CartPole-v1"])
 
 
@@ -184,7 +192,10 @@ def test_a_resumed_run_may_be_moved():
     [
         ("--env=Acrobot-v1", "env=Acrobot-v1 differs from the saved run's CartPole-v1"),
         ("--rnn-size=8", "rnn_size=8 differs from the saved run's 0"),
-        ("--model=tests.x:Net", "model=tests.x:Net differs from the saved run's mlp"),
+        (
+            "--model=tests.test_model:TinyCNN",
+            "model=tests.test_model:TinyCNN differs from the saved run's mlp",
+        ),
         ("--optimizer=rmsprop", "optimizer=rmsprop differs from the saved run's adam"),
         ("--no-normalize-returns", "normalize_returns=False differs from the saved run's True"),
     ],

@@ -53,7 +53,8 @@ def test_plain_line_has_the_fields_in_their_order():
     assert plain_line(make_record(), seconds_left=65.0) == (
         "1:02:05 | 7,450,000 frames | 2,000 frames/s (average 2,000) | score -19.5 (2 episodes)"
         " | lag 3.4 (max 11) | loss 0.1235 | entropy 1.700"
-        " | working: rollout 75% policy 39% learner 95% | 0:01:05 left"
+        " | working: rollout 75% (env_step 65%) policy 39% (forward 30%) learner 95% (train 80%)"
+        " | 0:01:05 left"
     )
 
 

@@ -2,13 +2,23 @@
 
 import itertools
 import math
+import os
 
 import pytest
 
 from sfrl import checkpoint
 from sfrl.config import Config
 from sfrl.trainer import Summary, Trainer
-from tests.runs import metrics, run_training
+from tests.runs import (
+    components,
+    finish,
+    has_trained,
+    interrupt,
+    metrics,
+    run_training,
+    training,
+    wait_for,
+)
 
 CATCH = {
     "env": "tests.tiny_envs:Catch-v0",
@@ -70,7 +80,31 @@ TINY_PONG = (
 )
 
 
-def test_train_py_learns_from_pong_and_goes_on_where_it_stopped(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("game", "flags"),
+    [
+        ("Breakout", ["--model=tests.tiny_encoder:Tiny"]),
+        ("MsPacman", ["--num-policy-workers=2", "--worker-nice=5", "--pin-workers"]),
+    ],
+)
+def test_train_py_trains_on_other_games_with_other_settings(tmp_path, game, flags):
+    run_dir = tmp_path / game
+    with training(run_dir, f"--env={game}", *TINY_PONG[1:], *flags) as process:
+        wait_for(lambda: has_trained(run_dir) or process.poll() is not None)
+        assert process.poll() is None, finish(process).stderr
+        worker = components(process.pid)["rollout-0"]
+        niceness, cores = worker.nice(), worker.cpu_affinity()
+        interrupt(process)
+        ended = finish(process)
+    assert ended.code == 0, ended.stderr
+    assert ended.summary["env_frames"] > 0
+    is_set = "--pin-workers" in flags
+    assert niceness == (5 if is_set else 0)
+    assert (len(cores) == 1) == (is_set or os.cpu_count() == 1)
+
+
+def test_train_py_trains_on_pong_and_goes_on_where_it_stopped(tmp_path):
     run_dir = tmp_path / "pong"
     ended = run_training(run_dir, *TINY_PONG, "--train-frames=2400")
     assert ended.code == 0, ended.stderr

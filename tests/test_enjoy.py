@@ -251,7 +251,7 @@ def test_all_wrong_flags_are_named_at_once(tmp_path):
 
 
 def test_without_a_run_the_remedy_is_to_train_one(tmp_path):
-    assert "no run in runs/; train one first" in refusal(tmp_path)
+    assert "no run with a checkpoint in runs/; train one first" in refusal(tmp_path)
     assert "nowhere/checkpoints has no checkpoint" in refusal(tmp_path, "--run-dir=nowhere")
 
 

@@ -437,3 +437,26 @@ def test_the_last_checkpoint_is_written_when_the_run_stops(make_bench):
     run_dir = bench.shared.config.run_dir
     assert checkpoint.find(run_dir, "latest").path.name in saved.path
     assert checkpoint.find(run_dir, "best").state["score"] == 7.5
+
+
+def test_a_stopping_run_does_not_wait_for_the_rest_of_a_training_batch(make_bench):
+    """A batch can outlast the trainer's patience; the final checkpoint must still be written."""
+    bench = make_bench(epochs=50)
+    bench.fill(0, 1)
+    minibatches = bench.learner._minibatches
+    seen = []
+
+    def stop_in_the_third(slots):
+        for minibatch in minibatches(slots):
+            seen.append(minibatch)
+            if len(seen) == 3:
+                bench.shared.stop.set()
+            yield minibatch
+
+    bench.learner._minibatches = stop_in_the_third
+    bench.learner.train([0, 1])
+    assert bench.learner.learner_steps == 3
+    bench.requests.put(CheckpointRequest(RunMetrics().state(), None))
+    bench.learner.close()
+    saved = checkpoint.load_latest(bench.shared.config.run_dir).state
+    assert saved["counters"]["learner_steps"] == 3

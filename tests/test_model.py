@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfrl.encoders import ImpalaResNet, NatureCNN
+from sfrl.encoders import ImpalaResNet, NatureCNN, _centered, _space_to_depth
 from sfrl.model import ActorCritic, ValueHead, make_model, pick_precision
 
 IMAGE = (4, 84, 84)
@@ -92,15 +92,30 @@ def test_outputs_are_float32_of_the_documented_shapes(
 
 @pytest.mark.parametrize("size", [(84, 84), (36, 40), (87, 90)])
 def test_nature_cnn_equals_its_plain_convolutions(size: tuple[int, int]) -> None:
-    """With space-to-depth and 1/255 in the weights: the same function as the paper's layers."""
+    """With space-to-depth and 1/255 in the weights: the paper's layers on centered images."""
     torch.manual_seed(0)
     encoder = NatureCNN((4, *size))
     obs = torch.randint(0, 256, (3, 4, *size), dtype=torch.uint8)
-    x = F.relu(encoder.conv1(obs.float() / 255))
+    blocks = _space_to_depth(obs)
+    means = (blocks.float() - _centered(blocks, torch.float32)).mean((1, 2, 3), keepdim=True)
+    x = F.relu(encoder.conv1((obs.float() - means) / 255))
     x = F.relu(encoder.conv2(x))
     x = F.relu(encoder.conv3(x))
     expected = F.relu(encoder.linear(x.permute(0, 2, 3, 1).flatten(1)))
     torch.testing.assert_close(encoder(obs, torch.float32), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [5, 36, 84])
+def test_centering_takes_about_the_mean_from_every_pixel_of_an_image(size: int) -> None:
+    """Without it Pong's background drives the first layer's filters to 0 for good."""
+    torch.manual_seed(0)
+    dark = torch.randint(0, 60, (1, 4, size, size), dtype=torch.uint8)
+    images = torch.cat([dark, dark + 195]).contiguous(memory_format=torch.channels_last)
+    centered = _centered(images, torch.float32)
+    assert centered.mean((1, 2, 3)).abs().max() < (1e-4 if size == 5 else 3.0)
+    shifts = images - centered
+    assert (shifts == shifts[:, :1, :1, :1]).all()
+    torch.testing.assert_close(centered[0], centered[1])
 
 
 @pytest.mark.parametrize("encoder_class", [NatureCNN, ImpalaResNet])
@@ -283,7 +298,8 @@ def test_user_encoder_gets_scaled_images_in_the_compute_dtype(dtype: torch.dtype
     net = model.encoder.net
     assert isinstance(net, TinyCNN)
     assert net.last_input.dtype == dtype
-    torch.testing.assert_close(net.last_input.float(), obs / 255, rtol=1e-2, atol=1e-2)
+    expected = obs / 255 - (obs / 255).mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(net.last_input.float(), expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,7 @@ def test_every_row_arrives_at_the_learner_unmixed(make_shared, settings):
         shared.progress,
         reports,
         Mailbox(),
+        shared.stop,
     )
     learner.publish()
     processes = _start_workers(shared, reports)

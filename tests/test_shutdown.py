@@ -115,10 +115,12 @@ def test_a_signal_ends_its_run_with_a_checkpoint_and_disturbs_no_other(tmp_path)
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_whole_group_ends_the_run_with_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_ends_the_run_with_a_checkpoint(tmp_path, signum):
+    """SIGTERM from a supervisor, SIGHUP from a terminal that was closed."""
     with training(tmp_path / "run", *TINY) as process:
         wait_until_trained(process, tmp_path / "run")
-        interrupt(process, signal.SIGTERM)
+        interrupt(process, signum)
         ended = finish(process)
     assert ended.seconds < 10
     assert_stopped_in_order(ended, tmp_path / "run")
