@@ -73,8 +73,8 @@ class Config:
     """Index queues. auto: lock-free, or faster-fifo where the extension could not be built."""
     pin_workers: bool = False
     """Bind rollout worker i to core i (modulo the cores this process may use)."""
-    worker_nice: int = 0
-    """Niceness of rollout workers: 1-19 lets the networks go first when cores are short."""
+    worker_nice: int = 5
+    """Niceness of rollout workers: above 0 the networks go first where cores are short."""
     debug_buffers: bool = False
     """Poison free slots and check ownership on every write to the trajectory buffer. Slow."""
 
