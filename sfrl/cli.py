@@ -64,16 +64,21 @@ def parse(argv: Sequence[str]) -> Config:
     """The complete, checked settings of a run. `--help` prints and leaves.
 
     Raises:
-        ConfigError, envs.UnknownEnvError: the settings cannot work.
+        ConfigError: the settings cannot work, or there is no such environment.
         checkpoint.CheckpointError: there is nothing to resume.
     """
     flags = _read_flags(argv)
     saved = _saved_settings(flags) if "resume" in flags else None
-    defaults = saved or defaults_for(
-        flags.get("env", Config.env),
-        flags.get("loss", Config.loss),  # type: ignore[arg-type]  # _read_flags has checked it
-        max(int(flags["num_workers"]), 1) if "num_workers" in flags else None,
-    )
+    problems = []
+    try:
+        defaults = saved or defaults_for(
+            flags.get("env", Config.env),
+            flags.get("loss", Config.loss),  # type: ignore[arg-type]  # _read_flags has checked it
+            max(int(flags["num_workers"]), 1) if "num_workers" in flags else None,
+        )
+    except envs.UnknownEnvError as error:
+        problems.append(str(error))  # and go on, to tell of the other problems at once
+        defaults = Config()
     unchecked = tyro.cli(
         _UncheckedConfig,
         args=list(argv),
@@ -81,7 +86,12 @@ def parse(argv: Sequence[str]) -> Config:
         prog="train.py",
         description="Train an agent. See README.md.",
     )
-    config = Config(**dataclasses.asdict(unchecked))
+    try:
+        config = Config(**dataclasses.asdict(unchecked))
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
     config = resolve(config, envs.describe(config.env, config.frameskip))
     if saved is not None:
         _check_resumable(saved, config)

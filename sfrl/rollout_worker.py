@@ -111,7 +111,7 @@ class RolloutWorker:
 
     def step(self) -> bool:
         """Send the actions that have come, then finish the split that has stepped longest."""
-        messages = self.inbox.get_many(64)
+        messages = self.inbox.get_many(self.buffer.num_slots)
         for message in messages:
             slot, t = unpack(message)
             split = self.splits[slot // self.slots_per_split - self.splits[0].index]

@@ -45,6 +45,7 @@ def saved_run(run_dir: str, *flags: str) -> Config:
     ("flags", "texts"),
     [
         ("--env=Pnog", ["did you mean Pong?"]),
+        ("--env=Pnog --gamma=2 --c-clip=3", ["did you mean Pong?", "gamma=2.0", "c_clip=3.0"]),
         ("--env=CartPol-v1", ["did you mean CartPole-v1"]),
         ("--env=LunarLander-v3", ["Box2D is not installed"]),
         ("--evn=Pong", ["--evn is unknown; did you mean --env?"]),
