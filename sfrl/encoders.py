@@ -61,8 +61,8 @@ class NatureCNN(nn.Module):
     """Three convolutions and a layer of 512 (Mnih et al. 2015, doi:10.1038/nature14236).
 
     The first, 8x8 with stride 4, is computed as a 2x2 convolution with stride 1 over 4x4 blocks of
-    pixels taken as channels: the same sums. Blocks are moved while they are still uint8, and have
-    the 64 channels that CPUs' and GPUs' matrix units want instead of 4.
+    pixels taken as channels: the same sums, here of centered images. Blocks are moved while they
+    are still uint8, and have the 64 channels that matrix units want instead of 4.
     """
 
     def __init__(self, obs_shape: tuple[int, ...]) -> None:
