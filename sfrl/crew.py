@@ -21,7 +21,8 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from sfrl.channels import Channels
+from envs import EnvSpec
+from sfrl.channels import Channels, make_channels
 from sfrl.config import Config
 from sfrl.process import (
     STOP_SIGNALS,
@@ -35,7 +36,7 @@ from sfrl.process import (
 )
 from sfrl.progress import Progress
 from sfrl.shared_memory import StopFlag
-from sfrl.trajectory_buffer import TrajectoryBuffer
+from sfrl.trajectory_buffer import SlotSpec, TrajectoryBuffer
 from sfrl.weights import Weights
 
 if TYPE_CHECKING:
@@ -63,6 +64,33 @@ class Shared(NamedTuple):
     channels: Channels
     weights: Weights
     progress: Progress
+
+
+def make_shared(config: Config, spec: EnvSpec) -> Shared:
+    """The shared objects of a new run in an environment that looks like `spec`.
+
+    Raises MemoryError if /dev/shm is too small for them.
+    """
+    stop = StopFlag()
+    slot_spec = SlotSpec(
+        config.rollout_length,
+        config.envs_per_split,
+        spec.obs_shape,
+        spec.obs_dtype,
+        config.rnn_size,
+    )
+    return Shared(
+        config,
+        spec.num_actions,
+        stop,
+        TrajectoryBuffer(config.num_slots, slot_spec, debug=config.debug_buffers),
+        make_channels(config, stop),
+        Weights(),
+        Progress(config.num_workers, config.num_policy_workers, spec.frameskip),
+    )
+
+
+LearnerBody = Callable[[Shared, Mailbox[Report], Mailbox[CheckpointRequest], str | None], None]
 
 
 class Crew(Protocol):
@@ -141,8 +169,10 @@ class SerialCrew:
 class ProcessCrew:
     """Every worker in a process of its own, started by spawn and watched by its sentinel."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, learner_body: LearnerBody | None = None) -> None:
+        """`learner_body` replaces the learner's whole process (the benchmarks do that)."""
         self._shared = shared
+        self._learner_body = learner_body or _learner_body
         config = shared.config
         self._policies = [f"policy-{i}" for i in range(config.num_policy_workers)]
         self._rollouts = [f"rollout-{i}" for i in range(config.num_workers)]
@@ -157,7 +187,7 @@ class ProcessCrew:
         shared, mailboxes = self._shared, self._mailboxes
         bodies: dict[str, Callable[[], None]] = {
             "learner": partial(
-                _learner_body, shared, mailboxes["learner"], self._requests, resume_path
+                self._learner_body, shared, mailboxes["learner"], self._requests, resume_path
             )
         }
         for i, name in enumerate(self._policies):

@@ -18,9 +18,8 @@ import numpy as np
 
 import envs
 from sfrl import checkpoint
-from sfrl.channels import make_channels
 from sfrl.config import Config
-from sfrl.crew import Crew, ProcessCrew, SerialCrew, Shared, WorkerError
+from sfrl.crew import Crew, ProcessCrew, SerialCrew, Shared, WorkerError, make_shared
 from sfrl.display import Display, make_display
 from sfrl.metrics import MetricsWriter, RunMetrics
 from sfrl.process import (
@@ -31,11 +30,8 @@ from sfrl.process import (
     LearnerReport,
     Notice,
 )
-from sfrl.progress import Progress
-from sfrl.shared_memory import StopFlag, sweep_stale_segments, unlink_segments
+from sfrl.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.timing import COMPONENT_STAGES
-from sfrl.trajectory_buffer import SlotSpec, TrajectoryBuffer
-from sfrl.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +79,7 @@ class Trainer:
         self.run_dir = Path(config.run_dir)
         self.metrics = RunMetrics()
         self.resumed = checkpoint.load_latest(self.run_dir) if config.resume else None
-        self.shared = self._make_shared(envs.describe(config.env, config.frameskip))
+        self.shared = self._make_shared()
         self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
         self._started_s = time.monotonic()
         self._first_frame = self.shared.progress.env_frames
@@ -94,33 +90,17 @@ class Trainer:
         self._best_saved = checkpoint.best_score(self.run_dir) if config.resume else None
         self._last_checkpoint = str(self.resumed.path) if self.resumed else None
 
-    def _make_shared(self, spec: envs.EnvSpec) -> Shared:
+    def _make_shared(self) -> Shared:
         config = self.config
         atexit.register(unlink_segments, os.getpid())  # however this process ends, but for SIGKILL
         for name in sweep_stale_segments():
             log.warning("removed %s, which a dead run had left in shared memory", name)
-        slot_spec = SlotSpec(
-            config.rollout_length,
-            config.envs_per_split,
-            spec.obs_shape,
-            spec.obs_dtype,
-            config.rnn_size,
-        )
-        stop = StopFlag()
-        buffer = TrajectoryBuffer(config.num_slots, slot_spec, debug=config.debug_buffers)
-        progress = Progress(config.num_workers, config.num_policy_workers, spec.frameskip)
+        shared = make_shared(config, envs.describe(config.env, config.frameskip))
         if self.resumed is not None:
+            progress = shared.progress
             progress.env_steps[-1] = self.resumed.state["counters"]["env_steps"]
             self.metrics.load_state(self.resumed.state["metrics"], env_frames=progress.env_frames)
-        return Shared(
-            config,
-            spec.num_actions,
-            stop,
-            buffer,
-            make_channels(config, stop),
-            Weights(),
-            progress,
-        )
+        return shared
 
     def run(self) -> Summary:
         """Train until a limit, a signal or a failure.
