@@ -46,7 +46,6 @@ def make_vec_env(
     num_envs: int,
     seed: int,
     *,
-    num_threads: int = 1,
     frameskip: int | None = None,
     sticky_actions: float = 0.0,
     episodic_life: bool = False,
@@ -59,9 +58,9 @@ def make_vec_env(
     or a Gymnasium id ("CartPole-v1"), with the module that registers it where needed
     ("my_module:MyEnv-v0"). ALE's own ids ("ALE/Pong-v5", "PongNoFrameskip-v4") mean the game.
 
-    `num_threads` and `max_episode_frames` (30 minutes of play) concern Atari only; the length
-    of another environment's episodes is its registration's `max_episode_steps`. `frameskip`
-    defaults to 4 for Atari, 1 otherwise. `render=True` is for one environment.
+    `max_episode_frames` (30 minutes of play) concerns Atari only; the length of another
+    environment's episodes is its registration's `max_episode_steps`. `frameskip` defaults to 4
+    for Atari, 1 otherwise. `render=True` is for one environment.
 
     Raises:
         UnknownEnvError: no such name; the message lists the nearest ones.
@@ -77,7 +76,6 @@ def make_vec_env(
             game,
             num_envs,
             seed,
-            num_threads=num_threads,
             frameskip=FRAMESKIP if frameskip is None else frameskip,
             sticky_actions=sticky_actions,
             episodic_life=episodic_life,

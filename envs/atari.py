@@ -1,45 +1,48 @@
-"""Atari 2600 games through ALE's own vector env: emulation and preprocessing in C++ threads.
+"""Atari 2600 games: ALE emulates, and screen.py makes the pictures, one game after the other.
 
 The settings are the literature's (Mnih et al. 2015, Nature 518): a decision lasts
 `frameskip` frames, the last two frames are max-pooled because many games draw a sprite only
 every other frame, pictures are 84x84 grey, four of them are stacked, and an episode starts
-with FIRE, where the game has that button, and up to 28 no-ops.
+with FIRE, where the game has that button, and up to 30 no-ops.
 
-The stack is empty (zeros) before the first picture of an episode. When an episode ends or is
-cut off, its last picture is not captured, so the final observation shows a moment up to one
+The stack is empty (zeros) before the first picture of an episode. When a game ends within a
+decision, the rest of its frames are not drawn, so the final observation shows a moment up to one
 decision old; Gymnasium's AtariPreprocessing does the same.
+
+ALE's own vector env does the same work in C++ threads, in 1.4 to 1.6 times the time: it converts
+and resizes whole frames, and changes threads for every step (docs/experiments.md). A rollout
+worker needs no threads: it is one of many processes.
 """
+
+from __future__ import annotations
+
+import logging
+from functools import partial
 
 import numpy as np
 from ale_py import Action, ALEInterface, LoggerMode, roms
-from ale_py.vector_env import AtariVectorEnv
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from envs.screen import HAS_EXTENSION, SIZE, make_screen
 from envs.vec_env import EnvSpec, ObsArray, StepResult, env_seeds
 
+log = logging.getLogger(__name__)
+
 FRAMESKIP = 4
-OBS_SHAPE = (4, 84, 84)  # stacked pictures, height, width
+OBS_SHAPE = (4, SIZE, SIZE)  # stacked pictures, height, width
 NOOP_MAX = 30
 
 
 class AtariVecEnv:
     """A `VecEnv` of one game; `game` is ALE's ROM id, such as "ms_pacman".
 
-    `send` hands the actions to `num_threads` C++ threads and returns; they do not need the GIL.
-    ALE loads a ROM in 0.1 s and, to seed it, twice: making and the first reset together take
-    0.2 s per environment (and per core).
+    Loading the ROM takes 0.1 s for every environment. `recv` emulates; it holds the GIL.
 
     With `episodic_life` a lost life is reported as `terminated`, and the game goes on: instead
     of a reset, the next step plays FIRE (a no-op where the game has no FIRE), whatever its
     action says, as Baselines' EpisodicLifeEnv and FireResetEnv do. The rewards between two
-    ends are then the score of one life, not of a game. ALE's own `episodic_life` is not used:
-    it restarts the whole game, so that the agent would never see what follows its first life.
-
-    With `render` the same game runs a second time, in lockstep, as a camera: same seed, same
-    actions, colour pictures of full size. The vector env itself can't draw, and this way
-    whoever watches sees the very observations of training at work.
+    ends are then the score of one life, not of a game.
 
     Raises:
         ValueError: a setting is out of range.
@@ -51,129 +54,171 @@ class AtariVecEnv:
         num_envs: int,
         seed: int,
         *,
-        num_threads: int = 1,
         frameskip: int = FRAMESKIP,
         sticky_actions: float = 0.0,
         episodic_life: bool = False,
         max_episode_frames: int = 108_000,
         render: bool = False,
     ) -> None:
-        if num_threads < 1:
-            raise ValueError(f"num_threads={num_threads} must be at least 1")
         if frameskip < 1:
             raise ValueError(f"frameskip={frameskip} must be at least 1")
         if not 0 <= sticky_actions <= 1:
             raise ValueError(f"sticky_actions={sticky_actions} is a probability: 0 to 1")
         if max_episode_frames < 1:
             raise ValueError(f"max_episode_frames={max_episode_frames} must be at least 1")
-
-        def make_view(height: int, width: int, stack: int, grayscale: bool) -> AtariVectorEnv:
-            return AtariVectorEnv(
-                game,
-                num_envs,
-                batch_size=num_envs,  # all of them: results come in the order of the envs
-                num_threads=num_threads,
-                max_num_frames_per_episode=max_episode_frames,
-                repeat_action_probability=sticky_actions,
-                autoreset_mode=AutoresetMode.NEXT_STEP,
-                img_height=height,
-                img_width=width,
-                grayscale=grayscale,
-                stack_num=stack,
-                frameskip=frameskip,
-                maxpool=True,
-                noop_max=NOOP_MAX,
-                use_fire_reset=True,
-                life_loss_info=episodic_life,
-                reward_clipping=False,
-            )
-
-        stack, height, width = OBS_SHAPE
-        self._views = [make_view(height, width, stack, grayscale=True)]
-        if render:
-            height, width = load_rom(game).getScreenDims()
-            self._views.append(make_view(height, width, 1, grayscale=False))
-        buttons = self._views[0].ale.get_action_set()
-
+        self._make_game = partial(
+            _Game, game, frameskip, sticky_actions, episodic_life, max_episode_frames, render
+        )
+        self._seeds = env_seeds(seed, num_envs)
+        self._games = [self._make_game(seed) for seed in self._seeds]
+        self._has_started = False
+        self._obs = np.zeros((num_envs, *OBS_SHAPE), np.uint8)
+        self._actions: list[int] = []
         self.num_envs = num_envs
         self.observation_space: Box = Box(0, 255, OBS_SHAPE, np.uint8)
-        self.action_space = Discrete(len(buttons))
+        self.action_space = Discrete(len(self._games[0].ale.getMinimalActionSet()))
         self.frameskip = frameskip
-        self._num_actions = len(buttons)
-        self._seeds = np.array(env_seeds(seed, num_envs))
-        self._paddle_strengths = [1.0] * num_envs
-        self._episodic_life = episodic_life
-        self._restart_action = buttons.index(Action.FIRE) if Action.FIRE in buttons else 0
-        self._ended = np.zeros(num_envs, np.bool_)  # [N] the next row restarts
-        self._picture: NDArray[np.uint8] | None = None  # [H, W, 3]
 
     def reset(self) -> ObsArray:
-        (obs, info), *camera = [view.reset(seed=self._seeds) for view in self._views]
-        self._ended = np.zeros(self.num_envs, np.bool_)
-        for pictures, camera_info in camera:
-            self._check_lockstep(
-                [info["episode_frame_number"]], [camera_info["episode_frame_number"]]
-            )
-            self._picture = pictures[0, 0]
-        stacks: ObsArray = obs
-        return stacks
+        if self._has_started:  # ALE can be seeded only before it loads the ROM
+            self._games = [self._make_game(seed) for seed in self._seeds]
+        self._has_started = True
+        for game, obs in zip(self._games, self._obs, strict=True):
+            game.restart(obs)
+        return self._obs
 
     def send(self, actions: NDArray[np.int64]) -> None:
-        if self._episodic_life:
-            actions = np.where(self._ended, self._restart_action, actions)
-        # Lists, for ALE converts element by element: 13 us for 16 envs, against 24 us from
-        # arrays and 68 us through AtariVectorEnv.send. (ALE's type stub knows arrays only.)
-        action_list = actions.tolist()
-        # ALE's worker thread would drop a bad action without a result: recv would hang.
-        if min(action_list) < 0 or max(action_list) >= self._num_actions:
-            raise ValueError(f"actions {action_list} must lie in 0..{self._num_actions - 1}")
-        for view in self._views:
-            view.ale.send(action_list, self._paddle_strengths)  # type: ignore[arg-type]
+        self._actions = actions.tolist()
+        if min(self._actions) < 0 or max(self._actions) >= self.action_space.n:
+            raise ValueError(
+                f"actions {self._actions} must lie in 0..{int(self.action_space.n) - 1}"
+            )
 
     def recv(self) -> StepResult:
-        (obs, rewards, terminated, truncated, info), *camera = [
-            view.ale.recv() for view in self._views
+        outcomes = [
+            game.step(action, obs)
+            for game, action, obs in zip(self._games, self._actions, self._obs, strict=True)
         ]
-        for pictures, *outcome, camera_info in camera:
-            self._check_lockstep(
-                [rewards, terminated, truncated, info["episode_frame_number"]],
-                [*outcome, camera_info["episode_frame_number"]],
-            )
-            self._picture = pictures[0, 0]
-        rewards = rewards.astype(np.float32)
-        if self._episodic_life:
-            rewards[self._ended] = 0
-            self._ended = terminated | truncated
-        return StepResult(obs, rewards, terminated, truncated)
+        rewards, terminated, truncated = zip(*outcomes, strict=True)
+        return StepResult(
+            self._obs,
+            np.array(rewards, np.float32),
+            np.array(terminated, np.bool_),
+            np.array(truncated, np.bool_),
+        )
 
     def render(self) -> NDArray[np.uint8]:
-        if self._picture is None:
-            raise RuntimeError("render() needs make_vec_env(..., render=True) and a reset() first")
-        return self._picture
+        return self._games[0].picture()
 
     def close(self) -> None:
-        self._views.clear()  # ALE joins its threads when the object goes
+        self._games = []
 
-    def _check_lockstep(
-        self, agent: list[NDArray[np.generic]], camera: list[NDArray[np.generic]]
+
+class _Game:
+    """One emulator and its stack of pictures, which lies in the caller's `obs` [4, 84, 84]."""
+
+    def __init__(
+        self,
+        game: str,
+        frameskip: int,
+        sticky_actions: float,
+        episodic_life: bool,
+        max_episode_frames: int,
+        render: bool,
+        seed: int,
     ) -> None:
-        if not all(map(np.array_equal, agent, camera)):
-            raise RuntimeError(
-                f"the camera's game is no longer the agent's: {agent} against {camera} "
-                "(rewards, terminated, truncated, frame number)"
-            )
+        self.ale = _load_rom(game, seed, sticky_actions)
+        self._frameskip = frameskip
+        self._episodic_life = episodic_life
+        self._max_episode_frames = max_episode_frames
+        self._rng = np.random.default_rng(seed)  # of the no-ops; the game's own is in ALE
+        self._buttons = [int(button.value) for button in self.ale.getMinimalActionSet()]
+        fire = int(Action.FIRE.value)
+        self._fire = fire if fire in self._buttons else int(Action.NOOP.value)
+        self._frame = np.empty(self.ale.getScreenDims(), np.uint8)
+        self._screen = make_screen(*self._frame.shape)
+        self._colored = np.zeros((2, *self._frame.shape, 3), np.uint8) if render else None
+        self._is_over = False  # the next step starts an episode
+        self._lost_life = False  # the next step plays FIRE
+        self._lives = 0
+        self._num_frames = 0  # of this episode
+
+    def restart(self, obs: NDArray[np.uint8]) -> None:
+        """Start an episode."""
+        self.ale.reset_game()
+        for button in [self._fire] + [0] * int(self._rng.integers(1, NOOP_MAX + 1)):
+            self.ale.act(button)
+        self._capture(0)
+        self._capture(1)
+        obs[:-1] = 0
+        self._screen.draw(obs[-1])
+        self._is_over = self._lost_life = False
+        self._lives = self.ale.lives()
+        self._num_frames = 0
+
+    def step(self, action: int, obs: NDArray[np.uint8]) -> tuple[int, bool, bool]:
+        """One decision, or the restart that follows an episode's end: reward, how it ended."""
+        if self._is_over:
+            self.restart(obs)
+            return 0, False, False
+        ale, skip = self.ale, self._frameskip
+        button = self._fire if self._lost_life else self._buttons[action]
+        reward = 0
+        terminated = False
+        for frame in range(1, skip + 1):
+            reward += ale.act(button)
+            terminated = ale.game_over()
+            if terminated:
+                break
+            # The last but one is frame 1: where a game ends in the last, it meets the older 0.
+            if frame == skip - 1 or skip == 1:
+                self._capture(1)
+            if frame == skip:
+                self._capture(0)
+        obs[:-1] = obs[1:]
+        self._screen.draw(obs[-1])
+        self._num_frames += skip
+        truncated = not terminated and self._num_frames >= self._max_episode_frames
+        self._is_over = terminated or truncated
+        if self._lost_life:
+            reward = 0
+        self._lost_life = self._episodic_life and ale.lives() < self._lives and not self._is_over
+        self._lives = ale.lives()
+        return reward, terminated or self._lost_life, truncated
+
+    def picture(self) -> NDArray[np.uint8]:
+        """[height, width, 3], pooled from the same two frames as the agent's."""
+        if self._colored is None:
+            raise RuntimeError("render() needs make_vec_env(..., render=True)")
+        picture: NDArray[np.uint8] = self._colored.max(axis=0)
+        return picture
+
+    def _capture(self, which: int) -> None:
+        """Take the screen of now as frame `which` of the next picture."""
+        self.ale.getScreen(self._frame)
+        if not self._screen.set_frame(which, self._frame):
+            self._screen.learn_colors(self._frame, self.ale.getScreenGrayscale())
+            self._screen.set_frame(which, self._frame)
+        if self._colored is not None:
+            self.ale.getScreenRGB(self._colored[which])
 
 
 def describe_atari(game: str, frameskip: int = FRAMESKIP) -> EnvSpec:
     """The spec of a game by its ROM id, from the ROM alone (0.1 s)."""
-    num_actions = len(load_rom(game).getMinimalActionSet())
+    if not HAS_EXTENSION:
+        log.warning(
+            "pictures of Atari are made in NumPy, several times slower: the extension "
+            "envs._screen is missing; install a C++ compiler and run pip install -e . again"
+        )
+    num_actions = len(_load_rom(game).getMinimalActionSet())
     return EnvSpec("atari", OBS_SHAPE, "uint8", num_actions, frameskip)
 
 
-def load_rom(game: str) -> ALEInterface:
-    """A bare emulator with the game in it."""
+def _load_rom(game: str, seed: int = 0, sticky_actions: float = 0.0) -> ALEInterface:
     ALEInterface.setLoggerMode(LoggerMode.Error)  # else ALE prints a banner
     ale = ALEInterface()
+    ale.setInt("random_seed", seed)
+    ale.setFloat("repeat_action_probability", sticky_actions)
     rom_path = roms.get_rom_path(game)
     assert rom_path is not None, f"{game} is no ROM id"
     ale.loadROM(rom_path)

@@ -12,9 +12,9 @@ EnvKind = Literal["atari", "image", "vector"]
 
 
 class StepResult(NamedTuple):
-    """One step of N environments; contiguous arrays that the caller owns."""
+    """One step of N environments. The caller owns the arrays, but for `obs`."""
 
-    obs: ObsArray  # [N, *obs_shape]
+    obs: ObsArray  # [N, *obs_shape], contiguous; the next `recv` or `reset` may overwrite it
     rewards: NDArray[np.float32]  # [N] as the environment gave them: unclipped, unscaled
     terminated: NDArray[np.bool_]  # [N] the episode ended here: no value beyond this step
     truncated: NDArray[np.bool_]  # [N] the episode was cut off here: bootstrap from `obs`
@@ -38,9 +38,8 @@ class VecEnv(Protocol):
 
         obs = env.reset()
         while True:
-            env.send(policy(obs))  # [N] int64; may return while the environments still step
-            ...                    # the caller's own work overlaps the stepping
-            obs, rewards, terminated, truncated = env.recv()  # blocks until all N are done
+            env.send(policy(obs))  # [N] int64
+            obs, rewards, terminated, truncated = env.recv()
 
     Autoreset is Gymnasium's NEXT_STEP. The step that ends an episode returns the final
     observation. The step after it ignores its action and only resets: its reward is 0, its

@@ -61,8 +61,6 @@ class Config:
     """Environments in one rollout worker, over all its splits."""
     num_splits: int = 2
     """Groups of environments in a worker: one group steps while another waits for its actions."""
-    threads_per_worker: int = 1
-    """Emulation threads of one split (Atari only)."""
     num_policy_workers: int = 1
     """Processes that run the policy. Each serves a fixed share of all splits."""
     policy_batch_size: int = 512
@@ -186,7 +184,6 @@ class Config:
             "num_workers": 1,
             "envs_per_worker": 1,
             "num_splits": 1,
-            "threads_per_worker": 1,
             "num_policy_workers": 1,
             "policy_batch_size": 1,
             "torch_threads": 1,

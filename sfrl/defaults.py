@@ -121,7 +121,6 @@ def _atari_only_problems(config: Config) -> list[str]:
         "sticky_actions": 0.0,
         "episodic_life": False,
         "max_episode_frames": Config.max_episode_frames,
-        "threads_per_worker": 1,
     }
     return [
         f"{name}={getattr(config, name)} is for Atari games, and {config.env} is none; leave it out"

@@ -29,7 +29,6 @@ class Split:
             config.env,
             config.envs_per_split,
             seed,
-            num_threads=config.threads_per_worker,
             frameskip=config.frameskip,
             sticky_actions=config.sticky_actions,
             episodic_life=config.episodic_life,

@@ -9,13 +9,11 @@ import pytest
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 import envs
+from envs.screen import HAS_EXTENSION, NumpyScreen, area_taps, make_screen
 
 
-class StartLikeAle(gymnasium.Wrapper):
-    """ALE's start of an episode: one frame of FIRE, then a random number of no-ops.
-
-    The number comes from ALE's own C++ generator, so it is given here, not drawn.
-    """
+class StartLikeOurs(gymnasium.Wrapper):
+    """Our start of an episode: one frame of FIRE, then a random number of no-ops, given here."""
 
     def __init__(self, env, noops):
         super().__init__(env)
@@ -30,26 +28,26 @@ class StartLikeAle(gymnasium.Wrapper):
 
 def gymnasium_reference(game, noops):
     env = gymnasium.make(f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0)
-    env = AtariPreprocessing(StartLikeAle(env, noops), noop_max=0, frame_skip=4)
+    env = AtariPreprocessing(StartLikeOurs(env, noops), noop_max=0, frame_skip=4)
     return FrameStackObservation(env, 4, padding_type="zero")
 
 
 def play(env, num_steps, seed=0) -> Iterator[tuple[np.ndarray, envs.StepResult]]:
     """Random actions; yields the observation before each step, and its result."""
     rng = np.random.default_rng(seed)
-    obs = env.reset()
+    obs = env.reset().copy()
     for _ in range(num_steps):
         env.send(rng.integers(env.action_space.n, size=env.num_envs))
         result = env.recv()
         yield obs, result
-        obs = result.obs
+        obs = result.obs.copy()
 
 
 @pytest.mark.parametrize("game", ["Pong", "Breakout", "SpaceInvaders"])
 def test_a_whole_episode_equals_gymnasiums_preprocessing(game):
     env = envs.make_vec_env(game, 2, seed=7)
-    _, info = env._views[0].reset(seed=env._seeds)
-    noops = info["episode_frame_number"] - 1  # the one is FIRE
+    env.reset()
+    noops = [game.ale.getEpisodeFrameNumber() - 1 for game in env._games]  # the one is FIRE
     assert noops[0] != noops[1]
     for i in range(2):
         reference = gymnasium_reference(game, noops[i])
@@ -136,58 +134,48 @@ def test_sticky_actions_and_frameskip_change_the_game():
     assert (last_obs() != last_obs(frameskip=2)).any()
 
 
-def test_a_seed_decides_everything_whatever_the_number_of_threads():
-    def obs(seed, num_threads):
-        env = envs.make_vec_env("Breakout", 3, seed=seed, num_threads=num_threads)
-        return np.stack([result.obs for _, result in play(env, 60)])
+def test_a_seed_decides_everything():
+    def obs(seed):
+        env = envs.make_vec_env("Breakout", 3, seed=seed, sticky_actions=0.25)
+        return np.stack([result.obs.copy() for _, result in play(env, 60)])
 
-    first = obs(seed=5, num_threads=1)
-    np.testing.assert_array_equal(first, obs(seed=5, num_threads=2))
-    assert (first != obs(seed=6, num_threads=1)).any()
+    first = obs(seed=5)
+    np.testing.assert_array_equal(first, obs(seed=5))
+    assert (first != obs(seed=6)).any()
     assert (first[:, 0] != first[:, 1]).any()
 
 
 def test_reset_starts_again_from_the_same_seeds():
     env = envs.make_vec_env("Pong", 2, seed=1)
-    first = [result.obs for _, result in play(env, 20)]
-    np.testing.assert_array_equal(first, [result.obs for _, result in play(env, 20)])
+    first = [result.obs.copy() for _, result in play(env, 20)]
+    np.testing.assert_array_equal(first, [result.obs.copy() for _, result in play(env, 20)])
 
 
-def test_the_camera_shows_the_frames_of_the_agents_game():
+def test_the_rendered_picture_is_of_the_agents_game():
     env = envs.make_vec_env("Breakout", 1, seed=3, render=True)
-    without_camera = envs.make_vec_env("Breakout", 1, seed=3)
-    for (_, result), (_, expected) in zip(play(env, 200), play(without_camera, 200), strict=True):
+    not_rendered = envs.make_vec_env("Breakout", 1, seed=3)
+    for (_, result), (_, expected) in zip(play(env, 200), play(not_rendered, 200), strict=True):
         np.testing.assert_array_equal(result.obs, expected.obs)
         picture = env.render()
         assert picture.shape == (210, 160, 3)
         gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
         small = cv2.resize(gray, (84, 84), interpolation=cv2.INTER_AREA).astype(np.int64)
-        # Not exact: the agent's picture pools grey frames, the camera's pools each color.
+        # Not exact: the agent's picture pools grey frames, this one pools each color.
         assert np.abs(small - result.obs[0, -1]).mean() < 0.5
 
 
-def test_the_camera_keeps_the_colors_and_the_height_of_the_screen():
+def test_the_rendered_picture_keeps_the_colors_and_the_height_of_the_screen():
     env = envs.make_vec_env("Carnival", 1, seed=0, render=True)
-    _, info = env._views[0].reset(seed=env._seeds)
-    noops = info["episode_frame_number"][0] - 1
-    expected, _ = StartLikeAle(
+    env.reset()
+    noops = env._games[0].ale.getEpisodeFrameNumber() - 1
+    expected, _ = StartLikeOurs(
         gymnasium.make("ALE/Carnival-v5", frameskip=1, repeat_action_probability=0.0), noops
     ).reset()
-    env.reset()
     np.testing.assert_array_equal(env.render(), expected)
     assert expected.shape == (214, 160, 3)  # most games have 210 rows
 
 
-def test_a_camera_out_of_step_is_an_error():
-    env = envs.make_vec_env("Pong", 1, seed=0, render=True)
-    env.reset()
-    env._views[1].step(np.zeros(1, np.int64))
-    env.send(np.zeros(1, np.int64))
-    with pytest.raises(RuntimeError, match="camera"):
-        env.recv()
-
-
-def test_render_without_a_camera_is_an_error():
+def test_rendering_must_be_asked_for_when_the_environment_is_made():
     env = envs.make_vec_env("Pong", 1, seed=0)
     env.reset()
     with pytest.raises(RuntimeError, match="render=True"):
@@ -202,18 +190,48 @@ def test_an_action_out_of_range_is_an_error_not_a_hang(action):
         env.send(np.array([0, action]))
 
 
-def test_closing_while_a_step_runs_and_closing_twice_are_allowed():
-    env = envs.make_vec_env("Pong", 4, seed=0, num_threads=2, render=False)
+def test_closing_twice_is_allowed():
+    env = envs.make_vec_env("Pong", 1, seed=0)
     env.reset()
-    env.send(np.zeros(4, np.int64))
     env.close()
     env.close()
+
+
+@pytest.mark.parametrize(("height", "width"), [(210, 160), (250, 160), (84, 84), (100, 300)])
+@pytest.mark.parametrize("make", [NumpyScreen, make_screen])
+def test_a_screen_is_resized_as_by_opencv(make, height, width):
+    """Pictures follow each other: what is kept of one must not show in the next."""
+    rng = np.random.default_rng(0)
+    if make is NumpyScreen:
+        screen = NumpyScreen(*area_taps(width), *area_taps(height), height, width)
+    else:
+        assert HAS_EXTENSION
+        screen = make_screen(height, width)
+    grey_of = rng.permutation(256).astype(np.uint8)
+    frames = rng.integers(256, size=(2, height, width), dtype=np.uint8)
+    picture = np.empty((84, 84), np.uint8)
+    for which in range(2):
+        assert not screen.set_frame(which, frames[which])  # colors never seen
+    screen.learn_colors(frames[0], grey_of[frames[0]])
+    for _ in range(20):
+        rows = rng.integers(height, size=5)  # only these change
+        frames[rng.integers(2), rows] = rng.integers(256, size=(5, width))
+        for which in range(2):
+            assert screen.set_frame(which, frames[which])
+        screen.draw(picture)
+        pooled = grey_of[frames].max(axis=0)
+        expected = cv2.resize(pooled, (84, 84), interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(picture, expected)
+
+
+def test_a_frame_of_another_size_is_an_error():
+    with pytest.raises(ValueError, match="210x160"):
+        make_screen(210, 160).set_frame(0, np.zeros((210, 161), np.uint8))
 
 
 @pytest.mark.parametrize(
     "setting",
     [
-        {"num_threads": 0},
         {"frameskip": 0},
         {"sticky_actions": 1.5},
         {"max_episode_frames": 0},
