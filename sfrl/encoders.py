@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfrl.images import centered, centered_blocks
+
 HIDDEN_GAIN = math.sqrt(2)
 
 
@@ -61,8 +63,7 @@ class NatureCNN(nn.Module):
     """Three convolutions and a layer of 512 (Mnih et al. 2015, doi:10.1038/nature14236).
 
     The first, 8x8 with stride 4, is computed as a 2x2 convolution with stride 1 over 4x4 blocks of
-    pixels taken as channels: the same sums, here of centered images. Blocks are moved while they
-    are still uint8, and have the 64 channels that matrix units want instead of 4.
+    pixels taken as channels: the same sums, of the 64 channels that matrix units want instead of 4.
     """
 
     def __init__(self, obs_shape: tuple[int, ...]) -> None:
@@ -81,7 +82,7 @@ class NatureCNN(nn.Module):
         init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        blocks = _centered(_space_to_depth(obs), dtype)  # [B, 16*C, H/4, W/4]
+        blocks = centered_blocks(obs, dtype)  # [B, 16*C, H/4, W/4]
         # The pixels' scale of 1/255 is put on the 8k weights rather than on the image.
         weight = self.conv1.weight.to(dtype) / 255  # [32, C, 8, 8]
         weight = weight.view(32, -1, 2, 4, 2, 4).permute(0, 2, 4, 1, 3, 5).reshape(32, 2, 2, -1)
@@ -90,39 +91,6 @@ class NatureCNN(nn.Module):
         x = self.conv3(x).relu_()
         # Flattened in the order of channels_last, the one it lies in; no copy.
         return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
-
-
-def _centered(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 [B, C, H, W] in channels_last -> `dtype`, each image less the mean of its pixels.
-
-    Most of a game's screen is one flat color. Uncentered, it gives all weights of a filter
-    gradients of one sign; Adam moves them together, and within a few hundred steps the background
-    alone keeps most filters of the first layer below 0 for good (docs/experiments.md).
-    """
-    values = images.permute(0, 2, 3, 1).flatten(1)
-    # Of a large image every 61st value, 460 of an Atari one: all of them would take twice the time.
-    means = values[:, :: 61 if values.shape[1] > 4096 else 1].float().mean(1).to(dtype)
-    return images.to(dtype).sub_(means.view(-1, 1, 1, 1))
-
-
-def _space_to_depth(obs: Tensor) -> Tensor:
-    """uint8 [B, C, H, W] -> [B, 16*C, H//4, W//4] in channels_last: blocks of 4x4 as channels.
-
-    Channels are ordered (c, row in block, column in block). Rows and columns that fill no block are
-    dropped, as by a convolution with stride 4. Four neighbouring pixels move as one int32, and rows
-    of blocks are laid out first: 10 us per 84x84x4 image on one core, against 100 us byte by byte.
-    """
-    batch_size, channels = obs.shape[:2]
-    height, width = obs.shape[2] // 4, obs.shape[3] // 4
-    pixels = obs[..., : 4 * height, : 4 * width].contiguous().view(torch.int32)  # [B, C, 4h, w]
-    block_rows = pixels.view(batch_size, channels, height, 4, width).transpose(1, 2)
-    blocks = block_rows.reshape(batch_size * height, 4 * channels, width).transpose(1, 2)
-    return (
-        blocks.contiguous()
-        .view(torch.uint8)
-        .view(batch_size, height, width, 16 * channels)
-        .permute(0, 3, 1, 2)
-    )
 
 
 class ImpalaResNet(nn.Module):
@@ -143,7 +111,7 @@ class ImpalaResNet(nn.Module):
                 nn.init.zeros_(block.conv2.weight)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        x = _centered(obs.contiguous(memory_format=torch.channels_last), dtype)
+        x = centered(obs.contiguous(memory_format=torch.channels_last), dtype)
         x = self.sections(x).relu_()
         return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
 
@@ -201,7 +169,7 @@ class UserEncoder(nn.Module):
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         x = _scaled(obs, dtype, self.obs_is_image)
-        if self.obs_is_image:  # see `_centered`
+        if self.obs_is_image:  # see images.py
             x = x - x.mean(tuple(range(1, x.ndim)), keepdim=True)
         features: Tensor = self.net(x)
         return features

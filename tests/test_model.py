@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfrl.encoders import ImpalaResNet, NatureCNN, _centered, _space_to_depth
+from sfrl import images
+from sfrl.encoders import ImpalaResNet, NatureCNN
 from sfrl.model import ActorCritic, ValueHead, make_model, pick_precision
 
 IMAGE = (4, 84, 84)
@@ -96,8 +97,7 @@ def test_nature_cnn_equals_its_plain_convolutions(size: tuple[int, int]) -> None
     torch.manual_seed(0)
     encoder = NatureCNN((4, *size))
     obs = torch.randint(0, 256, (3, 4, *size), dtype=torch.uint8)
-    blocks = _space_to_depth(obs)
-    means = (blocks.float() - _centered(blocks, torch.float32)).mean((1, 2, 3), keepdim=True)
+    means = obs.float().mean((1, 2, 3), keepdim=True)
     x = F.relu(encoder.conv1((obs.float() - means) / 255))
     x = F.relu(encoder.conv2(x))
     x = F.relu(encoder.conv3(x))
@@ -105,17 +105,32 @@ def test_nature_cnn_equals_its_plain_convolutions(size: tuple[int, int]) -> None
     torch.testing.assert_close(encoder(obs, torch.float32), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [5, 36, 84])
-def test_centering_takes_about_the_mean_from_every_pixel_of_an_image(size: int) -> None:
+def test_centering_takes_its_own_mean_from_every_image() -> None:
     """Without it Pong's background drives the first layer's filters to 0 for good."""
     torch.manual_seed(0)
-    dark = torch.randint(0, 60, (1, 4, size, size), dtype=torch.uint8)
-    images = torch.cat([dark, dark + 195]).contiguous(memory_format=torch.channels_last)
-    centered = _centered(images, torch.float32)
-    assert centered.mean((1, 2, 3)).abs().max() < (1e-4 if size == 5 else 3.0)
-    shifts = images - centered
-    assert (shifts == shifts[:, :1, :1, :1]).all()
+    dark = torch.randint(0, 60, (1, 4, 84, 84), dtype=torch.uint8)
+    batch = torch.cat([dark, dark + 195]).contiguous(memory_format=torch.channels_last)
+    centered = images.centered(batch, torch.float32)
+    assert centered.mean((1, 2, 3)).abs().max() < 1e-4
+    torch.testing.assert_close(centered[0], dark[0] - dark.float().mean())
     torch.testing.assert_close(centered[0], centered[1])
+    assert centered.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 4, 84, 84), (1, 1, 36, 40), (2, 3, 87, 90)])
+def test_blocks_from_the_extension_equal_torchs(
+    dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    batch = torch.randint(0, 256, shape, dtype=torch.uint8)
+    assert images.HAS_EXTENSION
+    blocks = images.centered_blocks(batch, dtype)
+    monkeypatch.setattr(images, "HAS_EXTENSION", False)
+    expected = images.centered_blocks(batch, dtype)
+    assert blocks.dtype == expected.dtype == dtype
+    assert blocks.stride() == expected.stride()
+    torch.testing.assert_close(blocks, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("encoder_class", [NatureCNN, ImpalaResNet])

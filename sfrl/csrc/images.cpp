@@ -1,0 +1,125 @@
+// uint8 images -> centered blocks of pixels, the input of NatureCNN. The module sfrl._images;
+// sfrl/images.py says what a block is, and makes the same with torch.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr int kBlock = 4;  // pixels in a row and in a column of a block
+
+// The compiler makes a version for each, and the loader takes the best one for the machine.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define VECTORIZED __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#else
+#define VECTORIZED
+#endif
+
+VECTORIZED std::uint32_t sum_of(const std::uint8_t* pixels, int count) {
+  std::uint32_t sum = 0;
+  for (int i = 0; i < count; ++i) sum += pixels[i];
+  return sum;
+}
+
+// Lines of pixels -> blocks of num_lines x 4: four neighboring pixels move at a time.
+void gather_blocks(const std::uint8_t* const* lines, int num_lines, int num_blocks,
+                   std::uint8_t* __restrict out) {
+  for (int x = 0; x < num_blocks; ++x)
+    for (int line = 0; line < num_lines; ++line, out += kBlock)
+      std::memcpy(out, lines[line] + x * kBlock, kBlock);
+}
+
+VECTORIZED void center(const std::uint8_t* pixels, int count, float mean, float* out) {
+  for (int i = 0; i < count; ++i) out[i] = static_cast<float>(pixels[i]) - mean;
+}
+
+// bfloat16 is the upper half of a float32; rounded half to even.
+void center_plain(const std::uint8_t* pixels, int count, float mean, std::uint16_t* out) {
+  for (int i = 0; i < count; ++i) {
+    const float value = static_cast<float>(pixels[i]) - mean;
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    out[i] = static_cast<std::uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+  }
+}
+
+#ifdef __x86_64__
+// The same with the instruction that machines have on which bfloat16 pays: 3 us per image, not 11.
+#define WITH_BFLOAT16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
+WITH_BFLOAT16 inline __m512 center_16(const std::uint8_t* pixels, __m512 mean) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(pixels));
+  return _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), mean);
+}
+
+WITH_BFLOAT16 void center_avx512(const std::uint8_t* pixels, int count, float mean,
+                                 std::uint16_t* out) {
+  const __m512 means = _mm512_set1_ps(mean);
+  int i = 0;
+  for (; i + 32 <= count; i += 32) {
+    const __m512bh values = _mm512_cvtne2ps_pbh(center_16(pixels + i + 16, means),
+                                                center_16(pixels + i, means));
+    _mm512_storeu_si512(out + i, reinterpret_cast<__m512i>(values));
+  }
+  center_plain(pixels + i, count - i, mean, out + i);
+}
+const bool kHasBfloat16 = __builtin_cpu_supports("avx512bf16");
+#endif
+
+void center(const std::uint8_t* pixels, int count, float mean, std::uint16_t* out) {
+#ifdef __x86_64__
+  if (kHasBfloat16) return center_avx512(pixels, count, mean, out);
+#endif
+  center_plain(pixels, count, mean, out);
+}
+
+using Images = py::array_t<std::uint8_t, py::array::c_style>;
+
+// images [B, C, H, W] -> out [B, H/4, W/4, C*16].
+template <typename T>
+void blocks(const Images& images, py::array_t<T, py::array::c_style>& out) {
+  if (images.ndim() != 4 || out.ndim() != 4 || out.shape(0) != images.shape(0) ||
+      out.shape(1) != images.shape(2) / kBlock || out.shape(2) != images.shape(3) / kBlock ||
+      out.shape(3) != images.shape(1) * kBlock * kBlock)
+    throw py::value_error("images must be [B, C, H, W] and out [B, H/4, W/4, C*16]");
+  const int num_channels = static_cast<int>(images.shape(1));
+  const int height = static_cast<int>(images.shape(2)), width = static_cast<int>(images.shape(3));
+  const int num_lines = num_channels * kBlock;
+  const int depth = num_lines * kBlock;
+  const std::size_t image_size = static_cast<std::size_t>(num_channels) * height * width;
+  const std::uint8_t* image = images.data();
+  T* block = out.mutable_data();
+  const auto num_images = images.shape(0);
+
+  py::gil_scoped_release released;
+  std::vector<const std::uint8_t*> lines(num_lines);
+  std::vector<std::uint8_t> row(static_cast<std::size_t>(width / kBlock) * depth);
+  for (py::ssize_t i = 0; i < num_images; ++i, image += image_size) {
+    const float mean = static_cast<float>(sum_of(image, static_cast<int>(image_size))) /
+                       static_cast<float>(image_size);
+    for (int y = 0; y + kBlock <= height; y += kBlock) {
+      for (int line = 0; line < num_lines; ++line)
+        lines[line] = image + (line / kBlock * height + y + line % kBlock) * width;
+      gather_blocks(lines.data(), num_lines, width / kBlock, row.data());
+      center(row.data(), static_cast<int>(row.size()), mean, block);
+      block += row.size();
+    }
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_images, module) {
+  module.def("blocks_float32", &blocks<float>, py::arg("images").noconvert(),
+             py::arg("out").noconvert());
+  module.def("blocks_bfloat16", &blocks<std::uint16_t>, py::arg("images").noconvert(),
+             py::arg("out").noconvert());
+}

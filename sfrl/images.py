@@ -1,0 +1,52 @@
+"""What networks make of uint8 images before their first layer.
+
+Images are centered: each loses the mean of its own pixels. Most of a game's screen is one flat
+color. Uncentered, it gives all weights of a filter gradients of one sign; Adam moves them together,
+and within a few hundred steps the background alone keeps most filters of the first layer below 0
+for good (docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    from sfrl import _images
+except ImportError:  # it could not be built
+    HAS_EXTENSION = False
+else:
+    HAS_EXTENSION = True
+
+BLOCK = 4
+
+
+def centered(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 [B, C, H, W] -> `dtype`, of the same shape and memory format."""
+    num_pixels = images[0].numel()
+    sums = images.permute(0, 2, 3, 1).flatten(1).sum(1, dtype=torch.int32)
+    means = sums.float() / num_pixels
+    return (images.float() - means.view(-1, 1, 1, 1)).to(dtype)
+
+
+def centered_blocks(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 [B, C, H, W] -> `dtype` [B, 16*C, H//4, W//4] in channels_last: pixels of 4x4 blocks.
+
+    Channels are ordered (c, row in block, column in block). Rows and columns that fill no block are
+    dropped, as by a convolution with stride 4. On a CPU it is one pass in C++ (about 10 us per
+    84x84x4 image and core; torch needs 40), where the extension could be built.
+    """
+    batch_size, channels = images.shape[:2]
+    height, width = images.shape[2] // BLOCK, images.shape[3] // BLOCK
+    if HAS_EXTENSION and images.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+        shape = (batch_size, height, width, BLOCK * BLOCK * channels)
+        blocks = torch.empty(shape, dtype=dtype)
+        if dtype == torch.bfloat16:
+            _images.blocks_bfloat16(images.numpy(), blocks.view(torch.uint16).numpy())
+        else:
+            _images.blocks_float32(images.numpy(), blocks.numpy())
+        return blocks.permute(0, 3, 1, 2)
+    values = centered(images, dtype)[..., : BLOCK * height, : BLOCK * width]
+    blocks = values.reshape(batch_size, channels, height, BLOCK, width, BLOCK)
+    blocks = blocks.permute(0, 2, 4, 1, 3, 5).reshape(batch_size, height, width, -1)
+    return blocks.permute(0, 3, 1, 2)
