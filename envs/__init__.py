@@ -70,7 +70,7 @@ def make_vec_env(
         raise ValueError(f"num_envs={num_envs} must be at least 1")
     if render and num_envs != 1:
         raise ValueError(f"render=True shows one environment, not num_envs={num_envs}")
-    game = _atari_game(name)
+    game = atari_game(name)
     if game is not None:
         return AtariVecEnv(
             game,
@@ -93,7 +93,7 @@ def make_vec_env(
 
 def describe(name: str, frameskip: int | None = None) -> EnvSpec:
     """What a network must know of the environment. Raises as `make_vec_env` does."""
-    game = _atari_game(name)
+    game = atari_game(name)
     if game is not None:
         return describe_atari(game, FRAMESKIP if frameskip is None else frameskip)
     return describe_gymnasium(_gymnasium_id(name))
@@ -101,10 +101,10 @@ def describe(name: str, frameskip: int | None = None) -> EnvSpec:
 
 def env_kind(name: str) -> EnvKind:
     """Whether a name means an Atari game, another environment with images, or vectors."""
-    return "atari" if _atari_game(name) is not None else describe(name).kind
+    return "atari" if atari_game(name) is not None else describe(name).kind
 
 
-def _atari_game(name: str) -> str | None:
+def atari_game(name: str) -> str | None:
     """The ROM id that a name means, None if it is no Atari name."""
     spec = gymnasium.registry.get(name)
     if spec is not None and spec.entry_point == "ale_py.env:AtariEnv":

@@ -196,7 +196,7 @@ class ProcessCrew:
             bodies[name] = partial(_rollout_body, shared, i, mailboxes[name])
         self._reader.start()
         context = multiprocessing.get_context("spawn")
-        with _signals_blocked():
+        with signals_blocked():
             for name, body in bodies.items():
                 process = context.Process(
                     name=f"sfrl {name}", target=run_child, args=(name, mailboxes[name], body)
@@ -290,7 +290,7 @@ class _ReportReader(threading.Thread):
 
 
 @contextmanager
-def _signals_blocked() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """Children inherit the blocked signals, so Ctrl-C cannot hit one before it ignores them."""
     resource_tracker.ensure_running()  # unblocks them when it starts: let it start before
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

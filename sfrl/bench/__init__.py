@@ -1,1 +1,1 @@
-"""The speed figures: `python -m sfrl.bench.<name>` prints a table and, last, one JSON line."""
+"""The speed figures: `python -m sfrl.bench` says where the frames go. See docs/bench.md."""

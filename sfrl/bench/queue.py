@@ -1,6 +1,6 @@
 """What a message between two processes costs, on each kind of queue and multiprocessing.Queue.
 
-    python -m sfrl.bench.queue
+    python -m sfrl.bench queue
 
 - round trip: a message there and its answer back, one at a time, so that each side has gone to
   sleep before its next message comes. This is how a rollout worker and a policy worker talk when
@@ -10,23 +10,18 @@
   has room for all of them. CPU time of both processes per message, and messages per second.
 
 A warm-up run comes first; each figure is the median of the runs after it, and the spread is the
-range of those runs. The last line is one JSON object.
+range of those runs.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import os
-import platform
 import queue
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -179,29 +174,8 @@ def measure_kind(
     }
 
 
-def machine() -> dict[str, str | int]:
-    """What the figures were measured on, and of which commit."""
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,  # an installed package has no repository
-    )
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "commit": commit.stdout.strip() or "unknown",
-    }
-
-
-def main() -> None:
-    where = machine()
-    print(" ".join(f"{name}={value}" for name, value in where.items()))
+def measure_all() -> dict[str, dict[str, float]]:
+    """Prints the table, kind by kind; returns the medians by kind and figure."""
     stop = StopFlag()
     made: list[IndexQueue] = []
 
@@ -223,13 +197,9 @@ def main() -> None:
             for name, values in figures.items():
                 low, mid, high = min(values), statistics.median(values), max(values)
                 print(f"{kind:16} {name:22} {mid:12.4g} {low:12.4g} {high:12.4g}")
-            results[kind] = {name: round(statistics.median(v), 2) for name, v in figures.items()}
+            results[kind] = {name: statistics.median(v) for name, v in figures.items()}
     finally:
         for index_queue in made:
             index_queue.unlink()
         stop.unlink()
-    print(json.dumps({"bench": "queue", **where, "results": results}))
-
-
-if __name__ == "__main__":
-    main()
+    return results

@@ -1,0 +1,200 @@
+"""python -m sfrl.bench: that it works and its figures fit together, not how large they are."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+import envs
+from sfrl import measure
+from sfrl.bench.run import Recycler
+from sfrl.config import Config
+from sfrl.crew import make_learner
+from sfrl.process import Mailbox
+from sfrl.timing import is_waiting
+from tests.actors import Actors
+from tests.runs import ROOT, children, components, group, interrupt, segments, wait_for
+
+SMALL = (
+    *("--num-workers=1", "--envs-per-worker=4", "--rollout-length=8"),
+    *("--batch-size=32", "--minibatches=1", "--epochs", "1"),
+)
+
+
+def start_bench(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "sfrl.bench", *args],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run_bench(*args: str):
+    """The lines of its table, and its JSON object."""
+    process = start_bench(*args)
+    stdout, stderr = process.communicate(timeout=90)
+    assert process.returncode == 0, stderr
+    *table, last = stdout.splitlines()
+    return table, json.loads(last)
+
+
+def test_the_whole_benchmark_gives_figures_that_fit_together(tmp_path):
+    json_path, plot_path = tmp_path / "bench.jsonl", tmp_path / "bench.png"
+    table, result = run_bench(
+        *("--env=CartPole-v1", "--seconds=0.2", f"--json={json_path}", f"--plot={plot_path}"),
+        *SMALL,
+    )
+    assert result["emulator"] is None
+    for part in ("simulation", "sampling", "training"):
+        assert any(line.startswith(part) for line in table)
+        rates = result[part]
+        assert rates["frames_per_s"] == rates["decisions_per_s"]
+        assert 0 < rates["frames_per_s_min"] <= rates["frames_per_s"] <= rates["frames_per_s_max"]
+    for key, part in (("efficiency", "training"), ("sampling_efficiency", "sampling")):
+        ratio = result[part]["frames_per_s"] / result["simulation"]["frames_per_s"]
+        assert result[key] == pytest.approx(ratio, rel=1e-3)
+
+    cores, settings = result["machine"]["cores"], result["machine"]["settings"]
+    assert settings["envs_per_worker"] == 4
+    for part in ("sampling", "training"):
+        run, core_us = result["components"][part], result["components"]["core_us"][part]
+        for shares in run["shares"].values():
+            assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+        assert core_us.keys() == {"trainer", "idle"} | {
+            f"{component}/{stage}"
+            for component, shares in run["shares"].items()
+            for stage in shares
+            if not is_waiting(stage)
+        }
+        rates = [result[part][f"frames_per_s_{end}"] for end in ("max", "min")]
+        least_us, most_us = (cores * 1e6 / rate for rate in rates)
+        assert 0.999 * least_us <= sum(core_us.values()) <= 1.001 * most_us
+        assert run["message_bytes"] >= 8
+        # At least the two messages of a split step.
+        split_steps = result[part]["frames_per_s_min"] / 2
+        assert run["messages_per_s"] > 2 * split_steps
+        assert run["memory_mib"] > 100
+    training, sampling = (result["components"][part] for part in ("training", "sampling"))
+    assert sampling["learner_us"] is None
+    assert sampling["lag_mean"] is None
+    assert training["learner_us"] > 0
+    assert training["refresh_us"] > 0
+    assert 0 <= training["lag_mean"] <= training["lag_max"]
+    assert {case["precision"] for case in result["components"]["learner_alone"]} == {
+        "float32",
+        "bfloat16",
+    }
+    assert [case["batch_size"] for case in result["components"]["inference_alone"]] == [2, 4, 2, 4]
+
+    assert plot_path.read_bytes().startswith(b"\x89PNG")
+    run_bench("simulation", "--env=CartPole-v1", "--seconds=0.1", f"--json={json_path}", *SMALL)
+    first, second = map(json.loads, json_path.read_text().splitlines())
+    assert first == result
+    assert second["training"] is second["efficiency"] is None
+
+
+def test_of_an_atari_game_the_bare_emulator_is_measured_as_well():
+    _, result = run_bench("simulation", "--env=Pong", "--seconds=0.3", *SMALL)
+    for part in ("emulator", "simulation"):
+        assert result[part]["frames_per_s"] == pytest.approx(
+            4 * result[part]["decisions_per_s"], rel=1e-3
+        )
+
+
+@pytest.mark.parametrize(
+    ("part", "is_measuring"),
+    [
+        # With multiprocessing's resource tracker.
+        ("simulation", lambda pid: len(children(pid)) == 2),
+        ("training", lambda pid: components(pid).keys() >= {"learner", "policy-0", "rollout-0"}),
+    ],
+)
+def test_ctrl_c_leaves_nothing_behind(part, is_measuring):
+    process = start_bench(part, "--env=CartPole-v1", "--seconds=1", *SMALL)
+    wait_for(lambda: is_measuring(process.pid) or process.poll() is not None)
+    interrupt(process)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    wait_for(lambda: not group(process.pid), timeout_s=5)
+    assert not segments(process.pid)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["trainin"], "choose from all, queue, simulation"),
+        (["--num-worker=1"], "did you mean --num-workers"),
+        (["--seconds=0"], "--seconds=0 must be above 0"),
+        (
+            ["learner", "--plot=x.png"],
+            "--plot draws simulation, sampling and training, not learner",
+        ),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named_at_once(arguments, problem):
+    process = start_bench(*arguments)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert problem in stderr
+
+
+def test_simulation_counts_no_step_that_only_resets():
+    config = Config(
+        env="tests.tiny_envs:Catch-v0", frameskip=1, num_splits=1, envs_per_worker=8, worker_nice=0
+    )
+    step = measure._simulate(config, 0)
+    # Catch ends after nine decisions; the tenth step resets.
+    assert sum(step() for _ in range(100)) == 90 * 8
+
+
+def test_sampling_goes_on_without_a_learner(make_shared):
+    """The recycler hands over every slot as the learner would: --debug-buffers would tell."""
+    shared = make_shared(
+        env="CartPole-v1",
+        frameskip=1,
+        model="mlp",
+        num_workers=2,
+        envs_per_worker=4,
+        rollout_length=4,
+        batch_size=8,
+        minibatches=1,
+        debug_buffers=True,
+    )
+    make_learner(shared, Mailbox(), Mailbox(), None)  # publishes the weights
+    actors, recycler = Actors(shared), Recycler(shared)
+    rows = shared.config.num_slots * 4 * 2
+    while shared.progress.total_env_steps < 10 * rows:
+        steps = [worker.step() for worker in (*actors.policy_workers, *actors.rollout_workers)]
+        assert recycler.step() or any(steps)
+    assert shared.progress.learner_steps == 0
+
+
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+def test_a_failed_measurement_is_told_with_its_traceback(capfd):
+    with pytest.raises(measure.MeasureError, match="exited with 1"):
+        measure.in_child(fail, "the reason")
+    assert "ValueError: the reason" in capfd.readouterr().err
+
+
+def test_a_measurement_crosses_from_a_process_of_its_own():
+    assert measure.in_child(math.sqrt, 4.0) == 2.0
+
+
+def test_only_atari_has_an_emulator_to_measure():
+    with pytest.raises(ValueError, match="CartPole-v1 is no Atari game"):
+        measure.emulator(Config(env="CartPole-v1"), 0.1)
+
+
+def test_the_python_of_a_split_step_is_measured_without_its_environments():
+    config = Config(env="CartPole-v1", frameskip=1, model="mlp", num_workers=1)
+    rollout = measure.in_child(measure.rollout, config, envs.describe("CartPole-v1"), 0.2)
+    assert 0 < rollout.python_us < rollout.env_us

@@ -1,0 +1,232 @@
+"""benchmarks/: the arithmetic of the comparisons, and that the small parts run."""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import plain_ppo, plot_curves, sample_factory, side_by_side
+from benchmarks.runs import Point, read_metrics, throughput
+
+# Of a real run of 2.1.1, with the numbers of frames and the scores of a later stage.
+SAMPLE_FACTORY_LOG = """\
+[2026-11-21 00:52:33,288][05448] Saving configuration to /tmp/run/config.json...
+[2026-11-21 00:52:33,407][05448] Starting all processes...
+[2026-11-21 00:52:37,973][05448] Fps is (10 sec: nan, 60 sec: nan, 300 sec: nan). \
+Total num frames: 0. Throughput: 0: nan. \
+Samples: 0. Policy #0 lag: (min: -1.0, avg: -1.0, max: -1.0)
+[2026-11-21 00:53:01,382][05448] Fps is (10 sec: 0.0, 60 sec: 0.0, 300 sec: 0.0). \
+Total num frames: 0. Throughput: 0: 0.0. \
+Samples: 0. Policy #0 lag: (min: -1.0, avg: -1.0, max: -1.0)
+[2026-11-21 00:53:02,397][05459] Signal inference workers to resume experience collection...
+[2026-11-21 00:53:06,382][05448] Fps is (10 sec: 1228.9, 60 sec: 432.5, 300 sec: 432.5). \
+Total num frames: 12288. Throughput: 0: 156.0. \
+Samples: 4432. Policy #0 lag: (min: 1.0, avg: 2.2, max: 5.0)
+[2026-11-21 00:53:06,382][05448] Avg episode reward: [(0, '-20.857')]
+[2026-11-21 00:53:08,664][05468] Updated weights for policy 0, policy_version 11 (0.0076)
+[2026-11-21 00:53:11,382][05448] Fps is (10 sec: 3276.8, 60 sec: 900.0, 300 sec: 900.0). \
+Total num frames: 32768. Throughput: 0: 300.1. \
+Samples: 9000. Policy #0 lag: (min: 1.0, avg: 2.2, max: 5.0)
+[2026-11-21 00:53:11,383][05448] Avg episode reward: [(0, '3.500')]
+[2026-11-21 00:53:16,382][05448] Fps is (10 sec: 3276.8, 60 sec: 900.0, 300 sec: 900.0). \
+Total num frames: 45056. Throughput: 0: 300.1. \
+Samples: 12000. Policy #0 lag: (min: 1.0, avg: 2.2, max: 5.0)
+"""
+
+
+def write_metrics(run_dir: Path, rows: list[tuple[float, int, int, float]]) -> Path:
+    """A run's metrics.jsonl of (time_s, env_frames, episodes, episode_return_mean)."""
+    names = ("time_s", "env_frames", "episodes", "episode_return_mean")
+    run_dir.mkdir()
+    lines = [json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows]
+    (run_dir / "metrics.jsonl").write_text("".join(lines))
+    return run_dir
+
+
+def test_sample_factory_log_gives_frames_scores_and_time_since_its_first_line(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / sample_factory.LOG_NAME
+    path.write_text(SAMPLE_FACTORY_LOG)
+    points = sample_factory.read_log(path)
+    assert [p.frames for p in points] == [0, 0, 12288, 32768, 45056]
+    assert [p.score for p in points] == [None, None, -20.857, 3.5, None]
+    assert [p.time_s for p in points] == pytest.approx([4.685, 28.094, 33.094, 38.094, 43.094])
+    assert throughput(points) == pytest.approx((45056 - 12288) / 10)
+
+
+def test_sample_factory_that_fails_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_factory, "ready_python", lambda: Path(sys.executable))
+    with pytest.raises(RuntimeError, match=r"failed:\n.*No module named 'sf_examples'"):
+        sample_factory.train("Pong", [], seconds=60, run_dir=tmp_path / "run")
+
+
+def test_building_sample_factory_deletes_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEER_VENV", str(tmp_path))
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="no virtual environment"):
+        sample_factory.ready_python()
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_sample_factory_settings_are_per_core() -> None:
+    flags = sample_factory.setting_flags("32x256", cores=4)
+    assert {"--num_workers=4", "--num_envs_per_worker=32", "--batch_size=1024"} <= set(flags)
+    assert sample_factory.setting_flags("atari-defaults", cores=4) == []
+
+
+def test_throughput_leaves_out_the_time_before_the_first_frames() -> None:
+    points = [Point(5, 0, None), Point(10, 100, None), Point(12, 900, None), Point(14, 2100, None)]
+    assert throughput(points) == 500
+
+
+def test_throughput_of_too_few_reports_is_refused() -> None:
+    points = [Point(5, 0, None), Point(10, 100, None), Point(12, 900, None)]
+    with pytest.raises(ValueError, match="2 reports with frames are too few"):
+        throughput(points)
+
+
+def test_score_needs_100_episodes(tmp_path: Path) -> None:
+    run_dir = write_metrics(tmp_path / "run", [(60, 1000, 99, 21.0), (120, 2000, 100, 20.0)])
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"time_s": 12')  # the run was killed here
+    points = read_metrics(run_dir / "metrics.jsonl")
+    assert points == [Point(60, 1000, None), Point(120, 2000, 20.0)]
+    assert plot_curves.first_reaching(points, 18) == Point(120, 2000, 20.0)
+
+
+def test_curves_are_drawn_and_the_table_tells_when_the_score_was_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reached = write_metrics(
+        tmp_path / "seed1",
+        [(60, 500_000, 50, 19.0), (120, 1_000_000, 100, 17.9), (180, 1_500_000, 200, 18.5)],
+    )
+    rising = write_metrics(
+        tmp_path / "seed2",
+        [(60, 500_000, 100, -20.0), (120, 1_000_000, 200, 0.0), (180, 1_500_000, 300, 10.0)],
+    )
+    flat = tmp_path / "peer"
+    flat.mkdir()
+    (flat / sample_factory.LOG_NAME).write_text(SAMPLE_FACTORY_LOG)
+    out = tmp_path / "curves.png"
+
+    curves = (f"ours={reached},{rising}", f"peer={flat}")
+    plot_curves.main(plot_curves.Args(curves=curves, out=out, score=18))
+
+    _, row1, row2, row3 = capsys.readouterr().out.splitlines()
+    assert row1.split() == ["ours", "seed1", "3.0", "1.50", "M"]
+    # The second half of seed2 rises 10 a minute and per 0.5 M frames; 18 is 8 above its end.
+    assert row2.split()[:5] == ["ours", "seed2", "~3.8", "~1.90", "M"]
+    assert "not reached in 3.0 min, best 10.0; extrapolated" in row2
+    assert "not reached in 0.7 min, best 3.5" in row3
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_falling_curve_is_not_extrapolated() -> None:
+    points = [Point(60.0 * i, 1000 * i, -float(i)) for i in range(1, 9)]
+    assert plot_curves.extrapolate(points, 18) is None
+
+
+def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds none of metrics\.jsonl, sf_log\.txt"):
+        plot_curves.read_curves([f"ours={tmp_path}"])
+    with pytest.raises(ValueError, match=r"must be NAME=RUN_DIR"):
+        plot_curves.read_curves(["runs/pong"])
+
+
+def test_advantages_do_not_cross_the_end_of_an_episode() -> None:
+    rewards = torch.tensor([[1.0], [2.0], [0.0], [4.0]])
+    values = torch.tensor([[0.5], [0.25], [9.0], [0.5], [1.0]])
+    ended = torch.tensor([[False], [False], [True], [False], [False]])  # row 2 only resets
+    gamma, trace = plain_ppo.GAMMA, plain_ppo.GAMMA * plain_ppo.GAE_LAMBDA
+    last = 4 + gamma * 1 - 0.5
+    before_end = 2 - 0.25
+    first = 1 + gamma * 0.25 - 0.5 + trace * before_end
+    advantages = plain_ppo.estimate_advantages(rewards, values, ended)[:, 0]
+    np.testing.assert_allclose(advantages[[0, 1, 3]], [first, before_end, last], rtol=1e-6)
+
+
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Several threads wait for each other by spinning, for ever on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+def test_plain_ppo_trains_and_does_not_count_rows_that_only_reset() -> None:
+    # Random play in Breakout loses all lives within 400 decisions, and not in 100.
+    settings = plain_ppo.Settings(
+        env="Breakout", num_envs=1, num_steps=400, epochs=1, minibatches=2
+    )
+    first, second = itertools.islice(plain_ppo.train(settings), 2)
+    assert 0 < first.time_s < second.time_s
+    for decisions in (first.frames / 4, (second.frames - first.frames) / 4):
+        assert 396 <= decisions < 400
+
+
+def test_plain_ppo_says_what_to_do_without_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(SystemExit, match="pip install envpool"):
+        plain_ppo.start_envs(plain_ppo.Settings(envs="envpool"))
+
+
+def test_side_by_side_alternates_and_reports_the_ratio_of_each_pair(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tape = []
+    ours, peers = iter([900.0, 1000.0, 1600.0]), iter([300.0, 250.0, 400.0])
+
+    def measure_ours(args: side_by_side.Args) -> float:
+        tape.append("ours")
+        return next(ours)
+
+    def measure_peer(args: side_by_side.Args, peer: str) -> float:
+        tape.append(peer)
+        return next(peers)
+
+    monkeypatch.setattr(side_by_side, "measure_ours", measure_ours)
+    monkeypatch.setattr(side_by_side, "measure_peer", measure_peer)
+    side_by_side.main(side_by_side.Args(peer="plain-ppo", pairs=3))
+
+    assert tape == ["ours", "plain-ppo"] * 3
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["frames_per_s"] == [[900, 300], [1000, 250], [1600, 400]]
+    assert result["ratios"] == [3, 4, 4]
+    assert result["median_ratio"] == 4
+    assert {"cpu", "cores", "commit", "ours", "peer", "seconds"} <= result.keys()
+
+
+def test_find_best_takes_the_fastest_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"sample-factory:16x128": 3.0, "sample-factory:32x512": 2.0}
+    monkeypatch.setattr(side_by_side, "measure_peer", lambda args, peer: rates.get(peer, 1.0))
+    assert side_by_side.best_setting(side_by_side.Args()) == "sample-factory:16x128"
+
+
+def test_unknown_peer_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ValueError, match="peer='sample-factory:1x1' is unknown; choose one of"):
+        side_by_side.main(side_by_side.Args(peer="sample-factory:1x1"))
+
+
+@pytest.mark.slow
+def test_side_by_side_measures_both_for_real() -> None:
+    args = side_by_side.Args(
+        ours="--report-seconds=0.5 --train-frames=16000 --epochs=1",  # ends by frames
+        peer="plain-ppo",
+        peer_flags="--num-envs=2 --num-steps=16 --epochs=1 --seconds=5",
+        seconds=120,
+    )
+    assert side_by_side.measure_ours(args) > 0
+    assert side_by_side.measure_peer(args, args.peer) > 0
