@@ -65,7 +65,7 @@ def saved_run(run_dir: str, *flags: str) -> Config:
             ["--numworkers is unknown; did you mean --num-workers", "--seed=x", "--loss=ppo"],
         ),
         (
-            "--env=CartPole-v1 --envs-per-worker=15 --c-clip=2 --gamma=2",
+            "--env=CartPole-v1 --num-splits=2 --envs-per-worker=15 --c-clip=2 --gamma=2",
             ["gamma=2.0 must lie", "try envs_per_worker=16", "try c_clip=1.0"],
         ),
         (
