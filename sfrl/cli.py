@@ -19,6 +19,7 @@ from sfrl.config import CHOICES, DEFAULTS, Config, ConfigError
 from sfrl.crew import WorkerError
 from sfrl.defaults import defaults_for, resolve
 from sfrl.trainer import Trainer, signals_to
+from sfrl.tuner import tune
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -40,7 +41,11 @@ def train(argv: Sequence[str]) -> int:
 
     with signals_to(note):
         try:
-            trainer = Trainer(parse(argv), signals)
+            config = parse(argv)
+            if not signals and config.tune != "off" and not (config.serial or config.resume):
+                with signals_to(lambda _: sys.exit(0)):
+                    config = tune(config, fixed=_read_flags(argv))
+            trainer = Trainer(config, signals)
         except (
             ValueError,
             MemoryError,

@@ -50,6 +50,12 @@ class Config:
     """Truncate an episode after this many frames (Atari only). 108000 is 30 minutes of play."""
 
     # --- who does the work ---
+    tune: Literal["off", "cached", "now"] = "cached"
+    """Fit workers, environments, splits and precision to this machine by a measurement of some
+    seconds, whose result is kept; flags are respected. now: measure anew. off: as the defaults say.
+    No effect with --serial and --resume."""
+    tuned: str = ""
+    """What the tuner decided and why: its note, which config.json keeps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run. auto: CUDA where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -61,6 +67,9 @@ class Config:
     """Environments in one rollout worker, over all its splits."""
     num_splits: int = 2
     """Groups of environments in a worker: one group steps while another waits for its actions."""
+    threads_per_worker: int = 1
+    """More than one changes nothing but a warning: ALE steps a game with Python's lock held, so
+    that cores are used by processes (num_workers)."""
     num_policy_workers: int = 1
     """Processes that run the policy. Each serves a fixed share of all splits."""
     policy_batch_size: int = 512
@@ -184,6 +193,7 @@ class Config:
             "num_workers": 1,
             "envs_per_worker": 1,
             "num_splits": 1,
+            "threads_per_worker": 1,
             "num_policy_workers": 1,
             "policy_batch_size": 1,
             "torch_threads": 1,

@@ -128,6 +128,12 @@ class Trainer:
             stack.enter_context(_logging_to(self.run_dir / "log.txt", display))
             writer = stack.enter_context(MetricsWriter(self.run_dir, resume_frames=resume_frames))
             log.info("training %s in %s", config.env, self.run_dir)
+            if config.threads_per_worker > 1:
+                log.warning(
+                    "threads_per_worker=%d has no effect: workers step their environments in one "
+                    "thread; raise num_workers to use more cores",
+                    config.threads_per_worker,
+                )
             if resume_path:
                 log.info("going on from %s", resume_path)
             try:

@@ -44,10 +44,11 @@ class Ended:
 
 
 def start_training(run_dir: Path | None, *flags: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
-    """`train.py` with these flags; the leader of a process group, like a job in a terminal."""
+    """`train.py` with these flags, untuned unless they say so; the leader of a process group, like
+    a job in a terminal."""
     where = [] if run_dir is None else [f"--run-dir={run_dir}"]
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *where, *flags],
+        [sys.executable, str(ROOT / "train.py"), "--tune=off", *where, *flags],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

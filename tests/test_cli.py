@@ -110,7 +110,7 @@ def test_a_buffer_that_shared_memory_cannot_hold_exits_with_2_and_leaves_nothing
 @pytest.mark.parametrize("form", ["--{}={}", "--{} {}"])
 @pytest.mark.parametrize("dash", ["-", "_"])
 def test_a_flag_may_have_dashes_or_underscores_and_its_value_may_stand_apart(form, dash):
-    given = {"env": "CartPole-v1", "run_dir": "x", "num_policy_workers": "2", "gamma": "0.5"}
+    given = {"env": "CartPole-v1", "run_dir": "x", "keep_checkpoints": "2", "gamma": "0.5"}
     args = [form.format(name.replace("_", dash), value) for name, value in given.items()]
     parsed = cli.parse([*" ".join(args).split(), f"--debug{dash}buffers", f"--no{dash}resume"])
     assert {name: str(getattr(parsed, name)) for name in given} == given

@@ -1,0 +1,299 @@
+"""Picks the settings of the system, not those of learning, for this machine, environment and model.
+
+GA3C (Babaeizadeh et al. 2017, arXiv:1611.06256, section 4) anneals its numbers of processes during
+training. Here the parts are measured alone, in seconds, and throughput.py tells what any
+arrangement of them comes to. What was measured is cached; the choice is made from it at each start,
+so that it fits whatever flags are given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+import envs
+from envs import EnvSpec
+from sfrl import measure
+from sfrl.bench.machine import machine
+from sfrl.config import Config, ConfigError
+from sfrl.defaults import available_cores
+from sfrl.shared_memory import shm_shortage
+from sfrl.throughput import Costs, predict
+from sfrl.trajectory_buffer import SlotSpec, nbytes
+
+TIME_LIMIT_S = 20  # of the whole measurement
+
+_ENVS = (2, 8)  # of a split step that is timed: two points of a line
+_BATCHES = (8, 16, 32, 64)  # of an inference that is timed
+_MINIBATCH = 256  # decisions that a timed learner takes, at most
+_MARGIN = 0.02  # predictions closer than this are equal
+_MOST_BATCHES = 2  # training batches in one slot of all environments, at most: policy lag
+_ROLLOUT_BYTES, _NETWORK_BYTES = 200 << 20, 600 << 20  # of a process's own memory
+
+# What the costs depend on besides the machine.
+_MEASURED = (
+    *("env", "frameskip", "sticky_actions", "episodic_life", "max_episode_frames", "queue"),
+    *("device", "precision", "torch_threads", "model", "rnn_size", "loss", "optimizer"),
+    *("normalize_returns", "rollout_length", "batch_size", "minibatches", "epochs"),
+)
+
+
+def _size(config: Config) -> tuple[int, int, int]:
+    num_envs = config.num_workers * config.envs_per_worker
+    return num_envs, config.num_workers + config.num_policy_workers, config.splits
+
+
+def choose(candidates: Sequence[Config], costs: Costs, cores: float) -> Config:
+    """The fastest; of equals the one with the fewest environments, for the least policy lag."""
+    rates = [predict(config, costs, cores).expected for config in candidates]
+    enough = (1 - _MARGIN) * max(rates)
+    equals = [config for config, rate in zip(candidates, rates, strict=True) if rate >= enough]
+    best = min(equals, key=_size)
+    return dataclasses.replace(best, precision=costs.precision)
+
+
+def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[Config]:
+    """What there is to choose from: `config` with other processes, splits and environments.
+
+    The training batch stays. One slot of all environments makes at most `_MOST_BATCHES` of it,
+    since policy lag grows with it; and all slots hold at least two, so that workers have slots to
+    fill while the learner keeps some. Or there are as many environments as in `config`.
+    """
+    batch = config.batch_size * config.minibatches
+    trajectories = batch // config.rollout_length
+    sizes = [n for n in range(1, min(trajectories, 128) + 1) if trajectories % n == 0]
+    most = math.ceil(cores)
+    options: dict[str, Sequence[int]] = {
+        "num_workers": range(1, most + 1),
+        "num_splits": (1, 2, 3),
+        "envs_per_worker": sorted({n * s for n in sizes for s in (1, 2, 3)}),
+        "num_policy_workers": range(1, max(1, min(most // 2, 4)) + 1),
+    }
+    values = [(getattr(config, name),) if name in fixed else options[name] for name in options]
+    found = []
+    for w, s, n, p in itertools.product(*values):
+        round_size = w * n * config.rollout_length
+        in_bounds = 2 * batch / config.slots_per_split <= round_size <= _MOST_BATCHES * batch
+        if n % s == 0 and (in_bounds or w * n == _size(config)[0]):
+            changes = dict(zip(options, (w, s, n, p), strict=True))
+            with suppress(ConfigError):  # its slots do not make up a training batch
+                found.append(dataclasses.replace(config, **changes))
+    return found or [config]
+
+
+def describe(
+    config: Config, costs: Costs, cores: float, candidates: Sequence[Config], frameskip: int
+) -> str:
+    """One line: the settings, the frames/s they should come to, and what limits them."""
+    rates, n = predict(config, costs, cores), config.envs_per_split
+    core_us = {"env stepping": costs.env_us, "rollout Python": costs.split_us / n}
+    if not costs.on_gpu:
+        core_us |= {"inference": costs.batch_us / n + costs.row_us, "learning": costs.learn_us}
+    limit = {
+        "cores": f"bound by {max(core_us, key=core_us.__getitem__)}, more cores help",
+        "rollout": "bound by the rollout workers' round trips, more cores help",
+        "inference": "bound by the policy workers",
+        "learning": "bound by the learner, which is one process",
+    }[rates.bottleneck]
+    if not costs.on_gpu:
+        instant = costs._replace(batch_us=1e-3, row_us=1e-3, learn_us=1e-3, on_gpu=True)
+        best = max(predict(c, instant, cores).expected for c in candidates)
+        limit += f", a GPU would give up to {best / rates.expected - 1:+.0%}"
+    shares = ", ".join(f"{us / sum(core_us.values()):.0%} {part}" for part, us in core_us.items())
+    workers = _count(config.num_workers, "worker")
+    return (
+        f"tuned for {cores:g} cores: {workers} x {_count(config.envs_per_worker, 'env')}, "
+        f"{_count(config.num_splits, 'split')}, "
+        f"{_count(config.num_policy_workers, 'policy worker')}, {config.precision}: "
+        f"{rates.expected * frameskip:,.0f} frames/s expected; {limit}; core time: {shares}"
+    )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+# --- the machine ---
+
+
+def usable_cores(
+    own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """Cores' worth of time that affinity, cpuset and cpu.max (cgroup v2) leave to this process."""
+    cores = float(available_cores())
+    for line in own.read_text().splitlines():
+        if line.startswith("0::"):
+            group = groups / line.removeprefix("0::/")
+            for path in (level / "cpu.max" for level in (group, *group.parents)):
+                quota, period = path.read_text().split() if path.exists() else ("max", "")
+                if quota != "max":
+                    cores = min(cores, int(quota) / int(period))
+    return cores
+
+
+def _fits_memory(config: Config, spec: EnvSpec) -> bool:
+    n, length = config.envs_per_split, config.rollout_length
+    slot = SlotSpec(length, n, spec.obs_shape, spec.obs_dtype, config.rnn_size)
+    buffer = nbytes(config.num_slots, slot)
+    others = config.num_workers * _ROLLOUT_BYTES + (config.num_policy_workers + 1) * _NETWORK_BYTES
+    return not shm_shortage(buffer, "") and buffer + others < psutil.virtual_memory().available
+
+
+# --- the measurement ---
+
+
+def measure_costs(config: Config, spec: EnvSpec, cores: float) -> Costs:
+    """What this environment and this model cost on this machine, in the faster precision.
+
+    Every part runs alone. Then environments run on all cores: what they lose by that, because
+    threads of a core share its units and all cores the memory, the other parts will lose as well.
+
+    Raises:
+        measure.MeasureError: something failed, or took longer than `TIME_LIMIT_S`.
+    """
+    with _time_limit(TIME_LIMIT_S):
+        alone, env_us = measure.in_child(_measure_parts, config, spec)
+        busy = dataclasses.replace(_one_split(config, _ENVS[-1]), num_workers=math.ceil(cores))
+        slowdown = max(1.0, measure.simulation(busy, 0.5).core_us / env_us)
+    best = min(alone, key=lambda costs: costs.batch_us / 32 + costs.row_us + costs.learn_us)
+    return best.slower(slowdown)
+
+
+def _measure_parts(config: Config, spec: EnvSpec) -> tuple[list[Costs], float]:
+    """The costs in each precision, and the plain time of environments per decision."""
+    steps = [measure.rollout(_one_split(config, n), spec, 0.4) for n in _ENVS]
+    env_us, split_us = _line(_ENVS, [step.env_us + step.python_us for step in steps])
+
+    import torch
+
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    precisions: Sequence[measure.Precision] = measure.PRECISIONS
+    if config.precision != "auto":
+        precisions = (config.precision,)
+    elif not on_gpu and not machine()["cpu_bfloat16"]:
+        precisions = ("float32",)
+    trajectories = max(1, min(config.batch_size, _MINIBATCH) // config.rollout_length)
+    one_row = dataclasses.replace(_one_split(config, 1), rollout_length=1, batch_size=1)
+    acting = measure.inference(one_row, spec, _BATCHES, 0.6, precisions)
+    learning = measure.learner(_one_split(config, trajectories), spec, 0.4, precisions)
+    costs = []
+    for learned in learning:
+        acted_us = [i.batch_us for i in acting if i.precision == learned.precision]
+        row_us, batch_us = _line(_BATCHES, acted_us)
+        parts_us = (env_us, split_us, batch_us, row_us, learned.decision_us)
+        costs.append(Costs(*parts_us, learned.precision, on_gpu))
+    return costs, steps[-1].env_us / _ENVS[-1]
+
+
+def _one_split(config: Config, num_envs: int) -> Config:
+    """One worker with one split, whose slot is a training batch of one minibatch."""
+    return dataclasses.replace(
+        config,
+        num_workers=1,
+        num_policy_workers=1,
+        num_splits=1,
+        envs_per_worker=num_envs,
+        policy_batch_size=num_envs,
+        batch_size=num_envs * config.rollout_length,
+        minibatches=1,
+    )
+
+
+def _line(sizes: Sequence[int], times_us: Sequence[float]) -> tuple[float, float]:
+    """Slope and intercept, above 0, of the line with the least relative error."""
+    slope, intercept = np.polyfit(sizes, times_us, 1, w=1 / np.array(times_us)).tolist()
+    return max(slope, 0.01), max(intercept, 0.01)
+
+
+@contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    """Raises MeasureError in the block once it has taken longer. For the main thread alone."""
+
+    def give_up(*_: object) -> None:
+        raise measure.MeasureError(f"measuring took longer than {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+# --- the start of a run ---
+
+
+def tune(config: Config, fixed: Collection[str]) -> Config:
+    """`config` with the system's settings that suit this machine best, and with `tuned`.
+
+    Settings in `fixed` stay: the user's. If the measurement fails all do, with a warning: training
+    then meets the same fault, if it is one, and reports it in its own way.
+    """
+    spec, cores, cached = envs.describe(config.env, config.frameskip), usable_cores(), read_cache()
+    key = cache_key(config, cores)
+    costs = cached.get(key) if config.tune == "cached" else None
+    if costs is None:
+        _say(f"measuring {config.env} on this machine; --tune=off starts without")
+        try:
+            costs = measure_costs(config, spec, cores)
+        except measure.MeasureError as error:
+            _say(f"not tuned, the defaults stay: {error}")
+            return dataclasses.replace(config, tuned=f"not tuned: {error}")
+        _write_cache({**cached, key: costs})
+    found = arrangements(config, fixed, cores)
+    candidates = [c for c in found if _fits_memory(c, spec)] or [config]
+    chosen = choose(candidates, costs, cores)
+    note = describe(chosen, costs, cores, candidates, spec.frameskip)
+    _say(note)
+    return dataclasses.replace(chosen, tuned=note)
+
+
+def _say(text: str) -> None:
+    print(f"train.py: {text}", file=sys.stderr)
+
+
+def cache_path() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sfrl", "tuning.json")
+
+
+def cache_key(config: Config, cores: float) -> str:
+    """All that the costs depend on."""
+    settings = {name: getattr(config, name) for name in _MEASURED}
+    return json.dumps({**machine(), "cores": cores, **settings}, sort_keys=True)
+
+
+def read_cache() -> dict[str, Costs]:
+    path = cache_path()
+    if not path.exists():
+        return {}
+    try:
+        cached = {key: Costs(**values) for key, values in json.loads(path.read_text()).items()}
+        if any(min(costs[:5]) <= 0 for costs in cached.values()):
+            raise ValueError("costs must be above 0")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        _say(f"{path} cannot be read and will be replaced: {error}")
+        return {}
+    return cached
+
+
+def _write_cache(cached: dict[str, Costs]) -> None:
+    path = cache_path()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({key: c._asdict() for key, c in cached.items()}, indent=2))
+        os.replace(temporary, path)  # whole, or not at all
+    except OSError as error:
+        _say(f"the measurement cannot be kept in {path}: {error}")

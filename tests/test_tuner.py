@@ -1,0 +1,210 @@
+"""The tuner: the model of throughput, what it may change, its cache, and a start of train.py."""
+
+import dataclasses
+import json
+
+import pytest
+
+from sfrl import cli, tuner
+from sfrl.config import Config
+from sfrl.throughput import Costs, predict
+from tests.runs import children, finish, interrupt, run_training, segments, training, wait_for
+
+# Pong on 2 cores, one epoch: core microseconds by processes' CPU times, 8 and 16 environments in a
+# split: rollout 343 and 307 per decision, inference 182 and 111, learning 202.
+PONG = Costs(271.0, 576.0, 1136.0, 40.0, 202.0, "bfloat16", on_gpu=False)
+SLOW_REPLIES = Costs(100.0, 100.0, 2000.0, 1.0, 10.0, "float32", on_gpu=True)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def arranged(num_workers: int, num_splits: int, envs_per_worker: int) -> Config:
+    return Config(num_workers=num_workers, num_splits=num_splits, envs_per_worker=envs_per_worker)
+
+
+def in_cache(config: Config, costs: Costs) -> None:
+    tuner.cache_path().parent.mkdir(parents=True)
+    key = tuner.cache_key(config, tuner.usable_cores())
+    tuner.cache_path().write_text(json.dumps({key: costs._asdict()}))
+
+
+# --- the model ---
+
+
+@pytest.mark.parametrize(("num_splits", "frames_per_s"), [(1, 12_000), (2, 10_300)])
+def test_the_model_meets_what_was_measured(num_splits, frames_per_s):
+    rates = predict(arranged(2, num_splits, 16), PONG, 2)
+    assert 4 * rates.expected == pytest.approx(frames_per_s, rel=0.05)
+    assert rates.bottleneck == "cores"
+
+
+def test_on_two_cores_one_split_wins_and_a_third_worker_gains_nothing():
+    options = [arranged(3, 1, 16), arranged(2, 2, 16), arranged(2, 1, 16)]
+    chosen = tuner.choose(options, PONG, 2)
+    assert chosen == dataclasses.replace(arranged(2, 1, 16), precision="bfloat16")
+
+
+def test_where_cores_are_free_a_second_split_hides_the_wait_for_actions():
+    one, two = (
+        predict(dataclasses.replace(arranged(4, s, 16), num_policy_workers=4), SLOW_REPLIES, 16)
+        for s in (1, 2)
+    )
+    assert one.bottleneck == two.bottleneck == "rollout"
+    assert two.rollout > 1.2 * one.rollout
+
+
+def test_inference_batches_grow_until_the_policy_worker_keeps_up():
+    config = dataclasses.replace(arranged(8, 1, 8), batch_size=512)
+    rates = predict(config, SLOW_REPLIES, 16)
+    for_one_request = 1e6 / (SLOW_REPLIES.batch_us / 8 + SLOW_REPLIES.row_us)
+    assert rates.inference > 2 * for_one_request
+    capped = dataclasses.replace(config, policy_batch_size=8)
+    assert predict(capped, SLOW_REPLIES, 16).inference == pytest.approx(for_one_request)
+
+
+def test_the_note_tells_what_limits_the_machine_and_what_would_help():
+    config = tuner.choose([arranged(2, 1, 16)], PONG, 2)
+    note = tuner.describe(config, PONG, 2, [config], frameskip=4)
+    assert note.startswith("tuned for 2 cores: 2 workers x 16 envs, 1 split, 1 policy worker, bf")
+    assert "bound by env stepping, more cores help, a GPU would give up to +85%" in note
+    assert "core time: 44% env stepping, 6% rollout Python, 18% inference, 33% learning" in note
+    with_gpu = PONG._replace(on_gpu=True)
+    assert "GPU" not in tuner.describe(config, with_gpu, 2, [config], frameskip=4)
+
+
+# --- what may change ---
+
+MAY_CHANGE = {"num_workers", "num_splits", "envs_per_worker", "num_policy_workers"}
+
+
+@pytest.mark.parametrize("env", ["Pong", "CartPole-v1"])
+@pytest.mark.parametrize("cores", [1, 1.5, 2, 16])
+def test_arrangements_leave_learning_alone_and_bound_the_environments(env, cores):
+    config = cli.defaults_for(env)
+    found = tuner.arrangements(config, (), cores)
+    assert len(found) > 2
+    batch = config.batch_size * config.minibatches
+    for candidate in found:
+        differing = {
+            name
+            for name, value in dataclasses.asdict(candidate).items()
+            if value != getattr(config, name)
+        }
+        assert differing <= MAY_CHANGE
+        round_size = candidate.num_workers * candidate.envs_per_worker * config.rollout_length
+        assert batch <= round_size <= 2 * batch
+        assert candidate.num_workers <= cores + 0.5
+
+
+@pytest.mark.parametrize("flag", ["num_workers=1", "num_splits=4", "envs_per_worker=8"])
+def test_a_flag_is_respected(flag):
+    name, value = flag.split("=")
+    config = cli.parse(["--env=CartPole-v1", "--run-dir=x", f"--{flag}"])
+    in_cache(config, PONG)
+    assert getattr(tuner.tune(config, [name]), name) == int(value)
+
+
+def test_a_quota_of_the_groups_counts_as_fewer_cores(tmp_path):
+    own, groups = tmp_path / "own", tmp_path / "groups"
+    (groups / "a/b").mkdir(parents=True)
+    own.write_text("4:memory:/m\n0::/a/b\n")
+    (groups / "a/b/cpu.max").write_text("max 100000\n")
+    without = tuner.usable_cores(own, groups)
+    (groups / "a/cpu.max").write_text("50000 100000\n")
+    assert (without, tuner.usable_cores(own, groups)) == (tuner.available_cores(), 0.5)
+
+
+# --- the cache ---
+
+
+def test_what_is_cached_is_not_measured(capsys):
+    config = cli.parse(["--env=CartPole-v1", "--run-dir=x"])
+    in_cache(config, PONG)  # no CartPole is as slow
+    tuned = tuner.tune(config, ())
+    assert "44% env stepping" in tuned.tuned
+    assert tuned.precision == "bfloat16"
+    assert capsys.readouterr().err == f"train.py: {tuned.tuned}\n"
+
+
+def test_the_key_holds_what_costs_depend_on_and_nothing_else():
+    config = Config()
+    keys = {
+        tuner.cache_key(config, 2),
+        tuner.cache_key(config, 3),
+        *(
+            tuner.cache_key(dataclasses.replace(config, **change), 2)
+            for change in (
+                {"env": "Breakout"},
+                {"model": "impala_resnet"},
+                {"rnn_size": 64},
+                {"rollout_length": 64},
+                {"batch_size": 512},
+                {"minibatches": 2},
+                {"epochs": 1},
+                {"loss": "vtrace"},
+                {"precision": "float32"},
+            )
+        ),
+    }
+    assert len(keys) == 11
+    same = dataclasses.replace(config, seed=2, num_splits=1, learning_rate=0.1, run_dir="x")
+    assert tuner.cache_key(same, 2) in keys
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{"k": 1}', '{"k": {"env_us": 1.0}}', "unknown setting", "zero", "text"]
+)
+def test_a_broken_cache_is_ignored_with_a_warning(text, capsys):
+    in_cache(Config(), PONG)
+    assert not capsys.readouterr().err
+    values = {"zero": 0.0, "text": "x", "unknown setting": 1.0}
+    if text in values:
+        name = "more" if text == "unknown setting" else "env_us"
+        text = json.dumps({"k": {**PONG._asdict(), name: values[text]}})
+    tuner.cache_path().write_text(text)
+    assert tuner.read_cache() == {}
+    assert "tuning.json cannot be read and will be replaced" in capsys.readouterr().err
+
+
+# --- the start ---
+
+
+def test_train_py_measures_replaces_a_broken_cache_and_saves_what_it_decided(tmp_path):
+    tuner.cache_path().parent.mkdir(parents=True)
+    tuner.cache_path().write_text("{")
+    ended = run_training(tmp_path / "run", "--env=CartPole-v1", "--tune=now", "--train-frames=3000")
+    assert ended.code == 0, ended.stderr
+    saved = Config.load(tmp_path / "run/config.json")
+    assert saved.tuned.startswith("tuned for ")
+    assert f"train.py: {saved.tuned}\n" in ended.stderr
+    assert "will be replaced" in ended.stderr
+    assert saved.precision != "auto"
+    [costs] = tuner.read_cache().values()
+    assert costs.precision == saved.precision
+    assert [path.name for path in tuner.cache_path().parent.iterdir()] == ["tuning.json"]
+
+
+def test_an_environment_that_breaks_leaves_the_defaults_and_is_told_of(capfd):
+    env = "tests.faulty_env:Raises-v0"
+    config = cli.parse([f"--env={env}", "--run-dir=x", "--tune=now"])
+    untuned = tuner.tune(config, ())
+    assert untuned == dataclasses.replace(config, tuned=untuned.tuned)
+    assert untuned.tuned.startswith("not tuned: a measuring process exited with 1")
+    stderr = capfd.readouterr().err
+    assert "the pole broke" in stderr
+    assert f"train.py: not tuned, the defaults stay: {untuned.tuned.partition(': ')[2]}" in stderr
+    assert not tuner.cache_path().exists()
+
+
+def test_ctrl_c_while_measuring_ends_at_once_and_quietly(tmp_path):
+    with training(tmp_path / "run", "--env=CartPole-v1", "--tune=now") as process:
+        wait_for(lambda: any(segments(child.pid) for child in children(process.pid)))
+        interrupt(process)
+        ended = finish(process)
+    assert (ended.code, ended.stdout) == (0, "")
+    assert "Traceback" not in ended.stderr
+    assert ended.seconds < 3
+    assert not (tmp_path / "run").exists()
