@@ -9,8 +9,8 @@ import os
 import envs
 from sfrl.config import Config, ConfigError, Loss
 
-MODELS = ("nature_cnn", "impala_resnet", "mlp")
-_NATURE_CNN_MIN_SIZE = 36  # pixels: below, its three strided convolutions leave nothing
+MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "mlp")
+_CNN_MIN_SIZE = 36  # pixels: below, the strided convolutions of the first two leave nothing
 
 
 def available_cores() -> int:
@@ -69,10 +69,10 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
         ConfigError: a setting does not fit the environment: the model, or one for Atari alone.
     """
     is_image = len(spec.obs_shape) == 3
-    is_large = is_image and min(spec.obs_shape[1:]) >= _NATURE_CNN_MIN_SIZE
+    is_large = is_image and min(spec.obs_shape[1:]) >= _CNN_MIN_SIZE
     model = config.model
     if model == "auto":
-        model = "nature_cnn" if is_large else "mlp"
+        model = "a3c_cnn" if is_large else "mlp"
     problems = _device_problems(config)
     if spec.kind != "atari":
         problems += _atari_only_problems(config)
@@ -84,10 +84,10 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
             f"model={model} is unknown; did you mean {' or '.join(nearest)}? "
             f"Your own encoder is named as module:Class"
         )
-    elif model == "nature_cnn" and not is_large:
+    elif model in ("a3c_cnn", "nature_cnn") and not is_large:
         problems.append(
-            f"model=nature_cnn needs images of at least {_NATURE_CNN_MIN_SIZE}x"
-            f"{_NATURE_CNN_MIN_SIZE}, and {config.env} has observations of shape "
+            f"model={model} needs images of at least {_CNN_MIN_SIZE}x"
+            f"{_CNN_MIN_SIZE}, and {config.env} has observations of shape "
             f"{spec.obs_shape}; use {'impala_resnet or mlp' if is_image else 'mlp'}"
         )
     elif model == "impala_resnet" and not is_image:

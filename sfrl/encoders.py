@@ -25,6 +25,7 @@ def make_encoder(name: str, obs_shape: tuple[int, ...], obs_is_image: bool) -> n
     if name == "mlp":
         return MLP(obs_shape, obs_is_image)
     cnns: dict[str, type[NatureCNN | ImpalaResNet]] = {
+        "a3c_cnn": A3CCNN,
         "nature_cnn": NatureCNN,
         "impala_resnet": ImpalaResNet,
     }
@@ -66,31 +67,51 @@ class NatureCNN(nn.Module):
     pixels taken as channels: the same sums, of the 64 channels that matrix units want instead of 4.
     """
 
-    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        obs_shape: tuple[int, ...],
+        filters: tuple[int, ...] = (32, 64, 64),  # of the convolutions; the third may be missing
+        num_features: int = 512,
+    ) -> None:
         super().__init__()
         channels, height, width = obs_shape
         if min(height, width) < 36:
             raise ValueError(
-                f"nature_cnn needs images of at least 36x36 pixels, got {height}x{width}; "
+                f"this network needs images of at least 36x36 pixels, got {height}x{width}; "
                 f"choose --model=impala_resnet or --model=mlp"
             )
-        self.conv1 = nn.Conv2d(channels, 32, 8, stride=4)
-        self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
-        self.conv3 = nn.Conv2d(64, 64, 3)
-        height, width = (((size // 4 - 1) - 4) // 2 + 1 - 2 for size in (height, width))
-        self.linear = nn.Linear(64 * height * width, 512)
+        self.conv1 = nn.Conv2d(channels, filters[0], 8, stride=4)
+        self.conv2 = nn.Conv2d(filters[0], filters[1], 4, stride=2)
+        height, width = (((size // 4 - 1) - 4) // 2 + 1 for size in (height, width))
+        self.conv3 = None
+        if len(filters) > 2:
+            self.conv3 = nn.Conv2d(filters[1], filters[2], 3)
+            height, width = height - 2, width - 2
+        self.linear = nn.Linear(filters[-1] * height * width, num_features)
         init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         blocks = centered_blocks(obs, dtype)  # [B, 16*C, H/4, W/4]
         # The pixels' scale of 1/255 is put on the 8k weights rather than on the image.
-        weight = self.conv1.weight.to(dtype) / 255  # [32, C, 8, 8]
-        weight = weight.view(32, -1, 2, 4, 2, 4).permute(0, 2, 4, 1, 3, 5).reshape(32, 2, 2, -1)
+        weight = self.conv1.weight.to(dtype) / 255  # [F, C, 8, 8]
+        weight = weight.unflatten(2, (2, 4)).unflatten(4, (2, 4))  # [F, C, 2, 4, 2, 4]
+        weight = weight.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [F, 2, 2, 16*C]
         x = F.conv2d(blocks, weight.permute(0, 3, 1, 2), self.conv1.bias).relu_()
         x = self.conv2(x).relu_()
-        x = self.conv3(x).relu_()
+        if self.conv3 is not None:
+            x = self.conv3(x).relu_()
         # Flattened in the order of channels_last, the one it lies in; no copy.
         return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+
+
+class A3CCNN(NatureCNN):
+    """Two convolutions and a layer of 256 (Mnih et al. 2016, arXiv:1602.01783, section 8).
+
+    A third of NatureCNN's work.
+    """
+
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        super().__init__(obs_shape, filters=(16, 32), num_features=256)
 
 
 class ImpalaResNet(nn.Module):

@@ -200,7 +200,7 @@ def make_model(
     """A fresh model on the CPU, float32, initialized from torch's global generator.
 
     Args:
-        name: "nature_cnn", "impala_resnet", "mlp", or "module:Class" for an encoder of your own.
+        name: "a3c_cnn", "nature_cnn", "impala_resnet", "mlp", or your own as "module:Class".
         obs_is_image: observations are uint8 pixels; for the two CNNs, [C, H, W].
         rnn_size: width of a GRU between encoder and heads; 0 for none.
 

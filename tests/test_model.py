@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfrl import images
-from sfrl.encoders import ImpalaResNet, NatureCNN
+from sfrl.encoders import A3CCNN, ImpalaResNet, NatureCNN
 from sfrl.model import ActorCritic, ValueHead, make_model, pick_precision
 
 IMAGE = (4, 84, 84)
@@ -55,7 +55,7 @@ def random_obs(model: ActorCritic, *leading: int) -> Tensor:
 
 
 each_encoder = pytest.mark.parametrize(
-    "name", ["nature_cnn", "impala_resnet", "mlp", f"{__name__}:TinyCNN"]
+    "name", ["a3c_cnn", "nature_cnn", "impala_resnet", "mlp", f"{__name__}:TinyCNN"]
 )
 
 
@@ -92,15 +92,19 @@ def test_outputs_are_float32_of_the_documented_shapes(
 
 
 @pytest.mark.parametrize("size", [(84, 84), (36, 40), (87, 90)])
-def test_nature_cnn_equals_its_plain_convolutions(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("encoder_class", [NatureCNN, A3CCNN])
+def test_a_cnn_equals_its_plain_convolutions(
+    encoder_class: type[NatureCNN], size: tuple[int, int]
+) -> None:
     """With space-to-depth and 1/255 in the weights: the paper's layers on centered images."""
     torch.manual_seed(0)
-    encoder = NatureCNN((4, *size))
+    encoder = encoder_class((4, *size))
     obs = torch.randint(0, 256, (3, 4, *size), dtype=torch.uint8)
     means = obs.float().mean((1, 2, 3), keepdim=True)
     x = F.relu(encoder.conv1((obs.float() - means) / 255))
     x = F.relu(encoder.conv2(x))
-    x = F.relu(encoder.conv3(x))
+    if encoder.conv3 is not None:
+        x = F.relu(encoder.conv3(x))
     expected = F.relu(encoder.linear(x.permute(0, 2, 3, 1).flatten(1)))
     torch.testing.assert_close(encoder(obs, torch.float32), expected, rtol=1e-4, atol=1e-5)
 
@@ -320,7 +324,7 @@ def test_user_encoder_gets_scaled_images_in_the_compute_dtype(dtype: torch.dtype
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("natur_cnn", "none of nature_cnn, impala_resnet, mlp"),
+        ("natur_cnn", "none of a3c_cnn, nature_cnn, impala_resnet, mlp"),
         ("no_such_module:Encoder", "cannot import 'no_such_module'"),
         (f"{__name__}:NoSuchClass", "NoSuchClass"),
         (f"{__name__}:make", "must be a subclass of torch.nn.Module"),
@@ -332,7 +336,7 @@ def test_unusable_encoder_is_a_clear_error(name: str, message: str) -> None:
         make(name)
 
 
-@pytest.mark.parametrize("name", ["nature_cnn", "impala_resnet"])
+@pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet"])
 def test_cnn_for_vectors_is_an_error_that_names_the_remedy(name: str) -> None:
     with pytest.raises(ValueError, match="choose --model=mlp"):
         make_model(name, (4,), 2, obs_is_image=False)

@@ -95,7 +95,7 @@ def test_arrangements_leave_learning_alone_and_bound_the_environments(env, cores
         }
         assert differing <= MAY_CHANGE
         round_size = candidate.num_workers * candidate.envs_per_worker * config.rollout_length
-        assert batch <= round_size <= 2 * batch
+        assert round_size == batch
         assert candidate.num_workers <= cores + 0.5
 
 
