@@ -33,7 +33,7 @@ class Config:
     """Seeds environments, action sampling and the learner. Only --serial makes runs repeatable."""
     train_seconds: float = 0.0
     """Stop after this many seconds of this start, start-up included. 0: no limit."""
-    train_frames: int = 10_000_000
+    train_frames: int = 40_000_000
     """Stop after this many emulated frames, resumed ones included; the linear learning-rate
     schedule ends here. 0: no limit (then the schedule must be constant)."""
     serial: bool = False
@@ -88,7 +88,7 @@ class Config:
     # --- the model ---
     model: str = "auto"
     """a3c_cnn, nature_cnn, impala_resnet, mlp, or your own encoder as module:Class.
-    auto: a3c_cnn for images of 36x36 and more, mlp otherwise."""
+    auto: nature_cnn for images of 36x36 and more, mlp otherwise."""
     rnn_size: int = 0
     """Width of a GRU between encoder and heads. 0: none."""
 

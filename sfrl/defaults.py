@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
+from pathlib import Path
 
 import envs
 from sfrl.config import Config, ConfigError, Loss
@@ -14,8 +16,23 @@ _CNN_MIN_SIZE = 36  # pixels: below, the strided convolutions of the first two l
 
 
 def available_cores() -> int:
-    """Cores this process may use (affinity respected)."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process can keep busy; `usable_cores`, rounded up."""
+    return math.ceil(usable_cores())
+
+
+def usable_cores(
+    own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """Cores' worth of time that affinity, cpuset and cpu.max (cgroup v2) leave to this process."""
+    cores = float(len(os.sched_getaffinity(0)))
+    for line in own.read_text().splitlines() if own.exists() else []:
+        if line.startswith("0::"):
+            group = groups / line.removeprefix("0::/")
+            for path in (level / "cpu.max" for level in (group, *group.parents)):
+                quota, period = path.read_text().split() if path.exists() else ("max", "")
+                if quota != "max":
+                    cores = min(cores, int(quota) / int(period))
+    return cores
 
 
 def defaults_for(env: str, loss: Loss = Config.loss, num_workers: int | None = None) -> Config:
@@ -72,7 +89,7 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     is_large = is_image and min(spec.obs_shape[1:]) >= _CNN_MIN_SIZE
     model = config.model
     if model == "auto":
-        model = "a3c_cnn" if is_large else "mlp"
+        model = "nature_cnn" if is_large else "mlp"
     problems = _device_problems(config)
     if spec.kind != "atari":
         problems += _atari_only_problems(config)

@@ -27,7 +27,7 @@ from envs import EnvSpec
 from sfrl import measure
 from sfrl.bench.machine import machine
 from sfrl.config import Config, ConfigError
-from sfrl.defaults import available_cores
+from sfrl.defaults import usable_cores
 from sfrl.shared_memory import shm_shortage
 from sfrl.throughput import Costs, predict
 from sfrl.trajectory_buffer import SlotSpec, nbytes
@@ -125,21 +125,6 @@ def _count(number: int, thing: str) -> str:
 
 
 # --- the machine ---
-
-
-def usable_cores(
-    own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
-) -> float:
-    """Cores' worth of time that affinity, cpuset and cpu.max (cgroup v2) leave to this process."""
-    cores = float(available_cores())
-    for line in own.read_text().splitlines():
-        if line.startswith("0::"):
-            group = groups / line.removeprefix("0::/")
-            for path in (level / "cpu.max" for level in (group, *group.parents)):
-                quota, period = path.read_text().split() if path.exists() else ("max", "")
-                if quota != "max":
-                    cores = min(cores, int(quota) / int(period))
-    return cores
 
 
 def _fits_memory(config: Config, spec: EnvSpec) -> bool:

@@ -130,7 +130,7 @@ def test_help_has_every_flag_with_its_doc_and_the_default_of_the_kind_of_env(env
         assert doc in entry, name
         default = defaults[name] if defaults[name] != "" else "''"
         assert entry[entry.index(doc) :].partition("(default: ")[2].startswith(f"{default})"), name
-    assert ("(default: 10000000)" in text) == (env == "Pong")
+    assert ("(default: 40000000)" in text) == (env == "Pong")
 
 
 def field_docs() -> dict[str, str]:
