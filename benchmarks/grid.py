@@ -27,8 +27,8 @@ import tyro
 from benchmarks.runs import read_metrics, throughput
 from benchmarks.side_by_side import run
 from sfrl import cli, tuner
-from sfrl.bench.machine import machine
 from sfrl.config import Config, ConfigError
+from sfrl.machine import machine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Environments by name. `make_vec_env("Pong", ...)`, `make_vec_env("CartPole-v1", ...)`.
 
     vec_env.py         the interface VecEnv, and its records StepResult and EnvSpec
-    atari.py           Atari games: ALE's vector env in C++ threads
+    atari.py           Atari games: ALE, and screen.py's pictures
     gymnasium_envs.py  every other Gymnasium id, N in one thread
 
 Nothing here imports torch or sfrl.

@@ -127,7 +127,7 @@ class _Game:
         render: bool,
         seed: int,
     ) -> None:
-        self.ale = _load_rom(game, seed, sticky_actions)
+        self.ale = load_rom(game, seed, sticky_actions)
         self._frameskip = frameskip
         self._episodic_life = episodic_life
         self._max_episode_frames = max_episode_frames
@@ -180,10 +180,14 @@ class _Game:
         self._num_frames += skip
         truncated = not terminated and self._num_frames >= self._max_episode_frames
         self._is_over = terminated or truncated
-        if self._lost_life:
-            reward = 0
-        self._lost_life = self._episodic_life and ale.lives() < self._lives and not self._is_over
-        self._lives = ale.lives()
+        lives, lost_life = ale.lives(), self._lost_life
+        # Some games show 0 lives for a while before they are over.
+        self._lost_life = self._episodic_life and 0 < lives < self._lives and not lost_life
+        self._lives = lives
+        if lost_life:  # this row only plays on
+            if self._is_over:
+                self.restart(obs)
+            return 0, False, False
         return reward, terminated or self._lost_life, truncated
 
     def picture(self) -> NDArray[np.uint8]:
@@ -210,11 +214,11 @@ def describe_atari(game: str, frameskip: int = FRAMESKIP) -> EnvSpec:
             "pictures of Atari are made in NumPy, several times slower: the extension "
             "envs._screen is missing; install a C++ compiler and run pip install -e . again"
         )
-    num_actions = len(_load_rom(game).getMinimalActionSet())
+    num_actions = len(load_rom(game).getMinimalActionSet())
     return EnvSpec("atari", OBS_SHAPE, "uint8", num_actions, frameskip)
 
 
-def _load_rom(game: str, seed: int = 0, sticky_actions: float = 0.0) -> ALEInterface:
+def load_rom(game: str, seed: int = 0, sticky_actions: float = 0.0) -> ALEInterface:
     ALEInterface.setLoggerMode(LoggerMode.Error)  # else ALE prints a banner
     ale = ALEInterface()
     ale.setInt("random_seed", seed)

@@ -31,6 +31,7 @@ FIXED_ON_RESUME = ("env", "frameskip", "model", "rnn_size", "normalize_returns",
 
 def train(argv: Sequence[str]) -> int:
     """Run `train.py` with these arguments; returns its exit code."""
+    started_s = time.monotonic()
     signals: list[int] = []
 
     def note(signum: int) -> None:
@@ -42,10 +43,10 @@ def train(argv: Sequence[str]) -> int:
     with signals_to(note):
         try:
             config = parse(argv)
-            if not signals and config.tune != "off" and not (config.serial or config.resume):
+            if not signals:
                 with signals_to(lambda _: sys.exit(0)):
-                    config = tune(config, fixed=_read_flags(argv))
-            trainer = Trainer(config, signals)
+                    config = tuned(config, argv)
+            trainer = Trainer(config, signals, started_s)
         except (
             ValueError,
             MemoryError,
@@ -63,6 +64,13 @@ def train(argv: Sequence[str]) -> int:
             return EXIT_FAILURE
         print(json.dumps(dataclasses.asdict(summary)))
         return 0
+
+
+def tuned(config: Config, argv: Sequence[str]) -> Config:
+    """`config` as the tuner arranges it for this machine, with the flags in `argv` respected."""
+    if config.tune == "off" or config.serial or config.resume:
+        return config
+    return tune(config, fixed=_read_flags(argv))
 
 
 def parse(argv: Sequence[str]) -> Config:

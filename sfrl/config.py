@@ -1,6 +1,6 @@
 """Every setting of a run, in one frozen dataclass. Its field docs are the command line's help.
 
-The defaults here are those of Atari on two cores; defaults.py has them by kind of environment.
+The defaults here are Atari's; defaults.py has them by kind of environment and size of machine.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Config:
     """V-trace's rho-bar: which policy the values converge to."""
     c_clip: float = 1.0
     """V-trace's c-bar: how far corrections travel back. At most rho_clip."""
-    ppo_clip: float = 0.2
+    ppo_clip: float = 0.1
     """Ratio beyond which --loss=appo stops pushing."""
     entropy_coef: float = 0.01
     """Weight of the entropy bonus."""

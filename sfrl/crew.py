@@ -291,13 +291,17 @@ class _ReportReader(threading.Thread):
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Children inherit the blocked signals, so Ctrl-C cannot hit one before it ignores them."""
+    """Children inherit the blocked signals, so Ctrl-C cannot hit one before it ignores them.
+
+    Nor does the tuner's time limit end before a process that starts is known.
+    """
     resource_tracker.ensure_running()  # unblocks them when it starts: let it start before
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    signals = (*STOP_SIGNALS, signal.SIGALRM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def _learner_body(

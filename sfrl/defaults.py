@@ -8,6 +8,8 @@ import math
 import os
 from pathlib import Path
 
+import psutil
+
 import envs
 from sfrl.config import Config, ConfigError, Loss
 
@@ -25,14 +27,36 @@ def usable_cores(
 ) -> float:
     """Cores' worth of time that affinity, cpuset and cpu.max (cgroup v2) leave to this process."""
     cores = float(len(os.sched_getaffinity(0)))
-    for line in own.read_text().splitlines() if own.exists() else []:
-        if line.startswith("0::"):
-            group = groups / line.removeprefix("0::/")
-            for path in (level / "cpu.max" for level in (group, *group.parents)):
-                quota, period = path.read_text().split() if path.exists() else ("max", "")
-                if quota != "max":
-                    cores = min(cores, int(quota) / int(period))
+    for group in _control_groups(own, groups):
+        quota, period = _words(group / "cpu.max") or ("max", "")
+        if quota != "max":
+            cores = min(cores, int(quota) / int(period))
     return cores
+
+
+def available_memory(
+    own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Bytes that the machine has free, or the control groups (v2) of this process."""
+    free: int = psutil.virtual_memory().available
+    for group in _control_groups(own, groups):
+        limit, used = _words(group / "memory.max"), _words(group / "memory.current")
+        if limit and used and limit[0] != "max":
+            free = min(free, int(limit[0]) - int(used[0]))
+    return free
+
+
+def _control_groups(own: Path, groups: Path) -> list[Path]:
+    """This process's group and those around it."""
+    if not own.exists():
+        return []
+    lines = own.read_text().splitlines()
+    found = [groups / line.removeprefix("0::/") for line in lines if line.startswith("0::")]
+    return [level for group in found for level in (group, *group.parents)]
+
+
+def _words(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
 
 
 def defaults_for(env: str, loss: Loss = Config.loss, num_workers: int | None = None) -> Config:
@@ -61,6 +85,7 @@ def defaults_for(env: str, loss: Loss = Config.loss, num_workers: int | None = N
             checkpoint_seconds=60.0,
             minibatches=2,
             epochs=4,
+            ppo_clip=0.2,
             # Rewards come in all sizes here; without it CartPole's value loss drowns the policy's.
             normalize_returns=True,
         )

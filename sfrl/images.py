@@ -23,9 +23,7 @@ BLOCK = 4
 
 def centered(images: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 [B, C, H, W] -> `dtype`, of the same shape and memory format."""
-    num_pixels = images[0].numel()
-    sums = images.permute(0, 2, 3, 1).flatten(1).sum(1, dtype=torch.int32)
-    means = sums.float() / num_pixels
+    means = images.sum((1, 2, 3), dtype=torch.int32).float() / images.shape[1:].numel()
     return (images.float() - means.view(-1, 1, 1, 1)).to(dtype)
 
 
@@ -40,11 +38,11 @@ def centered_blocks(images: Tensor, dtype: torch.dtype) -> Tensor:
     height, width = images.shape[2] // BLOCK, images.shape[3] // BLOCK
     if HAS_EXTENSION and images.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
         shape = (batch_size, height, width, BLOCK * BLOCK * channels)
-        blocks = torch.empty(shape, dtype=dtype)
+        pixels, blocks = images.contiguous().numpy(), torch.empty(shape, dtype=dtype)
         if dtype == torch.bfloat16:
-            _images.blocks_bfloat16(images.numpy(), blocks.view(torch.uint16).numpy())
+            _images.blocks_bfloat16(pixels, blocks.view(torch.uint16).numpy())
         else:
-            _images.blocks_float32(images.numpy(), blocks.numpy())
+            _images.blocks_float32(pixels, blocks.numpy())
         return blocks.permute(0, 3, 1, 2)
     values = centered(images, dtype)[..., : BLOCK * height, : BLOCK * width]
     blocks = values.reshape(batch_size, channels, height, BLOCK, width, BLOCK)

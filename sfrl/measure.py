@@ -28,10 +28,10 @@ from multiprocessing.synchronize import Barrier
 from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
-from ale_py import ALEInterface, LoggerMode, roms
 
 import envs
 from envs import EnvSpec
+from envs.atari import load_rom
 from sfrl.config import Config
 from sfrl.crew import (
     Shared,
@@ -148,11 +148,7 @@ def rollout(config: Config, spec: EnvSpec, seconds: float) -> Rollout:
 
 def _emulate(config: Config, game: str, index: int) -> Callable[[], int]:
     pin_and_nice(config, index)
-    ALEInterface.setLoggerMode(LoggerMode.Error)  # else ALE prints a banner
-    ale = ALEInterface()
-    rom_path = roms.get_rom_path(game)
-    assert rom_path is not None, f"{game} is no ROM id"
-    ale.loadROM(rom_path)
+    ale = load_rom(game, index, config.sticky_actions)
     buttons = ale.getMinimalActionSet()
     rng = np.random.default_rng(index)
 

@@ -55,12 +55,14 @@ class MetricsState(TypedDict):
 class RunMetrics:
     """Gathers what the processes report; `record` sums up the interval since the previous one.
 
-    Lives in the trainer. The clock starts at construction.
+    Lives in the trainer. `start_s` is when the run began, by the clock.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, start_s: float | None = None
+    ) -> None:
         self._clock = clock
-        self._start = clock()
+        self._start = clock() if start_s is None else start_s
         self._episodes = 0
         self._returns: deque[float] = deque(maxlen=EPISODE_WINDOW)
         self._lengths: deque[int] = deque(maxlen=EPISODE_WINDOW)

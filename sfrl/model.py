@@ -201,7 +201,7 @@ def make_model(
 
     Args:
         name: "a3c_cnn", "nature_cnn", "impala_resnet", "mlp", or your own as "module:Class".
-        obs_is_image: observations are uint8 pixels; for the two CNNs, [C, H, W].
+        obs_is_image: observations are uint8 pixels; for the CNNs, [C, H, W].
         rnn_size: width of a GRU between encoder and heads; 0 for none.
 
     Raises:

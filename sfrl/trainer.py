@@ -63,12 +63,18 @@ class Trainer:
     report, writes metrics, asks the learner for checkpoints, and stops everything.
     """
 
-    def __init__(self, config: Config, signals: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        signals: list[int] | None = None,
+        started_s: float | None = None,
+    ) -> None:
         """Look at everything that can be wrong before anything starts.
 
         Args:
             config: `run_dir` is set. With `resume` it holds the run to go on with.
             signals: those that the caller notes until `run` does. With one in it the run ends.
+            started_s: when the run began, by the monotonic clock; None: now.
 
         Raises:
             envs.UnknownEnvError, ValueError: the environment cannot be trained.
@@ -77,11 +83,11 @@ class Trainer:
         """
         self.config = config
         self.run_dir = Path(config.run_dir)
-        self.metrics = RunMetrics()
+        self._started_s = time.monotonic() if started_s is None else started_s
+        self.metrics = RunMetrics(start_s=self._started_s)
         self.resumed = checkpoint.load_latest(self.run_dir) if config.resume else None
         self.shared = self._make_shared()
         self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
-        self._started_s = time.monotonic()
         self._first_frame = self.shared.progress.env_frames
         # Those received. The handler only appends, the loop acts.
         self._signals: list[int] = [] if signals is None else signals

@@ -124,6 +124,23 @@ def test_a_lost_life_terminates_and_the_game_goes_on():
     assert (games_over >= 2).all()
 
 
+@pytest.mark.parametrize("game", ["Qbert", "SpaceInvaders"])
+def test_the_row_after_a_lost_life_only_plays_on(game):
+    """Qbert shows 0 lives for a while before it is over: that is one end, not two."""
+    env = envs.make_vec_env(game, 2, seed=0, episodic_life=True)
+    ended = np.zeros(2, np.bool_)
+    lengths, num_ends = np.zeros(2, np.int64), 0
+    for _, result in play(env, 1500):
+        assert not result.terminated[ended].any()
+        assert not result.rewards[ended].any()
+        lengths += ~ended
+        ended = result.terminated
+        assert (lengths[ended] > 5).all()
+        num_ends += ended.sum()
+        lengths[ended] = 0
+    assert num_ends >= 6
+
+
 def test_sticky_actions_and_frameskip_change_the_game():
     def last_obs(**settings):
         *_, (_, result) = play(envs.make_vec_env("Pong", 1, seed=0, **settings), 100)

@@ -121,6 +121,14 @@ def test_centering_takes_its_own_mean_from_every_image() -> None:
     assert centered.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_blocks_do_not_depend_on_the_memory_format() -> None:
+    torch.manual_seed(0)
+    batch = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    strided = batch.contiguous(memory_format=torch.channels_last)
+    expected = images.centered_blocks(batch, torch.float32)
+    torch.testing.assert_close(images.centered_blocks(strided, torch.float32), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 4, 84, 84), (1, 1, 36, 40), (2, 3, 87, 90)])
 def test_blocks_from_the_extension_equal_torchs(

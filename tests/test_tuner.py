@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from sfrl import cli, tuner
+from sfrl import cli, defaults, tuner
 from sfrl.config import Config
 from sfrl.throughput import Costs, predict
 from tests.runs import children, finish, interrupt, run_training, segments, training, wait_for
@@ -86,7 +86,7 @@ MAY_CHANGE = {"num_workers", "num_splits", "envs_per_worker", "num_policy_worker
 def test_arrangements_leave_learning_alone_and_bound_the_environments(env, cores):
     config = cli.defaults_for(env)
     found = tuner.arrangements(config, (), cores)
-    assert len(found) > 2
+    assert len(found) >= 2
     batch = config.batch_size * config.minibatches
     for candidate in found:
         differing = {
@@ -108,6 +108,17 @@ def test_a_flag_is_respected(flag):
     assert getattr(tuner.tune(config, [name]), name) == int(value)
 
 
+def test_the_groups_memory_limit_counts_as_less_memory(tmp_path):
+    own, groups = tmp_path / "own", tmp_path / "groups"
+    (groups / "a").mkdir(parents=True)
+    own.write_text("0::/a\n")
+    (groups / "a/memory.max").write_text("max\n")
+    (groups / "a/memory.current").write_text("1000\n")
+    assert defaults.available_memory(own, groups) > 10**6
+    (groups / "a/memory.max").write_text("3000\n")
+    assert defaults.available_memory(own, groups) == 2000
+
+
 def test_a_quota_of_the_groups_counts_as_fewer_cores(tmp_path):
     own, groups = tmp_path / "own", tmp_path / "groups"
     (groups / "a/b").mkdir(parents=True)
@@ -125,7 +136,7 @@ def test_what_is_cached_is_not_measured(capsys):
     config = cli.parse(["--env=CartPole-v1", "--run-dir=x"])
     in_cache(config, PONG)  # no CartPole is as slow
     tuned = tuner.tune(config, ())
-    assert "44% env stepping" in tuned.tuned
+    assert "37% env stepping" in tuned.tuned
     assert tuned.precision == "bfloat16"
     assert capsys.readouterr().err == f"train.py: {tuned.tuned}\n"
 
@@ -196,7 +207,10 @@ def test_an_environment_that_breaks_leaves_the_defaults_and_is_told_of(capfd):
     assert untuned.tuned.startswith("not tuned: a measuring process exited with 1")
     stderr = capfd.readouterr().err
     assert "the pole broke" in stderr
-    assert f"train.py: not tuned, the defaults stay: {untuned.tuned.partition(': ')[2]}" in stderr
+    assert (
+        f"train.py: not tuned, the defaults stay, as with --tune=off: {untuned.tuned.partition(': ')[2]}"
+        in stderr
+    )
     assert not tuner.cache_path().exists()
 
 

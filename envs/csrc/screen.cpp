@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace py = pybind11;
@@ -67,9 +68,10 @@ class Screen {
     if (column_indices_.ndim() != 2 || column_indices_.shape(1) != kSize ||
         row_indices_.ndim() != 2 || row_indices_.shape(1) != kSize ||
         column_indices_.shape(0) > kMaxTaps || row_indices_.shape(0) > kMaxTaps ||
+        column_indices_.shape(0) < 1 || row_indices_.shape(0) < 1 ||
         column_weights_.size() != column_indices_.size() ||
         row_weights_.size() != row_indices_.size())
-      throw py::value_error("taps must be [at most 8, 84], indices and weights alike");
+      throw py::value_error("taps must be [1 to 8, 84], indices and weights alike");
     const auto in_range = [](const Indices& indices, int size) {
       return std::all_of(indices.data(), indices.data() + indices.size(),
                          [size](std::int32_t i) { return 0 <= i && i < size; });

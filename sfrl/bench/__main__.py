@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import dataclasses
 import importlib.util
 import math
 import os
@@ -22,11 +23,13 @@ import gymnasium
 import envs
 from sfrl import cli, measure
 from sfrl.bench import queue, report
-from sfrl.bench.machine import machine
 from sfrl.bench.report import Figures
 from sfrl.bench.run import measure_run, recycler_body
+from sfrl.checkpoint import CheckpointError
 from sfrl.config import Config
 from sfrl.crew import WorkerError
+from sfrl.defaults import available_cores
+from sfrl.machine import machine
 from sfrl.shared_memory import sweep_stale_segments, unlink_segments
 
 STEPS = {  # of each part, in order
@@ -52,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     atexit.register(unlink_segments, os.getpid())
     try:
         options, config = _read(argv)
-    except (ValueError, gymnasium.error.Error) as error:
+    except (ValueError, CheckpointError, gymnasium.error.Error) as error:
         print(f"python -m sfrl.bench: {error}", file=sys.stderr)
         return cli.EXIT_USAGE
     sweep_stale_segments()
@@ -105,7 +108,7 @@ def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
             parser.error(f"--plot draws simulation, sampling and training, not {part}")
         if importlib.util.find_spec("matplotlib") is None:
             parser.error("--plot needs matplotlib: pip install matplotlib")
-    return options, cli.parse(["--run-dir=unused", *flags])
+    return options, cli.tuned(cli.parse(["--run-dir=unused", *flags]), flags)
 
 
 def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) -> Figures:
@@ -113,6 +116,8 @@ def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) 
     if config.precision != "auto":
         precisions = (config.precision,)
     simulations: list[measure.Simulation] = []
+    num_workers = max(config.num_workers, available_cores())
+    on_all_cores = dataclasses.replace(config, num_workers=num_workers)
     for step in STEPS[part]:
         print(f"measuring: {step}", file=sys.stderr)
         match step:
@@ -122,7 +127,7 @@ def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) 
                 if spec.kind == "atari":
                     figures.emulator = measure.emulator(config, seconds, SIMULATION_WINDOWS)
             case "simulation":
-                simulations.append(measure.simulation(config, seconds, SIMULATION_WINDOWS))
+                simulations.append(measure.simulation(on_all_cores, seconds, SIMULATION_WINDOWS))
             case "rollout":
                 figures.rollout = measure.in_child(measure.rollout, config, spec, seconds)
                 python_us = figures.rollout.python_us

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def machine() -> dict[str, object]:
         "gpu": _gpu(),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+            **{name: _version(name) for name in _PACKAGES},
         },
         "commit": _commit(),
     }
@@ -44,12 +45,22 @@ def _gpu() -> str | None:
     return None
 
 
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from its folder, not installed
+        return "unknown"
+
+
 def _commit() -> str:
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return "unknown"  # an installed package may lie in some other project's repository
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
+        cwd=root,
         capture_output=True,
         text=True,
-        check=False,  # an installed package has no repository
+        check=False,  # git refuses a repository of another owner
     )
     return described.stdout.strip() or "unknown"
