@@ -12,20 +12,21 @@ from sfrl import measure
 from sfrl.bench.run import Recycler
 from sfrl.config import Config
 from sfrl.crew import make_learner
+from sfrl.defaults import available_cores
 from sfrl.process import Mailbox
 from sfrl.timing import is_waiting
 from tests.actors import Actors
 from tests.runs import ROOT, children, components, group, interrupt, segments, wait_for
 
 SMALL = (
-    *("--num-workers=1", "--envs-per-worker=4", "--rollout-length=8"),
+    *("--num-workers=1", "--num-splits=2", "--envs-per-worker=4", "--rollout-length=8"),
     *("--batch-size=32", "--minibatches=1", "--epochs", "1"),
 )
 
 
 def start_bench(*args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "sfrl.bench", *args],
+        [sys.executable, "-W", "error", "-m", "sfrl.bench", *args, "--tune=off"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -109,8 +110,8 @@ def test_of_an_atari_game_the_bare_emulator_is_measured_as_well():
 @pytest.mark.parametrize(
     ("part", "is_measuring"),
     [
-        # With multiprocessing's resource tracker.
-        ("simulation", lambda pid: len(children(pid)) == 2),
+        # One on every core, and multiprocessing's resource tracker.
+        ("simulation", lambda pid: len(children(pid)) == 1 + available_cores()),
         ("training", lambda pid: components(pid).keys() >= {"learner", "policy-0", "rollout-0"}),
     ],
 )

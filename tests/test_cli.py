@@ -95,7 +95,8 @@ def test_what_cannot_work_exits_with_2_before_anything_starts(flags, texts, caps
     assert all(text in line for text, line in zip(texts, lines, strict=True))
     assert not list(tmp_path.iterdir())
     assert not segments(os.getpid())
-    assert not psutil.Process().children()
+    trackers = "multiprocessing.resource_tracker"  # one may be left by earlier tests
+    assert all(trackers in " ".join(child.cmdline()) for child in psutil.Process().children())
 
 
 def test_a_buffer_that_shared_memory_cannot_hold_exits_with_2_and_leaves_nothing(tmp_path):

@@ -69,6 +69,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path, settings):
 TINY_PONG = (
     "--env=Pong",
     "--num-workers=1",
+    "--num-splits=2",
     "--envs-per-worker=8",
     "--rollout-length=8",
     "--batch-size=32",

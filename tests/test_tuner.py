@@ -207,10 +207,8 @@ def test_an_environment_that_breaks_leaves_the_defaults_and_is_told_of(capfd):
     assert untuned.tuned.startswith("not tuned: a measuring process exited with 1")
     stderr = capfd.readouterr().err
     assert "the pole broke" in stderr
-    assert (
-        f"train.py: not tuned, the defaults stay, as with --tune=off: {untuned.tuned.partition(': ')[2]}"
-        in stderr
-    )
+    reason = untuned.tuned.partition(": ")[2]
+    assert f"train.py: not tuned, the defaults stay, as with --tune=off: {reason}" in stderr
     assert not tuner.cache_path().exists()
 
 
