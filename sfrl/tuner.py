@@ -36,7 +36,7 @@ TIME_LIMIT_S = 20  # of the whole measurement
 _ENVS = (2, 8)  # of a split step that is timed: two points of a line
 _BATCHES = (8, 16, 32, 64)  # of an inference that is timed
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
-_MARGIN = 0.05  # predictions closer than this are equal
+_MARGIN = 0.01  # predictions closer than this are equal
 _MOST_BATCHES = 1  # training batches in one slot of all environments, at most: policy lag
 _ROLLOUT_BYTES, _NETWORK_BYTES = 200 << 20, 600 << 20  # of a process's own memory
 
