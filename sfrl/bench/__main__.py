@@ -108,7 +108,8 @@ def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
             parser.error(f"--plot draws simulation, sampling and training, not {part}")
         if importlib.util.find_spec("matplotlib") is None:
             parser.error("--plot needs matplotlib: pip install matplotlib")
-    return options, cli.tuned(cli.parse(["--run-dir=unused", *flags]), flags)
+    config = cli.parse(["--run-dir=unused", *flags])
+    return options, config if part == "queue" else cli.tuned(config, flags)
 
 
 def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) -> Figures:
