@@ -12,7 +12,7 @@ def extension(name: str, source: str, *depends: str) -> Pybind11Extension:
         cxx_std=17,
         # No fused multiply-add: results are those of NumPy and OpenCV, to the last bit.
         extra_compile_args=["-O3", "-ffp-contract=off"],
-        # Without a compiler the package installs all the same, and is slower.
+        # Without a compiler the package installs all the same, and says at start what is slower.
         optional=True,
     )
 

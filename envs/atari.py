@@ -9,14 +9,13 @@ The stack is empty (zeros) before the first picture of an episode. When a game e
 decision, the rest of its frames are not drawn, so the final observation shows a moment up to one
 decision old; Gymnasium's AtariPreprocessing does the same.
 
-ALE's own vector env does the same work in C++ threads, in 1.4 to 1.6 times the time: it converts
-and resizes whole frames, and changes threads for every step (docs/experiments.md). A rollout
-worker needs no threads: it is one of many processes.
+ALE's own vector env does the same work in C++ threads, in about 1.2 times the time: it converts
+and resizes whole frames (docs/benchmarks.md). A rollout worker needs no threads: it is one of many
+processes.
 """
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 
 import numpy as np
@@ -24,10 +23,8 @@ from ale_py import Action, ALEInterface, LoggerMode, roms
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-from envs.screen import HAS_EXTENSION, SIZE, make_screen
+from envs.screen import SIZE, make_screen
 from envs.vec_env import EnvSpec, ObsArray, StepResult, env_seeds
-
-log = logging.getLogger(__name__)
 
 FRAMESKIP = 4
 OBS_SHAPE = (4, SIZE, SIZE)  # stacked pictures, height, width
@@ -209,16 +206,12 @@ class _Game:
 
 def describe_atari(game: str, frameskip: int = FRAMESKIP) -> EnvSpec:
     """The spec of a game by its ROM id, from the ROM alone (0.1 s)."""
-    if not HAS_EXTENSION:
-        log.warning(
-            "pictures of Atari are made in NumPy, several times slower: the extension "
-            "envs._screen is missing; install a C++ compiler and run pip install -e . again"
-        )
     num_actions = len(load_rom(game).getMinimalActionSet())
     return EnvSpec("atari", OBS_SHAPE, "uint8", num_actions, frameskip)
 
 
 def load_rom(game: str, seed: int = 0, sticky_actions: float = 0.0) -> ALEInterface:
+    """An emulator with the game in it, by its ROM id."""
     ALEInterface.setLoggerMode(LoggerMode.Error)  # else ALE prints a banner
     ale = ALEInterface()
     ale.setInt("random_seed", seed)

@@ -42,7 +42,7 @@ class Screen(Protocol):
 
 
 class NumpyScreen:
-    """The same as the C++ one, at 10 times the cost."""
+    """The same as the C++ one, without memory of the picture before, and much slower."""
 
     def __init__(
         self,

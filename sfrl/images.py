@@ -31,8 +31,8 @@ def centered_blocks(images: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 [B, C, H, W] -> `dtype` [B, 16*C, H//4, W//4] in channels_last: pixels of 4x4 blocks.
 
     Channels are ordered (c, row in block, column in block). Rows and columns that fill no block are
-    dropped, as by a convolution with stride 4. On a CPU it is one pass in C++ (about 10 us per
-    84x84x4 image and core; torch needs 40), where the extension could be built.
+    dropped, as by a convolution with stride 4. On a CPU it is one pass in C++, where the extension
+    could be built.
     """
     batch_size, channels = images.shape[:2]
     height, width = images.shape[2] // BLOCK, images.shape[3] // BLOCK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import logging
 import os
 import signal
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 8.0
 # While they start there is nothing to save, and one that imports torch would not look up.
 STARTING_STOP_TIMEOUT_S = 1.0
+EXTENSIONS = ("envs._screen", "sfrl._images")  # the queues' tells of itself
 # A second Ctrl-C that comes earlier is none: `timeout` signals a process, and then its group.
 INSISTENCE_S = 0.5
 
@@ -134,12 +136,8 @@ class Trainer:
             stack.enter_context(_logging_to(self.run_dir / "log.txt", display))
             writer = stack.enter_context(MetricsWriter(self.run_dir, resume_frames=resume_frames))
             log.info("training %s in %s", config.env, self.run_dir)
-            if config.threads_per_worker > 1:
-                log.warning(
-                    "threads_per_worker=%d has no effect: workers step their environments in one "
-                    "thread; raise num_workers to use more cores",
-                    config.threads_per_worker,
-                )
+            for text in slower_than_need_be(config):
+                log.warning("%s", text)
             if resume_path:
                 log.info("going on from %s", resume_path)
             try:
@@ -261,6 +259,22 @@ class Trainer:
         elif now - self._first_signal_s > INSISTENCE_S:
             self.crew.kill()
         self._signals.append(signum)
+
+
+def slower_than_need_be(config: Config) -> list[str]:
+    """Warnings about what costs speed and can be mended."""
+    warnings = []
+    if missing := [name for name in EXTENSIONS if importlib.util.find_spec(name) is None]:
+        warnings.append(
+            f"{' and '.join(missing)} could not be built: NumPy and torch do that work, slower; "
+            f"install a C++ compiler, and this package once more"
+        )
+    if config.threads_per_worker > 1:
+        warnings.append(
+            f"threads_per_worker={config.threads_per_worker} has no effect: workers step their "
+            f"environments in one thread; raise num_workers to use more cores"
+        )
+    return warnings
 
 
 @contextmanager

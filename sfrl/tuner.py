@@ -37,7 +37,6 @@ _ENVS = (2, 8)  # of a split step that is timed: two points of a line
 _BATCHES = (8, 16, 32, 64)  # of an inference that is timed
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
 _MARGIN = 0.01  # predictions closer than this are equal
-_MOST_BATCHES = 1  # training batches in one slot of all environments, at most: policy lag
 _ROLLOUT_BYTES, _NETWORK_BYTES = 200 << 20, 600 << 20  # of a process's own memory
 
 # What the costs depend on besides the machine.
@@ -70,9 +69,9 @@ def choose(candidates: Sequence[Config], costs: Costs, cores: float) -> Config:
 def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[Config]:
     """What there is to choose from: `config` with other processes, splits and environments.
 
-    The training batch stays. One slot of all environments makes at most `_MOST_BATCHES` of it,
-    since policy lag grows with it; and all slots hold at least two, so that workers have slots to
-    fill while the learner keeps some. Or there are as many environments as in `config`.
+    The training batch stays. One slot of all environments makes at most one batch, since policy lag
+    grows with their number; and all slots hold at least two, so that workers have slots to fill
+    while the learner keeps some. Or there are as many environments as in `config`.
     """
     batch = config.batch_size * config.minibatches
     trajectories = batch // config.rollout_length
@@ -88,7 +87,7 @@ def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[C
     found = []
     for w, s, n, p in itertools.product(*values):
         round_size = w * n * config.rollout_length
-        in_bounds = 2 * batch / config.slots_per_split <= round_size <= _MOST_BATCHES * batch
+        in_bounds = 2 * batch / config.slots_per_split <= round_size <= batch
         if n % s == 0 and (in_bounds or w * n == _num_envs(config)):
             changes = dict(zip(options, (w, s, n, p), strict=True))
             with suppress(ConfigError):  # its slots do not make up a training batch

@@ -164,6 +164,7 @@ def test_the_defaults_are_possible_on_a_machine_of_any_size(env, monkeypatch):
         resolved = defaults.resolve(config, envs.describe(env, config.frameskip))
         assert resolved.model in defaults.MODELS
         assert (resolved.env, resolved.loss) == (env, loss)
+        assert resolved.num_splits == (1 if cores <= 4 else 2)
 
 
 @pytest.mark.parametrize(

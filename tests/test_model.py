@@ -130,7 +130,7 @@ def test_blocks_do_not_depend_on_the_memory_format() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(3, 4, 84, 84), (1, 1, 36, 40), (2, 3, 87, 90)])
+@pytest.mark.parametrize("shape", [(3, 4, 84, 84), (1, 1, 36, 40), (1, 1, 36, 36), (2, 3, 87, 90)])
 def test_blocks_from_the_extension_equal_torchs(
     dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

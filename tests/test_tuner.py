@@ -7,6 +7,7 @@ import os
 import pytest
 
 from sfrl import cli, defaults, tuner
+from sfrl.bench import __main__ as bench
 from sfrl.config import Config
 from sfrl.throughput import Costs, predict
 from tests.runs import children, finish, interrupt, run_training, segments, training, wait_for
@@ -76,6 +77,13 @@ def test_the_note_tells_what_limits_the_machine_and_what_would_help():
     assert "GPU" not in tuner.describe(config, with_gpu, 2, [config], frameskip=4)
 
 
+def test_bfloat16_must_be_a_tenth_faster():
+    rounded = PONG._replace(precision="bfloat16", learn_us=100.0, batch_us=0.01, row_us=0.01)
+    for exact_us, is_better in ((105.0, False), (120.0, True)):
+        exact = rounded._replace(precision="float32", learn_us=exact_us)
+        assert (tuner._network_us(rounded) < tuner._network_us(exact)) == is_better
+
+
 # --- what may change ---
 
 MAY_CHANGE = {"num_workers", "num_splits", "envs_per_worker", "num_policy_workers"}
@@ -141,7 +149,17 @@ def test_what_is_cached_is_not_measured(capsys):
     assert capsys.readouterr().err == f"train.py: {tuned.tuned}\n"
 
 
-def test_the_key_holds_what_costs_depend_on_and_nothing_else():
+def test_the_benchmark_measures_what_train_py_would_run():
+    config = cli.parse(["--env=CartPole-v1", "--run-dir=x"])
+    in_cache(config, PONG)
+    _, tuned = bench._read(["training", "--env=CartPole-v1"])
+    assert "37% env stepping" in tuned.tuned
+    assert tuned.envs_per_worker == 8
+    _, untuned = bench._read(["training", "--env=CartPole-v1", "--tune=off"])
+    assert untuned.envs_per_worker == 16
+
+
+def test_the_key_holds_what_costs_depend_on_and_nothing_else(monkeypatch):
     config = Config()
     keys = {
         tuner.cache_key(config, 2),
@@ -162,6 +180,9 @@ def test_the_key_holds_what_costs_depend_on_and_nothing_else():
         ),
     }
     assert len(keys) == 11
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert tuner.cache_key(config, 2) not in keys
+    monkeypatch.undo()
     same = dataclasses.replace(config, seed=2, num_splits=1, learning_rate=0.1, run_dir="x")
     assert tuner.cache_key(same, 2) in keys
 
@@ -193,7 +214,7 @@ def test_train_py_measures_replaces_a_broken_cache_and_saves_what_it_decided(tmp
     assert saved.tuned.startswith("tuned for ")
     assert f"train.py: {saved.tuned}\n" in ended.stderr
     assert "will be replaced" in ended.stderr
-    assert saved.precision != "auto"
+    assert saved.precision == "float32"  # its observations are no pixels
     [costs] = tuner.read_cache().values()
     assert costs.precision == saved.precision
     assert [path.name for path in tuner.cache_path().parent.iterdir()] == ["tuning.json"]

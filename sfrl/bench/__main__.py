@@ -89,7 +89,7 @@ def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     parser = argparse.ArgumentParser(
         prog="python -m sfrl.bench",
         usage=f"%(prog)s [{' | '.join(STEPS)}] [options] [any flag of train.py]",
-        description="Where the frames go on this machine, in about 3 minutes.",
+        description="Where the frames go on this machine, in about a minute and a half.",
         allow_abbrev=False,
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a window (5)")

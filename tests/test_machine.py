@@ -1,0 +1,27 @@
+"""What figures were measured on: told wherever the package lies, git or no git."""
+
+import subprocess
+from importlib.metadata import PackageNotFoundError
+
+from sfrl import machine as module
+from sfrl.machine import machine
+from tests.runs import ROOT
+
+
+def test_the_commit_and_the_versions_are_told():
+    told = machine()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    commit = str(told["commit"]).removesuffix("-dirty")
+    assert head.stdout.startswith(commit) if (ROOT / ".git").exists() else commit == "unknown"
+    assert "unknown" not in told["versions"].values()
+
+
+def test_without_git_and_package_metadata_they_are_unknown(monkeypatch):
+    def version(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(module.importlib.metadata, "version", version)
+    told = machine()
+    assert told["commit"] == "unknown"
+    assert told["versions"]["sfrl"] == "unknown"
