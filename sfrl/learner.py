@@ -199,7 +199,7 @@ class Learner:
             self.optimizer.step()
             self.progress.learner_steps += 1
             self._skipped_in_a_row = 0
-            self.model.update_return_stats(vs, mask)
+            self.model.after_optimizer_step(vs, mask)
         else:
             self._skip_step()
         return torch.stack([*stats, grad_norm]).detach()

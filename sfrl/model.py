@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sfrl.encoders import init_orthogonal, make_encoder
+from sfrl.encoders import center_weights, init_orthogonal, make_encoder
 from sfrl.losses import masked_mean
 
 
@@ -113,12 +113,17 @@ class ActorCritic(nn.Module):
         """Values or targets in the units that the value loss uses; any shape."""
         return self.value_head.normalize(returns)
 
-    def update_return_stats(self, vs: Tensor, mask: Tensor) -> None:
-        """Let the return normalization follow the targets vs [T, B] where mask [T, B] is True.
+    def after_optimizer_step(self, vs: Tensor, mask: Tensor) -> None:
+        """Center the encoder's weights, and let the return normalization follow the targets.
 
-        No output changes. It edits parameters in place: call it between `optimizer.step` and the
-        next forward pass, never between a forward pass and its backward pass.
+        It edits parameters in place: call it before the next forward pass. Normalization changes
+        no output.
+
+        Args:
+            vs: [T, B], the targets of the step.
+            mask: [T, B] bool, the rows that count.
         """
+        center_weights(self.encoder)
         self.value_head.update_stats(vs, mask)
 
     def inference_copy(self, dtype: torch.dtype) -> ActorCritic:

@@ -55,7 +55,9 @@ class Bench:
         buffer = self.buffer
         for slot in slots:
             rng = np.random.default_rng([seed, slot])
-            buffer.obs[slot] = rng.normal(size=(T + 1, N, 4))
+            shape = buffer.obs.shape[1:]
+            is_image = buffer.obs.dtype == np.uint8
+            buffer.obs[slot] = rng.integers(256, size=shape) if is_image else rng.normal(size=shape)
             buffer.actions[slot] = rng.integers(2, size=(T, N))
             buffer.log_probs[slot] = math.log(0.5) + rng.normal(scale=0.1, size=(T, N))
             buffer.values[slot] = rng.normal(size=(T, N))
@@ -376,6 +378,17 @@ def test_training_begins_when_a_whole_batch_is_there(make_bench):
         assert bench.learner.learner_steps == steps
         assert len(bench.returned()) == 2
     assert not bench.learner.step()
+
+
+def test_filters_of_a_cnn_sum_to_0_after_every_optimizer_step(make_bench):
+    bench = make_bench(env="Pong", frameskip=4, model="a3c_cnn", learning_rate=0.001)
+    encoder = bench.model.encoder
+    before = bench.weights()
+    bench.fill(0, 1)
+    bench.train(0, 1)
+    for layer in (encoder.conv1, encoder.conv2, encoder.linear):
+        assert layer.weight.flatten(1).sum(1).abs().max() < 1e-5
+    assert not same(before, bench.weights())
 
 
 def test_the_published_weights_are_the_models_with_learner_steps_as_version(make_bench):

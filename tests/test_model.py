@@ -109,6 +109,37 @@ def test_a_cnn_equals_its_plain_convolutions(
     torch.testing.assert_close(encoder(obs, torch.float32), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet"])
+def test_filters_do_not_see_what_all_their_inputs_have_in_common(name: str) -> None:
+    """At the start, and once `after_optimizer_step` has followed a step."""
+    model = make(name)
+
+    def gap() -> float:
+        layers = [m for m in model.encoder.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        flat = [torch.ones(1, *layer.weight.shape[1:]) for layer in layers]
+        outputs = [
+            F.conv2d(x, m.weight) if isinstance(m, nn.Conv2d) else F.linear(x, m.weight)
+            for x, m in zip(flat, layers, strict=True)
+        ]
+        return max(output.abs().max().item() for output in outputs)
+
+    assert gap() < 1e-4
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    assert gap() > 0.1
+    model.after_optimizer_step(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
+    assert gap() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["mlp", f"{__name__}:TinyCNN"])
+def test_weights_of_other_encoders_are_not_touched(name: str) -> None:
+    model = make(name)
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model.after_optimizer_step(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
+    assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
+
+
 def test_centering_takes_its_own_mean_from_every_image() -> None:
     """Without it Pong's background drives the first layer's filters to 0 for good."""
     torch.manual_seed(0)
@@ -180,7 +211,7 @@ def test_acting_copy_takes_new_weights_from_the_learners_state_dict(name: str) -
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02)
-    model.update_return_stats(torch.tensor([[1.0, 5.0]]), torch.tensor([[True, True]]))
+    model.after_optimizer_step(torch.tensor([[1.0, 5.0]]), torch.tensor([[True, True]]))
     obs = random_obs(model, 4)
     expected = model.inference_copy(torch.bfloat16).step(obs)
     assert not torch.equal(actor.step(obs).logits, expected.logits)
@@ -297,7 +328,7 @@ def test_empty_mask_and_constant_returns_leave_finite_stats() -> None:
 
 def test_return_stats_travel_with_the_weights() -> None:
     model, other = make("mlp", normalize_returns=True), make("mlp", normalize_returns=True)
-    model.update_return_stats(torch.randn(4, 4) * 9, torch.ones(4, 4, dtype=torch.bool))
+    model.after_optimizer_step(torch.randn(4, 4) * 9, torch.ones(4, 4, dtype=torch.bool))
     other.load_state_dict(model.state_dict())
     returns = torch.randn(5)
     assert torch.equal(model.normalize_returns(returns), other.normalize_returns(returns))
@@ -308,7 +339,7 @@ def test_without_normalization_returns_pass_unchanged_and_nothing_is_stored() ->
     model = make("mlp")
     returns = torch.randn(5)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.update_return_stats(returns[None], torch.ones(1, 5, dtype=torch.bool))
+    model.after_optimizer_step(returns[None], torch.ones(1, 5, dtype=torch.bool))
     assert model.normalize_returns(returns) is returns
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(name.endswith(("mean", "std")) for name in state)
