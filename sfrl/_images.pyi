@@ -1,4 +1,4 @@
-"""The C++ extension (csrc/images.cpp); images.centered_blocks is how Python uses it."""
+"""The C++ extension (csrc/images.cpp); images.pixel_blocks is how Python uses it."""
 
 import numpy as np
 from numpy.typing import NDArray

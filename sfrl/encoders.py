@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfrl.images import centered, centered_blocks
+from sfrl.images import pixel_blocks
 
 HIDDEN_GAIN = math.sqrt(2)
 
@@ -109,7 +109,7 @@ class NatureCNN(nn.Module):
         center_weights(self)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        blocks = centered_blocks(obs, dtype)  # [B, 16*C, H/4, W/4]
+        blocks = pixel_blocks(obs, dtype)  # [B, 16*C, H/4, W/4]
         # The pixels' scale of 1/255 is put on the 8k weights rather than on the image.
         weight = self.conv1.weight.to(dtype) / 255  # [F, C, 8, 8]
         weight = weight.unflatten(2, (2, 4)).unflatten(4, (2, 4))  # [F, C, 2, 4, 2, 4]
@@ -151,7 +151,7 @@ class ImpalaResNet(nn.Module):
         center_weights(self)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        x = centered(obs.contiguous(memory_format=torch.channels_last), dtype)
+        x = obs.contiguous(memory_format=torch.channels_last).to(dtype)
         x = self.sections(x).relu_()
         return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
 
@@ -209,7 +209,7 @@ class UserEncoder(nn.Module):
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         x = _scaled(obs, dtype, self.obs_is_image)
-        if self.obs_is_image:  # see images.py
+        if self.obs_is_image:  # its filters' weights need not sum to 0
             x = x - x.mean(tuple(range(1, x.ndim)), keepdim=True)
         features: Tensor = self.net(x)
         return features

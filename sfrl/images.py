@@ -1,10 +1,4 @@
-"""What networks make of uint8 images before their first layer.
-
-Images are centered: each loses the mean of its own pixels. Most of a game's screen is one flat
-color. Uncentered, it gives all weights of a filter gradients of one sign; Adam moves them together,
-and within a few hundred steps the background alone keeps most filters of the first layer below 0
-for good (docs/experiments.md).
-"""
+"""uint8 images -> blocks of pixels, the first input of NatureCNN."""
 
 from __future__ import annotations
 
@@ -21,13 +15,7 @@ else:
 BLOCK = 4
 
 
-def centered(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 [B, C, H, W] -> `dtype`, of the same shape and memory format."""
-    means = images.sum((1, 2, 3), dtype=torch.int32).float() / images.shape[1:].numel()
-    return (images.float() - means.view(-1, 1, 1, 1)).to(dtype)
-
-
-def centered_blocks(images: Tensor, dtype: torch.dtype) -> Tensor:
+def pixel_blocks(images: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 [B, C, H, W] -> `dtype` [B, 16*C, H//4, W//4] in channels_last: pixels of 4x4 blocks.
 
     Channels are ordered (c, row in block, column in block). Rows and columns that fill no block are
@@ -44,7 +32,7 @@ def centered_blocks(images: Tensor, dtype: torch.dtype) -> Tensor:
         else:
             _images.blocks_float32(pixels, blocks.numpy())
         return blocks.permute(0, 3, 1, 2)
-    values = centered(images, dtype)[..., : BLOCK * height, : BLOCK * width]
+    values = images.to(dtype)[..., : BLOCK * height, : BLOCK * width]
     blocks = values.reshape(batch_size, channels, height, BLOCK, width, BLOCK)
     blocks = blocks.permute(0, 2, 4, 1, 3, 5).reshape(batch_size, height, width, -1)
     return blocks.permute(0, 3, 1, 2)

@@ -25,9 +25,10 @@ from functools import partial
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Barrier
-from typing import Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 import envs
 from envs import EnvSpec
@@ -70,6 +71,7 @@ class Simulation(NamedTuple):
 class Rollout(NamedTuple):
     env_us: float  # of a split step, in its environments; mean
     python_us: float  # of a split step, beside its environments: row, messages, reports; mean
+    copy_us: float  # of these: the copy of the observations into the slot; median
 
 
 class Inference(NamedTuple):
@@ -141,9 +143,20 @@ def rollout(config: Config, spec: EnvSpec, seconds: float) -> Rollout:
         worker.step()
         env_s = float(env_seconds[env_step]) - start_env_s
         times.append((env_s, time.perf_counter() - start_s - env_s))
-    worker.close()
     env_us, python_us = np.mean(np.array(times) * 1e6, axis=0).tolist()
-    return Rollout(env_us, python_us)
+    copy_us = _copy_us(shared.buffer.obs[0, 0].copy(), shared.buffer.obs)
+    worker.close()
+    return Rollout(env_us, python_us, copy_us)
+
+
+def _copy_us(obs: envs.ObsArray, rows: NDArray[Any]) -> float:
+    """The copy of obs [N, *obs_shape] into one row after the other of rows [S, T+1, N, ...]."""
+    times = []
+    for row in rows.reshape(-1, *obs.shape):
+        start_s = time.perf_counter()
+        row[:] = obs
+        times.append(time.perf_counter() - start_s)
+    return statistics.median(times) * 1e6
 
 
 def _emulate(config: Config, game: str, index: int) -> Callable[[], int]:

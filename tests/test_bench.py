@@ -198,4 +198,4 @@ def test_only_atari_has_an_emulator_to_measure():
 def test_the_python_of_a_split_step_is_measured_without_its_environments():
     config = Config(env="CartPole-v1", frameskip=1, model="mlp", num_workers=1)
     rollout = measure.in_child(measure.rollout, config, envs.describe("CartPole-v1"), 0.2)
-    assert 0 < rollout.python_us < rollout.env_us
+    assert 0 < rollout.copy_us < rollout.python_us < rollout.env_us

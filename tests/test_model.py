@@ -96,12 +96,11 @@ def test_outputs_are_float32_of_the_documented_shapes(
 def test_a_cnn_equals_its_plain_convolutions(
     encoder_class: type[NatureCNN], size: tuple[int, int]
 ) -> None:
-    """With space-to-depth and 1/255 in the weights: the paper's layers on centered images."""
+    """With space-to-depth and 1/255 in the weights: the paper's layers."""
     torch.manual_seed(0)
     encoder = encoder_class((4, *size))
     obs = torch.randint(0, 256, (3, 4, *size), dtype=torch.uint8)
-    means = obs.float().mean((1, 2, 3), keepdim=True)
-    x = F.relu(encoder.conv1((obs.float() - means) / 255))
+    x = F.relu(encoder.conv1(obs.float() / 255))
     x = F.relu(encoder.conv2(x))
     if encoder.conv3 is not None:
         x = F.relu(encoder.conv3(x))
@@ -140,24 +139,12 @@ def test_weights_of_other_encoders_are_not_touched(name: str) -> None:
     assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
 
 
-def test_centering_takes_its_own_mean_from_every_image() -> None:
-    """Without it Pong's background drives the first layer's filters to 0 for good."""
-    torch.manual_seed(0)
-    dark = torch.randint(0, 60, (1, 4, 84, 84), dtype=torch.uint8)
-    batch = torch.cat([dark, dark + 195]).contiguous(memory_format=torch.channels_last)
-    centered = images.centered(batch, torch.float32)
-    assert centered.mean((1, 2, 3)).abs().max() < 1e-4
-    torch.testing.assert_close(centered[0], dark[0] - dark.float().mean())
-    torch.testing.assert_close(centered[0], centered[1])
-    assert centered.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_blocks_do_not_depend_on_the_memory_format() -> None:
     torch.manual_seed(0)
     batch = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
     strided = batch.contiguous(memory_format=torch.channels_last)
-    expected = images.centered_blocks(batch, torch.float32)
-    torch.testing.assert_close(images.centered_blocks(strided, torch.float32), expected)
+    expected = images.pixel_blocks(batch, torch.float32)
+    torch.testing.assert_close(images.pixel_blocks(strided, torch.float32), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -167,10 +154,11 @@ def test_blocks_from_the_extension_equal_torchs(
 ) -> None:
     torch.manual_seed(0)
     batch = torch.randint(0, 256, shape, dtype=torch.uint8)
+    batch.flatten()[:256] = torch.arange(256)
     assert images.HAS_EXTENSION
-    blocks = images.centered_blocks(batch, dtype)
+    blocks = images.pixel_blocks(batch, dtype)
     monkeypatch.setattr(images, "HAS_EXTENSION", False)
-    expected = images.centered_blocks(batch, dtype)
+    expected = images.pixel_blocks(batch, dtype)
     assert blocks.dtype == expected.dtype == dtype
     assert blocks.stride() == expected.stride()
     torch.testing.assert_close(blocks, expected, rtol=0, atol=0)

@@ -1,4 +1,4 @@
-// uint8 images -> centered blocks of pixels, the input of NatureCNN. The module sfrl._images;
+// uint8 images -> blocks of pixels, the input of NatureCNN. The module sfrl._images;
 // sfrl/images.py says what a block is, and makes the same with torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -6,10 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
 
 namespace py = pybind11;
 
@@ -24,12 +20,6 @@ constexpr int kBlock = 4;  // pixels in a row and in a column of a block
 #define VECTORIZED
 #endif
 
-VECTORIZED std::uint32_t sum_of(const std::uint8_t* pixels, int count) {
-  std::uint32_t sum = 0;
-  for (int i = 0; i < count; ++i) sum += pixels[i];
-  return sum;
-}
-
 // Lines of pixels -> blocks of num_lines x 4: four neighboring pixels move at a time.
 void gather_blocks(const std::uint8_t* const* lines, int num_lines, int num_blocks,
                    std::uint8_t* __restrict out) {
@@ -38,47 +28,18 @@ void gather_blocks(const std::uint8_t* const* lines, int num_lines, int num_bloc
       std::memcpy(out, lines[line] + x * kBlock, kBlock);
 }
 
-VECTORIZED void center(const std::uint8_t* pixels, int count, float mean, float* out) {
-  for (int i = 0; i < count; ++i) out[i] = static_cast<float>(pixels[i]) - mean;
+VECTORIZED void convert(const std::uint8_t* pixels, int count, float* out) {
+  for (int i = 0; i < count; ++i) out[i] = static_cast<float>(pixels[i]);
 }
 
-// bfloat16 is the upper half of a float32; rounded half to even.
-void center_plain(const std::uint8_t* pixels, int count, float mean, std::uint16_t* out) {
+// bfloat16 is the upper half of a float32, and has all integers up to 256.
+VECTORIZED void convert(const std::uint8_t* pixels, int count, std::uint16_t* out) {
   for (int i = 0; i < count; ++i) {
-    const float value = static_cast<float>(pixels[i]) - mean;
+    const float value = static_cast<float>(pixels[i]);
     std::uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    out[i] = static_cast<std::uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    out[i] = static_cast<std::uint16_t>(bits >> 16);
   }
-}
-
-#ifdef __x86_64__
-// The same with the instruction that machines have on which bfloat16 pays: 3 us per image, not 11.
-#define WITH_BFLOAT16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
-WITH_BFLOAT16 inline __m512 center_16(const std::uint8_t* pixels, __m512 mean) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(pixels));
-  return _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), mean);
-}
-
-WITH_BFLOAT16 void center_avx512(const std::uint8_t* pixels, int count, float mean,
-                                 std::uint16_t* out) {
-  const __m512 means = _mm512_set1_ps(mean);
-  int i = 0;
-  for (; i + 32 <= count; i += 32) {
-    const __m512bh values = _mm512_cvtne2ps_pbh(center_16(pixels + i + 16, means),
-                                                center_16(pixels + i, means));
-    _mm512_storeu_si512(out + i, reinterpret_cast<__m512i>(values));
-  }
-  center_plain(pixels + i, count - i, mean, out + i);
-}
-const bool kHasBfloat16 = __builtin_cpu_supports("avx512bf16");
-#endif
-
-void center(const std::uint8_t* pixels, int count, float mean, std::uint16_t* out) {
-#ifdef __x86_64__
-  if (kHasBfloat16) return center_avx512(pixels, count, mean, out);
-#endif
-  center_plain(pixels, count, mean, out);
 }
 
 using Images = py::array_t<std::uint8_t, py::array::c_style>;
@@ -103,13 +64,11 @@ void blocks(const Images& images, py::array_t<T, py::array::c_style>& out) {
   std::vector<const std::uint8_t*> lines(num_lines);
   std::vector<std::uint8_t> row(static_cast<std::size_t>(width / kBlock) * depth);
   for (py::ssize_t i = 0; i < num_images; ++i, image += image_size) {
-    const float mean = static_cast<float>(sum_of(image, static_cast<int>(image_size))) /
-                       static_cast<float>(image_size);
     for (int y = 0; y + kBlock <= height; y += kBlock) {
       for (int line = 0; line < num_lines; ++line)
         lines[line] = image + (line / kBlock * height + y + line % kBlock) * width;
       gather_blocks(lines.data(), num_lines, width / kBlock, row.data());
-      center(row.data(), static_cast<int>(row.size()), mean, block);
+      convert(row.data(), static_cast<int>(row.size()), block);
       block += row.size();
     }
   }
