@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REQUIRED_KEYS = ("version", "model", "optimizer", "counters", "config", "rng")
 
 _LATEST_NAME = re.compile(r"latest-(\d+)\.pt")
