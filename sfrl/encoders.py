@@ -2,13 +2,6 @@
 
 An encoder is called with (obs [B, *obs_shape], dtype) and returns features [B, F], computed in
 dtype. docs/adding-a-model.md shows how to bring your own.
-
-The weights of the CNNs' filters sum to 0, at the start and after every optimizer step
-(`center_weights`; as in Centered Weight Normalization, Huang et al. 2017, less the normalization).
-The inputs of all layers but the first are outputs of a relu, none of them negative. What they have
-in common gives all weights of a filter gradients of one sign; Adam moves them together, and filters
-end up below 0 for good, in Breakout most of them. Weights that sum to 0 do not see it
-(docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -67,17 +60,25 @@ def user_class(path: str) -> type[nn.Module]:
     return found
 
 
-@torch.no_grad()
-def center_weights(encoder: nn.Module) -> None:
-    """Take from every filter of a CNN's layers the mean of its weights. Other encoders stay."""
-    if not isinstance(encoder, NatureCNN | ImpalaResNet):
-        return
-    for parameter in encoder.parameters():
-        if parameter.ndim > 1:  # weights [filters, ...], not biases
-            parameter.sub_(parameter.mean(tuple(range(1, parameter.ndim)), keepdim=True))
+class CenteredCNN(nn.Module):
+    """An encoder whose filters have weights that sum to 0, at the start and after every step.
+
+    The inputs of a filter are pixels or come from a relu, hardly any of them negative. What they
+    have in common, a flat background above all, gives its weights gradients of one sign; Adam moves
+    them together, and many filters end up below 0 for good (docs/experiments.md). Weights that sum
+    to 0 do not see it, but at the borders of a padded image. The rule is that of Centered Weight
+    Normalization (Huang et al. 2017, ICCV) without its scaling, kept by projection.
+    """
+
+    @torch.no_grad()
+    def center_weights(self) -> None:
+        """Take from the weights of every filter, or row of a linear layer, their mean."""
+        for parameter in self.parameters():
+            if parameter.ndim > 1:  # weights [filters, ...], not biases
+                parameter.sub_(parameter.mean(tuple(range(1, parameter.ndim)), keepdim=True))
 
 
-class NatureCNN(nn.Module):
+class NatureCNN(CenteredCNN):
     """Three convolutions and a layer of 512 (Mnih et al. 2015, doi:10.1038/nature14236).
 
     The first, 8x8 with stride 4, is computed as a 2x2 convolution with stride 1 over 4x4 blocks of
@@ -106,7 +107,6 @@ class NatureCNN(nn.Module):
             height, width = height - 2, width - 2
         self.linear = nn.Linear(filters[-1] * height * width, num_features)
         init_orthogonal(self, HIDDEN_GAIN)
-        center_weights(self)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         blocks = pixel_blocks(obs, dtype)  # [B, 16*C, H/4, W/4]
@@ -132,7 +132,7 @@ class A3CCNN(NatureCNN):
         super().__init__(obs_shape, filters=(16, 32), num_features=256)
 
 
-class ImpalaResNet(nn.Module):
+class ImpalaResNet(CenteredCNN):
     """IMPALA's deep network without the LSTM (Espeholt et al. 2018, arXiv:1802.01561, figure 3)."""
 
     def __init__(self, obs_shape: tuple[int, ...]) -> None:
@@ -148,7 +148,6 @@ class ImpalaResNet(nn.Module):
             if isinstance(block, _ResidualBlock):
                 # Blocks start as the identity; otherwise six of them make features of size 25.
                 nn.init.zeros_(block.conv2.weight)
-        center_weights(self)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         x = obs.contiguous(memory_format=torch.channels_last).to(dtype)

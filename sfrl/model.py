@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sfrl.encoders import center_weights, init_orthogonal, make_encoder
+from sfrl.encoders import CenteredCNN, init_orthogonal, make_encoder
 from sfrl.losses import masked_mean
 
 
@@ -63,6 +63,7 @@ class ActorCritic(nn.Module):
         self.value_head = ValueHead(rnn_size or num_features, normalize_returns)
         init_orthogonal(self.policy_head, gain=0.01)
         init_orthogonal(self.value_head, gain=1.0)
+        self._center_weights()
 
     @torch.inference_mode()
     def step(self, obs: Tensor, rnn_state: Tensor | None = None) -> PolicyOutput:
@@ -114,17 +115,22 @@ class ActorCritic(nn.Module):
         return self.value_head.normalize(returns)
 
     def after_optimizer_step(self, vs: Tensor, mask: Tensor) -> None:
-        """Center the encoder's weights, and let the return normalization follow the targets.
+        """Center the weights again, and let the return normalization follow the targets.
 
-        It edits parameters in place: call it before the next forward pass. Normalization changes
-        no output.
+        It edits parameters in place: never call it between a forward pass and its backward pass.
+        Normalization changes no output.
 
         Args:
             vs: [T, B], the targets of the step.
             mask: [T, B] bool, the rows that count.
         """
-        center_weights(self.encoder)
+        self._center_weights()
         self.value_head.update_stats(vs, mask)
+
+    def _center_weights(self) -> None:
+        for module in self.encoder.modules():
+            if isinstance(module, CenteredCNN):
+                module.center_weights()
 
     def inference_copy(self, dtype: torch.dtype) -> ActorCritic:
         """A copy to act with, its encoder's parameters in `dtype`, without gradients.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfrl import images
-from sfrl.encoders import A3CCNN, ImpalaResNet, NatureCNN
+from sfrl.encoders import A3CCNN, CenteredCNN, ImpalaResNet, NatureCNN
 from sfrl.model import ActorCritic, ValueHead, make_model, pick_precision
 
 IMAGE = (4, 84, 84)
@@ -108,7 +108,13 @@ def test_a_cnn_equals_its_plain_convolutions(
     torch.testing.assert_close(encoder(obs, torch.float32), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet"])
+class CenteredTinyCNN(CenteredCNN, TinyCNN):
+    """One that asks for what the built-in CNNs have."""
+
+
+@pytest.mark.parametrize(
+    "name", ["a3c_cnn", "nature_cnn", "impala_resnet", f"{__name__}:CenteredTinyCNN"]
+)
 def test_filters_do_not_see_what_all_their_inputs_have_in_common(name: str) -> None:
     """At the start, and once `after_optimizer_step` has followed a step."""
     model = make(name)
@@ -139,7 +145,11 @@ def test_weights_of_other_encoders_are_not_touched(name: str) -> None:
     assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
 
 
-def test_blocks_do_not_depend_on_the_memory_format() -> None:
+@pytest.mark.parametrize("has_extension", [True, False])
+def test_blocks_do_not_depend_on_the_memory_format(
+    has_extension: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "HAS_EXTENSION", has_extension)
     torch.manual_seed(0)
     batch = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
     strided = batch.contiguous(memory_format=torch.channels_last)
