@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 2  # 1: the same layout, of networks that saw images less their mean
 REQUIRED_KEYS = ("version", "model", "optimizer", "counters", "config", "rng")
 
 _LATEST_NAME = re.compile(r"latest-(\d+)\.pt")
@@ -139,15 +139,14 @@ def load_latest(run_dir: Path | str) -> Checkpoint:
     Raises:
         CheckpointError: there is none.
     """
+    problem = "train a run first, or name another with --run-dir"
     for path in latest_paths(run_dir):
         try:
             return Checkpoint(load(path), path)
         except CheckpointError as error:
             log.warning("%s; trying the one before it", error)
-    raise CheckpointError(
-        f"{_folder(run_dir)} has no checkpoint that can be read; train a run first, or name "
-        "another with --run-dir"
-    )
+            problem = str(error)
+    raise CheckpointError(f"{_folder(run_dir)} has no checkpoint that can be read; {problem}")
 
 
 def find(run_dir: Path | str, which: str) -> Checkpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import importlib.util
+import importlib
 import logging
 import os
 import signal
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 8.0
 # While they start there is nothing to save, and one that imports torch would not look up.
 STARTING_STOP_TIMEOUT_S = 1.0
-EXTENSIONS = ("envs._screen", "sfrl._images")  # the queues' tells of itself
 # A second Ctrl-C that comes earlier is none: `timeout` signals a process, and then its group.
 INSISTENCE_S = 0.5
 
@@ -262,19 +261,32 @@ class Trainer:
 
 
 def slower_than_need_be(config: Config) -> list[str]:
-    """Warnings about what costs speed and can be mended."""
-    warnings = []
-    if missing := [name for name in EXTENSIONS if importlib.util.find_spec(name) is None]:
-        warnings.append(
-            f"{' and '.join(missing)} could not be built: NumPy and torch do that work, slower; "
-            f"install a C++ compiler, and this package once more"
-        )
+    """Warnings about what costs speed and can be mended. The index queue tells of its own."""
+    stand_ins = {}
+    if envs.env_kind(config.env) == "atari":
+        stand_ins["envs._screen"] = "NumPy"
+    if config.model in ("a3c_cnn", "nature_cnn") and config.device != "cuda":
+        stand_ins["sfrl._images"] = "torch"
+    warnings = [
+        f"{extension} could not be built, and {stand_in} does its work, slower; "
+        f"install a C++ compiler, and this package once more"
+        for extension, stand_in in stand_ins.items()
+        if not _is_importable(extension)
+    ]
     if config.threads_per_worker > 1:
         warnings.append(
             f"threads_per_worker={config.threads_per_worker} has no effect: workers step their "
             f"environments in one thread; raise num_workers to use more cores"
         )
     return warnings
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 @contextmanager

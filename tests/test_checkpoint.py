@@ -166,7 +166,11 @@ def test_of_a_truncated_file_the_one_before_is_used_with_a_warning(tmp_path, cap
 
 
 def test_all_damaged_is_an_error(tmp_path):
-    checkpoint.save(tmp_path, make_state(), 100).write_bytes(b"not a checkpoint")
+    path = checkpoint.save(tmp_path, make_state(), 100)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match=f"no checkpoint that can be read; {path} cannot"):
+        checkpoint.load_latest(tmp_path)
+    path.unlink()
     with pytest.raises(CheckpointError, match="train a run first, or name another"):
         checkpoint.load_latest(tmp_path)
 

@@ -12,7 +12,11 @@ def test_the_commit_and_the_versions_are_told():
     told = machine()
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
     commit = str(told["commit"]).removesuffix("-dirty")
-    assert head.stdout.startswith(commit) if (ROOT / ".git").exists() else commit == "unknown"
+    if (ROOT / ".git").exists():
+        assert head.stdout.startswith(commit)
+        assert len(commit) >= 7
+    else:
+        assert commit == "unknown"
     assert "unknown" not in told["versions"].values()
 
 

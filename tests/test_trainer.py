@@ -1,7 +1,7 @@
 """Trainer: its clock, its warnings, and which weights it asks the learner to keep."""
 
-import importlib.util
 import os
+import sys
 import time
 
 from sfrl.config import Config
@@ -11,8 +11,8 @@ from sfrl.trainer import Trainer, slower_than_need_be
 
 
 def config(tmp_path, **settings):
-    settings = {"num_workers": 1, "run_dir": str(tmp_path), **settings}
-    return Config(env="CartPole-v1", frameskip=1, model="mlp", **settings)
+    cart_pole = {"env": "CartPole-v1", "frameskip": 1, "model": "mlp"}
+    return Config(**{**cart_pole, "num_workers": 1, "run_dir": str(tmp_path), **settings})
 
 
 def test_the_clock_runs_from_the_command_on(tmp_path):
@@ -23,11 +23,18 @@ def test_the_clock_runs_from_the_command_on(tmp_path):
 
 
 def test_what_makes_a_run_slower_is_told(tmp_path, monkeypatch):
-    assert slower_than_need_be(config(tmp_path)) == []
-    monkeypatch.setattr(importlib.util, "find_spec", {"envs._screen": object()}.get)
-    missing, threads = slower_than_need_be(config(tmp_path, threads_per_worker=2))
-    assert missing.startswith("sfrl._images could not be built")
+    pong = {"env": "Pong", "frameskip": 4, "model": "nature_cnn"}
+    assert slower_than_need_be(config(tmp_path, **pong)) == []
+    (threads,) = slower_than_need_be(config(tmp_path, threads_per_worker=2, **pong))
     assert threads.startswith("threads_per_worker=2 has no effect")
+    for module in ("envs._screen", "sfrl._images"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it fails
+    assert slower_than_need_be(config(tmp_path)) == []  # needs neither
+    screen, images = slower_than_need_be(config(tmp_path, **pong))
+    assert screen.startswith("envs._screen could not be built, and NumPy")
+    assert images.startswith("sfrl._images could not be built, and torch")
+    (screen,) = slower_than_need_be(config(tmp_path, **pong | {"model": "impala_resnet"}))
+    assert screen.startswith("envs._screen")
 
 
 def test_weights_are_kept_as_the_best_only_for_the_score_they_have_now(tmp_path):

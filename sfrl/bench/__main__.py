@@ -31,6 +31,7 @@ from sfrl.crew import WorkerError
 from sfrl.defaults import available_cores
 from sfrl.machine import machine
 from sfrl.shared_memory import sweep_stale_segments, unlink_segments
+from sfrl.trainer import slower_than_need_be
 
 STEPS = {  # of each part, in order
     "all": [
@@ -109,7 +110,11 @@ def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         if importlib.util.find_spec("matplotlib") is None:
             parser.error("--plot needs matplotlib: pip install matplotlib")
     config = cli.parse(["--run-dir=unused", *flags])
-    return options, config if part == "queue" else cli.tuned(config, flags)
+    if part == "queue":
+        return options, config
+    for text in slower_than_need_be(config):
+        print(text, file=sys.stderr)
+    return options, cli.tuned(config, flags)
 
 
 def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) -> Figures:
