@@ -1,1 +1,1 @@
-"""Ours and its peers on the machine at hand. docs/benchmarks.md has the commands and figures."""
+"""Ours, its peers and its variants on the machine at hand; docs/benchmarks.md has the figures."""

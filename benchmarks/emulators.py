@@ -54,7 +54,8 @@ def ours(game: str, num_envs: int) -> Step:
 
 def ale_vector_env(game: str, num_envs: int) -> Step:
     rom = envs.atari_game(game)
-    assert rom is not None
+    if rom is None:
+        raise SystemExit(f"--game={game} is no Atari game")
     env = AtariVectorEnv(rom, num_envs, num_threads=1, repeat_action_probability=0.0)
     env.reset(seed=0)
     return env.step

@@ -1,63 +1,58 @@
 """Policy worker and learner in two processes, in one with two threads, or in one by turns.
 
     python -m benchmarks.layouts
-    python -m benchmarks.layouts --rounds=3 --flags="--env=Breakout --loss=vtrace --tune=off"
+    python -m benchmarks.layouts --rounds=3 --flags="--env=Breakout --loss=vtrace"
 
-The layouts train in turn, each for `--seconds` after a warm-up, with the same rollout workers. Only
-the first is what train.py does; the others are built here, from the same workers. By turns means
-that the policy answers what waits before every optimizer step. The last line printed is JSON.
+The layouts train in turn with the same workers and settings (--flags, else the defaults; nothing is
+tuned). train.py has the first; the others are built here. By turns means that the policy answers
+what waits before every optimizer step. The last line printed is JSON.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shlex
 import statistics
 import threading
-import time
-from collections.abc import Callable
+import traceback
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal, get_args
 
 import tyro
 
 import envs
-from sfrl import cli, crew, defaults
-from sfrl.crew import Shared
+from sfrl import cli
+from sfrl.bench.run import measure_run
+from sfrl.config import Config
+from sfrl.crew import LearnerBody, PolicyBody, Shared, make_learner, make_policy_worker
+from sfrl.defaults import resolve
 from sfrl.learner import Learner, Minibatch
 from sfrl.machine import machine
-from sfrl.process import CheckpointRequest, Mailbox, Report, Worker, run_child, worker_loop
-from sfrl.shared_memory import unlink_segments
+from sfrl.process import CheckpointRequest, Mailbox, Report, Worker, worker_loop
+from sfrl.shared_memory import StopFlag
 
-Layout = Literal["processes", "threads", "turns"]
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-POLL_S, STOP_TIMEOUT_S = 0.1, 8.0
-TURN_WAIT_S = 0.001  # the one that waits by turns hears only the rollout workers
-
-Body = Callable[[], None]
+POLL_S = 0.1
+TURN_WAIT_S = 0.001  # it can sleep for requests or for slots, and must look at the other
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
     flags: str = "--env=Pong"
     """Flags for train.py."""
-    seconds: float = 15.0
-    """Time that is measured of each run."""
-    warm_up: float = 10.0
-    """Time before, start-up included."""
+    seconds: float = 5.0
+    """Length of a window."""
+    windows: int = 3
+    """Windows of each run; its result is their median."""
     rounds: int = 2
-    """Runs of each; its result is their median."""
+    """Runs of each layout."""
 
 
 class Turns:
     """The learner, which lets the policy worker answer before every optimizer step."""
 
-    def __init__(self, policy: Worker, learner: Learner) -> None:
-        self.policy = policy
-        self.learner = learner
+    def __init__(self, learner: Learner, policy: Worker) -> None:
+        self.learner, self.policy = learner, policy
         self.update = learner._update
         learner._update = self.answer_and_update  # type: ignore[method-assign]
 
@@ -76,84 +71,72 @@ class Turns:
         self.learner.close()
 
 
-def networks(shared: Shared, reports: Mailbox[Report], layout: Layout) -> None:
-    """The process of policy worker and learner."""
-    requests: Mailbox[CheckpointRequest] = Mailbox()
-    learner = crew.make_learner(shared, reports, requests, None)
-    policy = crew.make_policy_worker(shared, 0)
-    if layout == "turns":
-        assert isinstance(learner, Learner)
-        worker_loop(Turns(policy, learner), shared.stop)
-        return
-    thread = threading.Thread(target=worker_loop, args=(policy, shared.stop))
-    thread.start()
-    worker_loop(learner, shared.stop)
-    thread.join()
-
-
-def processes(shared: Shared, layout: Layout) -> dict[str, tuple[Mailbox[Report], Body]]:
-    """Name -> mailbox and body of every process."""
-    mailbox: Mailbox[Report] = Mailbox()
-    bodies: dict[str, tuple[Mailbox[Report], Body]] = {}
-    if layout == "processes":
-        requests: Mailbox[CheckpointRequest] = Mailbox()
-        bodies["learner"] = (
-            mailbox,
-            partial(crew._learner_body, shared, mailbox, requests, None),
-        )
-        bodies["policy"] = (Mailbox(), partial(crew._policy_body, shared, 0))
-    else:
-        bodies["networks"] = (mailbox, partial(networks, shared, mailbox, layout))
-    for i in range(shared.config.num_workers):
-        mailbox = Mailbox()
-        bodies[f"rollout-{i}"] = (mailbox, partial(crew._rollout_body, shared, i, mailbox))
-    return bodies
-
-
-def frames_per_s(args: Args, layout: Layout) -> float:
-    """One run's throughput."""
-    config = cli.parse([*shlex.split(args.flags), "--tune=off", "--run-dir=unused"])
-    spec = envs.describe(config.env, config.frameskip)
-    shared = crew.make_shared(defaults.resolve(config, spec), spec)
-    context = multiprocessing.get_context("spawn")
-    bodies = processes(shared, layout)
-    running = [
-        context.Process(name=name, target=run_child, args=(name, mailbox, body))
-        for name, (mailbox, body) in bodies.items()
-    ]
-
-    def steps_after(seconds: float) -> int:
-        end_s = time.monotonic() + seconds
-        while time.monotonic() < end_s:
-            time.sleep(POLL_S)
-            for mailbox, _ in bodies.values():
-                mailbox.get_all()
-            if any(process.exitcode is not None for process in running):
-                raise RuntimeError(f"{layout}: a process ended; --flags may be wrong")
-        return shared.progress.total_env_steps
-
+def run_or_exit(worker: Worker, stop: StopFlag) -> None:
+    """The loop of a thread whose failure must end the process."""
     try:
-        for process in running:
-            process.start()
-        before, start_s = steps_after(args.warm_up), time.monotonic()
-        decisions = steps_after(args.seconds) - before
-        return decisions * spec.frameskip / (time.monotonic() - start_s)
-    finally:
-        shared.stop.set()
-        shared.channels.wake_all()
-        for process in running:
-            process.join(STOP_TIMEOUT_S)
-            process.kill()
-        unlink_segments(os.getpid())
+        worker_loop(worker, stop)
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def networks_body(
+    takes_turns: bool,
+    shared: Shared,
+    reports: Mailbox[Report],
+    requests: Mailbox[CheckpointRequest],
+    resume_path: str | None,
+) -> None:
+    """The learner's process, with the policy worker in it."""
+    learner = make_learner(shared, reports, requests, resume_path)
+    policy = make_policy_worker(shared, 0)
+    if takes_turns:
+        assert isinstance(learner, Learner)
+        worker_loop(Turns(learner, policy), shared.stop)
+    else:
+        threading.Thread(target=run_or_exit, args=(policy, shared.stop), daemon=True).start()
+        worker_loop(learner, shared.stop)
+
+
+def idle_body(shared: Shared, index: int) -> None:
+    """The policy worker's process, which has nothing to do."""
+    done = threading.Event()
+    while not shared.stop.is_set:
+        done.wait(POLL_S)
+
+
+LAYOUTS: dict[str, tuple[LearnerBody | None, PolicyBody | None]] = {
+    "processes": (None, None),
+    "threads": (partial(networks_body, False), idle_body),
+    "turns": (partial(networks_body, True), idle_body),
+}
+
+
+def read_config(flags: str) -> Config:
+    """The settings, untuned. Raises ValueError for more than the one policy worker built here."""
+    config = cli.parse([*shlex.split(flags), "--tune=off", "--run-dir=unused"])
+    if config.num_policy_workers != 1:
+        raise ValueError(f"num_policy_workers={config.num_policy_workers} must be 1 here")
+    return resolve(config, envs.describe(config.env, config.frameskip))
+
+
+def frames_per_s(config: Config, layout: str, seconds: float, windows: int) -> float:
+    """One run's throughput, once it has trained on two batches."""
+    spec = envs.describe(config.env, config.frameskip)
+    figures = measure_run(config, spec, seconds, windows, 0.0, *LAYOUTS[layout])
+    if figures.learner_us is None:
+        raise RuntimeError(f"{layout}: the learner has trained on nothing; raise --seconds")
+    return statistics.median(figures.decisions_per_s) * spec.frameskip
 
 
 def main(args: Args) -> None:
-    rates: dict[Layout, list[float]] = {layout: [] for layout in LAYOUTS}
+    config = read_config(args.flags)
+    rates: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
     for _ in range(args.rounds):
-        for layout in LAYOUTS:
-            rates[layout].append(frames_per_s(args, layout))
-            print(f"{layout:10} {rates[layout][-1]:8,.0f} frames/s", flush=True)
-    medians = {layout: statistics.median(of) for layout, of in rates.items()}
+        for layout, runs in rates.items():
+            runs.append(frames_per_s(config, layout, args.seconds, args.windows))
+            print(f"{layout:10} {runs[-1]:8,.0f} frames/s", flush=True)
+    medians = {layout: statistics.median(runs) for layout, runs in rates.items()}
     for layout, rate in medians.items():
         print(f"{layout:10} {rate / medians['processes']:5.2f} of two processes")
     print(json.dumps({"bench": "layouts", **machine(), **asdict(args), "frames_per_s": rates}))

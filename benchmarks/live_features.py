@@ -8,7 +8,7 @@ likely died: no gradient reaches it any more. One line per layer.
 
 from __future__ import annotations
 
-import itertools
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,15 +16,14 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
-import envs
 from sfrl import checkpoint
 from sfrl.config import Config
 from sfrl.encoders import NatureCNN
-from sfrl.model import make_model
+from sfrl.player import Player, make_env
 
-NUM_ENVS, NUM_STEPS, FIRST_STEP = 4, 60, 10
+NUM_STEPS, FIRST_STEP = 240, 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,48 +32,41 @@ class Args:
     """The folder of a run; its newest checkpoint is read."""
 
 
-def observations(env: str) -> Tensor:
+def observations(config: Config) -> Tensor:
     """uint8 [B, *obs_shape] under random actions."""
-    vec_env = envs.make_vec_env(env, NUM_ENVS, seed=0)
-    vec_env.reset()
     rng, seen = np.random.default_rng(0), []
-    for _ in range(NUM_STEPS):
-        vec_env.send(rng.integers(vec_env.action_space.n, size=NUM_ENVS))
-        seen.append(vec_env.recv().obs.copy())
-    vec_env.close()
+    with closing(make_env(config, seed=0, render=False)) as env:
+        env.reset()
+        for _ in range(NUM_STEPS):
+            env.send(rng.integers(env.action_space.n, size=1))
+            seen.append(env.recv().obs.copy())
     return torch.from_numpy(np.concatenate(seen[FIRST_STEP:]))
 
 
 @torch.no_grad()
 def live_features(encoder: NatureCNN, obs: Tensor) -> dict[str, tuple[int, int]]:
     """Layer -> how many of its features are above 0 on any observation, of how many."""
-    outputs: dict[str, Tensor] = {}  # [rows, features], behind the relu
-    layers = [name for name, _ in encoder.named_children()]
-    for name, following in itertools.pairwise(layers):
-        filters = getattr(encoder, name).out_channels
-
-        def keep(_: nn.Module, args: tuple[Tensor], name: str = name, n: int = filters) -> None:
-            x = args[0].movedim(1, -1) if args[0].ndim == 4 else args[0]  # channels come last
-            outputs[name] = x.reshape(-1, n)
-
-        getattr(encoder, following).register_forward_pre_hook(keep)
-    outputs[layers[-1]] = encoder(obs, torch.float32)
-    return {name: (int((x.amax(0) > 0).sum()), x.shape[1]) for name, x in outputs.items()}
+    convolutions = [name for name, _ in encoder.named_children() if name.startswith("conv")]
+    inputs: list[Tensor] = []  # of every layer but the first: what came out of the one before
+    for layer in list(encoder.children())[1:]:
+        layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    features = encoder(obs, torch.float32)
+    found = {}
+    for name, x in zip(convolutions, inputs, strict=True):
+        pixels = x.movedim(1, -1) if x.ndim == 4 else x  # channels last, as the linear layer's are
+        found[name] = pixels.reshape(-1, encoder.get_submodule(name).out_channels)
+    found["linear"] = features
+    return {name: (int((x.amax(0) > 0).sum()), x.shape[1]) for name, x in found.items()}
 
 
 def main(args: Args) -> None:
-    state = checkpoint.load_latest(args.run_dir).state
-    config = Config(**state["config"])
-    spec = envs.describe(config.env, config.frameskip)
-    model = make_model(
-        config.model, spec.obs_shape, spec.num_actions, obs_is_image=True, rnn_size=config.rnn_size
-    )
-    model.load_state_dict(state["model"])
-    encoder = model.encoder
+    state, path = checkpoint.load_latest(args.run_dir)
+    config = Config.from_dict(state["config"], str(path))
+    encoder = Player(config, state["model"], seed=0).model.encoder
     if not isinstance(encoder, NatureCNN):
-        raise SystemExit(f"{args.run_dir} has --model={config.model}; this needs nature_cnn")
+        raise SystemExit(f"{path} has --model={config.model}; this needs nature_cnn or a3c_cnn")
     print(f"{config.env}, {state['counters']['env_steps']:,} decisions")
-    for name, (alive, count) in live_features(encoder, observations(config.env)).items():
+    for name, (alive, count) in live_features(encoder, observations(config)).items():
         print(f"{name:8} {alive:4} of {count} alive")
 
 

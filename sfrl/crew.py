@@ -91,6 +91,7 @@ def make_shared(config: Config, spec: EnvSpec) -> Shared:
 
 
 LearnerBody = Callable[[Shared, Mailbox[Report], Mailbox[CheckpointRequest], str | None], None]
+PolicyBody = Callable[[Shared, int], None]
 
 
 class Crew(Protocol):
@@ -169,10 +170,16 @@ class SerialCrew:
 class ProcessCrew:
     """Every worker in a process of its own, started by spawn and watched by its sentinel."""
 
-    def __init__(self, shared: Shared, learner_body: LearnerBody | None = None) -> None:
-        """`learner_body` replaces the learner's whole process (the benchmarks do that)."""
+    def __init__(
+        self,
+        shared: Shared,
+        learner_body: LearnerBody | None = None,
+        policy_body: PolicyBody | None = None,
+    ) -> None:
+        """The bodies replace what those processes do (the benchmarks do that)."""
         self._shared = shared
         self._learner_body = learner_body or _learner_body
+        self._policy_body = policy_body or _policy_body
         config = shared.config
         self._policies = [f"policy-{i}" for i in range(config.num_policy_workers)]
         self._rollouts = [f"rollout-{i}" for i in range(config.num_workers)]
@@ -191,7 +198,7 @@ class ProcessCrew:
             )
         }
         for i, name in enumerate(self._policies):
-            bodies[name] = partial(_policy_body, shared, i)
+            bodies[name] = partial(self._policy_body, shared, i)
         for i, name in enumerate(self._rollouts):
             bodies[name] = partial(_rollout_body, shared, i, mailboxes[name])
         self._reader.start()

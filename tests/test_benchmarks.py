@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import plain_ppo, plot_curves, sample_factory, side_by_side
+from benchmarks import (
+    emulators,
+    layouts,
+    live_features,
+    plain_ppo,
+    plot_curves,
+    sample_factory,
+    side_by_side,
+)
 from benchmarks.runs import Point, read_metrics, throughput
+from sfrl.encoders import A3CCNN, NatureCNN
 
 # Of a real run of 2.1.1, with the numbers of frames and the scores of a later stage.
 SAMPLE_FACTORY_LOG = """\
@@ -230,3 +239,44 @@ def test_side_by_side_measures_both_for_real() -> None:
     )
     assert side_by_side.measure_ours(args) > 0
     assert side_by_side.measure_peer(args, args.peer) > 0
+
+
+# --- small measurements ---
+
+
+def test_emulators_are_stepped_in_turn_and_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    emulators.main(emulators.Args(game="Breakout", envs=2, steps=2, windows=1))
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"sfrl", "ale_py.AtariVectorEnv"} <= result["us_per_decision"].keys()
+    assert all(us > 10 for us in result["us_per_decision"].values())
+
+
+def test_features_that_are_0_on_all_observations_are_not_alive() -> None:
+    torch.manual_seed(0)
+    encoder = NatureCNN((4, 84, 84))
+    encoder.center_weights()  # else some features see nothing in noise
+    obs = torch.randint(0, 256, (20, 4, 84, 84), dtype=torch.uint8)
+    with torch.no_grad():
+        for layer, dead in ((encoder.conv1, 1), (encoder.conv3, 5), (encoder.linear, 20)):
+            layer.bias[:dead] = -1000.0
+    alive = live_features.live_features(encoder, obs)
+    assert alive["conv1"] == (31, 32)
+    assert alive["conv2"] == (64, 64)
+    assert alive["conv3"] == (59, 64)
+    assert alive["linear"] == (492, 512)
+    assert list(live_features.live_features(A3CCNN((4, 84, 84)), obs)) == [
+        "conv1",
+        "conv2",
+        "linear",
+    ]
+
+
+@pytest.mark.parametrize("layout", ["threads", "turns"])  # measure_run has tests of its own
+def test_both_networks_work_in_one_process(layout: str) -> None:
+    flags = "--env=CartPole-v1 --num-workers=1 --envs-per-worker=8 --batch-size=128"
+    assert layouts.frames_per_s(layouts.read_config(flags), layout, 0.5, 1) > 100
+
+
+def test_layouts_have_one_policy_worker() -> None:
+    with pytest.raises(ValueError, match="num_policy_workers=2 must be 1"):
+        layouts.read_config("--env=CartPole-v1 --num-policy-workers=2 --num-splits=2")

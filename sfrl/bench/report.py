@@ -182,7 +182,7 @@ def table(figures: Figures, spec: EnvSpec) -> list[str]:
     if figures.rollout is not None:
         lines.append(
             f"  rollout worker: {figures.rollout.python_us:.0f} us of Python per split step, "
-            f"{figures.rollout.copy_us:.0f} of them the copy of its observations, and "
+            f"about {figures.rollout.copy_us:.0f} of them the copy of its observations, and "
             f"{figures.rollout.env_us:,.0f} us in its environments"
         )
     for case in figures.inference:

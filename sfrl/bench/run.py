@@ -20,6 +20,7 @@ from envs import EnvSpec
 from sfrl.config import Config
 from sfrl.crew import (
     LearnerBody,
+    PolicyBody,
     ProcessCrew,
     Shared,
     WorkerError,
@@ -120,6 +121,7 @@ def measure_run(
     windows: int,
     python_us: float,  # of a split step in the rollout worker, from `measure.rollout`
     learner_body: LearnerBody | None = None,
+    policy_body: PolicyBody | None = None,
 ) -> RunFigures:
     """All processes of a run, once every slot has been filled and a few batches trained on.
 
@@ -127,7 +129,7 @@ def measure_run(
     """
     warm_up_rows = config.num_slots * config.rollout_length * config.envs_per_split
     warm_up_rows += WARM_UP_BATCHES * config.batch_size * config.minibatches
-    with _started(config, spec, learner_body) as (shared, crew):
+    with _started(config, spec, learner_body, policy_body) as (shared, crew):
         while shared.progress.total_env_steps < warm_up_rows:
             crew.advance()
         _advance(crew, seconds)
@@ -141,12 +143,15 @@ def measure_run(
 
 @contextmanager
 def _started(
-    config: Config, spec: EnvSpec, learner_body: LearnerBody | None
+    config: Config,
+    spec: EnvSpec,
+    learner_body: LearnerBody | None,
+    policy_body: PolicyBody | None,
 ) -> Iterator[tuple[Shared, ProcessCrew]]:
     """A run's processes; ended, and their memory removed, however the block is left."""
     try:
         shared = make_shared(config, spec)
-        crew = ProcessCrew(shared, learner_body)
+        crew = ProcessCrew(shared, learner_body, policy_body)
         try:
             with interrupts_deferred():
                 crew.start(None)
