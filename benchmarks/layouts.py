@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import tyro
+from torch import Tensor
 
 import envs
 from sfrl import cli
@@ -56,9 +57,9 @@ class Turns:
         self.update = learner._update
         learner._update = self.answer_and_update  # type: ignore[method-assign]
 
-    def answer_and_update(self, *batch: Minibatch) -> object:
+    def answer_and_update(self, batch: Minibatch, lag: Tensor) -> Tensor:
         self.policy.step()
-        return self.update(*batch)
+        return self.update(batch, lag)
 
     def step(self) -> bool:
         has_acted = self.policy.step()

@@ -54,7 +54,7 @@ def live_features(encoder: NatureCNN, obs: Tensor) -> dict[str, tuple[int, int]]
     found = {}
     for name, x in zip(convolutions, inputs, strict=True):
         pixels = x.movedim(1, -1) if x.ndim == 4 else x  # channels last, as the linear layer's are
-        found[name] = pixels.reshape(-1, encoder.get_submodule(name).out_channels)
+        found[name] = pixels.reshape(-1, len(encoder.get_parameter(f"{name}.bias")))
     found["linear"] = features
     return {name: (int((x.amax(0) > 0).sum()), x.shape[1]) for name, x in found.items()}
 
