@@ -95,8 +95,10 @@ def networks_body(
         assert isinstance(learner, Learner)
         worker_loop(Turns(learner, policy), shared.stop)
     else:
-        threading.Thread(target=run_or_exit, args=(policy, shared.stop), daemon=True).start()
+        acting = threading.Thread(target=run_or_exit, args=(policy, shared.stop), daemon=True)
+        acting.start()
         worker_loop(learner, shared.stop)
+        acting.join()  # torch aborts a process that exits while a thread is inside it
 
 
 def idle_body(shared: Shared, index: int) -> None:
