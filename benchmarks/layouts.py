@@ -27,7 +27,6 @@ from sfrl import cli
 from sfrl.bench.run import measure_run
 from sfrl.config import Config
 from sfrl.crew import LearnerBody, PolicyBody, Shared, make_learner, make_policy_worker
-from sfrl.defaults import resolve
 from sfrl.learner import Learner, Minibatch
 from sfrl.machine import machine
 from sfrl.process import CheckpointRequest, Mailbox, Report, Worker, worker_loop
@@ -50,7 +49,10 @@ class Args:
 
 
 class Turns:
-    """The learner, which lets the policy worker answer before every optimizer step."""
+    """The learner, which lets the policy worker answer before every optimizer step.
+
+    It takes the place of a method of that one learner, so that training code needs no hook for it.
+    """
 
     def __init__(self, learner: Learner, policy: Worker) -> None:
         self.learner, self.policy = learner, policy
@@ -120,7 +122,7 @@ def read_config(flags: str) -> Config:
     config = cli.parse([*shlex.split(flags), "--tune=off", "--run-dir=unused"])
     if config.num_policy_workers != 1:
         raise ValueError(f"num_policy_workers={config.num_policy_workers} must be 1 here")
-    return resolve(config, envs.describe(config.env, config.frameskip))
+    return config
 
 
 def frames_per_s(config: Config, layout: str, seconds: float, windows: int) -> float:
