@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2  # 1: the same layout, of networks that saw images less their mean
+FORMAT_VERSION = 3  # 1: networks saw images less their mean; 2: NatureCNN's first layer was 8x8
 REQUIRED_KEYS = ("version", "model", "optimizer", "counters", "config", "rng")
 
 _LATEST_NAME = re.compile(r"latest-(\d+)\.pt")

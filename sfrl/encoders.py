@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfrl.images import pixel_blocks
+from sfrl.images import BLOCK, pixel_blocks
 
 HIDDEN_GAIN = math.sqrt(2)
 
@@ -81,8 +81,8 @@ class CenteredCNN(nn.Module):
 class NatureCNN(CenteredCNN):
     """Three convolutions and a layer of 512 (Mnih et al. 2015, doi:10.1038/nature14236).
 
-    The first, 8x8 with stride 4, is computed as a 2x2 convolution with stride 1 over 4x4 blocks of
-    pixels taken as channels: the same sums, of the 64 channels that matrix units want instead of 4.
+    The first, 8x8 with stride 4, is a 2x2 convolution with stride 1 over 4x4 blocks of pixels taken
+    as channels: the same sums, of the 64 channels that matrix units want instead of 4.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class NatureCNN(CenteredCNN):
                 f"this network needs images of at least 36x36 pixels, got {height}x{width}; "
                 f"choose --model=impala_resnet or --model=mlp"
             )
-        self.conv1 = nn.Conv2d(channels, filters[0], 8, stride=4)
+        self.conv1 = nn.Conv2d(BLOCK**2 * channels, filters[0], 2)
         self.conv2 = nn.Conv2d(filters[0], filters[1], 4, stride=2)
         height, width = (((size // 4 - 1) - 4) // 2 + 1 for size in (height, width))
         self.conv3 = None
@@ -111,10 +111,7 @@ class NatureCNN(CenteredCNN):
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         blocks = pixel_blocks(obs, dtype)  # [B, 16*C, H/4, W/4]
         # The pixels' scale of 1/255 is put on the 8k weights rather than on the image.
-        weight = self.conv1.weight.to(dtype) / 255  # [F, C, 8, 8]
-        weight = weight.unflatten(2, (2, 4)).unflatten(4, (2, 4))  # [F, C, 2, 4, 2, 4]
-        weight = weight.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [F, 2, 2, 16*C]
-        x = F.conv2d(blocks, weight.permute(0, 3, 1, 2), self.conv1.bias).relu_()
+        x = F.conv2d(blocks, self.conv1.weight.to(dtype) / 255, self.conv1.bias).relu_()
         x = self.conv2(x).relu_()
         if self.conv3 is not None:
             x = self.conv3(x).relu_()

@@ -99,8 +99,11 @@ def test_a_cnn_equals_its_plain_convolutions(
     """With space-to-depth and 1/255 in the weights: the paper's layers."""
     torch.manual_seed(0)
     encoder = encoder_class((4, *size))
+    nn.init.normal_(encoder.conv1.bias)
     obs = torch.randint(0, 256, (3, 4, *size), dtype=torch.uint8)
-    x = F.relu(encoder.conv1(obs.float() / 255))
+    blocks = encoder.conv1.weight.unflatten(1, (4, 4, 4))  # [F, C, 4, 4, 2, 2]
+    kernel = blocks.permute(0, 1, 4, 2, 5, 3).flatten(2, 3).flatten(3)  # [F, C, 8, 8]
+    x = F.relu(F.conv2d(obs.float() / 255, kernel, encoder.conv1.bias, stride=4))
     x = F.relu(encoder.conv2(x))
     if encoder.conv3 is not None:
         x = F.relu(encoder.conv3(x))

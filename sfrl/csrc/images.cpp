@@ -20,12 +20,12 @@ constexpr int kBlock = 4;  // pixels in a row and in a column of a block
 #define VECTORIZED
 #endif
 
-// Lines of pixels -> blocks of num_lines x 4: four neighboring pixels move at a time.
-void gather_blocks(const std::uint8_t* const* lines, int num_lines, int num_blocks,
+// Four lines of a channel -> its 16 pixels of every block; a block has `depth` pixels in all.
+void gather_blocks(const std::uint8_t* lines, std::size_t width, int num_blocks, std::size_t depth,
                    std::uint8_t* __restrict out) {
-  for (int x = 0; x < num_blocks; ++x)
-    for (int line = 0; line < num_lines; ++line, out += kBlock)
-      std::memcpy(out, lines[line] + x * kBlock, kBlock);
+  for (int x = 0; x < num_blocks; ++x, lines += kBlock, out += depth)
+    for (int line = 0; line < kBlock; ++line)
+      std::memcpy(out + line * kBlock, lines + line * width, kBlock);
 }
 
 VECTORIZED void convert(const std::uint8_t* pixels, int count, float* out) {
@@ -53,23 +53,20 @@ void blocks(const Images& images, py::array_t<T, py::array::c_style>& out) {
     throw py::value_error("images must be [B, C, H, W] and out [B, H/4, W/4, C*16]");
   const int num_channels = static_cast<int>(images.shape(1));
   const int height = static_cast<int>(images.shape(2)), width = static_cast<int>(images.shape(3));
-  const int num_lines = num_channels * kBlock;
-  const int depth = num_lines * kBlock;
+  const int num_blocks = width / kBlock, depth = num_channels * kBlock * kBlock;
   const std::size_t image_size = static_cast<std::size_t>(num_channels) * height * width;
   const std::uint8_t* image = images.data();
   T* block = out.mutable_data();
   const auto num_images = images.shape(0);
 
   py::gil_scoped_release released;
-  std::vector<const std::uint8_t*> lines(num_lines);
-  std::vector<std::uint8_t> row(static_cast<std::size_t>(width / kBlock) * depth);
+  std::vector<std::uint8_t> row(static_cast<std::size_t>(num_blocks) * depth);
   for (py::ssize_t i = 0; i < num_images; ++i, image += image_size) {
-    for (int y = 0; y + kBlock <= height; y += kBlock) {
-      for (int line = 0; line < num_lines; ++line)
-        lines[line] = image + (line / kBlock * height + y + line % kBlock) * width;
-      gather_blocks(lines.data(), num_lines, width / kBlock, row.data());
+    for (int y = 0; y + kBlock <= height; y += kBlock, block += row.size()) {
+      for (int channel = 0; channel < num_channels; ++channel)
+        gather_blocks(image + (channel * height + y) * width, width, num_blocks, depth,
+                      row.data() + channel * kBlock * kBlock);
       convert(row.data(), static_cast<int>(row.size()), block);
-      block += row.size();
     }
   }
 }
