@@ -71,6 +71,7 @@ class AtariVecEnv:
         self._has_started = False
         self._obs = np.zeros((num_envs, *OBS_SHAPE), np.uint8)
         self._actions: list[int] = []
+        self.stepping = np.full(1, -1, np.int64)
         self.num_envs = num_envs
         self.observation_space: Box = Box(0, 255, OBS_SHAPE, np.uint8)
         self.action_space = Discrete(len(self._games[0].ale.getMinimalActionSet()))
@@ -92,10 +93,11 @@ class AtariVecEnv:
             )
 
     def recv(self) -> StepResult:
-        outcomes = [
-            game.step(action, obs)
-            for game, action, obs in zip(self._games, self._actions, self._obs, strict=True)
-        ]
+        outcomes = []
+        for i, game in enumerate(self._games):
+            self.stepping[0] = i
+            outcomes.append(game.step(self._actions[i], self._obs[i]))
+        self.stepping[0] = -1
         rewards, terminated, truncated = zip(*outcomes, strict=True)
         return StepResult(
             self._obs,

@@ -45,11 +45,14 @@ class GymnasiumVecEnv:
         self._seeds = env_seeds(seed, num_envs)
         self._actions = [0] * num_envs
         self._ended = [False] * num_envs  # the next step only resets
+        self.stepping = np.full(1, -1, np.int64)
 
     def reset(self) -> ObsArray:
         obs = self._empty_obs()
         for i, (env, seed) in enumerate(zip(self._envs, self._seeds, strict=True)):
+            self.stepping[0] = i
             obs[i] = self._to_agent(env.reset(seed=seed)[0])
+        self.stepping[0] = -1
         self._ended = [False] * self.num_envs
         return obs
 
@@ -64,12 +67,14 @@ class GymnasiumVecEnv:
         terminated = np.zeros(self.num_envs, np.bool_)
         truncated = np.zeros(self.num_envs, np.bool_)
         for i, env in enumerate(self._envs):
+            self.stepping[0] = i
             if self._ended[i]:
                 observation, _ = env.reset()
             else:
                 action = self._first_action + self._actions[i]
                 observation, rewards[i], terminated[i], truncated[i], _ = env.step(action)
             obs[i] = self._to_agent(observation)
+        self.stepping[0] = -1
         self._ended = (terminated | truncated).tolist()
         return StepResult(obs, rewards, terminated, truncated)
 

@@ -50,6 +50,9 @@ class VecEnv(Protocol):
     observation_space: Box  # of a single environment
     action_space: Discrete  # of a single environment; starts at 0
     frameskip: int  # emulated frames per decision; 1 if the environment has no such notion
+    stepping: NDArray[np.int64]
+    """[1], the environment that steps or resets now, -1 if none: for a watchdog, who puts shared
+    memory here before the first `reset`."""
 
     def reset(self) -> ObsArray:
         """Start all environments from their seeds. Every call gives the same start states."""

@@ -28,6 +28,9 @@ class RingQueue:
         """All of them, or none and False."""
 
     def get_many(self, max_messages: int) -> list[int]: ...
+    def recent(self, producer: int) -> list[int]:
+        """The last messages of a producer that puts no more, oldest first, taken or not."""
+
     def wait(self, timeout_s: float) -> bool:
         """True: there is a message. False: time is up, or the stop word is set."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 Loss = Literal["appo", "vtrace"]
+MAX_INDEX = 1 << 20  # of a slot or a row: see index_queue.pack
 
 
 class ConfigError(ValueError):
@@ -146,6 +147,16 @@ class Config:
     max_skipped_steps: int = 20
     """This many non-finite losses or gradients in a row end the run; single ones are skipped."""
 
+    # --- faults ---
+    max_worker_restarts: int = 10
+    """Rollout workers that died or hung are started anew, this many times within an hour in all;
+    then the run ends. 0: the first one ends it."""
+    env_timeout: float = 60.0
+    """Seconds after which a step of an environment is given up, and its worker started anew."""
+    stall_timeout: float = 10.0
+    """Seconds without a minibatch or an inference done after which a learner or policy worker with
+    work to do counts as hanging, and the run ends."""
+
     # --- reports ---
     report_seconds: float = 5.0
     """Interval of metrics.jsonl, TensorBoard and the panel."""
@@ -210,6 +221,7 @@ class Config:
             "value_coef": 0,
             "max_skipped_steps": 1,
             "keep_checkpoints": 1,
+            "max_worker_restarts": 0,
         }
         above_zero = (
             "ppo_clip",
@@ -219,6 +231,8 @@ class Config:
             "max_grad_norm",
             "report_seconds",
             "checkpoint_seconds",
+            "env_timeout",
+            "stall_timeout",
         )
         between = {
             "gamma": (0, 1),
@@ -268,6 +282,12 @@ class Config:
                 f"{envs_per_split} trajectories, envs_per_worker / num_splits); try "
                 f"batch_size={batch_size}"
             )
+
+        for name, value in (("rollout_length", self.rollout_length), ("num_slots", self.num_slots)):
+            if value >= MAX_INDEX:
+                problems.append(
+                    f"{name}={value} must be below {MAX_INDEX}, what a queue's message can hold"
+                )
 
         # With fewer slots than a training batch takes, all of them end up full, at a learner that
         # waits for one more.

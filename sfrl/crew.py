@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from envs import EnvSpec
 from sfrl.channels import Channels, make_channels
 from sfrl.config import Config
+from sfrl.index_queue import LockFreeQueue
 from sfrl.process import (
     STOP_SIGNALS,
     CheckpointRequest,
@@ -37,6 +37,7 @@ from sfrl.process import (
 from sfrl.progress import Progress
 from sfrl.shared_memory import StopFlag
 from sfrl.trajectory_buffer import SlotSpec, TrajectoryBuffer
+from sfrl.watchdog import Watchdog, component_names
 from sfrl.weights import Weights
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.1  # how long the trainer sleeps between looks at its children
-_READ_INTERVAL_S = 0.05
+POLL_S = 0.05  # how long the trainer sleeps between looks at its children
+_RESTART_WINDOW_S = 3600.0
 
 
 class WorkerError(RuntimeError):
@@ -86,7 +87,7 @@ def make_shared(config: Config, spec: EnvSpec) -> Shared:
         TrajectoryBuffer(config.num_slots, slot_spec, debug=config.debug_buffers),
         make_channels(config, stop),
         Weights(),
-        Progress(config.num_workers, config.num_policy_workers, spec.frameskip),
+        Progress(config, spec.frameskip),
     )
 
 
@@ -168,7 +169,11 @@ class SerialCrew:
 
 
 class ProcessCrew:
-    """Every worker in a process of its own, started by spawn and watched by its sentinel."""
+    """Every worker in a process of its own, started by spawn and watched by its sentinel.
+
+    A rollout worker that dies or hangs is started anew, since others can tell what it had
+    (`RolloutWorker`). A policy worker or the learner has what nobody else has: then the run ends.
+    """
 
     def __init__(
         self,
@@ -180,55 +185,109 @@ class ProcessCrew:
         self._shared = shared
         self._learner_body = learner_body or _learner_body
         self._policy_body = policy_body or _policy_body
-        config = shared.config
-        self._policies = [f"policy-{i}" for i in range(config.num_policy_workers)]
-        self._rollouts = [f"rollout-{i}" for i in range(config.num_workers)]
         self._mailboxes: dict[str, Mailbox[Report]] = {
-            name: Mailbox() for name in ("learner", *self._policies, *self._rollouts)
+            name: Mailbox() for name in component_names(shared.config)
         }
         self._requests: Mailbox[CheckpointRequest] = Mailbox()
-        self._reader = _ReportReader(self._mailboxes)
+        self._received: deque[Report] = deque()
+        self._tracebacks: dict[str, str] = {}  # component -> of its latest failure
+        self._bodies: dict[str, Callable[[], None]] = {}
         self._processes: dict[str, SpawnProcess] = {}
+        self._watchdog = Watchdog(shared.config, shared.progress)
+        self._restarts: deque[tuple[float, str]] = deque()  # of the last hour: when, and why
 
     def start(self, resume_path: str | None) -> None:
         shared, mailboxes = self._shared, self._mailboxes
-        bodies: dict[str, Callable[[], None]] = {
-            "learner": partial(
-                self._learner_body, shared, mailboxes["learner"], self._requests, resume_path
-            )
-        }
-        for i, name in enumerate(self._policies):
-            bodies[name] = partial(self._policy_body, shared, i)
-        for i, name in enumerate(self._rollouts):
-            bodies[name] = partial(_rollout_body, shared, i, mailboxes[name])
-        self._reader.start()
-        context = multiprocessing.get_context("spawn")
+        learner = (shared, mailboxes["learner"], self._requests, resume_path)
+        for name, mailbox in mailboxes.items():
+            kind, _, index = name.partition("-")
+            if kind == "learner":
+                self._bodies[name] = partial(self._learner_body, *learner)
+            elif kind == "policy":
+                self._bodies[name] = partial(self._policy_body, shared, int(index))
+            else:
+                self._bodies[name] = partial(_rollout_body, shared, int(index), mailbox)
+        for name in ("learner", *mailboxes):  # it takes longest
+            if name not in self._processes:
+                self._spawn(name)
+
+    def _spawn(self, name: str) -> None:
+        process = multiprocessing.get_context("spawn").Process(
+            name=f"sfrl {name}",
+            target=run_child,
+            args=(name, self._mailboxes[name], self._bodies[name]),
+        )
         with signals_blocked():
-            for name, body in bodies.items():
-                process = context.Process(
-                    name=f"sfrl {name}", target=run_child, args=(name, mailboxes[name], body)
-                )
-                process.start()
-                self._processes[name] = process
+            process.start()
+            self._processes[name] = process
+        assert process.pid is not None
+        self._watchdog.watch(name, process.pid)
 
     def advance(self) -> None:
         """Sleep, but no longer than until a process ends: none ends before `stop`."""
         sentinels = {process.sentinel: name for name, process in self._processes.items()}
         ended = [sentinels[s] for s in connection.wait(list(sentinels), POLL_S) if s in sentinels]
-        if ended:
-            self._reader.flush()  # its traceback
-            raise WorkerError("\n".join(self._obituary(name) for name in ended))
+        failures = {name: self._obituary(name) for name in ended}
+        for name, complaint in self._watchdog.stalled().items():
+            if name not in failures:
+                process = self._processes[name]
+                process.kill()
+                process.join()
+                failures[name] = f"{name} (pid {process.pid}) {complaint}"
+        fatal = [text for name, text in failures.items() if not self._can_restart(name)]
+        if fatal:
+            raise WorkerError("\n".join(fatal))
+        for name, text in failures.items():
+            self._restart(name, text)
+
+    def _can_restart(self, name: str) -> bool:
+        kind, _, index = name.partition("-")
+        shared = self._shared
+        if kind != "rollout" or not isinstance(shared.channels.trajectories, LockFreeQueue):
+            return False  # a process killed in faster-fifo leaves its lock locked
+        per_worker = shared.config.num_slots // shared.config.num_workers
+        own = slice(int(index) * per_worker, (int(index) + 1) * per_worker)
+        # What fails before its first decision fails every time; but a kill is no fault of its own.
+        was_killed = (self._processes[name].exitcode or 0) < 0
+        return was_killed or bool(shared.progress.env_steps[own].any())
+
+    def _restart(self, name: str, why: str) -> None:
+        now = time.monotonic()
+        while self._restarts and now - self._restarts[0][0] > _RESTART_WINDOW_S:
+            self._restarts.popleft()
+        limit = self._shared.config.max_worker_restarts
+        if len(self._restarts) >= limit:
+            causes = "\n".join(dict.fromkeys([*(cause for _, cause in self._restarts), why]))
+            raise WorkerError(
+                f"rollout workers failed {limit + 1} times within an hour "
+                f"(max_worker_restarts={limit}):\n{causes}"
+            )
+        self._restarts.append((now, why))
+        self._processes[name].join()
+        self._shared.progress.restarts[int(name.partition("-")[2])] += 1
+        log.warning("%s; starting it anew (restart %d)", why, len(self._restarts))
+        self._spawn(name)
 
     def _obituary(self, name: str) -> str:
+        self._receive()  # its traceback
         process = self._processes[name]
         process.join()
         code = process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         text = f"{name} (pid {process.pid}) {how}"
-        return f"{text}:\n{self._reader.failures[name]}" if name in self._reader.failures else text
+        traceback = self._tracebacks.pop(name, None)
+        return f"{text}:\n{traceback}" if traceback else text
+
+    def _receive(self) -> None:
+        for name, mailbox in self._mailboxes.items():
+            for report in mailbox.get_all():
+                if isinstance(report, Failure):
+                    self._tracebacks[name] = report.traceback
+                self._received.append(report)
 
     def take_reports(self) -> list[Report]:
-        return self._reader.take()
+        self._receive()
+        return [self._received.popleft() for _ in range(len(self._received))]
 
     def request_checkpoint(self, request: CheckpointRequest) -> None:
         self._requests.put(request)
@@ -243,8 +302,6 @@ class ProcessCrew:
                 log.warning("%s did not stop within %.0f s; killing it", name, timeout_s)
                 process.kill()
                 process.join()
-        self._reader.flush()
-        self._reader.end()
         return [self._obituary(name) for name, p in self._processes.items() if p.exitcode]
 
     def kill(self) -> None:
@@ -254,46 +311,6 @@ class ProcessCrew:
     @property
     def dropped_reports(self) -> int:
         return sum(mailbox.dropped for mailbox in self._mailboxes.values())
-
-
-class _ReportReader(threading.Thread):
-    """Empties all mailboxes, so that the trainer's loop never waits on one.
-
-    A thread, because a child killed inside faster-fifo's lock would block whoever reads its
-    mailbox. Then this thread hangs alone, and the trainer, which sees the child's sentinel, ends
-    the run.
-    """
-
-    def __init__(self, mailboxes: dict[str, Mailbox[Report]]) -> None:
-        super().__init__(name="report reader", daemon=True)
-        self.failures: dict[str, str] = {}  # component -> traceback
-        self._mailboxes = mailboxes
-        self._received: deque[Report] = deque()
-        self._asked = threading.Semaphore(0)  # one for every flush
-        self._passed = threading.Semaphore(0)  # one for every flush that has been served
-        self._ended = False
-
-    def run(self) -> None:
-        while not self._ended:
-            was_asked = self._asked.acquire(timeout=_READ_INTERVAL_S)
-            for name, mailbox in self._mailboxes.items():
-                for report in mailbox.get_all():
-                    if isinstance(report, Failure):
-                        self.failures[name] = report.traceback
-                    self._received.append(report)
-            if was_asked:
-                self._passed.release()
-
-    def flush(self) -> None:
-        """Return when everything put before this call has been received, after 1 s at most."""
-        self._asked.release()
-        self._passed.acquire(timeout=1.0)
-
-    def take(self) -> list[Report]:
-        return [self._received.popleft() for _ in range(len(self._received))]
-
-    def end(self) -> None:
-        self._ended = True
 
 
 @contextmanager

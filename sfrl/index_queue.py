@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import faster_fifo
 import numpy as np
@@ -31,14 +31,28 @@ QueueKind = Literal["lock-free", "faster-fifo"]
 logger = logging.getLogger(__name__)
 
 
-def pack(slot: int, t: int) -> int:
-    """One 64-bit message of two unsigned 32-bit numbers: row `t` of `slot`."""
-    return slot << 32 | t
+_SLOT_BITS, _T_BITS, _GENERATION_BITS = 20, 20, 24
 
 
-def unpack(message: int) -> tuple[int, int]:
-    """The (slot, t) of `pack`."""
-    return message >> 32, message & 0xFFFF_FFFF
+class Message(NamedTuple):
+    """Row `t` of `slot`, in the filling of it that `generation` numbers."""
+
+    slot: int
+    t: int
+    generation: int  # modulo 2^24: what is older than that many fillings has long been read
+
+
+def pack(slot: int, t: int, generation: int) -> int:
+    """One 64-bit message. `slot` and `t` are below 2^20 (config.py sees to it)."""
+    generation &= (1 << _GENERATION_BITS) - 1
+    return (slot << _T_BITS | t) << _GENERATION_BITS | generation
+
+
+def unpack(message: int) -> Message:
+    """What `pack` was given, `generation` modulo 2^24."""
+    row = message >> _GENERATION_BITS
+    generation = message & (1 << _GENERATION_BITS) - 1
+    return Message(row >> _T_BITS, row & (1 << _T_BITS) - 1, generation)
 
 
 class QueueFullError(Exception):
@@ -76,6 +90,15 @@ class IndexQueue(Protocol):
         Raises:
             Stopped: the stop flag is set, at the call or while it sleeps (seen within 0.1 s,
                 or at once after `wake`).
+        """
+
+    def recent(self, producer: int) -> list[int]:
+        """The last `capacity` messages of a producer that puts no more, oldest first, taken or not.
+
+        Tells what a killed process had put before it died.
+
+        Raises:
+            NotImplementedError: faster-fifo keeps no messages, and survives no kill either.
         """
 
     def wake(self) -> None:
@@ -128,6 +151,9 @@ class LockFreeQueue:
         if self._stop.is_set:
             raise Stopped
         return is_ready
+
+    def recent(self, producer: int) -> list[int]:
+        return self._rings.recent(producer)
 
     def wake(self) -> None:
         self._rings.wake()
@@ -196,6 +222,9 @@ class FasterFifoQueue:
             )
         except faster_fifo.Empty:
             return
+
+    def recent(self, producer: int) -> list[int]:
+        raise NotImplementedError("faster-fifo keeps no messages")
 
     def wake(self) -> None:
         """Nothing to do: the consumer looks every `NAP_S`."""

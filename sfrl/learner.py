@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sfrl import checkpoint, distributions, losses
 from sfrl.channels import Channels
 from sfrl.config import Config
-from sfrl.index_queue import pack, unpack
+from sfrl.index_queue import unpack
 from sfrl.metrics import LEARNER_COUNTERS
 from sfrl.model import ActorCritic
 from sfrl.process import CheckpointRequest, CheckpointSaved, LearnerReport, Mailbox, Report
@@ -112,7 +112,7 @@ class Learner:
         """Train on one batch of slots, if one is there."""
         self._serve_checkpoint_requests()
         batch_size = self.config.slots_per_batch
-        self.full_slots.extend(unpack(m)[0] for m in self.inbox.get_many(self.buffer.num_slots))
+        self.full_slots.extend(unpack(m).slot for m in self.inbox.get_many(self.buffer.num_slots))
         if len(self.full_slots) < batch_size:
             return False
         self.timer.lap("wait_trajectories")
@@ -283,9 +283,13 @@ class Learner:
     def _release(self, slot: int) -> None:
         config = self.config
         worker = slot // (config.slots_per_split * config.num_splits)
-        self.buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
-        # The slot is the split's again from the put on: nothing of it may be read later.
-        self.replies[worker].put(pack(slot, config.rollout_length), config.num_policy_workers)
+        buffer = self.buffer
+        self.progress.learned_steps[slot] += int(buffer.valid[slot, :-1].sum())
+        buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
+        message = buffer.message(slot, config.rollout_length)
+        # The slot is the split's again from here on: nothing of it may be read later.
+        buffer.released[slot] = buffer.generation[slot]
+        self.replies[worker].put(message, config.num_policy_workers)
 
     def publish(self) -> None:
         """Make the present weights those that the policy workers act with."""

@@ -44,7 +44,6 @@ from sfrl.crew import (
     signals_blocked,
 )
 from sfrl.defaults import available_cores
-from sfrl.index_queue import pack, unpack
 from sfrl.process import CheckpointRequest, Mailbox, Report, Worker, die_with_parent
 from sfrl.rollout_worker import Split
 from sfrl.shared_memory import unlink_segments
@@ -137,7 +136,7 @@ def rollout(config: Config, spec: EnvSpec, seconds: float) -> Rollout:
         for message in requests.get_many(num_slots):
             replies.put(message)
         for message in trajectories.get_many(num_slots):
-            replies.put(pack(unpack(message)[0], config.rollout_length))
+            replies.put(message)  # (slot, T): as the learner gives it back
         reports.get_all()
         start_s, start_env_s = time.perf_counter(), float(env_seconds[env_step])
         worker.step()
@@ -295,7 +294,7 @@ def _inference_step(shared: Shared) -> Callable[[], None]:
     [requests], [replies] = shared.channels.action_requests, shared.channels.replies
 
     def step() -> None:
-        requests.put(pack(0, 0))
+        requests.put(shared.buffer.message(0, 0))
         _work(worker)
         replies.get_many(1)
 
@@ -311,7 +310,7 @@ def _learner_step(shared: Shared) -> Callable[[], None]:
     def step() -> None:
         shared.buffer.policy_version[:] = shared.progress.learner_steps  # no row is too old
         for slot in batch:
-            shared.channels.trajectories.put(pack(slot, 0))
+            shared.channels.trajectories.put(shared.buffer.message(slot, 0))
         _work(learner)
         reports.get_all()
         for queue in shared.channels.replies:

@@ -121,6 +121,8 @@ class RunMetrics:
         env_steps: int,
         stage_totals: Mapping[str, NDArray[np.float64]],
         dropped_reports: int = 0,
+        worker_restarts: int = 0,
+        discarded_steps: int = 0,
     ) -> Record:
         """Sum up the interval since the previous record and begin the next one.
 
@@ -129,7 +131,9 @@ class RunMetrics:
             env_steps: decisions of the run so far.
             stage_totals: for each component, [processes, stages] seconds: the totals that its
                 `StageTimer`s write.
-            dropped_reports: reports that did not fit into their queue, of the run so far.
+            dropped_reports: reports that did not fit into their queue, of this start so far.
+            worker_restarts: rollout workers started anew, of this start so far.
+            discarded_steps: decisions lost with them, of this start so far.
 
         Returns:
             Always the same names in the same order, each explained in docs/metrics.md.
@@ -157,6 +161,8 @@ class RunMetrics:
         record["dropped_rows"] = self._counters["dropped_rows"]
         record["skipped_steps"] = self._counters["skipped_steps"]
         record["dropped_reports"] = int(dropped_reports)
+        record["worker_restarts"] = int(worker_restarts)
+        record["discarded_steps"] = int(discarded_steps)
         for component in COMPONENT_STAGES:
             record |= self._stage_shares(component, stage_totals.get(component))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sfrl import distributions
 from sfrl.channels import Channels
 from sfrl.config import Config
-from sfrl.index_queue import pack, unpack
+from sfrl.index_queue import Message, pack, unpack
 from sfrl.model import ActorCritic
 from sfrl.progress import Progress
 from sfrl.timing import POLICY_STAGES, StageTimer
@@ -58,17 +58,20 @@ class PolicyWorker:
 
     def step(self) -> bool:
         """Answer the requests that are there, at most `policy_batch_size` rows of them."""
-        requests = [unpack(message) for message in self.inbox.get_many(self.max_requests)]
-        if not requests:
+        messages = [unpack(message) for message in self.inbox.get_many(self.max_requests)]
+        if not messages:
             return False
+        requests = [m for m in messages if self.buffer.is_current(m)]  # of workers that live
+        if not requests:
+            return True
         self.weights.refresh(self.model)
         self.timer.lap("refresh_weights")
         self._answer(requests)
         return True
 
     @torch.inference_mode()
-    def _answer(self, requests: list[tuple[int, int]]) -> None:
-        rows = [self.obs[slot, t] for slot, t in requests]
+    def _answer(self, requests: list[Message]) -> None:
+        rows = [self.obs[slot, t] for slot, t, _ in requests]
         obs = rows[0] if len(rows) == 1 else torch.cat(rows)  # [B, *obs_shape], B = requests * N
         obs = obs.to(self.device)
         rnn_state = self._read_rnn_state(requests)  # [B, H], or None
@@ -89,13 +92,18 @@ class PolicyWorker:
 
     def _reply(
         self,
-        requests: list[tuple[int, int]],
+        requests: list[Message],
         actions: NDArray[np.int64],  # [B]
         log_probs: NDArray[np.float32],  # [B]
         values: NDArray[np.float32],  # [B]
     ) -> None:
         buffer, n = self.buffer, self.num_envs
-        for i, (slot, t) in enumerate(requests):
+        for i, request in enumerate(requests):
+            # The worker may have died since. A row written then is written once more before its
+            # next reader: this worker serves all requests of a split, in order.
+            if not buffer.is_current(request):
+                continue
+            slot, t, _ = request
             batch = slice(i * n, (i + 1) * n)
             buffer.check_owner(slot, Owner.POLICY_WORKER)
             buffer.actions[slot, t] = actions[batch]
@@ -105,19 +113,21 @@ class PolicyWorker:
             # The row goes back with this put: everything in it is written.
             buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
             worker = slot // self.slots_per_split // self.num_splits
-            self.replies[worker].put(pack(slot, t), self.index)
+            self.replies[worker].put(pack(*request), self.index)
 
-    def _read_rnn_state(self, requests: list[tuple[int, int]]) -> Tensor | None:
+    def _read_rnn_state(self, requests: list[Message]) -> Tensor | None:
         if self.model.rnn_size == 0:
             return None
-        states = [self.rnn_states[slot // self.slots_per_split] for slot, _ in requests]
-        for (slot, t), state in zip(requests, states, strict=True):
+        states = [self.rnn_states[slot // self.slots_per_split] for slot, _, _ in requests]
+        for (slot, t, _), state in zip(requests, states, strict=True):
             if t == 0:
+                if self.buffer.starts[slot]:
+                    state.zero_()
                 self.buffer.rnn_state[slot] = state.cpu().numpy()
         return torch.cat(states)
 
-    def _write_rnn_state(self, requests: list[tuple[int, int]], rnn_state: Tensor) -> None:
-        for (slot, t), state in zip(requests, rnn_state.split(self.num_envs), strict=True):
+    def _write_rnn_state(self, requests: list[Message], rnn_state: Tensor) -> None:
+        for (slot, t, _), state in zip(requests, rnn_state.split(self.num_envs), strict=True):
             # A row that shows a final observation is followed by a new episode: state 0.
             is_valid = self.valid[slot, t].to(self.device)  # [N]
             self.rnn_states[slot // self.slots_per_split] = state * is_valid.unsqueeze(1)

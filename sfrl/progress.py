@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sfrl.config import Config
 from sfrl.shared_memory import SharedArray
 
 _MAX_STAGES = 8
@@ -17,19 +18,31 @@ class Progress:
 
     Attributes:
         frameskip: emulated frames per decision.
-        env_steps: [W+1] int64, decisions; entry i is written by rollout worker i alone, the last
-            one holds those of earlier starts of the run. Rows that only reset are not counted.
-        learner: [1] int64, optimizer steps; written by the learner.
+        env_steps: [S+1] int64, decisions; entry s counts those ever written into slot s, by its
+            rollout worker, the last one those of earlier starts of the run. Rows that only reset
+            are not counted.
+        begun_steps: [S] int64, `env_steps` when the present filling of the slot began.
+        learned_steps: [S] int64, decisions that the learner has received in the slot and given
+            back, whether it trained on them or dropped them.
+        stepping: [W, splits of a worker] int64, the environment that steps now, counted from 0 in
+            its split; -1 between steps.
+        restarts: [W] int64, how often the rollout worker was started anew; the trainer counts.
 
     Components are numbered rollout workers first, then policy workers, then the learner.
     """
 
-    def __init__(self, num_workers: int, num_policy_workers: int, frameskip: int) -> None:
+    def __init__(self, config: Config, frameskip: int) -> None:
         self.frameskip = frameskip
-        num_components = num_workers + num_policy_workers + 1
-        self._env_steps = SharedArray("env-steps", (num_workers + 1,), np.int64)
+        slots, workers = config.num_slots, config.num_workers
+        num_components = workers + config.num_policy_workers + 1
+        self._env_steps = SharedArray("env-steps", (slots + 1,), np.int64)
+        self._begun_steps = SharedArray("begun-steps", (slots,), np.int64)
+        self._learned_steps = SharedArray("learned-steps", (slots,), np.int64)
+        self._stepping = SharedArray("stepping", (workers, config.num_splits), np.int64)
+        self._restarts = SharedArray("restarts", (workers,), np.int64)
         self._learner = SharedArray("learner-steps", (1,), np.int64)
         self._stages = SharedArray("stage-seconds", (num_components, _MAX_STAGES), np.float64)
+        self.stepping[:] = -1
 
     @property
     def total_env_steps(self) -> int:
@@ -44,6 +57,31 @@ class Progress:
         return self._env_steps.array
 
     @property
+    def begun_steps(self) -> NDArray[np.int64]:
+        return self._begun_steps.array
+
+    @property
+    def learned_steps(self) -> NDArray[np.int64]:
+        return self._learned_steps.array
+
+    @property
+    def stepping(self) -> NDArray[np.int64]:
+        return self._stepping.array
+
+    @property
+    def restarts(self) -> NDArray[np.int64]:
+        return self._restarts.array
+
+    def discarded_steps(self, is_filled: NDArray[np.bool_]) -> int:
+        """Decisions of this start that were lost with a worker, half a trajectory at most each.
+
+        Args:
+            is_filled: [S], a filling has begun and has not been given back by the learner.
+        """
+        pending = np.where(is_filled, self.env_steps[:-1] - self.begun_steps, 0)
+        return int((self.env_steps[:-1] - self.learned_steps - pending).sum())
+
+    @property
     def learner_steps(self) -> int:
         return int(self._learner.array[0])
 
@@ -55,6 +93,19 @@ class Progress:
         """[len(stages)], the row of one component, which alone writes it; a slice gives more."""
         return self._stages.array[component, : len(stages)]
 
+    def laps(self, component: int) -> NDArray[np.float64]:
+        """All times of one component: they change with every lap of its timer."""
+        laps: NDArray[np.float64] = self._stages.array[component]
+        return laps
+
     def unlink(self) -> None:
-        for segment in (self._env_steps, self._learner, self._stages):
+        for segment in (
+            self._env_steps,
+            self._begun_steps,
+            self._learned_steps,
+            self._stepping,
+            self._restarts,
+            self._learner,
+            self._stages,
+        ):
             segment.unlink()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 
 import numpy as np
+from numpy.typing import NDArray
 
 import envs
 from sfrl.channels import Channels
 from sfrl.config import Config
-from sfrl.index_queue import pack, unpack
+from sfrl.index_queue import Message, unpack
 from sfrl.process import EpisodeEnded, Mailbox, Report
 from sfrl.progress import Progress
 from sfrl.timing import ROLLOUT_STAGES, StageTimer
@@ -22,9 +24,17 @@ _MAX_STAGGER = 8
 class Split:
     """A group of environments that step together, and the slot they write."""
 
-    def __init__(self, index: int, config: Config) -> None:
+    def __init__(
+        self,
+        index: int,
+        config: Config,
+        restarts: int = 0,  # a worker that was started anew plays other episodes
+        stepping: NDArray[np.int64] | None = None,  # [1], see `VecEnv`
+        lent: Container[int] = (),  # slots that the learner has
+    ) -> None:
         self.index = index
-        seed = int(np.random.SeedSequence([config.seed, index]).generate_state(1)[0] >> 1)
+        sources = [config.seed, index, *([restarts] if restarts else [])]
+        seed = int(np.random.SeedSequence(sources).generate_state(1)[0] >> 1)
         self.env = envs.make_vec_env(
             config.env,
             config.envs_per_split,
@@ -34,14 +44,17 @@ class Split:
             episodic_life=config.episodic_life,
             max_episode_frames=config.max_episode_frames,
         )
+        if stepping is not None:
+            self.env.stepping = stepping
         self.obs = self.env.reset()  # [N, *obs_shape], what the next row shows
         self.ended = np.zeros(config.envs_per_split, np.bool_)  # [N], the next row only resets
         self.returns = np.zeros(config.envs_per_split, np.float64)  # [N], of the running episodes
         self.lengths = np.zeros(config.envs_per_split, np.int64)
         self.slot = -1  # -1: waits for a free one
         self.t = 0
-        first = index * config.slots_per_split
-        self.free_slots = deque(range(first, first + config.slots_per_split))
+        self.has_begun = False
+        pool = slots_of(index, config)
+        self.free_slots = deque(slot for slot in pool if slot not in lent)
 
     def recv(self) -> tuple[envs.StepResult, list[EpisodeEnded]]:
         """Take the environments' answer to the actions sent, and the episodes it ended."""
@@ -62,11 +75,21 @@ class Split:
         return result, episodes
 
 
+def slots_of(split: int, config: Config) -> range:
+    """The pool that the split owns."""
+    first = split * config.slots_per_split
+    return range(first, first + config.slots_per_split)
+
+
 class RolloutWorker:
     """Steps its splits in turn: while one waits for its actions, another's environments work.
 
     A split's message comes back as (slot, t): row t has its actions, or, with t = T, the learner is
     done with the whole slot.
+
+    The same code starts a worker whose forerunner was killed, at whatever instruction. What that
+    one had put is the learner's; all else that it had begun is discarded, and late answers to it
+    are known by their generation.
     """
 
     def __init__(
@@ -86,15 +109,38 @@ class RolloutWorker:
         self.reports = reports
         self.rollout_length = config.rollout_length
         self.slots_per_split = config.slots_per_split
-        self.env_steps = progress.env_steps[index : index + 1]
+        self.progress = progress
         self.timer = StageTimer(ROLLOUT_STAGES, progress.stage_seconds(index, ROLLOUT_STAGES))
+        restarts, stepping = int(progress.restarts[index]), progress.stepping[index]
         first = index * config.num_splits
-        self.splits = [Split(first + i, config) for i in range(config.num_splits)]
+        split_indices = range(first, first + config.num_splits)
+        slots = [slot for split in split_indices for slot in slots_of(split, config)]
+        lent = self._inherit(slots) if restarts else set()
+        self.splits = [
+            Split(split, config, restarts, stepping[i : i + 1], lent)
+            for i, split in enumerate(split_indices)
+        ]
         self.stepping: deque[Split] = deque()  # actions sent, oldest first
         for split in self.splits:
-            self._stagger(split, config.seed)
+            if not restarts:
+                self._stagger(split, config.seed)
             self._begin_slot(split)
         self.timer.lap("env_step")
+
+    def _inherit(self, slots: list[int]) -> set[int]:
+        """Those of a dead worker's slots that the learner has; discards what is in the others.
+
+        It has those that were put and that it has not given back. They are among the last messages:
+        the queue has room for all slots, and they come back in the order in which they were put.
+        """
+        buffer, progress = self.buffer, self.progress
+        put = [unpack(message) for message in self.trajectories.recent(self.index)]
+        lent = {m.slot for m in put if buffer.is_current(m) and buffer.is_filled[m.slot]}
+        for slot in slots:
+            if slot not in lent:
+                progress.begun_steps[slot] = progress.env_steps[slot]
+                buffer.reclaim(slot)
+        return lent
 
     def _stagger(self, split: Split, seed: int) -> None:
         """Decorrelate start states: split i begins after i * T random decisions (i modulo 8).
@@ -112,20 +158,25 @@ class RolloutWorker:
         """Send the actions that have come, then finish the split that has stepped longest."""
         messages = self.inbox.get_many(self.buffer.num_slots)
         for message in messages:
-            slot, t = unpack(message)
-            split = self.splits[slot // self.slots_per_split - self.splits[0].index]
-            if t == self.rollout_length:
-                split.free_slots.append(slot)
-                if split.slot < 0:
-                    self._begin_slot(split)
-            else:
-                split.env.send(self.buffer.actions[slot, t])
-                self.stepping.append(split)
+            self._take(unpack(message))
         if not self.stepping:
             return bool(messages)
         self.timer.lap("store")
         self._finish_step(self.stepping.popleft())
         return True
+
+    def _take(self, message: Message) -> None:
+        slot, t, _ = message
+        if not self.buffer.is_current(message):
+            return  # to a worker that has died, about a slot that its successor has reclaimed
+        split = self.splits[slot // self.slots_per_split - self.splits[0].index]
+        if t < self.rollout_length:
+            split.env.send(self.buffer.actions[slot, t])
+            self.stepping.append(split)
+        else:
+            split.free_slots.append(slot)
+            if split.slot < 0:
+                self._begin_slot(split)
 
     def _finish_step(self, split: Split) -> None:
         buffer, slot, t = self.buffer, split.slot, split.t
@@ -135,7 +186,7 @@ class RolloutWorker:
         buffer.rewards[slot, t] = result.rewards
         buffer.terminated[slot, t] = result.terminated
         buffer.truncated[slot, t] = result.truncated
-        self.env_steps[0] += int(buffer.valid[slot, t].sum())
+        self.progress.env_steps[slot] += int(buffer.valid[slot, t].sum())
         for episode in episodes:
             self.reports.put(episode)
         split.t = t + 1
@@ -144,7 +195,7 @@ class RolloutWorker:
             # The slot is the learner's from the put on. The next one starts from the split's own
             # copy of the last observation, never from a slot that was given away.
             buffer.transfer(slot, Owner.ROLLOUT_WORKER, Owner.LEARNER)
-            self.trajectories.put(pack(slot, 0), self.index)
+            self.trajectories.put(buffer.message(slot, split.t), self.index)
             self._begin_slot(split)
         else:
             self._request_actions(split)
@@ -154,8 +205,14 @@ class RolloutWorker:
         if not split.free_slots:
             split.slot = -1  # back-pressure: the learner is behind
             return
-        split.slot, split.t = split.free_slots.popleft(), 0
-        self.buffer.transfer(split.slot, Owner.FREE, Owner.ROLLOUT_WORKER)
+        slot = split.free_slots.popleft()
+        split.slot, split.t = slot, 0
+        self.buffer.transfer(slot, Owner.FREE, Owner.ROLLOUT_WORKER)
+        # In this order the accounts are right wherever between the lines the worker is killed.
+        self.progress.begun_steps[slot] = self.progress.env_steps[slot]
+        self.buffer.generation[slot] += 1
+        self.buffer.starts[slot] = not split.has_begun
+        split.has_begun = True
         self._write_row(split)
         self._request_actions(split)
 
@@ -167,7 +224,7 @@ class RolloutWorker:
         """Lend the row to the split's policy worker: its data is written, so put its index."""
         self.buffer.transfer(split.slot, Owner.ROLLOUT_WORKER, Owner.POLICY_WORKER)
         queue = self.action_requests[split.index % len(self.action_requests)]
-        queue.put(pack(split.slot, split.t), self.index)
+        queue.put(self.buffer.message(split.slot, split.t), self.index)
 
     def wait(self, timeout_s: float) -> None:
         self.inbox.wait(timeout_s)

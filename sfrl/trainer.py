@@ -202,6 +202,8 @@ class Trainer:
             env_steps=progress.total_env_steps,
             stage_totals=totals,
             dropped_reports=self.crew.dropped_reports,
+            worker_restarts=int(progress.restarts.sum()),
+            discarded_steps=progress.discarded_steps(self.shared.buffer.is_filled),
         )
         writer.write(record, self._lag_counts.tolist())
         display.update(record)

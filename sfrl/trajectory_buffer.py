@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sfrl.index_queue import Message, pack, unpack
 from sfrl.shared_memory import SharedArray, shm_shortage
 
 
@@ -47,6 +48,9 @@ class TrajectoryBuffer:
     owns a fixed pool of slots, so the slots of a dead worker can be told without asking anyone.
     Queue put and get are the only synchronization: write the row first, then put the index.
 
+    A slot's fillings are numbered: its generation. Every message carries it, so that the answer to
+    a worker that has died is not taken for one to the worker that fills the slot now.
+
     Fields, one contiguous array each (S slots):
         obs               [S, T+1, N, *obs_shape]  as the environment gave them; row T is only
                                                    there for its value, V(x_T)
@@ -59,6 +63,9 @@ class TrajectoryBuffer:
                                        observation: their action is ignored, they only reset
         policy_version    [S, T]       int64, learner step of the weights that acted
         rnn_state         [S, N, H]    float32, the recurrent state before row 0
+        starts            [S]          bool, row 0 is the first of new environments: no state yet
+        generation        [S]          int64, fillings begun; the rollout worker counts
+        released          [S]          int64, the last one that the learner has given back
 
     With `debug`, free slots are filled with poison (NaN, -1, 0xFF) that must still be there when
     the slot is next taken, and every hand-over is checked against the recorded owner.
@@ -96,7 +103,31 @@ class TrajectoryBuffer:
         self.valid: NDArray[np.bool_] = self._segments["valid"].array
         self.policy_version: NDArray[np.int64] = self._segments["policy_version"].array
         self.rnn_state: NDArray[np.float32] = self._segments["rnn_state"].array
+        self.starts: NDArray[np.bool_] = self._segments["starts"].array
+        self.generation: NDArray[np.int64] = self._segments["generation"].array
+        self.released: NDArray[np.int64] = self._segments["released"].array
         self._owners: NDArray[np.uint8] = self._segments["owners"].array
+
+    def message(self, slot: int, t: int) -> int:
+        """What to put into a queue: row `t` of the slot in its present filling."""
+        return pack(slot, t, int(self.generation[slot]))
+
+    def is_current(self, message: Message) -> bool:
+        """Whether the slot is still in the filling that the message is about."""
+        return unpack(self.message(message.slot, message.t)) == message
+
+    @property
+    def is_filled(self) -> NDArray[np.bool_]:
+        """[S], a filling has begun that the learner has not given back."""
+        filled: NDArray[np.bool_] = self.generation != self.released
+        return filled
+
+    def reclaim(self, slot: int) -> None:
+        """Make a dead worker's slot free, with a generation of its own: no message is about it."""
+        self.generation[slot] += 1
+        if self.debug:
+            self._poison(slot)
+            self._owners[slot] = Owner.FREE
 
     def transfer(self, slot: int, giver: Owner, taker: Owner) -> None:
         """Record that `giver` hands the slot (or lends its row) to `taker`. Call before the put.
@@ -169,5 +200,8 @@ def _fields(num_slots: int, spec: SlotSpec) -> dict[str, tuple[tuple[int, ...], 
         "valid": (row, np.bool_),
         "policy_version": (step[:2], np.int64),
         "rnn_state": ((num_slots, spec.num_envs, spec.rnn_size), np.float32),
+        "starts": ((num_slots,), np.bool_),
+        "generation": ((num_slots,), np.int64),
+        "released": ((num_slots,), np.int64),
         "owners": ((num_slots,), np.uint8),
     }

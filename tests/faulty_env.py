@@ -23,6 +23,13 @@ class Raises(CartPoleEnv):
         return super().step(action)
 
 
+class RaisesAtStart(CartPoleEnv):
+    """Can be made, once, for a look at its spaces; not played."""
+
+    def reset(self, **kwargs):
+        raise RuntimeError("there is no pole")
+
+
 class HangsAtStart(CartPoleEnv):
     """Cannot be made, and says so in a file."""
 
@@ -45,6 +52,25 @@ class HangsAtClose(CartPoleEnv):
             time.sleep(3600)
 
 
+class Hangs(CartPoleEnv):
+    """Its second environment never returns from step `NUM_GOOD_STEPS`."""
+
+    num_made = 0
+
+    def __init__(self):
+        super().__init__()
+        Hangs.num_made += 1
+        self.number, self.num_steps = Hangs.num_made, 0
+
+    def step(self, action):
+        self.num_steps += 1
+        if self.number == 2 and self.num_steps == NUM_GOOD_STEPS:
+            time.sleep(3600)
+        return super().step(action)
+
+
+gymnasium.register("Hangs-v0", Hangs, max_episode_steps=500)
+gymnasium.register("RaisesAtStart-v0", RaisesAtStart)
 gymnasium.register("Raises-v0", Raises, max_episode_steps=500)
 gymnasium.register("HangsAtStart-v0", HangsAtStart)
 gymnasium.register("HangsAtClose-v0", HangsAtClose, max_episode_steps=500)

@@ -89,9 +89,10 @@ def get_all(queue: IndexQueue) -> list[int]:
     return messages
 
 
-@pytest.mark.parametrize(("slot", "t"), [(0, 0), (3, 7), (2**32 - 1, 0), (0, 2**32 - 1)])
+@pytest.mark.parametrize(("slot", "t"), [(0, 0), (3, 7), (2**20 - 1, 0), (0, 2**20 - 1)])
 def test_unpack_undoes_pack(slot: int, t: int) -> None:
-    assert unpack(pack(slot, t)) == (slot, t)
+    for generation in (0, 1, 2**24 - 1, 2**24 + 5):
+        assert unpack(pack(slot, t, generation)) == (slot, t, generation % 2**24)
 
 
 # --- one process ---
@@ -99,7 +100,7 @@ def test_unpack_undoes_pack(slot: int, t: int) -> None:
 
 def test_messages_come_out_in_order_and_whole(kind: QueueKind, make_queue: MakeQueue) -> None:
     queue = make_queue(kind)
-    messages = [0, 1, pack(5, 9), 2**64 - 1]
+    messages = [0, 1, pack(5, 9, 3), 2**64 - 1]
     for message in messages:
         queue.put(message)
     assert queue.get_many(3) == messages[:3]
@@ -111,8 +112,8 @@ def test_order_holds_for_each_producer(kind: QueueKind, make_queue: MakeQueue) -
     queue = make_queue(kind, num_producers=3)
     for i in range(8):
         for producer in range(3):
-            queue.put(pack(producer, i), producer)
-    received = [unpack(message) for message in get_all(queue)]
+            queue.put(pack(producer, i, 0), producer)
+    received = [unpack(message)[:2] for message in get_all(queue)]
     for producer in range(3):
         assert [i for p, i in received if p == producer] == list(range(8))
 
@@ -162,9 +163,22 @@ def test_busy_producer_does_not_starve_the_others(make_lock_free: MakeQueue) -> 
     queue = make_lock_free(num_producers=3)
     for i in range(8):
         for producer in range(3):
-            queue.put(pack(producer, i), producer)
+            queue.put(pack(producer, i, 0), producer)
     served = [unpack(message)[0] for _ in range(6) for message in queue.get_many(2)]
     assert served == [0, 0, 1, 1, 2, 2] * 2
+
+
+def test_what_a_producer_put_last_is_known_taken_or_not(make_lock_free: MakeQueue) -> None:
+    queue = make_lock_free(num_producers=2, capacity=4)
+    assert queue.recent(0) == []
+    queue.put(9, 1)
+    for message in range(3):
+        queue.put(message, 0)
+    assert queue.recent(0) == [0, 1, 2]
+    assert queue.get_many(3) == [0, 1, 2]
+    queue.put_many(np.array([3, 4], np.uint64), 0)
+    assert queue.recent(0) == [1, 2, 3, 4]
+    assert queue.recent(1) == [9]
 
 
 def test_unlink_leaves_nothing_in_shared_memory(kind: QueueKind, stop: StopFlag) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from sfrl import checkpoint
 from sfrl.crew import make_learner
-from sfrl.index_queue import pack, unpack
+from sfrl.index_queue import unpack
 from sfrl.learner import LearnerError
 from sfrl.metrics import RunMetrics
 from sfrl.process import CheckpointRequest, LearnerReport, Mailbox
@@ -368,11 +368,11 @@ def test_training_begins_when_a_whole_batch_is_there(make_bench):
     bench = make_bench()
     bench.fill(0, 1, 2, 3)
     trajectories = bench.shared.channels.trajectories
-    trajectories.put(pack(1, 0), 0)
+    trajectories.put(bench.shared.buffer.message(1, T), 0)
     assert not bench.learner.step()
     assert bench.learner.learner_steps == 0
     for slot in (0, 2, 3):
-        trajectories.put(pack(slot, 0), slot // 2)
+        trajectories.put(bench.shared.buffer.message(slot, T), slot // 2)
     for steps in (4, 8):
         assert bench.learner.step()
         assert bench.learner.learner_steps == steps

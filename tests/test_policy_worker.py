@@ -6,7 +6,7 @@ import torch
 
 from sfrl import distributions
 from sfrl.crew import make_learner, make_policy_worker
-from sfrl.index_queue import pack, unpack
+from sfrl.index_queue import unpack
 from sfrl.model import make_model
 from sfrl.process import Mailbox
 from sfrl.trajectory_buffer import Owner
@@ -53,11 +53,11 @@ def request(shared, *rows):
         shared.buffer.obs[slot, t] = rng.normal(size=(N, 4))
         shared.buffer.valid[slot, t] = True
         producer = slot // 4
-        shared.channels.action_requests[0].put(pack(slot, t), producer)
+        shared.channels.action_requests[0].put(shared.buffer.message(slot, t), producer)
 
 
 def replies(shared, worker):
-    return [unpack(m) for m in shared.channels.replies[worker].get_many(100)]
+    return [unpack(m)[:2] for m in shared.channels.replies[worker].get_many(100)]
 
 
 def batch_sizes_of(policy):
@@ -131,7 +131,7 @@ def test_a_row_is_complete_before_its_index_is_put(make_policy):
 
     class Reply:
         def put(self, message, producer):
-            slot, t = unpack(message)
+            slot, t, _ = unpack(message)
             shared.buffer.check_owner(slot, Owner.ROLLOUT_WORKER)
             fields = ("actions", "log_probs", "values", "policy_version")
             rows_at_put.append([getattr(shared.buffer, name)[slot, t].copy() for name in fields])

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import time
-from collections import Counter
 from functools import partial
 from typing import NamedTuple
 
@@ -16,14 +15,13 @@ from sfrl import crew
 from sfrl.channels import Channels
 from sfrl.config import Config
 from sfrl.crew import Shared
-from sfrl.index_queue import pack, unpack
-from sfrl.learner import Learner, Minibatch
+from sfrl.index_queue import unpack
 from sfrl.model import make_model
 from sfrl.process import Mailbox, run_child
 from sfrl.progress import Progress
 from sfrl.rollout_worker import RolloutWorker
 from sfrl.trajectory_buffer import Owner, SlotSpec, TrajectoryBuffer
-from tests.tiny_envs import is_final, successor
+from tests.ledger import CheckingLearner
 
 # --- on a tape ---
 
@@ -61,7 +59,7 @@ class TapedQueue:
         self.messages: list[int] = []
 
     def put(self, message: int, producer: int = 0) -> None:
-        self.tape.append(f"{self.name} <- {unpack(message)}")
+        self.tape.append(f"{self.name} <- {unpack(message)[:2]}")
 
     def get_many(self, max_messages: int) -> list[int]:
         taken, self.messages = self.messages[:max_messages], self.messages[max_messages:]
@@ -111,7 +109,7 @@ class Taped(NamedTuple):
                 self.buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
             else:
                 self.buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
-            self.inbox.messages.append(pack(slot, t))
+            self.inbox.messages.append(self.buffer.message(slot, t))
         self.tape.clear()
         self.worker.step()
         return list(self.tape)
@@ -141,7 +139,7 @@ def make_taped(monkeypatch, make_shared):
         channels = Channels(
             [TapedQueue("action requests", tape)], [inbox], TapedQueue("trajectories", tape)
         )
-        worker = RolloutWorker(0, config, buffer, channels, Progress(1, 1, 1), Mailbox())
+        worker = RolloutWorker(0, config, buffer, channels, Progress(config, 1), Mailbox())
         return Taped(worker, buffer, inbox, tape)
 
     return make
@@ -178,7 +176,7 @@ def test_the_life_of_a_slot(make_taped):
         "write obs[0, 2] = 2",
         "write valid[0, 2] = 1",
         "slot 0: ROLLOUT_WORKER -> LEARNER",
-        "trajectories <- (0, 0)",
+        "trajectories <- (0, 2)",
         "slot 1: FREE -> ROLLOUT_WORKER",
         "write obs[1, 0] = 2",
         "write valid[1, 0] = 1",
@@ -201,7 +199,7 @@ def test_the_life_of_a_slot(make_taped):
         "write obs[1, 2] = 4",
         "write valid[1, 2] = 1",
         "slot 1: ROLLOUT_WORKER -> LEARNER",
-        "trajectories <- (1, 0)",
+        "trajectories <- (1, 2)",
     ]
     assert taped.advance() == []
     assert taped.advance((0, 2)) == [
@@ -240,45 +238,6 @@ LEDGER = {
     "precision": "float32",
     "debug_buffers": True,
 }
-
-
-class CheckingLearner(Learner):
-    """Takes, gathers and returns slots as the learner does; instead of training it checks them."""
-
-    num_rows = 0
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.last_rows = {}  # split -> row T of its slot before
-        self.actions_seen = Counter()
-        self.identities = {}  # split -> [N, 2], the halves of the seeds
-
-    def train(self, slots):
-        for slot in slots:
-            self.buffer.check_owner(slot, Owner.LEARNER)
-            self._check(slot, self._gather(np.full(N, slot), np.arange(N)))
-            self._release(slot)
-        self.progress.learner_steps += 1
-        self.publish()
-
-    def _check(self, slot, minibatch):
-        rows = Minibatch(*(None if field is None else field.numpy() for field in minibatch))
-        next_rows, rewards, terminated, _ = successor(rows.obs[:-1], rows.actions)
-        np.testing.assert_array_equal(rows.obs[1:], next_rows)
-        np.testing.assert_array_equal(rows.rewards, rewards)
-        np.testing.assert_array_equal(rows.terminated, terminated)
-        np.testing.assert_array_equal(rows.valid, ~is_final(rows.obs))
-        assert (rows.log_probs < 0).all()
-        assert (rows.policy_version <= self.learner_steps).all()
-        assert (np.diff(rows.policy_version, axis=0) >= 0).all()
-
-        split = slot // self.config.slots_per_split
-        if split in self.last_rows:
-            np.testing.assert_array_equal(rows.obs[0], self.last_rows[split])
-        self.last_rows[split] = rows.obs[-1]
-        self.identities[split] = rows.obs[0, :, :2]
-        self.actions_seen.update(rows.actions.ravel().tolist())
-        self.num_rows += rows.actions.size
 
 
 def _start_workers(shared: Shared, reports: Mailbox) -> list:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sfrl.crew import Shared, make_rollout_worker
-from sfrl.index_queue import pack, unpack
+from sfrl.index_queue import Message, pack, unpack
 from sfrl.process import EpisodeEnded, Mailbox, run_child, worker_loop
 from sfrl.rollout_worker import RolloutWorker
 from sfrl.timing import ROLLOUT_STAGES
@@ -51,14 +51,14 @@ class Peers:
         self.shared = shared
         self.rng = np.random.default_rng(0)
 
-    def requests(self) -> list[tuple[int, int]]:
+    def requests(self) -> list[Message]:
         return [unpack(m) for m in self.shared.channels.action_requests[0].get_many(100)]
 
-    def answer(self, requests: list[tuple[int, int]]) -> bool:
-        for slot, t in requests:
+    def answer(self, requests: list[Message]) -> bool:
+        for slot, t, generation in requests:
             self.shared.buffer.actions[slot, t] = self.rng.integers(7, size=N)
             self.shared.buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
-            self.shared.channels.replies[0].put(pack(slot, t), 0)
+            self.shared.channels.replies[0].put(pack(slot, t, generation), 0)
         return bool(requests)
 
     def full_slots(self) -> list[int]:
@@ -71,7 +71,8 @@ class Peers:
 
     def release(self, slot: int) -> None:
         self.shared.buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
-        self.shared.channels.replies[0].put(pack(slot, T), 1)
+        self.shared.buffer.released[slot] = self.shared.buffer.generation[slot]
+        self.shared.channels.replies[0].put(self.shared.buffer.message(slot, T), 1)
 
 
 def play(shared: Shared, worker: RolloutWorker, num_slots: int) -> dict[int, list[Trajectories]]:
@@ -159,7 +160,9 @@ def test_env_steps_count_decisions_but_not_resets(shared, worker):
     rows = [joined(slots) for slots in play(shared, worker, 20).values()]
     assert shared.progress.total_env_steps == sum(int(r.valid[:-1].sum()) for r in rows)
     assert shared.progress.total_env_steps < sum(r.actions.size for r in rows)
-    assert shared.progress.env_steps[0] == shared.progress.total_env_steps
+    own = shared.progress.env_steps[:-1]
+    assert own.sum() == shared.progress.total_env_steps
+    assert (own > 0).all(), "every slot counts those written into it"
 
 
 def test_split_1_starts_a_rollout_length_of_decisions_after_split_0(shared, worker):
@@ -176,14 +179,14 @@ def test_one_split_steps_while_another_waits_for_its_actions(shared, worker):
     peers = Peers(shared)
     waiting, answered = peers.requests()
     for t in range(T):
-        assert answered[1] == t
+        assert answered.t == t
         assert peers.answer([answered])
         assert worker.step()
         assert not worker.step()
         (answered,) = peers.requests()
     peers.answer([waiting])
     assert worker.step()
-    assert peers.requests() == [(waiting[0], 1)]
+    assert [request[:2] for request in peers.requests()] == [(waiting.slot, 1)]
 
 
 def test_waiting_for_the_learner_is_told_from_waiting_for_actions(shared, worker):

@@ -146,8 +146,8 @@ def test_ctrl_c_during_start_up_ends_it_quietly(tmp_path, delay_s):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("component", sorted(COMPONENTS))
-def test_a_killed_component_ends_the_run_with_its_name(tmp_path, component):
+@pytest.mark.parametrize("component", ["learner", "policy-0"])
+def test_a_killed_network_ends_the_run_with_its_name(tmp_path, component):
     run_dir = tmp_path / "run"
     with training(run_dir, *TINY, "--checkpoint-seconds=0.5") as process:
         wait_until_trained(process, run_dir)
@@ -168,11 +168,12 @@ def test_a_killed_component_ends_the_run_with_its_name(tmp_path, component):
 
 @pytest.mark.slow
 def test_an_exception_in_a_worker_ends_the_run_with_its_traceback(tmp_path):
-    flags = [*TINY[1:], "--env=tests.faulty_env:Raises-v0"]
+    flags = [*TINY[1:], "--env=tests.faulty_env:Raises-v0", "--max-worker-restarts=1"]
     with training(tmp_path / "run", *flags) as process:
         ended = finish(process)
     assert ended.code == 1
-    assert "train.py: rollout-0 (pid " in ended.stderr
+    assert "train.py: rollout workers failed 2 times within an hour (max_wo" in ended.stderr
+    assert "rollout-0 (pid " in ended.stderr
     assert "exited with 1:\nTraceback (most recent call last):\n" in ended.stderr
     assert 'raise RuntimeError("the pole broke")\nRuntimeError: the pole broke\n' in ended.stderr
     assert_nothing_is_left(process.pid)

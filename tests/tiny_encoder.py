@@ -1,8 +1,37 @@
 """A user's encoder, as docs/adding-a-model.md describes it: `--model=tests.tiny_encoder:Tiny`."""
 
-from torch import nn
+import time
+
+import torch
+from torch import Tensor, nn
 
 
 class Tiny(nn.Sequential):
     def __init__(self, obs_shape: tuple[int, ...]) -> None:
         super().__init__(nn.Conv2d(obs_shape[0], 8, 8, stride=8), nn.ReLU(), nn.Flatten())
+
+
+class HangsWhenLearning(nn.Sequential):
+    """One linear layer, whose tenth pass with gradients does not end."""
+
+    num_passes = 0
+
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        super().__init__(nn.Linear(obs_shape[0], 8), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_the_one():
+            self.num_passes += 1
+            if self.num_passes == 10:
+                time.sleep(3600)
+        return super().forward(x)
+
+    def is_the_one(self) -> bool:
+        return torch.is_grad_enabled()
+
+
+class HangsWhenActing(HangsWhenLearning):
+    """The same without gradients, in the policy worker; the other two only try it once."""
+
+    def is_the_one(self) -> bool:
+        return torch.is_inference_mode_enabled()

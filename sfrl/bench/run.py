@@ -28,7 +28,7 @@ from sfrl.crew import (
     make_shared,
 )
 from sfrl.defaults import available_cores
-from sfrl.index_queue import pack, unpack
+from sfrl.index_queue import unpack
 from sfrl.measure import MeasureError, interrupts_deferred
 from sfrl.process import CheckpointRequest, LearnerReport, Mailbox, Report, worker_loop
 from sfrl.shared_memory import MIB, unlink_segments
@@ -88,10 +88,10 @@ class Recycler:
         config = self.config
         messages = self.inbox.get_many(config.num_slots)
         for message in messages:
-            slot, _ = unpack(message)
+            slot = unpack(message).slot
             self.buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
             worker = slot // (config.slots_per_split * config.num_splits)
-            self.replies[worker].put(pack(slot, config.rollout_length), config.num_policy_workers)
+            self.replies[worker].put(message, config.num_policy_workers)
         self.timer.lap("gather")
         return bool(messages)
 

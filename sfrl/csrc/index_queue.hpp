@@ -142,6 +142,16 @@ class RingQueue {
     return taken;
   }
 
+  // The last messages of a producer that puts no more, at most capacity(), oldest first, whether
+  // or not they were taken: cells stay as they are until they are needed again.
+  std::size_t recent(std::size_t producer, std::uint64_t* out) {
+    Ring& ring = ring_at(producer);
+    const std::uint64_t tail = ring.tail.load(std::memory_order_acquire);
+    const std::size_t count = std::min<std::uint64_t>(tail, capacity_);
+    for (std::size_t i = 0; i < count; ++i) out[i] = cell(ring, tail - count + i);
+    return count;
+  }
+
   // Sleeps until there is a message, the stop word is set, a signal comes or time is up.
   // Looks without sleeping for the first `spin` of it.
   Waited wait(std::chrono::nanoseconds timeout, std::chrono::nanoseconds spin) {

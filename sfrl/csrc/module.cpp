@@ -47,11 +47,12 @@ class PyRingQueue {
 
   py::list get_many(std::size_t max_messages) {
     taken_.resize(std::min(max_messages, queue_.num_producers() * queue_.capacity()));
-    const std::size_t count = queue_.get(taken_.data(), taken_.size());
-    py::list messages(count);
-    for (std::size_t i = 0; i < count; ++i)
-      PyList_SET_ITEM(messages.ptr(), static_cast<py::ssize_t>(i), py::int_(taken_[i]).release().ptr());
-    return messages;
+    return first_taken(queue_.get(taken_.data(), taken_.size()));
+  }
+
+  py::list recent(std::size_t producer) {
+    taken_.resize(queue_.capacity());
+    return first_taken(queue_.recent(checked(producer), taken_.data()));
   }
 
   bool wait(double timeout_s) {
@@ -84,6 +85,13 @@ class PyRingQueue {
     return producer;
   }
 
+  py::list first_taken(std::size_t count) const {
+    py::list messages(count);
+    for (std::size_t i = 0; i < count; ++i)
+      PyList_SET_ITEM(messages.ptr(), static_cast<py::ssize_t>(i), py::int_(taken_[i]).release().ptr());
+    return messages;
+  }
+
   Words memory_;
   StopWord stop_;
   sfrl::RingQueue queue_;
@@ -104,6 +112,7 @@ PYBIND11_MODULE(_index_queue, m) {
       .def("put", &PyRingQueue::put, py::arg("message"), py::arg("producer"))
       .def("put_many", &PyRingQueue::put_many, py::arg("messages").noconvert(), py::arg("producer"))
       .def("get_many", &PyRingQueue::get_many, py::arg("max_messages"))
+      .def("recent", &PyRingQueue::recent, py::arg("producer"))
       .def("wait", &PyRingQueue::wait, py::arg("timeout_s"))
       .def("wake", &PyRingQueue::wake);
 }

@@ -1,0 +1,118 @@
+"""Tells which processes have stopped getting on: by what they do, not by a side thread's word."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import psutil
+
+from sfrl.config import Config
+from sfrl.progress import Progress
+
+# A look that comes later than this after the one before counts as this much: the trainer itself
+# was stopped or the machine asleep, and the workers have had no more time than it.
+_LONGEST_LOOK_S = 1.0
+START_LIMIT_S = 120.0  # until the first lap: imports, emulators, a first compilation
+
+
+def component_names(config: Config) -> list[str]:
+    """In the order in which `Progress` numbers them."""
+    return [
+        *(f"rollout-{i}" for i in range(config.num_workers)),
+        *(f"policy-{i}" for i in range(config.num_policy_workers)),
+        "learner",
+    ]
+
+
+class Watchdog:
+    """Notices workers that hang.
+
+    Every worker ends a lap of its `StageTimer` at least twice a second while all is well, waiting
+    included; one long stage lasts a step of an environment, or one minibatch. One whose times stand
+    still for too long hangs, unless it was stopped (SIGSTOP) or waits for a disk.
+    """
+
+    def __init__(self, config: Config, progress: Progress) -> None:
+        self._config = config
+        self._progress = progress
+        self._names = component_names(config)
+        self._processes: dict[str, psutil.Process] = {}
+        self._seen: dict[str, bytes] = {}  # component -> what it had done at the last look
+        self._still_s: dict[str, float] = {}  # component -> for how long that has not changed
+        self._first: dict[str, bytes] = {}  # component -> what its forerunner had done
+        self._last_look_s = time.monotonic()
+
+    def watch(self, name: str, pid: int) -> None:
+        """Begin with a process, or with the one that takes its place."""
+        self._processes[name] = psutil.Process(pid)
+        if name.startswith("rollout"):
+            self._progress.stepping[self._names.index(name)] = -1
+        self._seen[name] = self._first[name] = self._done(name)
+        self._still_s[name] = 0.0
+
+    def stalled(self) -> dict[str, str]:
+        """Components that hang, and what to say of them."""
+        now = time.monotonic()
+        passed_s = min(now - self._last_look_s, _LONGEST_LOOK_S)
+        self._last_look_s = now
+        found = {}
+        for name in self._processes:
+            done = self._done(name)
+            if done != self._seen[name]:
+                self._seen[name], self._still_s[name] = done, 0.0
+                continue
+            self._still_s[name] += passed_s
+            limit_s, flag = self._limit(name)
+            if self._still_s[name] < limit_s:
+                continue
+            if self._is_suspended(name):
+                self._still_s[name] = 0.0
+            else:
+                found[name] = f"{self._place(name)} for {limit_s:g} s{flag}"
+        return found
+
+    def _limit(self, name: str) -> tuple[float, str]:
+        config = self._config
+        if name.startswith("rollout") and self._stepping(name) is not None:
+            return config.env_timeout, f" (env_timeout={config.env_timeout:g})"
+        if self._seen[name] == self._first[name]:
+            return START_LIMIT_S, ""
+        if name.startswith("rollout"):
+            return config.env_timeout, f" (env_timeout={config.env_timeout:g})"
+        remedy = "raise it if a single minibatch takes as long"
+        return config.stall_timeout, f" (stall_timeout={config.stall_timeout:g}; {remedy})"
+
+    def _place(self, name: str) -> str:
+        if (step := self._stepping(name)) is not None:
+            return (
+                f"has been in a step of env {step[1]} of its split {step[0]}, {self._config.env},"
+            )
+        if self._seen[name] == self._first[name]:
+            return "has not started"
+        return "has not got on"
+
+    def _stepping(self, name: str) -> tuple[int, int] | None:
+        """The split of a rollout worker, and its environment, that steps now."""
+        if not name.startswith("rollout"):
+            return None
+        steps = self._progress.stepping[self._names.index(name)]
+        for split in np.flatnonzero(steps >= 0):
+            return int(split), int(steps[split])
+        return None
+
+    def _done(self, name: str) -> bytes:
+        component = self._names.index(name)
+        done = self._progress.laps(component).tobytes()
+        return done + self._progress.stepping[component].tobytes() if "rollout" in name else done
+
+    def _is_suspended(self, name: str) -> bool:
+        try:
+            status = self._processes[name].status()
+        except psutil.NoSuchProcess:
+            return True  # it has died: its sentinel tells
+        return status in (
+            psutil.STATUS_STOPPED,
+            psutil.STATUS_TRACING_STOP,
+            psutil.STATUS_DISK_SLEEP,
+        )

@@ -1,0 +1,51 @@
+"""A learner that checks instead of training: every row of Ledger tells what it must be."""
+
+from collections import Counter
+
+import numpy as np
+
+from sfrl.learner import Learner, Minibatch
+from sfrl.trajectory_buffer import Owner
+from tests.tiny_envs import is_final, successor
+
+
+class CheckingLearner(Learner):
+    """Takes, gathers and returns slots as the learner does; instead of training it checks them."""
+
+    num_rows = 0
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.last_rows = {}  # split -> row T of its slot before
+        self.filled = Counter()  # (slot, generation) -> times received
+        self.actions_seen = Counter()
+        self.identities = {}  # split -> [N, 2], the halves of the seeds
+
+    def train(self, slots):
+        for slot in slots:
+            self.filled[slot, int(self.buffer.generation[slot])] += 1
+            self.buffer.check_owner(slot, Owner.LEARNER)
+            num_envs = self.buffer.spec.num_envs
+            self._check(slot, self._gather(np.full(num_envs, slot), np.arange(num_envs)))
+            self._release(slot)
+        self.progress.learner_steps += 1
+        self.publish()
+
+    def _check(self, slot, minibatch):
+        rows = Minibatch(*(None if field is None else field.numpy() for field in minibatch))
+        next_rows, rewards, terminated, _ = successor(rows.obs[:-1], rows.actions)
+        np.testing.assert_array_equal(rows.obs[1:], next_rows)
+        np.testing.assert_array_equal(rows.rewards, rewards)
+        np.testing.assert_array_equal(rows.terminated, terminated)
+        np.testing.assert_array_equal(rows.valid, ~is_final(rows.obs))
+        assert (rows.log_probs < 0).all()
+        assert (rows.policy_version <= self.learner_steps).all()
+        assert (np.diff(rows.policy_version, axis=0) >= 0).all()
+
+        split = slot // self.config.slots_per_split
+        if not self.buffer.starts[slot]:
+            np.testing.assert_array_equal(rows.obs[0], self.last_rows[split])
+        self.last_rows[split] = rows.obs[-1]
+        self.identities[split] = rows.obs[0, :, :2]
+        self.actions_seen.update(rows.actions.ravel().tolist())
+        self.num_rows += rows.actions.size

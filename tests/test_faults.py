@@ -1,0 +1,99 @@
+"""What a run survives, and how it ends where it cannot: real faults, seen from outside."""
+
+import signal
+import time
+
+import psutil
+import pytest
+
+from sfrl import checkpoint
+from tests.runs import TINY, components, finish, metrics, training, wait_for
+from tests.test_shutdown import COMPONENTS, assert_nothing_is_left, wait_until_trained
+
+
+def frames_per_s(run_dir) -> float:
+    return metrics(run_dir)[-1]["frames_per_s"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_rollout_worker_that_is_killed_is_replaced_within_5_s(tmp_path, signum):
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY, "--num-workers=2", "--train-seconds=60") as process:
+        wait_until_trained(process, run_dir)
+        wait_for(lambda: len(metrics(run_dir)) > 10)
+        usual = max(record["frames_per_s"] for record in metrics(run_dir))
+        victim = components(process.pid)["rollout-0"]
+        victim.send_signal(signum)
+        killed_s = time.monotonic()
+        wait_for(lambda: metrics(run_dir)[-1]["worker_restarts"] == 1)
+        known = len(metrics(run_dir))
+        wait_for(lambda: any(r["frames_per_s"] > 0.5 * usual for r in metrics(run_dir)[known:]))
+        assert time.monotonic() - killed_s < 5
+        assert components(process.pid)["rollout-0"].pid != victim.pid
+        process.send_signal(signal.SIGINT)
+        ended = finish(process)
+    assert ended.code == 0
+    assert f"rollout-0 (pid {victim.pid}) was killed by {signum.name}; starting it" in ended.stderr
+    assert metrics(run_dir)[-1]["discarded_steps"] <= 8 * 8  # what one slot of each split holds
+    assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
+def test_an_environment_that_hangs_is_named_and_its_worker_replaced(tmp_path):
+    flags = [*TINY[1:], "--env=tests.faulty_env:Hangs-v0", "--env-timeout=1"]
+    with training(tmp_path / "run", *flags, "--max-worker-restarts=1") as process:
+        ended = finish(process)
+    assert ended.code == 1
+    text = "has been in a step of env 1 of its split 0, tests.faulty_env:Hangs-v0, for 1 s"
+    assert ended.stderr.count(text) == 3  # the restart, and both in what ends the run
+    assert "rollout workers failed 2 times within an hour (max_worker_restarts=1)" in ended.stderr
+    assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
+def test_an_environment_that_never_worked_ends_the_run_at_once(tmp_path):
+    flags = [*TINY[1:], "--env=tests.faulty_env:RaisesAtStart-v0"]
+    with training(tmp_path / "run", *flags) as process:
+        ended = finish(process)
+    assert ended.code == 1
+    assert "RuntimeError: there is no pole" in ended.stderr
+    assert "starting it anew" not in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("encoder", "component"), [("HangsWhenLearning", "learner"), ("HangsWhenActing", "policy-0")]
+)
+def test_a_network_that_hangs_ends_the_run(tmp_path, encoder, component):
+    run_dir = tmp_path / "run"
+    flags = [*TINY, f"--model=tests.tiny_encoder:{encoder}", "--stall-timeout=2"]
+    with training(run_dir, *flags) as process:
+        wait_for(lambda: components(process.pid).keys() >= COMPONENTS)
+        started_s = time.monotonic()
+        ended = finish(process)
+        assert time.monotonic() - started_s < 15
+    assert ended.code == 1
+    assert f"{component} (pid " in ended.stderr
+    assert "has not got on for 2 s (stall_timeout=2" in ended.stderr
+    assert "last checkpoint: " in ended.stderr
+    assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
+def test_processes_that_are_stopped_go_on_where_they_were(tmp_path):
+    """Each in turn, the trainer as well; longer than all timeouts, which do not count it."""
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY, "--env-timeout=1", "--stall-timeout=1") as process:
+        wait_until_trained(process, run_dir)
+        for victim in [*components(process.pid).values(), psutil.Process(process.pid)]:
+            victim.suspend()
+            time.sleep(3)
+            victim.resume()
+            steps = metrics(run_dir)[-1]["learner_steps"]
+            wait_for(lambda steps=steps: metrics(run_dir)[-1]["learner_steps"] > steps + 10)
+        process.send_signal(signal.SIGINT)
+        ended = finish(process)
+    assert ended.code == 0, ended.stderr
+    assert metrics(run_dir)[-1]["worker_restarts"] == 0
+    assert checkpoint.latest_paths(run_dir)

@@ -1,0 +1,239 @@
+"""Rollout workers that die at any moment, and the ones that take their place."""
+
+import inspect
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import numpy as np
+import pytest
+import torch
+
+from sfrl import progress, rollout_worker, trajectory_buffer
+from sfrl.crew import (
+    ProcessCrew,
+    Shared,
+    WorkerError,
+    make_policy_worker,
+    make_rollout_worker,
+)
+from sfrl.model import make_model
+from sfrl.process import CheckpointRequest, Mailbox, Report, worker_loop
+from sfrl.rollout_worker import RolloutWorker
+from tests.ledger import CheckingLearner
+
+T, N = 4, 2
+LEDGER = {
+    "env": "tests.tiny_envs:Ledger-v0",
+    "frameskip": 1,
+    "num_workers": 1,
+    "num_splits": 2,
+    "envs_per_worker": 2 * N,
+    "slots_per_split": 2,
+    "rollout_length": T,
+    "batch_size": T * N,
+    "minibatches": 1,
+    "model": "mlp",
+    "precision": "float32",
+    "debug_buffers": True,
+}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nobody catches it."""
+
+
+def make_checking_learner(shared: Shared, reports: Mailbox, requests: Mailbox) -> CheckingLearner:
+    torch.manual_seed(0)
+    model = make_model("mlp", (5,), shared.num_actions, obs_is_image=False)
+    learner = CheckingLearner(
+        shared.config,
+        model,
+        torch.float32,
+        shared.buffer,
+        shared.channels,
+        shared.weights,
+        shared.progress,
+        reports,
+        requests,
+        shared.stop,
+    )
+    learner.publish()
+    return learner
+
+
+def assert_accounts_are_right(shared: Shared) -> None:
+    """Decisions produced = learned + discarded + in flight, the latter counted row by row."""
+    buffer, counted = shared.buffer, shared.progress
+    in_flight = np.where(buffer.is_filled, counted.env_steps[:-1] - counted.begun_steps, 0)
+    assert (in_flight >= 0).all()
+    assert (in_flight <= T * N).all()
+    produced = counted.total_env_steps
+    discarded = counted.discarded_steps(buffer.is_filled)
+    assert discarded >= 0
+    assert produced == counted.learned_steps.sum() + discarded + in_flight.sum()
+
+
+# --- in one thread, killed at every line ---
+
+SOURCES = {inspect.getsourcefile(m) for m in (rollout_worker, progress, trajectory_buffer)}
+
+
+def killed_at(line: int, work: Callable[[], object]) -> bool:
+    """Do the work, but die before the given line of it, counted from 0; whether it came so far."""
+    seen = -1
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable | None:
+        nonlocal seen
+        if frame.f_code.co_filename not in SOURCES:
+            return None
+        if event == "line":
+            seen += 1
+            if seen == line:
+                raise Killed
+        return trace
+
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except Killed:
+        return True
+    finally:
+        sys.settrace(previous)
+    return False
+
+
+class Serial:
+    """One rollout worker at a time, the policy worker and the learner, in this thread."""
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+        self.learner = make_checking_learner(shared, Mailbox(), Mailbox())
+        self.policy = make_policy_worker(shared, 0)
+        self.worker: RolloutWorker
+
+    def start_worker(self) -> None:
+        self.worker = make_rollout_worker(self.shared, 0, Mailbox())
+
+    def others_step(self) -> bool:
+        return self.policy.step() | self.learner.step()
+
+    def play(self, rows: int) -> None:
+        goal = self.learner.num_rows + rows
+        while self.learner.num_rows < goal:
+            progressed = [self.worker.step(), self.others_step()]
+            assert any(progressed), "a slot or a message is lost"
+            assert_accounts_are_right(self.shared)
+
+
+def test_a_worker_may_die_at_any_line(make_shared):
+    """It dies in the middle of its work; the next one, while it takes over; then all goes on."""
+    shared = make_shared(**LEDGER)
+    run = Serial(shared)
+    run.start_worker()
+    run.play(8 * T * N)
+    assert shared.progress.discarded_steps(shared.buffer.is_filled) == 0
+
+    def live() -> None:
+        for _ in range(2 * T):  # two slots end meanwhile, and two begin
+            run.worker.step()
+            while run.policy.step():
+                pass
+
+    line = 0
+    while killed_at(line, live):
+        if line % 2:  # the answers to the dead one come at once, or only to its successor
+            while run.others_step():
+                pass
+        assert_accounts_are_right(shared)
+        shared.progress.restarts[0] += 1
+        if killed_at(line % 200, run.start_worker):
+            assert_accounts_are_right(shared)
+            shared.progress.restarts[0] += 1
+            run.start_worker()
+        run.learner.filled.clear()
+        run.play(8 * T * N)
+        assert set(run.learner.filled.values()) == {1}, "no filling is received twice"
+        received = {slot for slot, _ in run.learner.filled}
+        assert received == set(range(shared.config.num_slots)), "no slot is lost"
+        line += 1
+    assert line > 300
+
+
+# --- through real processes, killed at any moment ---
+
+
+def checking_body(
+    shared: Shared, reports: Mailbox[Report], requests: Mailbox[CheckpointRequest], _: str | None
+) -> None:
+    worker_loop(make_checking_learner(shared, reports, requests), shared.stop)
+
+
+@pytest.fixture
+def make_crew(make_shared):
+    """A crew whose learner checks every row; it is stopped at the end, and must not complain."""
+    crews = []
+
+    def make(**settings: object) -> tuple[ProcessCrew, Shared]:
+        shared = make_shared(**{**LEDGER, "num_workers": 2, "slots_per_split": 3, **settings})
+        crew = ProcessCrew(shared, learner_body=checking_body)
+        crews.append(crew)
+        crew.start(None)
+        return crew, shared
+
+    yield make
+    for crew in crews:
+        crew.kill()
+        crew.stop(1.0)
+
+
+def advance_until(crew: ProcessCrew, is_done: Callable[[], object], timeout_s: float = 60) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not is_done():
+        crew.advance()
+        crew.take_reports()
+        assert time.monotonic() < deadline_s
+
+
+def all_slots_move_on(crew: ProcessCrew, shared: Shared) -> None:
+    """Wait until every slot has been filled, learned from and released twice more."""
+    before = shared.buffer.released.copy()
+    advance_until(crew, lambda: (shared.buffer.released >= before + 2).all())
+
+
+def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(make_crew):
+    rng = random.Random(1)
+    crew, shared = make_crew(max_worker_restarts=100)
+    all_slots_move_on(crew, shared)
+    num_fds = len(os.listdir("/proc/self/fd"))
+    for kill in range(12):
+        name = f"rollout-{kill % 2}"
+        os.kill(crew._processes[name].pid, rng.choice([signal.SIGKILL, signal.SIGSEGV]))
+        if kill % 4 < 2:
+            all_slots_move_on(crew, shared)
+        end_s = time.monotonic() + rng.uniform(0, 0.5)
+        while time.monotonic() < end_s:
+            crew.advance()
+    all_slots_move_on(crew, shared)
+    assert shared.progress.restarts.sum() == 12
+    assert len(os.listdir("/proc/self/fd")) == num_fds
+    assert crew.stop(10) == []
+    assert_accounts_are_right(shared)
+
+
+def test_too_many_restarts_end_the_run_and_tell_why(make_crew):
+    crew, shared = make_crew(max_worker_restarts=1)
+    all_slots_move_on(crew, shared)
+    for _ in range(2):
+        os.kill(crew._processes["rollout-1"].pid, signal.SIGKILL)
+        if shared.progress.restarts.sum() == 0:
+            all_slots_move_on(crew, shared)
+    with pytest.raises(WorkerError, match=r"2 times within an hour \(max_worker_restarts=1\)") as e:
+        advance_until(crew, lambda: False)
+    assert str(e.value).count("rollout-1") == 2
+    assert str(e.value).count("SIGKILL") == 2
