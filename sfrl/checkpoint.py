@@ -7,6 +7,7 @@ torch is imported where a file is read or written: the trainer, which looks for 
 network, does without it.
 """
 
+import io
 import json
 import logging
 import os
@@ -63,6 +64,7 @@ def save(run_dir: Path | str, state: Mapping[str, Any], env_frames: int, *, keep
     Raises:
         ValueError: a required key is missing, or `keep` is below 1.
         CheckpointError: what was written cannot be loaded again; nothing was changed.
+        OSError: the disk is full or cannot be written; nothing was changed.
     """
     if keep < 1:
         raise ValueError(f"keep={keep} would remove the checkpoint just written; use at least 1")
@@ -79,7 +81,7 @@ def save_best(run_dir: Path | str, state: Mapping[str, Any], score: float) -> Pa
     """Write `checkpoints/best.pt`, with `score` among its keys, over the one before.
 
     Raises:
-        ValueError, CheckpointError: as `save`.
+        ValueError, CheckpointError, OSError: as `save`.
     """
     path = _folder(run_dir) / "best.pt"
     _write(path, {**state, "score": float(score)})
@@ -224,13 +226,19 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
     for leftover in path.parent.glob("*.tmp"):  # of a writer that was killed
         leftover.unlink()
 
+    content = io.BytesIO()  # torch.save to a full disk would tell of zip archives, not of disks
+    torch.save(state, content)
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        # Without it the rename may reach the disk before the data: a power cut would leave an
-        # empty file under the final name.
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            # Without it the rename may reach the disk before the data: a power cut would leave an
+            # empty file under the final name.
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     try:
         load(temporary)
     except CheckpointError as error:

@@ -257,7 +257,13 @@ def _time_bars(record: Record) -> Table:
 
 def _troubles(record: Record, before: str = "", after: str = "") -> str:
     """What should be zero and is not."""
-    names = ("dropped_rows", "skipped_steps", "dropped_reports")
+    names = (
+        "dropped_rows",
+        "skipped_steps",
+        "dropped_reports",
+        "worker_restarts",
+        "write_failures",
+    )
     return "".join(
         f"   {before}{_count(record[name])} {name.replace('_', ' ')}{after}"
         for name in names

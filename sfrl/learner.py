@@ -18,7 +18,14 @@ from sfrl.config import Config
 from sfrl.index_queue import unpack
 from sfrl.metrics import LEARNER_COUNTERS
 from sfrl.model import ActorCritic
-from sfrl.process import CheckpointRequest, CheckpointSaved, LearnerReport, Mailbox, Report
+from sfrl.process import (
+    CheckpointFailed,
+    CheckpointRequest,
+    CheckpointSaved,
+    LearnerReport,
+    Mailbox,
+    Report,
+)
 from sfrl.progress import Progress
 from sfrl.shared_memory import StopFlag
 from sfrl.timing import LEARNER_STAGES, StageTimer
@@ -325,16 +332,16 @@ class Learner:
         # The trainer asked some batches ago: its counters are behind the weights saved here.
         counters = {name: state["counters"][name] for name in LEARNER_COUNTERS}
         state["metrics"] = {**request.metrics, "counters": counters}
-        path = checkpoint.save(
-            self.config.run_dir,
-            state,
-            state["counters"]["env_frames"],
-            keep=self.config.keep_checkpoints,
-        )
-        self.reports.put(CheckpointSaved(str(path)))
-        best_scores = [r.best_score for r in requests if r.best_score is not None]
-        if best_scores:
-            checkpoint.save_best(self.config.run_dir, state, max(best_scores))
+        best_score = max((r.best_score for r in requests if r.best_score is not None), default=None)
+        run_dir, frames = self.config.run_dir, state["counters"]["env_frames"]
+        try:
+            path = checkpoint.save(run_dir, state, frames, keep=self.config.keep_checkpoints)
+            if best_score is not None:
+                checkpoint.save_best(run_dir, state, best_score)
+        except OSError as error:
+            self.reports.put(CheckpointFailed(str(error)))
+        else:
+            self.reports.put(CheckpointSaved(str(path), best_score))
         self.timer.lap("checkpoint")
 
     def state(self) -> dict[str, Any]:

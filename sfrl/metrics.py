@@ -6,6 +6,7 @@ docs/metrics.md explains every name that appears in a record.
 import json
 import math
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -123,6 +124,7 @@ class RunMetrics:
         dropped_reports: int = 0,
         worker_restarts: int = 0,
         discarded_steps: int = 0,
+        write_failures: int = 0,
     ) -> Record:
         """Sum up the interval since the previous record and begin the next one.
 
@@ -134,6 +136,7 @@ class RunMetrics:
             dropped_reports: reports that did not fit into their queue, of this start so far.
             worker_restarts: rollout workers started anew, of this start so far.
             discarded_steps: decisions lost with them, of this start so far.
+            write_failures: checkpoints and records that the disk did not take, likewise.
 
         Returns:
             Always the same names in the same order, each explained in docs/metrics.md.
@@ -163,6 +166,7 @@ class RunMetrics:
         record["dropped_reports"] = int(dropped_reports)
         record["worker_restarts"] = int(worker_restarts)
         record["discarded_steps"] = int(discarded_steps)
+        record["write_failures"] = int(write_failures)
         for component in COMPONENT_STAGES:
             record |= self._stage_shares(component, stage_totals.get(component))
 
@@ -223,7 +227,7 @@ class MetricsWriter:
         # Imported here because it takes 0.3 s, and only the trainer's process ever writes.
         # (tensorboardX and torch.utils.tensorboard would import torch.)
         from tensorboard.compat.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
-        from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]
+        from tensorboard.summary.writer import record_writer  # type: ignore[import-untyped]
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         self._histogram = summary_pb2.HistogramProto
@@ -232,8 +236,12 @@ class MetricsWriter:
         lines_path = run_dir / "metrics.jsonl"
         if lines_path.exists():
             _cut_lines(lines_path, resume_frames)
-        self._lines = lines_path.open("a", encoding="utf-8")
-        self._events = event_file_writer.EventFileWriter(str(run_dir))
+        self._lines = GrowingFile(lines_path)
+        # TensorBoard's own writer has a thread, which dies of a full disk.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._events_file = GrowingFile(run_dir / name)
+        self._events = record_writer.RecordWriter(self._events_file)
+        self._add_event(None, file_version="brain.Event:2")
         if resume_frames is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             # TensorBoard hides the events of this step and later that came before this one.
@@ -248,11 +256,16 @@ class MetricsWriter:
 
         Raises:
             TypeError: a value is not a plain number.
+            OSError: the disk is full, say. The record waits, and is written with a later one.
         """
         record = {name: _finite(value) for name, value in record.items()}
-        self._lines.write(json.dumps(record, allow_nan=False) + "\n")
-        self._lines.flush()
+        line = json.dumps(record, allow_nan=False) + "\n"
+        try:
+            self._lines.write(line.encode())
+        finally:  # the other file may lie elsewhere, or have room for its record
+            self._write_events(record, policy_lag_counts)
 
+    def _write_events(self, record: Record, policy_lag_counts: Sequence[int] | None) -> None:
         step = record["env_frames"]
         values = [
             self._summary.Value(tag=name if "/" in name else f"run/{name}", simple_value=value)
@@ -263,11 +276,10 @@ class MetricsWriter:
             histogram = self._lag_histogram(policy_lag_counts)
             values.append(self._summary.Value(tag="run/policy_lag", histo=histogram))
         self._add_event(step, summary=self._summary(value=values))
-        self._events.flush()
 
     def close(self) -> None:
         self._lines.close()
-        self._events.close()
+        self._events_file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -281,7 +293,8 @@ class MetricsWriter:
         self.close()
 
     def _add_event(self, step: float | int | None, **content: object) -> None:
-        self._events.add_event(self._event(wall_time=time.time(), step=step, **content))
+        event = self._event(wall_time=time.time(), step=step, **content)
+        self._events.write(event.SerializeToString())
 
     def _lag_histogram(self, counts: Sequence[int]) -> object:
         lags = np.arange(len(counts))
@@ -296,6 +309,39 @@ class MetricsWriter:
             bucket_limit=lags + 0.5,  # right edges: bucket i holds lag i alone
             bucket=weights,
         )
+
+
+class GrowingFile:
+    """A file that grows by whole records, or not at all if the disk is full.
+
+    Records that could not be written wait in memory, the newest `MAX_WAITING` of them, and go first
+    at the next `write`.
+    """
+
+    MAX_WAITING = 10_000
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._waiting: deque[bytes] = deque(maxlen=self.MAX_WAITING)
+
+    def write(self, record: bytes) -> None:
+        """Raises OSError if the disk does not take it now."""
+        self._waiting.append(record)
+        while self._waiting:
+            self._append(self._waiting[0])
+            self._waiting.popleft()
+
+    def _append(self, record: bytes) -> None:
+        size = self._file.seek(0, os.SEEK_END)
+        try:
+            while record:
+                record = record[self._file.write(record) :]
+        except OSError:
+            self._file.truncate(size)  # a part of it may be there
+            raise
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _cut_lines(path: Path, resume_frames: int | None) -> None:

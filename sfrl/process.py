@@ -46,6 +46,13 @@ class LearnerReport(NamedTuple):
 
 class CheckpointSaved(NamedTuple):
     path: str
+    best_score: float | None  # that of best.pt, if this one was kept as such, too
+
+
+class CheckpointFailed(NamedTuple):
+    """The disk did not take it; those that were there still are."""
+
+    reason: str
 
 
 class Notice(NamedTuple):
@@ -61,7 +68,7 @@ class Failure(NamedTuple):
     traceback: str
 
 
-Report = EpisodeEnded | LearnerReport | CheckpointSaved | Notice | Failure
+Report = EpisodeEnded | LearnerReport | CheckpointSaved | CheckpointFailed | Notice | Failure
 """What a child tells the trainer."""
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from sfrl.display import Display, make_display
 from sfrl.metrics import MetricsWriter, RunMetrics
 from sfrl.process import (
     STOP_SIGNALS,
+    CheckpointFailed,
     CheckpointRequest,
     CheckpointSaved,
     EpisodeEnded,
@@ -94,6 +95,8 @@ class Trainer:
         self._signals: list[int] = [] if signals is None else signals
         self._first_signal_s = 0.0  # on the monotonic clock
         self._lag_counts = np.zeros(1, np.int64)
+        self._write_failures = 0
+        self._write_problem = ("", "")  # the latest: of what, and why
         self._best_saved = checkpoint.best_score(self.run_dir) if config.resume else None
         self._last_checkpoint = str(self.resumed.path) if self.resumed else None
 
@@ -183,9 +186,12 @@ class Trainer:
                 case LearnerReport(metrics, lag_counts):
                     self.metrics.add_learner_stats(metrics)
                     self._lag_counts = self._lag_counts + np.asarray(lag_counts)
-                case CheckpointSaved(path):
+                case CheckpointSaved(path, best_score):
                     self._last_checkpoint = path
+                    self._best_saved = self._best_saved if best_score is None else best_score
                     log.info("checkpoint: %s", path)
+                case CheckpointFailed(reason):
+                    self._write_failed("the checkpoint", reason)
                 case Notice(level, text):
                     log.log(level, "%s", text)
 
@@ -203,11 +209,22 @@ class Trainer:
             stage_totals=totals,
             dropped_reports=self.crew.dropped_reports,
             worker_restarts=int(progress.restarts.sum()),
+            write_failures=self._write_failures,
             discarded_steps=progress.discarded_steps(self.shared.buffer.is_filled),
         )
-        writer.write(record, self._lag_counts.tolist())
+        try:
+            writer.write(record, self._lag_counts.tolist())
+        except OSError as error:
+            self._write_failed("metrics", str(error))
         display.update(record)
         self._lag_counts = np.zeros(1, np.int64)
+
+    def _write_failed(self, what: str, reason: str) -> None:
+        """Training goes on. What is told at every failure would bury the rest of the log."""
+        self._write_failures += 1
+        if (what, reason) != self._write_problem:
+            self._write_problem = (what, reason)
+            log.warning("%s could not be written, and will be tried again: %s", what, reason)
 
     def _request_checkpoint(self) -> None:
         """Ask for a checkpoint, which is also the best one if the score is a new best."""
@@ -217,8 +234,6 @@ class Trainer:
         self.crew.request_checkpoint(
             CheckpointRequest(self.metrics.state(), score if is_best else None)
         )
-        if is_best:
-            self._best_saved = score
 
     def _stop(self) -> list[str]:
         """Save, and end all workers; returns what went wrong with them meanwhile."""
@@ -311,7 +326,7 @@ def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
 @contextmanager
 def _logging_to(path: Path, display: Display) -> Iterator[None]:
     """Log lines go to the run's log file and to the terminal while the run lasts."""
-    file_handler = logging.FileHandler(path)
+    file_handler = _LogFile(path)
     file_handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     root = logging.getLogger()
     level = root.level
@@ -325,4 +340,13 @@ def _logging_to(path: Path, display: Display) -> Iterator[None]:
         for handler in handlers:
             root.removeHandler(handler)
         root.setLevel(level)
-        file_handler.close()
+        with suppress(OSError):  # of its last flush
+            file_handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """Loses lines where the disk is full; the terminal has them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)

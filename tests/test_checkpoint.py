@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from sfrl import checkpoint
 from sfrl.checkpoint import REQUIRED_KEYS, CheckpointError
+from tests.killing import killed_at
 
 
 def make_state(learner_steps: int = 7) -> dict:
@@ -207,31 +209,30 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path, zipped):
 
 
 KILLED_WRITES = """
-import os, signal, sys, torch
+import os, signal, sys
 from pathlib import Path
 from sfrl import checkpoint
 from tests.test_checkpoint import make_state
 
-def half_a_save(state, file):
-    file.write(b"PK half a file")
-    file.flush()
+def half_a_write(fd):
+    os.ftruncate(fd, os.fstat(fd).st_size // 2)
     kill()
 
 def kill(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 
 state = make_state(2)
-steps = [(torch, "save", half_a_save), (os, "fsync", kill), (os, "replace", kill)]
-for target, step, fatal in steps:
+steps = {"half": ("fsync", half_a_write), "fsync": ("fsync", kill), "replace": ("replace", kill)}
+for step, (name, fatal) in steps.items():
     if os.fork() == 0:
-        setattr(target, step, fatal)
+        setattr(os, name, fatal)
         checkpoint.save(Path(sys.argv[1]) / step, state, 200)
     assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
 """
 
 
 def test_a_kill_within_a_write_leaves_the_one_before(tmp_path):
-    runs = [tmp_path / step for step in ("save", "fsync", "replace")]
+    runs = [tmp_path / step for step in ("half", "fsync", "replace")]
     before = [checkpoint.save(run, make_state(1), 100) for run in runs]
     subprocess.run([sys.executable, "-c", KILLED_WRITES, str(tmp_path)], check=True, timeout=60)
     for run, path in zip(runs, before, strict=True):
@@ -239,6 +240,37 @@ def test_a_kill_within_a_write_leaves_the_one_before(tmp_path):
         assert checkpoint.load_latest(run).path == path
         after = checkpoint.save(run, make_state(3), 300)
         assert names(run) == [path.name, after.name]  # what was left behind is swept
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files left open
+def test_a_checkpoint_can_be_loaded_wherever_its_writer_was_killed(tmp_path):
+    """Then the next one is written as if nothing had been."""
+    frames, line = 100, 0
+    checkpoint.save(tmp_path, make_state(frames), frames)
+    while killed_at(line, lambda: checkpoint.save(tmp_path, make_state(0), 10**6), [checkpoint]):
+        state, path = checkpoint.load_latest(tmp_path)
+        expected = {0: 10**6, frames: frames}[state["counters"]["learner_steps"]]
+        assert path.name == f"latest-{expected:012d}.pt"
+        frames, line = frames + 1, line + 1
+        checkpoint.save(tmp_path, make_state(frames), frames)
+        assert checkpoint.load_latest(tmp_path).path.name == f"latest-{frames:012d}.pt"
+        assert not list(tmp_path.glob("checkpoints/*.tmp"))
+    assert line > 30
+
+
+def test_a_disk_that_takes_no_more_leaves_the_checkpoint_before(tmp_path):
+    checkpoint.save(tmp_path, make_state(1), 100)
+    size = checkpoint.latest_paths(tmp_path)[0].stat().st_size
+    for room in (0, 1000, size - 1):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                checkpoint.save(tmp_path, make_state(2), 200)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert names(tmp_path) == ["latest-000000000100.pt"]
+        assert checkpoint.load_latest(tmp_path).state["counters"]["learner_steps"] == 1
 
 
 # --- runs ---

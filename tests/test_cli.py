@@ -100,7 +100,7 @@ def test_what_cannot_work_exits_with_2_before_anything_starts(flags, texts, caps
 
 
 def test_a_buffer_that_shared_memory_cannot_hold_exits_with_2_and_leaves_nothing(tmp_path):
-    with training(tmp_path / "run", "--env=Pong", "--slots-per-split=1000000") as process:
+    with training(tmp_path / "run", "--env=Pong", "--slots-per-split=100000") as process:
         ended = finish(process)
     assert (ended.code, ended.stdout) == (2, "")
     assert re.search(r"needs \d+ MiB of shared memory, but .* has \d+ MiB available", ended.stderr)

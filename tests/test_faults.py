@@ -1,7 +1,10 @@
 """What a run survives, and how it ends where it cannot: real faults, seen from outside."""
 
+import itertools
+import resource
 import signal
 import time
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -97,3 +100,42 @@ def test_processes_that_are_stopped_go_on_where_they_were(tmp_path):
     assert ended.code == 0, ended.stderr
     assert metrics(run_dir)[-1]["worker_restarts"] == 0
     assert checkpoint.latest_paths(run_dir)
+
+
+@contextmanager
+def no_room(*processes):
+    """To these processes the disk is full: the kernel lets no file of theirs grow beyond 4 kB."""
+    for process in processes:
+        process.rlimit(psutil.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    yield
+    for process in processes:
+        process.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_survived(tmp_path):
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY, "--checkpoint-seconds=0.5") as process:
+        wait_until_trained(process, run_dir)
+        wait_for(lambda: checkpoint.latest_paths(run_dir))
+        learner = components(process.pid)["learner"]
+        trainer = psutil.Process(process.pid)
+        with no_room(learner, trainer):
+            wait_for(lambda: not list(run_dir.glob("checkpoints/*.tmp")))  # one just being written
+            kept = checkpoint.latest_paths(run_dir)
+            known = len(metrics(run_dir))
+            time.sleep(3)
+            assert checkpoint.latest_paths(run_dir) == kept
+            assert checkpoint.load_latest(run_dir).path == kept[0]
+            assert len(metrics(run_dir)) <= known + 1
+        wait_for(lambda: checkpoint.latest_paths(run_dir)[0] != kept[0])
+        process.send_signal(signal.SIGINT)
+        ended = finish(process)
+    assert ended.code == 0, ended.stderr
+    assert "the checkpoint could not be written, and will be tried again: [Errno" in ended.stderr
+    assert "metrics could not be written, and will be tried again: [Errno" in ended.stderr
+    records = metrics(run_dir)
+    assert records[-1]["write_failures"] > 5
+    times = [record["time_s"] for record in records]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert max(gaps) < 1, "records of the time without room were kept"

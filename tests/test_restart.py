@@ -1,13 +1,10 @@
 """Rollout workers that die at any moment, and the ones that take their place."""
 
-import inspect
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable
-from types import FrameType
 
 import numpy as np
 import pytest
@@ -24,6 +21,7 @@ from sfrl.crew import (
 from sfrl.model import make_model
 from sfrl.process import CheckpointRequest, Mailbox, Report, worker_loop
 from sfrl.rollout_worker import RolloutWorker
+from tests.killing import killed_at
 from tests.ledger import CheckingLearner
 
 T, N = 4, 2
@@ -41,10 +39,6 @@ LEDGER = {
     "precision": "float32",
     "debug_buffers": True,
 }
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nobody catches it."""
 
 
 def make_checking_learner(shared: Shared, reports: Mailbox, requests: Mailbox) -> CheckingLearner:
@@ -80,32 +74,7 @@ def assert_accounts_are_right(shared: Shared) -> None:
 
 # --- in one thread, killed at every line ---
 
-SOURCES = {inspect.getsourcefile(m) for m in (rollout_worker, progress, trajectory_buffer)}
-
-
-def killed_at(line: int, work: Callable[[], object]) -> bool:
-    """Do the work, but die before the given line of it, counted from 0; whether it came so far."""
-    seen = -1
-
-    def trace(frame: FrameType, event: str, _: object) -> Callable | None:
-        nonlocal seen
-        if frame.f_code.co_filename not in SOURCES:
-            return None
-        if event == "line":
-            seen += 1
-            if seen == line:
-                raise Killed
-        return trace
-
-    previous = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    except Killed:
-        return True
-    finally:
-        sys.settrace(previous)
-    return False
+SOURCES = (rollout_worker, progress, trajectory_buffer)
 
 
 class Serial:
@@ -146,13 +115,13 @@ def test_a_worker_may_die_at_any_line(make_shared):
                 pass
 
     line = 0
-    while killed_at(line, live):
+    while killed_at(line, live, SOURCES):
         if line % 2:  # the answers to the dead one come at once, or only to its successor
             while run.others_step():
                 pass
         assert_accounts_are_right(shared)
         shared.progress.restarts[0] += 1
-        if killed_at(line % 200, run.start_worker):
+        if killed_at(line % 200, run.start_worker, SOURCES):
             assert_accounts_are_right(shared)
             shared.progress.restarts[0] += 1
             run.start_worker()

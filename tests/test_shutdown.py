@@ -189,7 +189,7 @@ def test_a_killed_trainer_takes_its_workers_along_and_the_next_start_sweeps_up(t
     assert segments(process.pid), "nobody was there to remove them"
 
     # Any start will do: this one sweeps, and then finds too little room for itself.
-    with training(tmp_path / "next", *TINY, "--slots-per-split=100000000") as following:
+    with training(tmp_path / "next", *TINY, "--rnn-size=1000000000") as following:
         ended = finish(following)
     assert ended.code == 2
     assert f"removed sfrl-{process.pid}-" in ended.stderr
