@@ -3,6 +3,7 @@
     vec_env.py         the interface VecEnv, and its records StepResult and EnvSpec
     atari.py           Atari games: ALE, and screen.py's pictures
     gymnasium_envs.py  every other Gymnasium id, N in one thread
+    rules.py           what those must keep to, checked at every step
 
 Nothing here imports torch or sfrl.
 """
@@ -15,9 +16,11 @@ import gymnasium
 
 from envs.atari import FRAMESKIP, AtariVecEnv, describe_atari
 from envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium
-from envs.vec_env import EnvKind, EnvSpec, ObsArray, StepResult, VecEnv
+from envs.rules import EnvError
+from envs.vec_env import EnvKind, EnvSpec, ObsArray, OnNan, StepResult, VecEnv
 
 __all__ = [
+    "EnvError",
     "EnvKind",
     "EnvSpec",
     "ObsArray",
@@ -50,6 +53,7 @@ def make_vec_env(
     sticky_actions: float = 0.0,
     episodic_life: bool = False,
     max_episode_frames: int = 108_000,
+    on_nan: OnNan = "skip",
     render: bool = False,
 ) -> VecEnv:
     """Make `num_envs` copies of an environment; env i is seeded by (`seed`, i).
@@ -59,8 +63,9 @@ def make_vec_env(
     ("my_module:MyEnv-v0"). ALE's own ids ("ALE/Pong-v5", "PongNoFrameskip-v4") mean the game.
 
     `max_episode_frames` (30 minutes of play) concerns Atari only; the length of another
-    environment's episodes is its registration's `max_episode_steps`. `frameskip` defaults to 4
-    for Atari, 1 otherwise. `render=True` is for one environment.
+    environment's episodes is its registration's `max_episode_steps`. `on_nan` says what becomes of
+    NaN and infinity, which no Atari game gives: "skip" cuts the episode off before. `frameskip`
+    defaults to 4 for Atari, 1 otherwise. `render=True` is for one environment.
 
     Raises:
         UnknownEnvError: no such name; the message lists the nearest ones.
@@ -88,7 +93,7 @@ def make_vec_env(
             f"{frameskip=}, {sticky_actions=}, {episodic_life=}: these are for Atari games; "
             f"leave them out for {name}"
         )
-    return GymnasiumVecEnv(env_id, num_envs, seed, render=render)
+    return GymnasiumVecEnv(env_id, num_envs, seed, on_nan=on_nan, render=render)
 
 
 def describe(name: str, frameskip: int | None = None) -> EnvSpec:

@@ -1,5 +1,6 @@
 """Any Gymnasium id with Box observations and Discrete actions, N copies in one thread."""
 
+import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -8,7 +9,10 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, Space
 from numpy.typing import NDArray
 
-from envs.vec_env import EnvKind, EnvSpec, ObsArray, StepResult, env_seeds
+from envs.rules import Rules
+from envs.vec_env import EnvKind, EnvSpec, ObsArray, OnNan, StepResult, env_seeds
+
+log = logging.getLogger(__name__)
 
 Env: TypeAlias = gymnasium.Env[NDArray[np.generic], int]
 
@@ -27,14 +31,30 @@ class GymnasiumVecEnv:
     against 38 us a step for 16 environments that do nothing), because it gathers no infos
     and converts while it copies.
 
+    A step with NaN or infinity in its observation or reward ends the episode before it: the
+    observation is that of the step before, the reward 0, and the episode counts as truncated.
+
     Raises:
         ValueError: a space is not supported, or `render` with an environment that can't.
+        EnvError: later, in `reset` or `recv`: an environment broke the rules (rules.py), or, with
+            on_nan="stop", gave NaN or infinity.
     """
 
-    def __init__(self, env_id: str, num_envs: int, seed: int, *, render: bool = False) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        seed: int,
+        *,
+        on_nan: OnNan = "skip",
+        render: bool = False,
+    ) -> None:
         self._envs = [_make(env_id, render) for _ in range(num_envs)]
-        space, self._to_agent = _observation_layout(env_id, self._envs[0].observation_space)
+        own_space = self._envs[0].observation_space
+        space, self._to_agent = _observation_layout(env_id, own_space)
+        assert isinstance(own_space, Box)
         actions = _discrete(env_id, self._envs[0].action_space)
+        self._rules = Rules(env_id, own_space, int(actions.n))
 
         self.num_envs = num_envs
         self.observation_space: Box = space
@@ -46,15 +66,32 @@ class GymnasiumVecEnv:
         self._actions = [0] * num_envs
         self._ended = [False] * num_envs  # the next step only resets
         self.stepping = np.full(1, -1, np.int64)
+        self._on_nan = on_nan
+        self._num_nans = 0
+        self._num_steps = 0
+        self._last_obs = self._empty_obs()
 
     def reset(self) -> ObsArray:
         obs = self._empty_obs()
         for i, (env, seed) in enumerate(zip(self._envs, self._seeds, strict=True)):
-            self.stepping[0] = i
-            obs[i] = self._to_agent(env.reset(seed=seed)[0])
+            self._reset_one(i, env, obs, seed)
         self.stepping[0] = -1
         self._ended = [False] * self.num_envs
+        self._last_obs = obs
         return obs
+
+    def _reset_one(self, i: int, env: Env, obs: ObsArray, seed: int | None = None) -> None:
+        self.stepping[0] = i
+        rules, step = self._rules, self._num_steps
+        try:
+            observation, _ = env.reset(seed=seed)
+        except Exception as error:
+            error.add_note(f"in the reset of {rules.env_id}, env {i}, at step {step}")
+            raise
+        rules.spaces(env.observation_space, _discrete(rules.env_id, env.action_space), i)
+        obs[i] = self._to_agent(rules.observation(observation, i, step))
+        if not np.isfinite(obs[i]).all():
+            raise rules.error(f"its first observation is {observation!r:.100}", i, step)
 
     def send(self, actions: NDArray[np.int64]) -> None:
         self._actions = actions.tolist()
@@ -66,17 +103,53 @@ class GymnasiumVecEnv:
         rewards = np.zeros(self.num_envs, np.float32)
         terminated = np.zeros(self.num_envs, np.bool_)
         truncated = np.zeros(self.num_envs, np.bool_)
+        self._num_steps += 1
+        rules, step = self._rules, self._num_steps
         for i, env in enumerate(self._envs):
-            self.stepping[0] = i
             if self._ended[i]:
-                observation, _ = env.reset()
-            else:
-                action = self._first_action + self._actions[i]
-                observation, rewards[i], terminated[i], truncated[i], _ = env.step(action)
-            obs[i] = self._to_agent(observation)
+                self._reset_one(i, env, obs)
+                continue
+            self.stepping[0] = i
+            action = self._first_action + self._actions[i]
+            try:
+                observation, reward, terminated[i], truncated[i], _ = outcome = env.step(action)
+            except Exception as error:
+                error.add_note(f"in step {step} of {rules.env_id}, env {i}, with action {action}")
+                raise
+            rewards[i] = rules.outcome(reward, *outcome[2:4], i, step)
+            obs[i] = self._to_agent(rules.observation(observation, i, step))
         self.stepping[0] = -1
+        if not (np.isfinite(rewards).all() and np.isfinite(obs).all()):
+            self._cut_nans(obs, rewards, terminated, truncated)
+        if obs.dtype != np.uint8:
+            rules.bounds(obs, step)
         self._ended = (terminated | truncated).tolist()
+        self._last_obs = obs
         return StepResult(obs, rewards, terminated, truncated)
+
+    def _cut_nans(
+        self,
+        obs: ObsArray,
+        rewards: NDArray[np.float32],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+    ) -> None:
+        """End the episodes in which NaN or infinity came up before they did. Edits all four."""
+        is_finite = np.isfinite(rewards) & np.isfinite(obs).reshape(self.num_envs, -1).all(axis=1)
+        for i in np.flatnonzero(~is_finite).tolist():
+            problem = (
+                f"NaN or infinity: reward {rewards[i]}, observation {obs[i].reshape(-1)!r:.100}"
+            )
+            error = self._rules.error(problem, i, self._num_steps)
+            if self._on_nan == "stop":
+                raise error
+            self._num_nans += 1
+            if self._num_nans & (self._num_nans - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
+                log.warning(
+                    "%s; the episode was cut off before it (so far: %d)", error, self._num_nans
+                )
+            obs[i], rewards[i] = self._last_obs[i], 0.0
+            terminated[i], truncated[i] = False, True
 
     def render(self) -> NDArray[np.uint8]:
         return np.asarray(self._envs[0].render(), np.uint8)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 ObsArray = NDArray[np.uint8 | np.float32]
 EnvKind = Literal["atari", "image", "vector"]
+OnNan = Literal["skip", "stop"]
 
 
 class StepResult(NamedTuple):

@@ -43,6 +43,7 @@ class Split:
             sticky_actions=config.sticky_actions,
             episodic_life=config.episodic_life,
             max_episode_frames=config.max_episode_frames,
+            on_nan=config.on_nan,
         )
         if stepping is not None:
             self.env.stepping = stepping

@@ -1,0 +1,97 @@
+"""What an environment must keep to, checked at every step: the first place where a fault shows."""
+
+import logging
+
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+# The types that come, so that most checks are one look into a set.
+_NUMBERS = frozenset({float, int, np.float64, np.float32})
+_OTHER_NUMBERS = (int, float, np.number, np.bool_)
+_BOOLS = frozenset({bool, np.bool_})
+_ALL_BOUNDS, _SOME_BOUNDS = 1000, 64  # so many first steps, then every 64th
+
+
+class EnvError(RuntimeError):
+    """An environment broke the rules; the text names it, the copy of it, the step and the rule."""
+
+
+class Rules:
+    """The rules of one environment's copies. The checks of a step take 1 us for each of them.
+
+    Args:
+        space: of the observations, as the environment declares them.
+    """
+
+    def __init__(self, env_id: str, space: Box, num_actions: int) -> None:
+        self.env_id = env_id
+        self._num_actions = num_actions
+        self._space = space
+        self._shape, self._dtype = space.shape, space.dtype
+        is_bounded = bool(space.bounded_below.any() or space.bounded_above.any())
+        self._bounds = (space.low, space.high) if is_bounded and space.dtype != np.uint8 else None
+        self._has_warned = False
+        self._known_spaces: dict[int, object] = {}  # copy -> its space, found to be the first's
+
+    def observation(self, observation: object, env: int, step: int) -> NDArray[np.generic]:
+        """The observation of copy `env` at `step`. Raises EnvError unless it fits the space."""
+        array: NDArray[np.generic] = np.asarray(observation)
+        if array.shape == self._shape and (
+            array.dtype is self._dtype or np.can_cast(array.dtype, self._dtype, "same_kind")
+        ):
+            return array
+        raise self.error(
+            f"its observation is {array.dtype}{list(array.shape)}, and its observation_space "
+            f"says {self._dtype}{list(self._shape)}",
+            env,
+            step,
+        )
+
+    def outcome(
+        self, reward: object, terminated: object, truncated: object, env: int, step: int
+    ) -> float:
+        """The reward. Raises EnvError unless it is a number and the other two are booleans."""
+        if type(reward) not in _NUMBERS and not isinstance(reward, _OTHER_NUMBERS):
+            raise self.error(f"its reward is {reward!r:.60}, and must be a number", env, step)
+        if type(terminated) not in _BOOLS:
+            raise self.error(f"its terminated is {terminated!r:.60}, not a bool", env, step)
+        if type(truncated) not in _BOOLS:
+            raise self.error(f"its truncated is {truncated!r:.60}, not a bool", env, step)
+        return reward  # type: ignore[return-value]  # a number, as seen above
+
+    def spaces(self, space: object, actions: Discrete, env: int) -> None:
+        """Raises EnvError if a copy's spaces are not those of the first, now that it resets."""
+        if self._known_spaces.get(env) is space and actions.n == self._num_actions:
+            return  # comparing two of them takes longer than a step
+        self._known_spaces[env] = space
+        if space != self._space:
+            raise EnvError(
+                f"{self.env_id}, env {env}: its observation_space is {space} and was {self._space};"
+                f" it must stay"
+            )
+        if actions.n != self._num_actions:
+            raise EnvError(
+                f"{self.env_id}, env {env}: its action_space has {actions.n} actions and had "
+                f"{self._num_actions}; it must stay"
+            )
+
+    def bounds(self, observations: NDArray[np.uint8 | np.float32], step: int) -> None:
+        """Warn, once, of observations [N, D] outside the space: networks do not mind."""
+        if self._bounds is None or self._has_warned or (step > _ALL_BOUNDS and step % _SOME_BOUNDS):
+            return
+        low, high = (bound.reshape(-1) for bound in self._bounds)
+        outside = (observations < low) | (observations > high)
+        if outside.any():
+            self._has_warned = True
+            env, place = np.argwhere(outside)[0].tolist()
+            log.warning(
+                "%s, env %d, step %d: element %d of its observation is %g, outside its "
+                "observation_space, which says %g to %g (told once)",
+                *(self.env_id, env, step, place, observations[env, place], low[place], high[place]),
+            )
+
+    def error(self, problem: str, env: int, step: int) -> EnvError:
+        return EnvError(f"{self.env_id}, env {env}, step {step}: {problem}")

@@ -1,0 +1,150 @@
+"""Environments that break the rules are told by name, copy and step."""
+
+import logging
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+
+import envs
+from envs import EnvError
+
+NUM_GOOD_STEPS = 3
+
+
+class Breaks(gymnasium.Env):
+    """Each step gives what it should until step `NUM_GOOD_STEPS`, then what `fault` says."""
+
+    def __init__(self, fault: object = None) -> None:
+        self.observation_space = Box(-10, 10, (2,), np.float32)
+        self.action_space = Discrete(2)
+        self.fault = fault
+        self.num_steps = self.num_resets = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.num_resets += 1
+        return np.full(2, self.num_resets, np.float32), {}
+
+    def step(self, action):
+        self.num_steps += 1
+        good = (np.full(2, self.num_steps / 8, np.float32), 1.0, False, False, {})
+        if self.num_steps <= NUM_GOOD_STEPS or self.fault is None:
+            return good
+        place, value = self.fault
+        return (*good[:place], value, *good[place + 1 :])
+
+
+gymnasium.register("Breaks-v0", Breaks)
+
+
+def play(fault, *, copy=1, **settings):
+    """The results of two copies, one of which breaks, over twice the good steps."""
+    env = envs.make_vec_env("Breaks-v0", 2, seed=0, **settings)
+    env._envs[copy].unwrapped.fault = fault
+    obs = env.reset().copy()
+    results = []
+    for _ in range(2 * NUM_GOOD_STEPS):
+        env.send(np.zeros(2, np.int64))
+        result = env.recv()
+        results.append((obs, result._replace(obs=result.obs.copy())))
+        obs = results[-1][1].obs
+    return results
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ((0, np.zeros(3, np.float32)), r"observation is float32\[3\], .* says float32\[2\]"),
+        ((0, np.float32(1)), r"observation is float32\[\]"),
+        ((0, np.array(["a", "b"])), r"observation is <U1\[2\], .* says float32\[2\]"),
+        ((0, None), r"observation is object\[\]"),
+        ((1, None), "reward is None, and must be a number"),
+        ((1, np.ones(1)), r"reward is array\(\[1\.\]\), and must be a number"),
+        ((2, None), "terminated is None, not a bool"),
+        ((3, 1), "truncated is 1, not a bool"),
+    ],
+)
+def test_a_broken_rule_is_told_by_copy_and_step(fault, text):
+    with pytest.raises(EnvError, match=f"Breaks-v0, env 1, step 4: its {text}"):
+        play(fault)
+
+
+def test_numbers_of_other_types_are_taken():
+    for fault in ((0, [1, 2]), (0, np.ones(2)), (1, np.int8(1)), (1, True), (2, np.bool_(False))):
+        assert play(fault)[-1][1].rewards.tolist() == [1, 1]
+
+
+BAD_VALUES = [
+    (0, np.array([0, np.nan], np.float32)),
+    (0, np.array([np.inf, 0], np.float32)),
+    (1, float("nan")),
+    (1, float("-inf")),
+]
+
+
+@pytest.mark.parametrize("fault", BAD_VALUES)
+def test_nan_cuts_its_episode_off_before(caplog, fault):
+    with caplog.at_level(logging.WARNING):
+        results = play(fault)
+    for obs, result in results:
+        assert np.isfinite(result.obs).all()
+        assert np.isfinite(result.rewards).all()
+        assert result.obs[0, 0] == obs[0, 0] + 1 / 8 or obs[0, 0] == 1, "the other copy goes on"
+    obs, cut = results[NUM_GOOD_STEPS]
+    np.testing.assert_array_equal(cut.obs[1], obs[1])
+    assert (cut.rewards[1], cut.terminated[1], cut.truncated[1]) == (0, False, True)
+    _, after = results[NUM_GOOD_STEPS + 1]
+    assert after.obs[1].tolist() == [2, 2], "the second reset"
+    warnings = [record.getMessage() for record in caplog.records]
+    assert warnings[0].startswith("Breaks-v0, env 1, step 4: NaN or infinity: reward ")
+    assert warnings[0].endswith("; the episode was cut off before it (so far: 1)")
+
+
+@pytest.mark.parametrize("fault", BAD_VALUES)
+def test_nan_stops_the_worker_if_asked(fault):
+    with pytest.raises(EnvError, match="Breaks-v0, env 0, step 4: NaN or infinity"):
+        play(fault, copy=0, on_nan="stop")
+
+
+def test_an_observation_outside_its_space_is_told_once(caplog):
+    with caplog.at_level(logging.WARNING):
+        results = play((0, np.array([0, 11], np.float32)))
+    assert results[-1][1].obs[1, 1] == 11
+    (record,) = caplog.records
+    text = "Breaks-v0, env 1, step 4: element 1 of its observation is 11, outside its observation_"
+    assert record.getMessage().startswith(text)
+
+
+def test_a_nan_at_a_reset_is_an_error(monkeypatch):
+    monkeypatch.setattr(Breaks, "reset", lambda self, **_: (np.full(2, np.nan, np.float32), {}))
+    with pytest.raises(EnvError, match="Breaks-v0, env 0, step 0: its first observation is"):
+        envs.make_vec_env("Breaks-v0", 2, seed=0).reset()
+
+
+@pytest.mark.parametrize(
+    ("name", "space"), [("observation_space", Box(0, 1, (2,))), ("action_space", Discrete(3))]
+)
+def test_spaces_must_stay(name, space):
+    env = envs.make_vec_env("Breaks-v0", 2, seed=0)
+    env.reset()
+    setattr(env._envs[1].unwrapped, name, space)
+    with pytest.raises(EnvError, match=rf"Breaks-v0, env 1: its {name} .* must stay"):
+        env.reset()
+
+
+def test_what_an_environment_raises_tells_where(monkeypatch):
+    def raising(self, *args, **kwargs):
+        raise KeyError("ball")
+
+    monkeypatch.setattr(Breaks, "step", raising)
+    env = envs.make_vec_env("Breaks-v0", 2, seed=0)
+    env.reset()
+    env.send(np.zeros(2, np.int64))
+    with pytest.raises(KeyError, match="ball") as caught:
+        env.recv()
+    assert caught.value.__notes__ == ["in step 1 of Breaks-v0, env 0, with action 0"]
+    monkeypatch.setattr(Breaks, "reset", raising)
+    with pytest.raises(KeyError, match="ball") as caught:
+        env.reset()
+    assert caught.value.__notes__ == ["in the reset of Breaks-v0, env 0, at step 1"]
