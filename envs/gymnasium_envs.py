@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Discrete, Space
 from numpy.typing import NDArray
 
 from envs.rules import Rules
-from envs.vec_env import EnvKind, EnvSpec, ObsArray, OnNan, StepResult, env_seeds
+from envs.vec_env import EnvKind, EnvSpec, EnvState, ObsArray, OnNan, StepResult, env_seeds
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +150,12 @@ class GymnasiumVecEnv:
                 )
             obs[i], rewards[i] = self._last_obs[i], 0.0
             terminated[i], truncated[i] = False, True
+
+    def state(self) -> None:
+        """Gymnasium's environments tell nothing of their state."""
+
+    def load_state(self, state: EnvState) -> None:
+        raise NotImplementedError("Gymnasium's environments take no state")
 
     def render(self) -> NDArray[np.uint8]:
         return np.asarray(self._envs[0].render(), np.uint8)

@@ -1,7 +1,7 @@
 """What the rest of the system knows of an environment: the interface and its two records."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 ObsArray = NDArray[np.uint8 | np.float32]
 EnvKind = Literal["atari", "image", "vector"]
 OnNan = Literal["skip", "stop"]
+EnvState = dict[str, Any]  # arrays, numbers and containers of them, as checkpoints hold
 
 
 class StepResult(NamedTuple):
@@ -67,6 +68,12 @@ class VecEnv(Protocol):
 
     def recv(self) -> StepResult:
         """Wait for the step that `send` started."""
+
+    def state(self) -> EnvState | None:
+        """All that decides what comes next, between any two calls; None if it cannot be had."""
+
+    def load_state(self, state: EnvState) -> None:
+        """Go on as the environments went on of which this is the `state`; replaces `reset`."""
 
     def render(self) -> NDArray[np.uint8]:
         """The picture a human would see now, [H, W, 3]. Needs `render=True` when made."""

@@ -25,14 +25,14 @@ class Channels(NamedTuple):
 
     def wake_all(self) -> None:
         """Let every sleeping consumer see the stop flag."""
-        for queue in self._all():
+        for queue in self.all():
             queue.wake()
 
     def unlink(self) -> None:
-        for queue in self._all():
+        for queue in self.all():
             queue.unlink()
 
-    def _all(self) -> list[IndexQueue]:
+    def all(self) -> list[IndexQueue]:
         return [*self.action_requests, *self.replies, self.trajectories]
 
 

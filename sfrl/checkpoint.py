@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3  # 1: networks saw images less their mean; 2: NatureCNN's first layer was 8x8
@@ -149,6 +151,36 @@ def load_latest(run_dir: Path | str) -> Checkpoint:
             log.warning("%s; trying the one before it", error)
             problem = str(error)
     raise CheckpointError(f"{_folder(run_dir)} has no checkpoint that can be read; {problem}")
+
+
+def tensors_of(tree: Any) -> Any:
+    """The same containers with tensors in place of NumPy's arrays, as `save` takes them."""
+    import torch
+
+    match tree:
+        case dict():
+            return {key: tensors_of(value) for key, value in tree.items()}
+        case list():
+            return [tensors_of(value) for value in tree]
+        case np.ndarray():
+            return torch.from_numpy(tree.copy())
+        case _:
+            return tree
+
+
+def arrays_of(tree: Any) -> Any:
+    """What `tensors_of` was given."""
+    import torch
+
+    match tree:
+        case dict():
+            return {key: arrays_of(value) for key, value in tree.items()}
+        case list():
+            return [arrays_of(value) for value in tree]
+        case torch.Tensor():
+            return tree.numpy()
+        case _:
+            return tree
 
 
 def find(run_dir: Path | str, which: str) -> Checkpoint:

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from envs import EnvSpec
+from sfrl import checkpoint
 from sfrl.channels import Channels, make_channels
 from sfrl.config import Config
 from sfrl.index_queue import LockFreeQueue
@@ -43,7 +44,10 @@ from sfrl.weights import Weights
 if TYPE_CHECKING:
     import torch
 
+    from sfrl.learner import Learner
     from sfrl.model import ActorCritic
+    from sfrl.policy_worker import PolicyWorker
+    from sfrl.rollout_worker import RolloutWorker
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +128,11 @@ class Crew(Protocol):
 
 
 class SerialCrew:
-    """All workers in this thread, in turn: the same seed gives the same weights, bit for bit."""
+    """All workers in this thread, in turn: the same seed gives the same weights, bit for bit.
+
+    So does a run that was interrupted, where the environments can tell their state: a checkpoint
+    then has that of all workers, slots and queues between two rounds.
+    """
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -133,13 +141,55 @@ class SerialCrew:
         self._workers: list[Worker] = []
 
     def start(self, resume_path: str | None) -> None:
+        import torch
+
         shared, config = self._shared, self._shared.config
         # The learner first: it publishes the weights that the policy workers wait for.
-        self._workers.append(make_learner(shared, self._mailbox, self._requests, resume_path))
-        self._workers += [make_policy_worker(shared, i) for i in range(config.num_policy_workers)]
-        self._workers += [
+        self._learner = make_learner(shared, self._mailbox, self._requests, resume_path)
+        self._policies = [make_policy_worker(shared, i) for i in range(config.num_policy_workers)]
+        self._rollouts = [
             make_rollout_worker(shared, i, self._mailbox) for i in range(config.num_workers)
         ]
+        self._workers = [self._learner, *self._policies, *self._rollouts]
+        self._learner.workers_state = self._state
+        if resume_path is not None:
+            saved = checkpoint.load(resume_path)
+            if saved.get("workers") is None:
+                log.info("environments could not be saved; they start anew, from other seeds")
+            else:
+                self._load_state(checkpoint.arrays_of(saved["workers"]))
+            torch.set_rng_state(saved["rng"]["torch"])  # the policy workers' models drew from it
+
+    def _state(self) -> dict[str, Any] | None:
+        """Between two rounds, as a checkpoint holds it; None if there is something untold in it."""
+        shared = self._shared
+        rollouts = [worker.state() for worker in self._rollouts]
+        if None in rollouts or not isinstance(shared.channels.trajectories, LockFreeQueue):
+            return None
+        state: dict[str, Any] = checkpoint.tensors_of(
+            {
+                "rollouts": rollouts,
+                "policies": [worker.state() for worker in self._policies],
+                "full_slots": list(self._learner.full_slots),
+                "buffer": shared.buffer.state(),
+                "progress": shared.progress.state(),
+                "queues": [queue.state() for queue in shared.channels.all()],
+            }
+        )
+        return state
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        shared = self._shared
+        parts: list[tuple[Any, Any]] = [
+            *zip(self._rollouts, state["rollouts"], strict=True),
+            *zip(self._policies, state["policies"], strict=True),
+            *zip(shared.channels.all(), state["queues"], strict=True),
+            (shared.buffer, state["buffer"]),
+            (shared.progress, state["progress"]),
+        ]
+        for part, saved in parts:
+            part.load_state(saved)
+        self._learner.full_slots.extend(state["full_slots"])
 
     def advance(self) -> None:
         """One round: every worker does what is ready."""
@@ -346,7 +396,7 @@ def _rollout_body(shared: Shared, index: int, reports: Mailbox[Report]) -> None:
     worker_loop(make_rollout_worker(shared, index, reports), shared.stop)
 
 
-def make_rollout_worker(shared: Shared, index: int, reports: Mailbox[Report]) -> Worker:
+def make_rollout_worker(shared: Shared, index: int, reports: Mailbox[Report]) -> RolloutWorker:
     from sfrl.rollout_worker import RolloutWorker
 
     return RolloutWorker(
@@ -354,7 +404,7 @@ def make_rollout_worker(shared: Shared, index: int, reports: Mailbox[Report]) ->
     )
 
 
-def make_policy_worker(shared: Shared, index: int) -> Worker:
+def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
     """Builds the model once the learner has published weights. Raises Stopped."""
     import torch
 
@@ -383,11 +433,10 @@ def make_learner(
     reports: Mailbox[Report],
     requests: Mailbox[CheckpointRequest],
     resume_path: str | None,
-) -> Worker:
+) -> Learner:
     """Builds the model, loads the checkpoint if there is one, publishes the weights."""
     import torch
 
-    from sfrl import checkpoint
     from sfrl.learner import Learner
 
     config = shared.config

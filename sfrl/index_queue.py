@@ -104,6 +104,16 @@ class IndexQueue(Protocol):
     def wake(self) -> None:
         """Let a sleeping consumer look at the stop flag now. For any process."""
 
+    def state(self) -> NDArray[np.uint64]:
+        """All that waits in the queue, while nobody uses it; for a queue of the same sizes.
+
+        Raises:
+            NotImplementedError: faster-fifo shows nothing of itself.
+        """
+
+    def load_state(self, state: NDArray[np.uint64]) -> None:
+        """Be as the queue of which this is the `state`."""
+
     def unlink(self) -> None:
         """Remove what the queue keeps in /dev/shm; for the process that made it."""
 
@@ -157,6 +167,13 @@ class LockFreeQueue:
 
     def wake(self) -> None:
         self._rings.wake()
+
+    def state(self) -> NDArray[np.uint64]:
+        state: NDArray[np.uint64] = self._memory.array.copy()
+        return state
+
+    def load_state(self, state: NDArray[np.uint64]) -> None:
+        self._memory.array[:] = state
 
     def unlink(self) -> None:
         self._memory.unlink()
@@ -228,6 +245,12 @@ class FasterFifoQueue:
 
     def wake(self) -> None:
         """Nothing to do: the consumer looks every `NAP_S`."""
+
+    def state(self) -> NDArray[np.uint64]:
+        raise NotImplementedError("faster-fifo shows nothing of itself")
+
+    def load_state(self, state: NDArray[np.uint64]) -> None:
+        raise NotImplementedError("faster-fifo shows nothing of itself")
 
     def unlink(self) -> None:
         """Nothing to do: the memory has no name."""

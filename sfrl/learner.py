@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +103,7 @@ class Learner:
         self.optimizer = _make_optimizer(config, model)
         self.rng = np.random.default_rng(config.seed)  # order of trajectories in minibatches
         self.full_slots: deque[int] = deque()
+        self.workers_state: Callable[[], dict[str, Any] | None] = lambda: None  # see `SerialCrew`
         self.dropped_rows = 0
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
@@ -358,6 +359,7 @@ class Learner:
             },
             "config": dataclasses.asdict(self.config),
             "rng": {"numpy": self.rng.bit_generator.state, "torch": torch.get_rng_state()},
+            "workers": self.workers_state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -131,6 +133,16 @@ class PolicyWorker:
             # A row that shows a final observation is followed by a new episode: state 0.
             is_valid = self.valid[slot, t].to(self.device)  # [N]
             self.rnn_states[slot // self.slots_per_split] = state * is_valid.unsqueeze(1)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        return {
+            "generator": self.generator.get_state().numpy(),
+            "rnn_states": self.rnn_states.cpu().numpy().copy(),
+        }
+
+    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+        self.generator.set_state(torch.from_numpy(state["generator"]))
+        self.rnn_states[:] = torch.from_numpy(state["rnn_states"])
 
     def wait(self, timeout_s: float) -> None:
         self.inbox.wait(timeout_s)

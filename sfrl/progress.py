@@ -11,6 +11,7 @@ from sfrl.config import Config
 from sfrl.shared_memory import SharedArray
 
 _MAX_STAGES = 8
+_COUNTS = ("env_steps", "begun_steps", "learned_steps", "restarts")
 
 
 class Progress:
@@ -92,6 +93,14 @@ class Progress:
     def stage_seconds(self, component: int | slice, stages: Sequence[str]) -> NDArray[np.float64]:
         """[len(stages)], the row of one component, which alone writes it; a slice gives more."""
         return self._stages.array[component, : len(stages)]
+
+    def state(self) -> dict[str, NDArray[np.int64]]:
+        """The counts of slots; not the times, which go on by the clock."""
+        return {name: getattr(self, name).copy() for name in _COUNTS}
+
+    def load_state(self, state: dict[str, NDArray[np.int64]]) -> None:
+        for name in _COUNTS:
+            getattr(self, name)[:] = state[name]
 
     def laps(self, component: int) -> NDArray[np.float64]:
         """All times of one component: they change with every lap of its timer."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,17 +30,16 @@ class Split:
         self,
         index: int,
         config: Config,
-        restarts: int = 0,  # a worker that was started anew plays other episodes
+        seed: Sequence[int] = (),  # beside the config's and the index, if it is not the first one
         stepping: NDArray[np.int64] | None = None,  # [1], see `VecEnv`
         lent: Container[int] = (),  # slots that the learner has
     ) -> None:
         self.index = index
-        sources = [config.seed, index, *([restarts] if restarts else [])]
-        seed = int(np.random.SeedSequence(sources).generate_state(1)[0] >> 1)
+        seeds = np.random.SeedSequence([config.seed, index, *seed])
         self.env = envs.make_vec_env(
             config.env,
             config.envs_per_split,
-            seed,
+            int(seeds.generate_state(1)[0] >> 1),
             frameskip=config.frameskip,
             sticky_actions=config.sticky_actions,
             episodic_life=config.episodic_life,
@@ -74,6 +75,22 @@ class Split:
         self.returns[self.ended] = 0
         self.lengths[self.ended] = 0
         return result, episodes
+
+    _STATE = ("obs", "ended", "returns", "lengths", "slot", "t", "has_begun")
+
+    def state(self) -> dict[str, Any] | None:
+        """None if the environments cannot tell theirs."""
+        env = self.env.state()
+        if env is None:
+            return None
+        own = {name: copy.copy(getattr(self, name)) for name in self._STATE}
+        return {**own, "free_slots": list(self.free_slots), "env": env}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.env.load_state(state["env"])
+        for name in self._STATE:
+            setattr(self, name, state[name])
+        self.free_slots = deque(state["free_slots"])
 
 
 def slots_of(split: int, config: Config) -> range:
@@ -117,8 +134,11 @@ class RolloutWorker:
         split_indices = range(first, first + config.num_splits)
         slots = [slot for split in split_indices for slot in slots_of(split, config)]
         lent = self._inherit(slots) if restarts else set()
+        # A worker that was started anew, or a run that goes on, plays other episodes.
+        earlier = (restarts, int(progress.env_steps[-1]))
+        seed = earlier if any(earlier) else ()
         self.splits = [
-            Split(split, config, restarts, stepping[i : i + 1], lent)
+            Split(split, config, seed, stepping[i : i + 1], lent)
             for i, split in enumerate(split_indices)
         ]
         self.stepping: deque[Split] = deque()  # actions sent, oldest first
@@ -226,6 +246,19 @@ class RolloutWorker:
         self.buffer.transfer(split.slot, Owner.ROLLOUT_WORKER, Owner.POLICY_WORKER)
         queue = self.action_requests[split.index % len(self.action_requests)]
         queue.put(self.buffer.message(split.slot, split.t), self.index)
+
+    def state(self) -> dict[str, Any] | None:
+        """None if the environments cannot tell theirs."""
+        splits = [split.state() for split in self.splits]
+        if None in splits:
+            return None
+        return {"splits": splits, "stepping": [split.index for split in self.stepping]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for split, saved in zip(self.splits, state["splits"], strict=True):
+            split.load_state(saved)
+        first = self.splits[0].index
+        self.stepping = deque(self.splits[index - first] for index in state["stepping"])
 
     def wait(self, timeout_s: float) -> None:
         self.inbox.wait(timeout_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -160,6 +160,13 @@ class TrajectoryBuffer:
         for name in _POISONED:
             if (self._segments[name].array[slot].view(np.uint8) != _POISON_BYTE).any():
                 raise OwnershipError(f"{name} of slot {slot} was written while the slot was free")
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        return {name: segment.array.copy() for name, segment in self._segments.items()}
+
+    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+        for name, segment in self._segments.items():
+            segment.array[:] = state[name]
 
     def unlink(self) -> None:
         for segment in self._segments.values():

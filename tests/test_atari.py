@@ -259,3 +259,27 @@ def test_a_frame_of_another_size_is_an_error():
 def test_a_setting_out_of_range_is_named(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         envs.make_vec_env("Pong", **{"num_envs": 1, "seed": 0, **setting})
+
+
+@pytest.mark.parametrize("game", ["Pong", "Breakout", "Seaquest"])
+def test_a_saved_state_goes_on_as_if_nothing_had_been(game):
+    """Saved every few steps, within episodes and at their borders, sticky actions included."""
+    settings = {"sticky_actions": 0.25, "max_episode_frames": 400}
+    env = envs.make_vec_env(game, 2, seed=1, **settings)
+    env.reset()
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        for _ in range(37):
+            env.send(rng.integers(env.action_space.n, size=2))
+            env.recv()
+        env.send(rng.integers(env.action_space.n, size=2))  # in flight
+        other = envs.make_vec_env(game, 2, seed=99, **settings)
+        other.load_state(env.state())
+        for _ in range(110):
+            result, expected = other.recv(), env.recv()
+            for got, wanted in zip(result, expected, strict=True):
+                np.testing.assert_array_equal(got, wanted)
+            actions = rng.integers(env.action_space.n, size=2)
+            env.send(actions)
+            other.send(actions)
+        env.recv()

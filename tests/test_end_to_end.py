@@ -1,13 +1,17 @@
 """Whole runs: the same seed in one thread, and train.py on Pong, stopped and resumed."""
 
+import dataclasses
 import itertools
 import math
 import os
+import signal
 
 import pytest
+import torch
 
 from sfrl import checkpoint
 from sfrl.config import Config
+from sfrl.crew import SerialCrew
 from sfrl.trainer import Summary, Trainer
 from tests.runs import (
     components,
@@ -64,6 +68,70 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path, settings):
     weights, others = first["model"], other["model"]
     assert all(weights[name].equal(again["model"][name]) for name in weights)
     assert not any(weights[name].equal(others[name]) for name in weights)
+
+
+def interrupted(config: Config, monkeypatch, rounds: int) -> Config:
+    """Run until so many rounds have passed, or to the end; how to go on."""
+    signals: list[int] = []
+    advance = SerialCrew.advance
+    num_rounds = 0
+
+    def advance_and_count(crew: SerialCrew) -> None:
+        nonlocal num_rounds
+        advance(crew)
+        num_rounds += 1
+        if num_rounds == rounds:
+            signals.append(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SerialCrew, "advance", advance_and_count)
+        Trainer(config, signals).run()
+    return dataclasses.replace(config, resume=True)
+
+
+STICKY_PONG = {**PONG, "sticky_actions": 0.25, "num_workers": 2, "num_splits": 2}
+
+
+@pytest.mark.parametrize("settings", [PONG, {**STICKY_PONG, "rnn_size": 8}])
+def test_a_serial_run_may_be_interrupted_anywhere_and_ends_the_same(
+    tmp_path, monkeypatch, settings
+):
+    """Bit for bit: weights, optimizer, random numbers, and the workers with all they hold."""
+    settings = {**settings, "serial": True, "precision": "float32"}
+    Trainer(Config(run_dir=str(tmp_path / "1"), **settings)).run()
+    whole = checkpoint.load_latest(tmp_path / "1").state
+    config = Config(run_dir=str(tmp_path / "2"), **settings)
+    for rounds in (25, 1, 2, 38, 13, 10_000):
+        config = interrupted(config, monkeypatch, rounds)
+    resumed = checkpoint.load_latest(tmp_path / "2").state
+    assert whole["counters"] == resumed["counters"]
+    assert whole["counters"]["learner_steps"] >= 8
+    for key in ("model", "optimizer", "rng", "workers"):
+        assert_same(whole[key], resumed[key], key)
+
+
+def assert_same(first: object, second: object, place: str) -> None:
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key], f"{place}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), place
+        for i, (one, other) in enumerate(zip(first, second, strict=True)):
+            assert_same(one, other, f"{place}[{i}]")
+    elif isinstance(first, torch.Tensor):
+        assert first.equal(second), place
+    else:
+        assert first == second, place
+
+
+def test_a_serial_run_whose_environments_cannot_be_saved_starts_them_anew_and_says_so(
+    tmp_path, monkeypatch, caplog
+):
+    config = Config(serial=True, precision="float32", run_dir=str(tmp_path / "1"), **CATCH)
+    config = interrupted(config, monkeypatch, 50)
+    Trainer(config).run()
+    assert "environments could not be saved; they start anew, from other seeds" in caplog.text
 
 
 TINY_PONG = (

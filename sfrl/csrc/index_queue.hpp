@@ -40,6 +40,7 @@ constexpr std::size_t kCacheLine = 64;
 struct alignas(kCacheLine) Doorbell {
   std::atomic<std::uint32_t> rung;      // times rung; the futex word
   std::atomic<std::uint32_t> sleeping;  // 1 while the consumer may sleep; only it writes this
+  std::uint32_t next_producer;          // whom to serve first; the consumer's own
 };
 
 // Both indices count messages since the start and never wrap (2^64); the cell is index % capacity.
@@ -125,7 +126,7 @@ class RingQueue {
   // the last one served comes first next time, so that a busy one cannot starve the others.
   std::size_t get(std::uint64_t* out, std::size_t max_messages) {
     std::size_t taken = 0;
-    const std::size_t first = next_producer_;
+    const std::size_t first = bell().next_producer;
     for (std::size_t i = 0; i < num_producers_ && taken < max_messages; ++i) {
       const std::size_t producer = (first + i) % num_producers_;
       Ring& ring = ring_at(producer);
@@ -137,7 +138,7 @@ class RingQueue {
       for (std::size_t j = 0; j < count; ++j) out[taken + j] = cell(ring, head + j);
       ring.head.store(head + count, std::memory_order_release);  // gives the cells back
       taken += count;
-      next_producer_ = (producer + 1) % num_producers_;
+      bell().next_producer = static_cast<std::uint32_t>((producer + 1) % num_producers_);
     }
     return taken;
   }
@@ -220,7 +221,6 @@ class RingQueue {
   std::size_t num_producers_;
   std::size_t capacity_;
   const std::atomic<std::uint32_t>* stop_;
-  std::size_t next_producer_ = 0;  // the consumer's
 };
 
 }  // namespace sfrl
