@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pong test lint tsan clean
+.PHONY: pong test lint tsan soak clean
 
 pong: $(VENV)/.installed  ## train Pong
 	$(BIN)/python train.py --env=Pong
@@ -33,6 +33,9 @@ tsan:  ## the lock-free queue's C++ core under ThreadSanitizer
 	TSAN_OPTIONS=halt_on_error=1 build/stress-tsan
 	$(CXX) -std=c++17 -O2 -pthread sfrl/csrc/stress.cpp -o build/stress
 	build/stress
+
+soak: $(VENV)/.installed  ## an hour of training with random kills: nothing may grow or get lost
+	$(BIN)/python -m benchmarks.soak
 
 clean:
 	rm -rf $(VENV) build *.egg-info

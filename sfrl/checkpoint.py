@@ -15,11 +15,13 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from sfrl.metrics import metrics_problem
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +118,11 @@ def load(path: Path | str) -> dict[str, Any]:
     remedy = "delete it and use an earlier checkpoint (--checkpoint=latest does so by itself)"
     try:
         with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if any(m.compress_type != zipfile.ZIP_STORED for m in members) or (
+                sum(m.file_size for m in members) > path.stat().st_size
+            ):
+                raise CheckpointError(f"{path} would unpack to more than its size; {remedy}")
             damaged_member = archive.testzip()
         if damaged_member is not None:
             raise CheckpointError(f"{path} is damaged ({damaged_member}: bad checksum); {remedy}")
@@ -129,12 +136,49 @@ def load(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a dict; {remedy}")
     if missing := [key for key in REQUIRED_KEYS if key not in state]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; {remedy}")
-    if state["version"] != FORMAT_VERSION:
+    version = state["version"]
+    if not isinstance(version, int) or version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {state['version']}, this code reads {FORMAT_VERSION}; "
+            f"{path} has format version {version!r:.40}, this code reads {FORMAT_VERSION}; "
             "use the version of sfrl that wrote it"
         )
+    if problem := next(_problems(state), None):
+        raise CheckpointError(f"{path} is not a checkpoint of ours ({problem}); {remedy}")
     return state
+
+
+def _problems(state: dict[str, Any]) -> Iterator[str]:
+    """What in the file cannot come from `save`, where others would stumble over it."""
+    import torch
+
+    for key in REQUIRED_KEYS[1:]:
+        if not isinstance(state[key], dict):
+            yield f"its {key} is a {type(state[key]).__name__}"
+            return
+    for name, value in state["counters"].items():
+        if not isinstance(value, int) or not 0 <= value < 2**62:
+            yield f"its counter {name!r:.40} is {value!r:.40}"
+    for name, value in state["model"].items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            yield f"its model has {name!r:.40}: {type(value).__name__}"
+    yield from _tensor_problems(state)
+    if "metrics" in state and (problem := metrics_problem(state["metrics"])):
+        yield f"its metrics: {problem}"
+
+
+def _tensor_problems(value: Any) -> Iterator[str]:
+    import torch
+
+    match value:
+        case dict():
+            for part in value.values():
+                yield from _tensor_problems(part)
+        case list() | tuple():
+            for part in value:
+                yield from _tensor_problems(part)
+        case torch.Tensor():
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                yield f"a tensor of {value.numel()} elements has less in the file"
 
 
 def load_latest(run_dir: Path | str) -> Checkpoint:

@@ -33,6 +33,8 @@ from sfrl.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.vtrace import vtrace
 from sfrl.weights import Weights
 
+# What loading another model's state, or nonsense, was seen to raise (tests/test_hostile.py).
+_MISFITS = (ValueError, TypeError, KeyError, RuntimeError, AttributeError, OverflowError)
 MAX_REPORTED_LAG = 127  # the histogram's last bin holds all lags from here on
 
 
@@ -363,14 +365,35 @@ class Learner:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint. Decisions of earlier starts are the trainer's to restore."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.progress.learner_steps = state["counters"]["learner_steps"]
-        self.dropped_rows = state["counters"]["dropped_rows"]
-        self.skipped_steps = state["counters"]["skipped_steps"]
-        self.rng.bit_generator.state = state["rng"]["numpy"]
-        torch.set_rng_state(state["rng"]["torch"])
+        """Go on from a checkpoint. Decisions of earlier starts are the trainer's to restore.
+
+        Raises:
+            checkpoint.CheckpointError: it is of another model or optimizer, or not a checkpoint.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self._check_optimizer()
+            self.progress.learner_steps = state["counters"]["learner_steps"]
+            self.dropped_rows = state["counters"]["dropped_rows"]
+            self.skipped_steps = state["counters"]["skipped_steps"]
+            self.rng.bit_generator.state = state["rng"]["numpy"]
+            torch.set_rng_state(state["rng"]["torch"])
+        except _MISFITS as error:
+            raise checkpoint.CheckpointError(
+                f"the checkpoint does not fit this run ({type(error).__name__}: {error}); go on "
+                f"with the code and the settings that wrote it, or start a new run"
+            ) from error
+
+    def _check_optimizer(self) -> None:
+        """Raises ValueError if what it has loaded is not of the parameters' shapes."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                for name, value in self.optimizer.state[parameter].items():
+                    if not isinstance(value, Tensor) or value.shape not in ((), parameter.shape):
+                        raise ValueError(
+                            f"{name} of a parameter {list(parameter.shape)} is {value!r:.40}"
+                        )
 
     def wait(self, timeout_s: float) -> None:
         self.inbox.wait(timeout_s)

@@ -53,6 +53,30 @@ class MetricsState(TypedDict):
     counters: dict[str, int]
 
 
+def metrics_problem(state: object) -> str | None:
+    """What keeps `state` from being a `MetricsState`; None if it is one."""
+    if not isinstance(state, dict):
+        return f"a {type(state).__name__}, not a dict"
+    rules: dict[str, Callable[[object], bool]] = {
+        "time_s": _is_number,
+        "episodes": lambda value: isinstance(value, int) and value >= 0,
+        "episode_returns": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+        "episode_lengths": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+        "best_episode_return_mean": lambda value: value is None or _is_number(value),
+        "counters": lambda value: (
+            isinstance(value, dict) and all(isinstance(n, int) for n in value.values())
+        ),
+    }
+    for name, holds in rules.items():
+        if name not in state or not holds(state[name]):
+            return f"{name} is {state.get(name)!r:.40}"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 class RunMetrics:
     """Gathers what the processes report; `record` sums up the interval since the previous one.
 

@@ -18,7 +18,7 @@ from types import FrameType
 import numpy as np
 
 import envs
-from sfrl import checkpoint
+from sfrl import checkpoint, limits
 from sfrl.config import Config
 from sfrl.crew import Crew, ProcessCrew, SerialCrew, Shared, WorkerError, make_shared
 from sfrl.display import Display, make_display
@@ -80,7 +80,8 @@ class Trainer:
 
         Raises:
             envs.UnknownEnvError, ValueError: the environment cannot be trained.
-            MemoryError: /dev/shm is too small for the trajectory buffer.
+            MemoryError: /dev/shm is too small for the trajectory buffer, or the machine lacks
+                memory, open files or processes for the run.
             checkpoint.CheckpointError: there is nothing to resume.
         """
         self.config = config
@@ -105,11 +106,20 @@ class Trainer:
         atexit.register(unlink_segments, os.getpid())  # however this process ends, but for SIGKILL
         for name in sweep_stale_segments():
             log.warning("removed %s, which a dead run had left in shared memory", name)
-        shared = make_shared(config, envs.describe(config.env, config.frameskip))
+        spec = envs.describe(config.env, config.frameskip)
+        if not config.serial:
+            limits.check(config, spec)
+        shared = make_shared(config, spec)
         if self.resumed is not None:
             progress = shared.progress
-            progress.env_steps[-1] = self.resumed.state["counters"]["env_steps"]
-            self.metrics.load_state(self.resumed.state["metrics"], env_frames=progress.env_frames)
+            state, path = self.resumed
+            try:
+                progress.env_steps[-1] = state["counters"]["env_steps"]
+                self.metrics.load_state(state["metrics"], env_frames=progress.env_frames)
+            except KeyError as error:
+                raise checkpoint.CheckpointError(
+                    f"{path} lacks {error}, without which a run cannot go on; use another one"
+                ) from error
         return shared
 
     def run(self) -> Summary:

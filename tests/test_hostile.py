@@ -1,0 +1,232 @@
+"""Files and flags from strangers end in one clear error, or are taken; never in anything else."""
+
+import collections
+import dataclasses
+import io
+import json
+import math
+import random
+import resource
+import zipfile
+from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sfrl import checkpoint
+from sfrl.checkpoint import CheckpointError
+from sfrl.config import DEFAULTS, Config, ConfigError
+from sfrl.crew import make_learner
+from sfrl.metrics import RunMetrics
+from sfrl.process import Mailbox
+from tests.test_checkpoint import make_state
+
+NUM_CASES = 10_000
+GIB = 2**30
+
+
+@pytest.fixture
+def no_gigabytes():
+    """Fails what would take more than a GiB beyond what is in use."""
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + GIB, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """Cut, flipped, overwritten, repeated, or padded, at random places."""
+    data = bytearray(content)
+    kind = rng.randrange(6)
+    start, end = sorted(rng.randrange(len(data) + 1) for _ in range(2))
+    if kind == 0:
+        return bytes(data[:start])
+    if kind == 1:
+        for _ in range(rng.randrange(1, 9)):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == 2:
+        data[start : start + 8] = rng.choice([b"\xff" * 8, b"\0" * 8, rng.randbytes(8)])
+    elif kind == 3:
+        del data[start:end]
+    elif kind == 4:
+        data[start:start] = data[start:end]
+    else:
+        data += rng.randbytes(rng.randrange(1, 3000))
+    return bytes(data)
+
+
+def wrong(value: object, rng: random.Random) -> object:
+    """Something else in the place of any part of a checkpoint's state."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        return {**value, key: wrong(value[key], rng)}
+    return rng.choice(
+        [None, -1, 2**63, math.nan, "../../etc/passwd", [], {}, torch.zeros(3), torch.zeros(0, 9)]
+    )
+
+
+def test_no_damaged_file_does_more_than_fail_to_load(tmp_path, no_gigabytes):
+    content = io.BytesIO()
+    torch.save(make_state() | {"version": checkpoint.FORMAT_VERSION}, content)
+    rng = random.Random(1)
+    path = tmp_path / "x.pt"
+    num_loaded, refused = 0, []
+    for _ in range(NUM_CASES):
+        path.write_bytes(damaged(content.getvalue(), rng))
+        try:
+            state = checkpoint.load(path)
+        except CheckpointError as error:
+            refused.append(str(error))
+        else:
+            assert state["counters"]["learner_steps"] == 7
+            num_loaded += 1
+    assert len(refused) > NUM_CASES / 2
+    assert num_loaded + len(refused) == NUM_CASES
+    assert all(str(path) in text for text in refused)
+
+
+def test_a_small_file_that_says_it_is_large_is_refused(tmp_path, no_gigabytes):
+    """A tensor of 4 TB on paper, over a storage of a few bytes."""
+    path = tmp_path / "x.pt"
+    big = torch.zeros(1).expand(2**40)
+    torch.save(make_state() | {"version": checkpoint.FORMAT_VERSION, "more": big}, path)
+    with pytest.raises(CheckpointError, match="a tensor of 1099511627776 elements has less in"):
+        checkpoint.load(path)
+
+
+CONFIG_HINTS = get_type_hints(Config)
+
+
+def values_of(name: str) -> st.SearchStrategy[object]:
+    """Values of the setting's type: those near the limits, those far beyond, and any."""
+    hint = CONFIG_HINTS[name]
+    if get_origin(hint) is not None:
+        return st.sampled_from([*get_args(hint), "nonsense"])
+    if hint is bool:
+        return st.booleans()
+    if hint is int:
+        near = st.sampled_from([-1, 0, 1, 2, 3, 7, 8, 16, 32, 64, 256, 2**20, 2**63])
+        return near | st.integers(-(2**70), 2**70)
+    if hint is float:
+        return st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([0.0, 0.5, 1.0])
+    return st.text(max_size=20)
+
+
+SOME_SETTINGS = st.lists(st.sampled_from(sorted(DEFAULTS)), max_size=6, unique=True).flatmap(
+    lambda names: st.fixed_dictionaries({name: values_of(name) for name in names})
+)
+
+
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(SOME_SETTINGS)
+def test_any_settings_are_consistent_or_refused_by_name_value_and_rule(chosen):
+    try:
+        config = Config(**chosen)
+    except ConfigError as error:
+        problems = str(error).splitlines()
+        assert problems
+        for problem in problems:
+            name, _, rest = problem.partition("=")
+            assert name in {*DEFAULTS, "num_slots"}, problem
+            shown = str(getattr(Config, name, "")) if name not in chosen else str(chosen[name])
+            assert name == "num_slots" or rest.startswith(shown), problem
+            assert any(word in problem for word in ("must", "wait for ever", "sets no end"))
+        return
+    assert config.envs_per_split * config.num_splits == config.envs_per_worker
+    trajectories = config.batch_size * config.minibatches // config.rollout_length
+    assert config.batch_size % config.rollout_length == 0
+    assert trajectories == config.slots_per_batch * config.envs_per_split
+    assert 1 <= config.slots_per_batch <= config.num_slots < 2**20
+    assert config.policy_batch_size >= config.envs_per_split
+    assert config.num_policy_workers <= config.splits
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(st.sampled_from(sorted(DEFAULTS)), ANY_JSON, max_size=5) | ANY_JSON)
+def test_any_config_json_is_a_config_or_refused(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    try:
+        config = Config.load(path)
+    except ConfigError as error:
+        text = str(error)
+        assert str(path) in text  # either outcome is right
+    else:
+        assert dataclasses.replace(config) == config
+
+
+def test_no_damaged_config_json_does_more_than_fail_to_load(tmp_path):
+    path = tmp_path / "config.json"
+    Config(run_dir="x").save(path)
+    content = path.read_bytes()
+    rng = random.Random(2)
+    refused = []
+    for _ in range(2000):
+        path.write_bytes(damaged(content, rng))
+        try:
+            Config.load(path)
+        except ConfigError as error:
+            refused.append(str(error))
+    assert len(refused) > 1000
+    assert all(str(path) in text for text in refused)
+
+
+def test_run_folders_of_strangers_are_entered_no_further_than_their_checkpoints(tmp_path):
+    """Names that lead elsewhere are not followed."""
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (tmp_path / "latest-000000000009.pt").write_bytes(b"outside")
+    for name in ("latest-x.pt", "latest-1.pt.tmp", "..", "latest-..%2f.pt", "latest--1.pt"):
+        if name != "..":
+            (folder / name).write_bytes(b"")
+    assert checkpoint.latest_paths(tmp_path / "run") == []
+    with pytest.raises(CheckpointError, match="has no checkpoint that can be read"):
+        checkpoint.load_latest(tmp_path / "run")
+
+
+def test_wrong_content_never_reaches_a_run(tmp_path, make_shared, no_gigabytes):
+    """Any part of a real checkpoint in another form: taken whole, or refused."""
+    shared = make_shared(env="CartPole-v1", frameskip=1, model="mlp", precision="float32")
+    learner = make_learner(shared, Mailbox(), Mailbox(), None)
+    metrics = RunMetrics()
+    state = learner.state() | {"version": checkpoint.FORMAT_VERSION, "metrics": metrics.state()}
+    rng = random.Random(3)
+    path = tmp_path / "x.pt"
+    refusals = collections.Counter()
+    for _ in range(1000):
+        torch.save(wrong(state, rng), path)
+        try:
+            loaded = checkpoint.load(path)
+            Config.from_dict(loaded["config"], str(path))
+            if "metrics" in loaded:
+                metrics.load_state(loaded["metrics"], env_frames=0)
+            learner.load_state(loaded)
+        except (CheckpointError, ConfigError) as error:
+            refusals[str(error).partition(" (")[0].replace(str(path), "x.pt")] += 1
+    assert refusals.total() > 500
+    assert any("does not fit this run" in text for text in refusals)
+    assert any("is not a checkpoint of ours" in text for text in refusals)
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, no_gigabytes):
+    path, packed = tmp_path / "x.pt", tmp_path / "packed.pt"
+    state = make_state() | {"version": checkpoint.FORMAT_VERSION, "more": torch.zeros(2**24)}
+    torch.save(state, path)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w") as target:
+        for member in source.infolist():
+            content = source.read(member)
+            target.writestr(member.filename, content, compress_type=zipfile.ZIP_DEFLATED)
+    assert packed.stat().st_size < path.stat().st_size / 100
+    with pytest.raises(CheckpointError, match="would unpack to more than its size"):
+        checkpoint.load(packed)

@@ -1,0 +1,46 @@
+"""A machine that is too small says so, in numbers, before anything starts."""
+
+import re
+import resource
+
+import psutil
+import pytest
+
+from tests.runs import TINY, finish, segments, training
+
+
+def limited(tmp_path, limits: dict[int, tuple[int, int]], *flags: str):
+    """How a run ends that may use no more than this."""
+    with training(tmp_path / "run", *TINY, *flags) as process:
+        trainer = psutil.Process(process.pid)
+        for limit, values in limits.items():
+            trainer.rlimit(limit, values)
+        ended = finish(process)
+    assert not segments(process.pid)
+    return ended
+
+
+def test_too_few_open_files_end_it_before_it_starts(tmp_path):
+    ended = limited(tmp_path, {resource.RLIMIT_NOFILE: (80, 80)})
+    assert ended.code == 2
+    assert "3 processes need 88 open files in the trainer, and the limit is 80" in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_limit_that_may_be_raised_is(tmp_path):
+    ended = limited(
+        tmp_path, {resource.RLIMIT_NOFILE: (80, 4096)}, "--num-workers=6", "--train-seconds=5"
+    )
+    assert ended.code == 0, ended.stderr
+
+
+def test_too_many_workers_for_the_memory_end_it_before_it_starts(tmp_path):
+    ended = limited(tmp_path, {}, "--num-workers=100000")
+    assert ended.code == 2
+    text = (
+        r"100002 processes and [\d,]+ MiB of trajectories need at least [\d,]+ MiB of memory, and"
+    )
+    assert re.search(text, ended.stderr)
+    assert "lower --num-workers=100000" in ended.stderr
+    assert not (tmp_path / "run").exists()

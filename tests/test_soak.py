@@ -1,0 +1,19 @@
+"""The soak test in three minutes; `make soak` takes an hour and tolerates less."""
+
+import pytest
+
+from benchmarks import soak
+
+
+@pytest.mark.slow
+def test_nothing_grows_and_nothing_is_lost(capsys):
+    args = soak.Args(
+        minutes=3,
+        settle_minutes=1,
+        kill_seconds=15,
+        sample_seconds=2,
+        memory_tolerance=0.1,
+        speed_tolerance=0.4,
+    )
+    assert soak.main(args) == 0, capsys.readouterr().out
+    assert "nothing grew, nothing was lost" in capsys.readouterr().out
