@@ -37,7 +37,7 @@ from sfrl.process import (
 )
 from sfrl.progress import Progress
 from sfrl.shared_memory import StopFlag
-from sfrl.trajectory_buffer import SlotSpec, TrajectoryBuffer
+from sfrl.trajectory_buffer import TrajectoryBuffer, slot_spec
 from sfrl.watchdog import Watchdog, component_names
 from sfrl.weights import Weights
 
@@ -77,18 +77,11 @@ def make_shared(config: Config, spec: EnvSpec) -> Shared:
     Raises MemoryError if /dev/shm is too small for them.
     """
     stop = StopFlag()
-    slot_spec = SlotSpec(
-        config.rollout_length,
-        config.envs_per_split,
-        spec.obs_shape,
-        spec.obs_dtype,
-        config.rnn_size,
-    )
     return Shared(
         config,
         spec.num_actions,
         stop,
-        TrajectoryBuffer(config.num_slots, slot_spec, debug=config.debug_buffers),
+        TrajectoryBuffer(config.num_slots, slot_spec(config, spec), debug=config.debug_buffers),
         make_channels(config, stop),
         Weights(),
         Progress(config, spec.frameskip),

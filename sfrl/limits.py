@@ -7,8 +7,8 @@ import resource
 from envs import EnvSpec
 from sfrl.config import Config
 from sfrl.defaults import available_memory
-from sfrl.shared_memory import MIB
-from sfrl.trajectory_buffer import SlotSpec, nbytes
+from sfrl.shared_memory import MIB, shm_shortage
+from sfrl.trajectory_buffer import nbytes, slot_spec
 
 # The least that a process has been seen to need: a run below it cannot work.
 _ROLLOUT_BYTES, _NETWORK_BYTES = 25 * MIB, 150 * MIB
@@ -27,6 +27,9 @@ def check(config: Config, spec: EnvSpec) -> None:
         *_file_problems(config),
         *_process_problems(config),
     ]
+    buffer = nbytes(config.num_slots, slot_spec(config, spec))
+    if shortage := shm_shortage(buffer, "the trajectory buffer"):
+        problems.append(shortage)
     if problems:
         raise ShortageError("\n".join(problems))
 
@@ -36,14 +39,7 @@ def _num_processes(config: Config) -> int:
 
 
 def _memory_problems(config: Config, spec: EnvSpec) -> list[str]:
-    slot = SlotSpec(
-        config.rollout_length,
-        config.envs_per_split,
-        spec.obs_shape,
-        spec.obs_dtype,
-        config.rnn_size,
-    )
-    buffer = nbytes(config.num_slots, slot)
+    buffer = nbytes(config.num_slots, slot_spec(config, spec))
     networks = config.num_policy_workers + 1
     needed = buffer + config.num_workers * _ROLLOUT_BYTES + networks * _NETWORK_BYTES
     available = available_memory()

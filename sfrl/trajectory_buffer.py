@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from envs import EnvSpec
+from sfrl.config import Config
 from sfrl.index_queue import Message, pack, unpack
 from sfrl.shared_memory import SharedArray, shm_shortage
 
@@ -30,6 +32,12 @@ class SlotSpec(NamedTuple):
     obs_shape: tuple[int, ...]
     obs_dtype: str
     rnn_size: int = 0
+
+
+def slot_spec(config: Config, env: EnvSpec) -> SlotSpec:
+    """The slots of a run in an environment that looks like `env`."""
+    sizes = (config.rollout_length, config.envs_per_split)
+    return SlotSpec(*sizes, env.obs_shape, env.obs_dtype, config.rnn_size)
 
 
 class OwnershipError(RuntimeError):

@@ -29,7 +29,7 @@ from sfrl.defaults import available_memory, usable_cores
 from sfrl.machine import machine
 from sfrl.shared_memory import shm_shortage
 from sfrl.throughput import Costs, predict
-from sfrl.trajectory_buffer import SlotSpec, nbytes
+from sfrl.trajectory_buffer import nbytes, slot_spec
 
 TIME_LIMIT_S = 20  # of the whole measurement
 
@@ -131,9 +131,7 @@ def _count(number: int, thing: str) -> str:
 
 
 def _fits_memory(config: Config, spec: EnvSpec) -> bool:
-    n, length = config.envs_per_split, config.rollout_length
-    slot = SlotSpec(length, n, spec.obs_shape, spec.obs_dtype, config.rnn_size)
-    buffer = nbytes(config.num_slots, slot)
+    buffer = nbytes(config.num_slots, slot_spec(config, spec))
     others = config.num_workers * _ROLLOUT_BYTES + (config.num_policy_workers + 1) * _NETWORK_BYTES
     return not shm_shortage(buffer, "") and buffer + others < available_memory()
 

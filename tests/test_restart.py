@@ -206,3 +206,25 @@ def test_too_many_restarts_end_the_run_and_tell_why(make_crew):
         advance_until(crew, lambda: False)
     assert str(e.value).count("rollout-1") == 2
     assert str(e.value).count("SIGKILL") == 2
+
+
+# --- one that is slow ---
+
+
+def test_a_slow_environment_holds_up_its_own_worker_alone(make_crew, monkeypatch, tmp_path):
+    """One of 100 times the others' time: the other worker's decisions per second stay."""
+    rates = []
+    for claim in ("", str(tmp_path / "claim")):
+        monkeypatch.setenv("SLOW_CLAIM", claim)
+        settings = {"env": "tests.tiny_envs:UnevenLedger-v0", "num_splits": 1, "batch_size": 16}
+        crew, shared = make_crew(**settings)
+        advance_until(crew, lambda shared=shared: (shared.buffer.released > 0).all())
+        before, start_s = shared.progress.env_steps[:-1].copy(), time.monotonic()
+        while time.monotonic() - start_s < 3:
+            crew.advance()
+        by_worker = (shared.progress.env_steps[:-1] - before).reshape(2, -1).sum(axis=1)
+        rates.append(by_worker / (time.monotonic() - start_s))
+        assert crew.stop(10) == []
+    even, uneven = rates
+    assert uneven.min() < 0.1 * even.min(), "one is slow"
+    assert uneven.max() > 0.8 * even.max(), "the other is as fast as before"

@@ -6,6 +6,7 @@ import time
 
 from sfrl.config import Config
 from sfrl.metrics import EPISODE_WINDOW
+from sfrl.process import CheckpointFailed, CheckpointSaved
 from sfrl.shared_memory import unlink_segments
 from sfrl.trainer import Trainer, slower_than_need_be
 
@@ -48,5 +49,22 @@ def test_weights_are_kept_as_the_best_only_for_the_score_they_have_now(tmp_path)
         trainer._request_checkpoint()
         [request] = trainer.crew._requests.get_all()
         kept.append(request.best_score)
+        trainer.crew._received.append(CheckpointSaved("latest.pt", request.best_score))
+        trainer._collect()
     assert kept == [5, None, 6, None]
+    unlink_segments(os.getpid())
+
+
+def test_a_best_that_the_disk_did_not_take_is_asked_for_again(tmp_path):
+    trainer = Trainer(config(tmp_path))
+    for _ in range(EPISODE_WINDOW):
+        trainer.metrics.add_episode(5, length=1)
+    kept = []
+    for outcomes in ([CheckpointFailed("no room")], [CheckpointSaved("latest.pt", 5)], []):
+        trainer._request_checkpoint()
+        [request] = trainer.crew._requests.get_all()
+        kept.append(request.best_score)
+        trainer.crew._received.extend(outcomes)
+        trainer._collect()
+    assert kept == [5, 5, None]
     unlink_segments(os.getpid())

@@ -1,5 +1,10 @@
 """Environments for tests, registered at import: `--env=tests.tiny_envs:Catch-v0`."""
 
+import contextlib
+import multiprocessing
+import os
+import time
+
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
@@ -67,6 +72,23 @@ class Ledger(gymnasium.Env):
         return self.row, float(reward), bool(terminated), bool(truncated), {}
 
 
+class UnevenLedger(Ledger):
+    """Ledger at 0.3 ms a step; in the process that first claims the file $SLOW_CLAIM, at 30 ms."""
+
+    def __init__(self):
+        super().__init__()
+        self.step_s = 3e-4
+        claim = os.environ.get("SLOW_CLAIM")
+        if claim and multiprocessing.parent_process():  # the trainer only looks at it
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+                self.step_s *= 100
+
+    def step(self, action):
+        time.sleep(self.step_s)
+        return super().step(action)
+
+
 def successor(
     rows: NDArray[np.float32],  # [..., 5]
     actions: NDArray[np.int64],  # [...]
@@ -103,3 +125,4 @@ def _next_episode(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 gymnasium.register("Catch-v0", Catch)
 gymnasium.register("Ledger-v0", Ledger)
+gymnasium.register("UnevenLedger-v0", UnevenLedger)
