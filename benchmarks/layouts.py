@@ -26,10 +26,11 @@ import envs
 from sfrl import cli
 from sfrl.bench.run import measure_run
 from sfrl.config import Config
-from sfrl.crew import LearnerBody, PolicyBody, Shared, make_learner, make_policy_worker
+from sfrl.crew import LearnerBody, PolicyBody
 from sfrl.learner import Learner, Minibatch
 from sfrl.machine import machine
 from sfrl.process import CheckpointRequest, Mailbox, Report, Worker, worker_loop
+from sfrl.roles import Shared, make_learner, make_policy_worker
 from sfrl.shared_memory import StopFlag
 
 POLL_S = 0.1

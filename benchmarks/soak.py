@@ -112,8 +112,7 @@ def judge(run: Run, args: Args) -> tuple[dict[str, float], list[str]]:
     rates = np.diff(run.frames) / np.maximum(np.diff(run.times_s), 1e-9)
     rate = thirds([float(r) for r in rates if r > 0])
     config = json.loads((run.run_dir / "config.json").read_text())
-    slots = config["num_splits"] * config["slots_per_split"]
-    in_a_worker = slots * config["rollout_length"] * config["envs_per_worker"]
+    in_a_worker = config["rollout_length"] * config["envs_per_worker"]
     figures = {
         "pss_mib_first": pss[0],
         "pss_mib_last": pss[1],
@@ -168,7 +167,11 @@ def watch(args: Args, folder: Path) -> list[Run]:
         for run in runs:
             run.process.send_signal(signal.SIGINT)
         for run in runs:
-            run.process.wait(STOP_S)
+            try:
+                run.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                run.process.kill()  # its exit code tells
+                run.process.wait()
     return runs
 
 

@@ -232,7 +232,7 @@ class _Game:
         self._capture(1)
         self._press(buttons[-1])
         self._capture(0)
-        if state["_num_frames"] == 0:
+        if state["_num_frames"] == 0 or self._frameskip == 1:
             self._capture(1)
         self._rng.bit_generator.state = state["rng"]
         for name in self._STATE:

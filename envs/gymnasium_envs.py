@@ -119,9 +119,10 @@ class GymnasiumVecEnv:
             rewards[i] = rules.outcome(reward, *outcome[2:4], i, step)
             obs[i] = self._to_agent(rules.observation(observation, i, step))
         self.stepping[0] = -1
-        if not (np.isfinite(rewards).all() and np.isfinite(obs).all()):
+        is_image = obs.dtype == np.uint8
+        if not (np.isfinite(rewards).all() and (is_image or np.isfinite(obs).all())):
             self._cut_nans(obs, rewards, terminated, truncated)
-        if obs.dtype != np.uint8:
+        if not is_image:
             rules.bounds(obs, step)
         self._ended = (terminated | truncated).tolist()
         self._last_obs = obs

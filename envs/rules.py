@@ -1,6 +1,7 @@
 """What an environment must keep to, checked at every step: the first place where a fault shows."""
 
 import logging
+from typing import Literal
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
@@ -10,7 +11,7 @@ log = logging.getLogger(__name__)
 
 # The types that come, so that most checks are one look into a set.
 _NUMBERS = frozenset({float, int, np.float64, np.float32})
-_OTHER_NUMBERS = (int, float, np.number, np.bool_)
+_OTHER_NUMBERS = (int, float, np.integer, np.floating, np.bool_)
 _BOOLS = frozenset({bool, np.bool_})
 _ALL_BOUNDS, _SOME_BOUNDS = 1000, 64  # so many first steps, then every 64th
 
@@ -33,6 +34,10 @@ class Rules:
         self._shape, self._dtype = space.shape, space.dtype
         is_bounded = bool(space.bounded_below.any() or space.bounded_above.any())
         self._bounds = (space.low, space.high) if is_bounded and space.dtype != np.uint8 else None
+        # float64 for float32 is common, and harmless; a larger integer would wrap around.
+        self._casting: Literal["same_kind", "safe"] = (
+            "same_kind" if np.issubdtype(space.dtype, np.floating) else "safe"
+        )
         self._has_warned = False
         self._known_spaces: dict[int, object] = {}  # copy -> its space, found to be the first's
 
@@ -40,7 +45,7 @@ class Rules:
         """The observation of copy `env` at `step`. Raises EnvError unless it fits the space."""
         array: NDArray[np.generic] = np.asarray(observation)
         if array.shape == self._shape and (
-            array.dtype is self._dtype or np.can_cast(array.dtype, self._dtype, "same_kind")
+            array.dtype is self._dtype or np.can_cast(array.dtype, self._dtype, self._casting)
         ):
             return array
         raise self.error(

@@ -12,7 +12,7 @@ from sfrl.shared_memory import StopFlag
 class Channels(NamedTuple):
     """The queues between rollout workers (W), policy workers (P) and the learner.
 
-    Messages are packed (slot, t). See index_queue for the interface.
+    Messages are packed (slot, t, generation). See index_queue for the interface.
     """
 
     action_requests: list[IndexQueue]

@@ -10,9 +10,11 @@ network, does without it.
 import io
 import json
 import logging
+import math
 import os
 import pickle
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -40,6 +42,15 @@ _DAMAGE = (
     OSError,
     RuntimeError,
     ValueError,
+    *(TypeError, KeyError, IndexError, AttributeError, AssertionError, OverflowError, MemoryError),
+    struct.error,
+)
+
+
+# What loading another model's state, or nonsense, was seen to raise (tests/test_hostile.py).
+MISFITS = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(RuntimeError, OverflowError, MemoryError),
 )
 
 
@@ -98,7 +109,8 @@ def best_score(run_dir: Path | str) -> float | None:
     if not path.exists():
         return None
     try:
-        return float(load(path)["score"])
+        score = load(path).get("score")
+        return score if isinstance(score, float) and math.isfinite(score) else None
     except CheckpointError as error:
         log.warning("%s; the next good score replaces it", error)
         return None
@@ -142,9 +154,38 @@ def load(path: Path | str) -> dict[str, Any]:
             f"{path} has format version {version!r:.40}, this code reads {FORMAT_VERSION}; "
             "use the version of sfrl that wrote it"
         )
-    if problem := next(_problems(state), None):
+    try:
+        problem = next(_problems(state), None) or _storage_problem(state, members)
+    except (RecursionError, *MISFITS) as error:  # tensors of kinds that we do not write
+        raise CheckpointError(f"{path} cannot be read ({_reason(error)}); {remedy}") from error
+    if problem:
         raise CheckpointError(f"{path} is not a checkpoint of ours ({problem}); {remedy}")
     return state
+
+
+def _storage_problem(state: dict[str, Any], members: list[zipfile.ZipInfo]) -> str | None:
+    """torch takes a storage's size from the pickle; what is larger than its record would be read
+    from memory that is not its own."""
+    import torch
+
+    sizes: dict[int, int] = {}
+
+    def note(value: Any) -> None:
+        match value:
+            case dict():
+                for part in value.values():
+                    note(part)
+            case list() | tuple():
+                for part in value:
+                    note(part)
+            case torch.Tensor():
+                storage = value.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+
+    note(state)
+    claimed = sorted(size for size in sizes.values() if size)
+    there = sorted(m.file_size for m in members if "/data/" in m.filename and m.file_size)
+    return None if claimed == there else "its tensors are not of the sizes of its records"
 
 
 def _problems(state: dict[str, Any]) -> Iterator[str]:
@@ -161,24 +202,30 @@ def _problems(state: dict[str, Any]) -> Iterator[str]:
     for name, value in state["model"].items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             yield f"its model has {name!r:.40}: {type(value).__name__}"
-    yield from _tensor_problems(state)
+    yield from _content_problems(state)
     if "metrics" in state and (problem := metrics_problem(state["metrics"])):
         yield f"its metrics: {problem}"
 
 
-def _tensor_problems(value: Any) -> Iterator[str]:
+def _content_problems(value: Any) -> Iterator[str]:
     import torch
 
     match value:
         case dict():
             for part in value.values():
-                yield from _tensor_problems(part)
+                yield from _content_problems(part)
         case list() | tuple():
             for part in value:
-                yield from _tensor_problems(part)
+                yield from _content_problems(part)
         case torch.Tensor():
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            if value.layout != torch.strided or value.device.type != "cpu":
+                yield f"a tensor of {value.layout} on {value.device}"
+            elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 yield f"a tensor of {value.numel()} elements has less in the file"
+        case None | bool() | int() | float() | str():
+            pass
+        case _:
+            yield f"a {type(value).__name__}"
 
 
 def load_latest(run_dir: Path | str) -> Checkpoint:

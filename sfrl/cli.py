@@ -59,7 +59,7 @@ def train(argv: Sequence[str]) -> int:
             return 0
         try:
             summary = trainer.run()
-        except WorkerError as error:
+        except (WorkerError, checkpoint.CheckpointError) as error:
             print(f"train.py: {error}", file=sys.stderr)
             return EXIT_FAILURE
         print(json.dumps(dataclasses.asdict(summary)))

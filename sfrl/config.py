@@ -335,7 +335,10 @@ class Config:
     def save(self, path: Path) -> None:
         """Write the file whole or, if killed meanwhile, leave the one that was there."""
         temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may leave an empty file under the name
         os.replace(temporary, path)
 
     @classmethod

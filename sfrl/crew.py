@@ -1,29 +1,20 @@
-"""The workers of a run: each in a process of its own, or all in this thread.
-
-The only module that knows all workers. It imports them, and with them torch, inside the functions
-that build them: the trainer and the rollout workers do without torch, which saves each of them 2 s
-of start-up and 200 MB.
-"""
+"""The workers of a run: each in a process of its own, or all in this thread."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from envs import EnvSpec
 from sfrl import checkpoint
-from sfrl.channels import Channels, make_channels
-from sfrl.config import Config
 from sfrl.index_queue import LockFreeQueue
 from sfrl.process import (
     STOP_SIGNALS,
@@ -35,19 +26,8 @@ from sfrl.process import (
     run_child,
     worker_loop,
 )
-from sfrl.progress import Progress
-from sfrl.shared_memory import StopFlag
-from sfrl.trajectory_buffer import TrajectoryBuffer, slot_spec
+from sfrl.roles import Shared, make_learner, make_policy_worker, make_rollout_worker, pin_and_nice
 from sfrl.watchdog import Watchdog, component_names
-from sfrl.weights import Weights
-
-if TYPE_CHECKING:
-    import torch
-
-    from sfrl.learner import Learner
-    from sfrl.model import ActorCritic
-    from sfrl.policy_worker import PolicyWorker
-    from sfrl.rollout_worker import RolloutWorker
 
 log = logging.getLogger(__name__)
 
@@ -57,35 +37,6 @@ _RESTART_WINDOW_S = 3600.0
 
 class WorkerError(RuntimeError):
     """A component failed; the text has its name, how it ended, and its traceback."""
-
-
-class Shared(NamedTuple):
-    """What every process of a run gets. All of it lives in shared memory or is constant."""
-
-    config: Config
-    num_actions: int
-    stop: StopFlag
-    buffer: TrajectoryBuffer
-    channels: Channels
-    weights: Weights
-    progress: Progress
-
-
-def make_shared(config: Config, spec: EnvSpec) -> Shared:
-    """The shared objects of a new run in an environment that looks like `spec`.
-
-    Raises MemoryError if /dev/shm is too small for them.
-    """
-    stop = StopFlag()
-    return Shared(
-        config,
-        spec.num_actions,
-        stop,
-        TrajectoryBuffer(config.num_slots, slot_spec(config, spec), debug=config.debug_buffers),
-        make_channels(config, stop),
-        Weights(),
-        Progress(config, spec.frameskip),
-    )
 
 
 LearnerBody = Callable[[Shared, Mailbox[Report], Mailbox[CheckpointRequest], str | None], None]
@@ -150,7 +101,13 @@ class SerialCrew:
             if saved.get("workers") is None:
                 log.info("environments could not be saved; they start anew, from other seeds")
             else:
-                self._load_state(checkpoint.arrays_of(saved["workers"]))
+                try:
+                    self._load_state(checkpoint.arrays_of(saved["workers"]))
+                except checkpoint.MISFITS as error:
+                    raise checkpoint.CheckpointError(
+                        f"{resume_path} has the workers of a run with other sizes, or of none "
+                        f"({type(error).__name__}: {error}); resume with the settings it began with"
+                    ) from error
             torch.set_rng_state(saved["rng"]["torch"])  # the policy workers' models drew from it
 
     def _state(self) -> dict[str, Any] | None:
@@ -260,9 +217,15 @@ class ProcessCrew:
             target=run_child,
             args=(name, self._mailboxes[name], self._bodies[name]),
         )
-        with signals_blocked():
-            process.start()
-            self._processes[name] = process
+        try:
+            with signals_blocked():
+                process.start()
+        except OSError as error:
+            raise WorkerError(
+                f"{name} could not be started: {error}; the machine may be out of memory or at its "
+                f"limit of processes (ulimit -u)"
+            ) from error
+        self._processes[name] = process
         assert process.pid is not None
         self._watchdog.watch(name, process.pid)
 
@@ -277,21 +240,22 @@ class ProcessCrew:
                 process.kill()
                 process.join()
                 failures[name] = f"{name} (pid {process.pid}) {complaint}"
-        fatal = [text for name, text in failures.items() if not self._can_restart(name)]
+        fatal = [text for name, text in failures.items() if not self._can_restart(name, ended)]
         if fatal:
             raise WorkerError("\n".join(fatal))
         for name, text in failures.items():
             self._restart(name, text)
 
-    def _can_restart(self, name: str) -> bool:
+    def _can_restart(self, name: str, ended: Collection[str]) -> bool:
         kind, _, index = name.partition("-")
         shared = self._shared
         if kind != "rollout" or not isinstance(shared.channels.trajectories, LockFreeQueue):
             return False  # a process killed in faster-fifo leaves its lock locked
         per_worker = shared.config.num_slots // shared.config.num_workers
         own = slice(int(index) * per_worker, (int(index) + 1) * per_worker)
-        # What fails before its first decision fails every time; but a kill is no fault of its own.
-        was_killed = (self._processes[name].exitcode or 0) < 0
+        # What fails or hangs before its first decision does so every time; but for a kill by others
+        # a worker is not to blame.
+        was_killed = name in ended and (self._processes[name].exitcode or 0) < 0
         return was_killed or bool(shared.progress.env_steps[own].any())
 
     def _restart(self, name: str, why: str) -> None:
@@ -387,116 +351,3 @@ def _policy_body(shared: Shared, index: int) -> None:
 def _rollout_body(shared: Shared, index: int, reports: Mailbox[Report]) -> None:
     pin_and_nice(shared.config, index)
     worker_loop(make_rollout_worker(shared, index, reports), shared.stop)
-
-
-def make_rollout_worker(shared: Shared, index: int, reports: Mailbox[Report]) -> RolloutWorker:
-    from sfrl.rollout_worker import RolloutWorker
-
-    return RolloutWorker(
-        index, shared.config, shared.buffer, shared.channels, shared.progress, reports
-    )
-
-
-def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
-    """Builds the model once the learner has published weights. Raises Stopped."""
-    import torch
-
-    from sfrl.policy_worker import PolicyWorker
-    from sfrl.weights import WeightsReader
-
-    config = shared.config
-    torch.set_num_threads(config.torch_threads)
-    weights = WeightsReader(shared.weights)
-    weights.wait_for_first(shared.stop)
-    model = _make_model(shared)
-    precision = torch.bfloat16 if shared.weights.acts_in_bfloat16 else torch.float32
-    return PolicyWorker(
-        index,
-        config,
-        model.inference_copy(precision),
-        shared.buffer,
-        shared.channels,
-        weights,
-        shared.progress,
-    )
-
-
-def make_learner(
-    shared: Shared,
-    reports: Mailbox[Report],
-    requests: Mailbox[CheckpointRequest],
-    resume_path: str | None,
-) -> Learner:
-    """Builds the model, loads the checkpoint if there is one, publishes the weights."""
-    import torch
-
-    from sfrl.learner import Learner
-
-    config = shared.config
-    torch.set_num_threads(config.torch_threads)
-    torch.manual_seed(config.seed)
-    model = _make_model(shared)
-    precision = _choose_precision(shared, model)
-    # The policy workers follow: acting and learning must round alike.
-    shared.weights.acts_in_bfloat16 = precision == torch.bfloat16
-    log.info("networks run on %s in %s", next(model.parameters()).device, precision)
-    learner = Learner(
-        config,
-        model,
-        precision,
-        shared.buffer,
-        shared.channels,
-        shared.weights,
-        shared.progress,
-        reports,
-        requests,
-        shared.stop,
-    )
-    if resume_path is not None:
-        learner.load_state(checkpoint.load(resume_path))
-    learner.publish()
-    return learner
-
-
-def _make_model(shared: Shared) -> ActorCritic:
-    """The run's model, in float32, on its device."""
-    import torch
-
-    from sfrl.model import make_model
-
-    config, spec = shared.config, shared.buffer.spec
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return make_model(
-        config.model,
-        spec.obs_shape,
-        shared.num_actions,
-        obs_is_image=spec.obs_dtype == "uint8",
-        rnn_size=config.rnn_size,
-        normalize_returns=config.normalize_returns,
-    ).to(device)
-
-
-def _choose_precision(shared: Shared, model: ActorCritic) -> torch.dtype:
-    """That of the encoder: as configured, or the faster one."""
-    import torch
-
-    from sfrl.model import pick_precision
-
-    config, spec = shared.config, shared.buffer.spec
-    if config.precision != "auto":
-        return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    if config.serial:
-        return torch.float32  # a measurement is not repeatable, and --serial must be
-    obs = torch.zeros((spec.num_envs, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype))
-    return pick_precision(model, obs.to(next(model.parameters()).device))
-
-
-def pin_and_nice(config: Config, index: int) -> None:
-    """Rollout worker `index`'s niceness and, with `pin_workers`, its core."""
-    if config.worker_nice:
-        os.nice(config.worker_nice)
-    if config.pin_workers:
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[index % len(cores)]})

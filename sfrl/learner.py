@@ -19,6 +19,7 @@ from sfrl.index_queue import unpack
 from sfrl.metrics import LEARNER_COUNTERS
 from sfrl.model import ActorCritic
 from sfrl.process import (
+    FAILURE_TIMEOUT_S,
     CheckpointFailed,
     CheckpointRequest,
     CheckpointSaved,
@@ -33,8 +34,6 @@ from sfrl.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.vtrace import vtrace
 from sfrl.weights import Weights
 
-# What loading another model's state, or nonsense, was seen to raise (tests/test_hostile.py).
-_MISFITS = (ValueError, TypeError, KeyError, RuntimeError, AttributeError, OverflowError)
 MAX_REPORTED_LAG = 127  # the histogram's last bin holds all lags from here on
 
 
@@ -339,13 +338,21 @@ class Learner:
         run_dir, frames = self.config.run_dir, state["counters"]["env_frames"]
         try:
             path = checkpoint.save(run_dir, state, frames, keep=self.config.keep_checkpoints)
+            self._tell(CheckpointSaved(str(path), None))
+            self.timer.lap("checkpoint")
             if best_score is not None:
                 checkpoint.save_best(run_dir, state, best_score)
-        except OSError as error:
-            self.reports.put(CheckpointFailed(str(error)))
-        else:
-            self.reports.put(CheckpointSaved(str(path), best_score))
+                self._tell(CheckpointSaved(str(path), best_score))
+        except (
+            OSError,
+            checkpoint.CheckpointError,
+        ) as error:  # full, or returns rubbish
+            self._tell(CheckpointFailed(getattr(error, "strerror", None) or str(error)))
         self.timer.lap("checkpoint")
+
+    def _tell(self, report: Report) -> None:
+        """A report that must not be dropped for want of room."""
+        self.reports.put(report, FAILURE_TIMEOUT_S)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the learner. Normalization statistics are model buffers."""
@@ -379,7 +386,7 @@ class Learner:
             self.skipped_steps = state["counters"]["skipped_steps"]
             self.rng.bit_generator.state = state["rng"]["numpy"]
             torch.set_rng_state(state["rng"]["torch"])
-        except _MISFITS as error:
+        except checkpoint.MISFITS as error:
             raise checkpoint.CheckpointError(
                 f"the checkpoint does not fit this run ({type(error).__name__}: {error}); go on "
                 f"with the code and the settings that wrote it, or start a new run"

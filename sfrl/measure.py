@@ -34,17 +34,17 @@ import envs
 from envs import EnvSpec
 from envs.atari import load_rom
 from sfrl.config import Config
-from sfrl.crew import (
+from sfrl.crew import signals_blocked
+from sfrl.defaults import available_cores
+from sfrl.process import CheckpointRequest, Mailbox, Report, Worker, die_with_parent
+from sfrl.roles import (
     Shared,
     make_learner,
     make_policy_worker,
     make_rollout_worker,
     make_shared,
     pin_and_nice,
-    signals_blocked,
 )
-from sfrl.defaults import available_cores
-from sfrl.process import CheckpointRequest, Mailbox, Report, Worker, die_with_parent
 from sfrl.rollout_worker import Split
 from sfrl.shared_memory import unlink_segments
 from sfrl.timing import ROLLOUT_STAGES

@@ -346,6 +346,7 @@ class GrowingFile:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
+        self._size = self._file.seek(0, os.SEEK_END)
         self._waiting: deque[bytes] = deque(maxlen=self.MAX_WAITING)
 
     def write(self, record: bytes) -> None:
@@ -356,13 +357,11 @@ class GrowingFile:
             self._waiting.popleft()
 
     def _append(self, record: bytes) -> None:
-        size = self._file.seek(0, os.SEEK_END)
-        try:
-            while record:
-                record = record[self._file.write(record) :]
-        except OSError:
-            self._file.truncate(size)  # a part of it may be there
-            raise
+        self._file.truncate(self._size)  # what is beyond is a part of a record
+        written = 0
+        while written < len(record):
+            written += self._file.write(record[written:])
+        self._size += written
 
     def close(self) -> None:
         self._file.close()
@@ -371,16 +370,21 @@ class GrowingFile:
 def _cut_lines(path: Path, resume_frames: int | None) -> None:
     """Drop a last line cut short by a kill, and the records beyond `resume_frames`."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [
-        line
-        for line in lines
-        if line.endswith("\n")
-        and (resume_frames is None or json.loads(line)["env_frames"] <= resume_frames)
-    ]
+    kept = [line for line in lines if _is_kept(line, resume_frames)]
     if len(kept) < len(lines):
         temporary = path.with_name(f"{path.name}.tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, path)
+
+
+def _is_kept(line: str, resume_frames: int | None) -> bool:
+    if not line.endswith("\n"):
+        return False
+    try:
+        frames = json.loads(line)["env_frames"]
+        return resume_frames is None or bool(frames <= resume_frames)
+    except (ValueError, TypeError, KeyError):  # not a record: a power cut may leave anything
+        return False
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -27,7 +27,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _MAILBOX_BYTES = 4 << 20  # asked for; the kernel gives less (net.core.wmem_max)
 _MAX_MESSAGE_BYTES = 128 << 10
-_MAX_TRACEBACK = 50_000  # characters, the last ones
+_MAX_TEXT = 20_000  # characters, at most 80 kB: the last of a traceback, the first of a log line
 
 
 class EpisodeEnded(NamedTuple):
@@ -132,7 +132,10 @@ class _NoticeHandler(logging.Handler):
         self._reports = reports
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._reports.put(Notice(record.levelno, self.format(record)))
+        try:
+            self._reports.put(Notice(record.levelno, self.format(record)[:_MAX_TEXT]))
+        except Exception:  # as logging's own handlers do: a faulty log line must not end the worker
+            self.handleError(record)
 
 
 class Worker(Protocol):
@@ -180,7 +183,7 @@ def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> 
     except Stopped:  # while it was still starting
         pass
     except Exception:
-        reports.put(Failure(traceback.format_exc()[-_MAX_TRACEBACK:]), FAILURE_TIMEOUT_S)
+        reports.put(Failure(traceback.format_exc()[-_MAX_TEXT:]), FAILURE_TIMEOUT_S)
         raise SystemExit(1) from None
 
 

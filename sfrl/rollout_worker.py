@@ -102,8 +102,8 @@ def slots_of(split: int, config: Config) -> range:
 class RolloutWorker:
     """Steps its splits in turn: while one waits for its actions, another's environments work.
 
-    A split's message comes back as (slot, t): row t has its actions, or, with t = T, the learner is
-    done with the whole slot.
+    A split's message comes back as it was put, (slot, t, generation): row t has its actions, or,
+    with t = T, the learner is done with the whole slot.
 
     The same code starts a worker whose forerunner was killed, at whatever instruction. What that
     one had put is the learner's; all else that it had begun is discarded, and late answers to it
@@ -174,6 +174,7 @@ class RolloutWorker:
         for _ in range(split.index % _MAX_STAGGER * self.rollout_length):
             split.env.send(rng.integers(num_actions, size=split.env.num_envs))
             split.recv()
+            self.timer.lap("env_step")
 
     def step(self) -> bool:
         """Send the actions that have come, then finish the split that has stepped longest."""

@@ -20,7 +20,7 @@ import numpy as np
 import envs
 from sfrl import checkpoint, limits
 from sfrl.config import Config
-from sfrl.crew import Crew, ProcessCrew, SerialCrew, Shared, WorkerError, make_shared
+from sfrl.crew import Crew, ProcessCrew, SerialCrew, WorkerError
 from sfrl.display import Display, make_display
 from sfrl.metrics import MetricsWriter, RunMetrics
 from sfrl.process import (
@@ -32,6 +32,7 @@ from sfrl.process import (
     LearnerReport,
     Notice,
 )
+from sfrl.roles import Shared, make_shared
 from sfrl.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.timing import COMPONENT_STAGES
 
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 # For the workers to finish, before they are killed. The learner writes a checkpoint meanwhile.
 STOP_TIMEOUT_S = 8.0
+FAILED_STOP_TIMEOUT_S = 4.0
 # While they start there is nothing to save, and one that imports torch would not look up.
 STARTING_STOP_TIMEOUT_S = 1.0
 # A second Ctrl-C that comes earlier is none: `timeout` signals a process, and then its group.
@@ -97,7 +99,7 @@ class Trainer:
         self._first_signal_s = 0.0  # on the monotonic clock
         self._lag_counts = np.zeros(1, np.int64)
         self._write_failures = 0
-        self._write_problem = ("", "")  # the latest: of what, and why
+        self._write_problems: dict[str, str] = {}  # the latest reason, by what was not written
         self._best_saved = checkpoint.best_score(self.run_dir) if config.resume else None
         self._last_checkpoint = str(self.resumed.path) if self.resumed else None
 
@@ -198,8 +200,10 @@ class Trainer:
                     self._lag_counts = self._lag_counts + np.asarray(lag_counts)
                 case CheckpointSaved(path, best_score):
                     self._last_checkpoint = path
-                    self._best_saved = self._best_saved if best_score is None else best_score
-                    log.info("checkpoint: %s", path)
+                    if best_score is None:
+                        log.info("checkpoint: %s", path)
+                    else:
+                        self._best_saved = best_score
                 case CheckpointFailed(reason):
                     self._write_failed("the checkpoint", reason)
                 case Notice(level, text):
@@ -225,15 +229,19 @@ class Trainer:
         try:
             writer.write(record, self._lag_counts.tolist())
         except OSError as error:
-            self._write_failed("metrics", str(error))
-        display.update(record)
+            self._write_failed("metrics", error)
+        try:
+            display.update(record)
+        except OSError as error:  # the terminal is a file on a full disk, or is gone
+            self._write_failed("the display", error)
         self._lag_counts = np.zeros(1, np.int64)
 
-    def _write_failed(self, what: str, reason: str) -> None:
+    def _write_failed(self, what: str, error: str | OSError) -> None:
         """Training goes on. What is told at every failure would bury the rest of the log."""
         self._write_failures += 1
-        if (what, reason) != self._write_problem:
-            self._write_problem = (what, reason)
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else error
+        if self._write_problems.get(what) != reason:
+            self._write_problems[what] = reason
             log.warning("%s could not be written, and will be tried again: %s", what, reason)
 
     def _request_checkpoint(self) -> None:
@@ -251,7 +259,10 @@ class Trainer:
         has_begun = self.shared.progress.learner_steps > 0
         if has_begun:
             self._request_checkpoint()
-        failures = self.crew.stop(STOP_TIMEOUT_S if has_begun else STARTING_STOP_TIMEOUT_S)
+        timeout_s = STOP_TIMEOUT_S if has_begun else STARTING_STOP_TIMEOUT_S
+        if sys.exception() is not None:  # one has failed: others may hang as well
+            timeout_s = min(timeout_s, FAILED_STOP_TIMEOUT_S)
+        failures = self.crew.stop(timeout_s)
         self._collect()
         log.info("last checkpoint: %s", self._last_checkpoint or "none, training had not begun")
         return failures if has_begun else []  # those were killed while they started

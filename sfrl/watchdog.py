@@ -9,11 +9,13 @@ import psutil
 
 from sfrl.config import Config
 from sfrl.progress import Progress
+from sfrl.timing import LEARNER_STAGES, POLICY_STAGES
 
 # A look that comes later than this after the one before counts as this much: the trainer itself
 # was stopped or the machine asleep, and the workers have had no more time than it.
 _LONGEST_LOOK_S = 1.0
-START_LIMIT_S = 120.0  # until the first lap: imports, emulators, a first compilation
+_SUSPICIOUS_S = 0.2  # so long a step is worth a look at the process's state
+START_LIMIT_S = 120.0  # until it has done its first work: imports, emulators, a first compilation
 
 
 def component_names(config: Config) -> list[str]:
@@ -28,9 +30,9 @@ def component_names(config: Config) -> list[str]:
 class Watchdog:
     """Notices workers that hang.
 
-    Every worker ends a lap of its `StageTimer` at least twice a second while all is well, waiting
-    included; one long stage lasts a step of an environment, or one minibatch. One whose times stand
-    still for too long hangs, unless it was stopped (SIGSTOP) or waits for a disk.
+    Every worker ends a lap of its `StageTimer` at least twice a second while it waits, and after
+    every step of its environments, inference, minibatch or checkpoint. One whose times stand still
+    for too long hangs, unless it was stopped (SIGSTOP) or waits for a disk.
     """
 
     def __init__(self, config: Config, progress: Progress) -> None:
@@ -62,13 +64,13 @@ class Watchdog:
             if done != self._seen[name]:
                 self._seen[name], self._still_s[name] = done, 0.0
                 continue
+            # Asked at every look, so that no part of the time in which it was stopped counts.
+            if self._still_s[name] >= _SUSPICIOUS_S and self._is_suspended(name):
+                self._still_s[name] = 0.0
+                continue
             self._still_s[name] += passed_s
             limit_s, flag = self._limit(name)
-            if self._still_s[name] < limit_s:
-                continue
-            if self._is_suspended(name):
-                self._still_s[name] = 0.0
-            else:
+            if self._still_s[name] >= limit_s:
                 found[name] = f"{self._place(name)} for {limit_s:g} s{flag}"
         return found
 
@@ -76,20 +78,28 @@ class Watchdog:
         config = self._config
         if name.startswith("rollout") and self._stepping(name) is not None:
             return config.env_timeout, f" (env_timeout={config.env_timeout:g})"
-        if self._seen[name] == self._first[name]:
+        if not self._has_worked(name):
             return START_LIMIT_S, ""
         if name.startswith("rollout"):
             return config.env_timeout, f" (env_timeout={config.env_timeout:g})"
         remedy = "raise it if a single minibatch takes as long"
         return config.stall_timeout, f" (stall_timeout={config.stall_timeout:g}; {remedy})"
 
+    def _has_worked(self, name: str) -> bool:
+        """Networks: once the first minibatch or inference is done, which warms much up."""
+        if name.startswith("rollout"):
+            return self._seen[name] != self._first[name]
+        is_learner = name == "learner"
+        work = LEARNER_STAGES.index("train") if is_learner else POLICY_STAGES.index("forward")
+        return bool(self._progress.laps(self._names.index(name))[work] > 0)
+
     def _place(self, name: str) -> str:
         if (step := self._stepping(name)) is not None:
             return (
                 f"has been in a step of env {step[1]} of its split {step[0]}, {self._config.env},"
             )
-        if self._seen[name] == self._first[name]:
-            return "has not started"
+        if not self._has_worked(name):
+            return "has not begun to work"
         return "has not got on"
 
     def _stepping(self, name: str) -> tuple[int, int] | None:

@@ -1,8 +1,8 @@
 """Rollout and policy workers that gather real experience in this thread."""
 
-from sfrl.crew import Shared, make_policy_worker, make_rollout_worker
 from sfrl.index_queue import unpack
 from sfrl.process import Mailbox
+from sfrl.roles import Shared, make_policy_worker, make_rollout_worker
 
 
 class Actors:

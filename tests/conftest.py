@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sfrl.config import Config
-from sfrl.crew import Shared
+from sfrl.roles import Shared
 from sfrl.shared_memory import unlink_segments
 from sfrl.trainer import Trainer
 

@@ -11,9 +11,9 @@ import envs
 from sfrl import measure
 from sfrl.bench.run import Recycler
 from sfrl.config import Config
-from sfrl.crew import make_learner
 from sfrl.defaults import available_cores
 from sfrl.process import Mailbox
+from sfrl.roles import make_learner
 from sfrl.timing import is_waiting
 from tests.actors import Actors
 from tests.runs import ROOT, children, components, group, interrupt, segments, wait_for

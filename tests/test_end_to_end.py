@@ -4,7 +4,9 @@ import dataclasses
 import itertools
 import math
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,6 +134,23 @@ def test_a_serial_run_whose_environments_cannot_be_saved_starts_them_anew_and_sa
     config = interrupted(config, monkeypatch, 50)
     Trainer(config).run()
     assert "environments could not be saved; they start anew, from other seeds" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_of_this_checkpoint_format_goes_on(tmp_path):
+    """A file written when format 3 was new: whoever changes the format keeps a way to read it."""
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    data = Path(__file__).parent / "data"
+    shutil.copy(data / "config-3.json", run_dir / "config.json")
+    shutil.copy(data / "checkpoint-3.pt", run_dir / "checkpoints" / "latest-000000004000.pt")
+    before = checkpoint.load_latest(run_dir).state["counters"]
+    flags = (f"--run-dir={run_dir}", "--resume", "--train-frames=20000", "--lr-schedule=constant")
+    ended = run_training(None, *flags)
+    assert ended.code == 0, ended.stderr
+    after = checkpoint.load_latest(run_dir).state["counters"]
+    assert after["env_frames"] >= 20_000 > before["env_frames"]
+    assert after["learner_steps"] > before["learner_steps"] > 0
 
 
 TINY_PONG = (

@@ -1,6 +1,7 @@
 """Files and flags from strangers end in one clear error, or are taken; never in anything else."""
 
 import collections
+import copy
 import dataclasses
 import io
 import json
@@ -19,9 +20,9 @@ from hypothesis import strategies as st
 from sfrl import checkpoint
 from sfrl.checkpoint import CheckpointError
 from sfrl.config import DEFAULTS, Config, ConfigError
-from sfrl.crew import make_learner
 from sfrl.metrics import RunMetrics
 from sfrl.process import Mailbox
+from sfrl.roles import make_learner
 from tests.test_checkpoint import make_state
 
 NUM_CASES = 10_000
@@ -87,6 +88,49 @@ def test_no_damaged_file_does_more_than_fail_to_load(tmp_path, no_gigabytes):
     assert len(refused) > NUM_CASES / 2
     assert num_loaded + len(refused) == NUM_CASES
     assert all(str(path) in text for text in refused)
+
+
+def rewritten(content: bytes, change) -> bytes:
+    """The archive with `change` made to its pickle, and right checksums."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(target, "w") as new:
+        for member in old.infolist():
+            data = old.read(member)
+            new.writestr(member.filename, change(data) if "data.pkl" in member.filename else data)
+    return target.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of what it reads
+def test_no_damaged_pickle_does_more_than_fail_to_load(tmp_path, no_gigabytes):
+    """Here the checksums are right: what is wrong gets as far as torch's unpickler."""
+    content = io.BytesIO()
+    torch.save(make_state() | {"version": checkpoint.FORMAT_VERSION}, content)
+    rng = random.Random(4)
+    path = tmp_path / "x.pt"
+    refused = []
+    for _ in range(3000):
+        path.write_bytes(rewritten(content.getvalue(), lambda data: damaged(data, rng)))
+        try:
+            state = checkpoint.load(path)
+        except CheckpointError as error:
+            refused.append(str(error))
+        else:
+            copy.deepcopy(state)  # reads every tensor
+    assert len(refused) > 1500
+    assert all(str(path) in text for text in refused)
+
+
+def test_a_storage_larger_than_its_record_is_refused(tmp_path):
+    """torch believes the pickle's size, and would read beyond the record."""
+    path = tmp_path / "x.pt"
+    state = make_state() | {"version": checkpoint.FORMAT_VERSION, "more": torch.zeros(201)}
+    torch.save(state, path)
+    smaller, larger = b"K\xc9", b"K\xfa"  # pickle's way to write 201 and 250
+    assert smaller in zipfile.ZipFile(path).read("x/data.pkl")
+    content = rewritten(path.read_bytes(), lambda data: data.replace(smaller, larger))
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"x\.pt"):
+        checkpoint.load(path)
 
 
 def test_a_small_file_that_says_it_is_large_is_refused(tmp_path, no_gigabytes):

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from sfrl import checkpoint
-from sfrl.crew import make_learner
 from sfrl.index_queue import unpack
 from sfrl.learner import LearnerError
 from sfrl.metrics import RunMetrics
 from sfrl.process import CheckpointRequest, LearnerReport, Mailbox
+from sfrl.roles import make_learner
 from sfrl.vtrace import vtrace
 from sfrl.weights import WeightsReader
 from tests.actors import Actors

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from sfrl import distributions
-from sfrl.crew import make_learner, make_policy_worker
 from sfrl.index_queue import unpack
 from sfrl.model import make_model
 from sfrl.process import Mailbox
+from sfrl.roles import make_learner, make_policy_worker
 from sfrl.trajectory_buffer import Owner
 from tests.actors import Actors
 

@@ -14,11 +14,11 @@ import envs
 from sfrl import crew
 from sfrl.channels import Channels
 from sfrl.config import Config
-from sfrl.crew import Shared
 from sfrl.index_queue import unpack
 from sfrl.model import make_model
 from sfrl.process import Mailbox, run_child
 from sfrl.progress import Progress
+from sfrl.roles import Shared
 from sfrl.rollout_worker import RolloutWorker
 from sfrl.trajectory_buffer import Owner, SlotSpec, TrajectoryBuffer
 from tests.ledger import CheckingLearner

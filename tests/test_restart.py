@@ -11,15 +11,10 @@ import pytest
 import torch
 
 from sfrl import progress, rollout_worker, trajectory_buffer
-from sfrl.crew import (
-    ProcessCrew,
-    Shared,
-    WorkerError,
-    make_policy_worker,
-    make_rollout_worker,
-)
+from sfrl.crew import ProcessCrew, WorkerError
 from sfrl.model import make_model
 from sfrl.process import CheckpointRequest, Mailbox, Report, worker_loop
+from sfrl.roles import Shared, make_policy_worker, make_rollout_worker
 from sfrl.rollout_worker import RolloutWorker
 from tests.killing import killed_at
 from tests.ledger import CheckingLearner

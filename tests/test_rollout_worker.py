@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from sfrl.crew import Shared, make_rollout_worker
 from sfrl.index_queue import Message, pack, unpack
 from sfrl.process import EpisodeEnded, Mailbox, run_child, worker_loop
+from sfrl.roles import Shared, make_rollout_worker
 from sfrl.rollout_worker import RolloutWorker
 from sfrl.timing import ROLLOUT_STAGES
 from sfrl.trajectory_buffer import Owner

@@ -9,6 +9,7 @@ from gymnasium.spaces import Box, Discrete
 
 import envs
 from envs import EnvError
+from envs.rules import Rules
 
 NUM_GOOD_STEPS = 3
 
@@ -68,6 +69,12 @@ def play(fault, *, copy=1, **settings):
 def test_a_broken_rule_is_told_by_copy_and_step(fault, text):
     with pytest.raises(EnvError, match=f"Breaks-v0, env 1, step 4: its {text}"):
         play(fault)
+
+
+def test_a_larger_integer_is_no_pixel():
+    rules = Rules("Breaks-v0", Box(0, 255, (2, 2), np.uint8), 2)
+    with pytest.raises(EnvError, match=r"is uint16\[2, 2\], .* says uint8"):
+        rules.observation(np.zeros((2, 2), np.uint16), 0, 1)
 
 
 def test_numbers_of_other_types_are_taken():

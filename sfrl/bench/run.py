@@ -18,19 +18,12 @@ from numpy.typing import NDArray
 
 from envs import EnvSpec
 from sfrl.config import Config
-from sfrl.crew import (
-    LearnerBody,
-    PolicyBody,
-    ProcessCrew,
-    Shared,
-    WorkerError,
-    make_learner,
-    make_shared,
-)
+from sfrl.crew import LearnerBody, PolicyBody, ProcessCrew, WorkerError
 from sfrl.defaults import available_cores
 from sfrl.index_queue import unpack
 from sfrl.measure import MeasureError, interrupts_deferred
 from sfrl.process import CheckpointRequest, LearnerReport, Mailbox, Report, worker_loop
+from sfrl.roles import Shared, make_learner, make_shared
 from sfrl.shared_memory import MIB, unlink_segments
 from sfrl.timing import (
     COMPONENT_STAGES,
@@ -90,6 +83,7 @@ class Recycler:
         for message in messages:
             slot = unpack(message).slot
             self.buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
+            self.buffer.released[slot] = self.buffer.generation[slot]
             worker = slot // (config.slots_per_split * config.num_splits)
             self.replies[worker].put(message, config.num_policy_workers)
         self.timer.lap("gather")
