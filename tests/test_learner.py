@@ -443,7 +443,8 @@ def test_the_last_checkpoint_is_written_when_the_run_stops(make_bench):
     bench.requests.put(CheckpointRequest(RunMetrics().state(), best_score=7.5))
     bench.requests.put(CheckpointRequest(RunMetrics().state(), best_score=None))
     bench.learner.close()
-    (saved,) = bench.reports.get_all()
+    saved, best = bench.reports.get_all()
+    assert (saved.best_score, best.best_score) == (None, 7.5)
     state = checkpoint.load(saved.path)
     assert state["counters"]["env_steps"] == 123
     assert same(state["model"], bench.model.state_dict())
