@@ -34,9 +34,9 @@ class Rules:
         self._shape, self._dtype = space.shape, space.dtype
         is_bounded = bool(space.bounded_below.any() or space.bounded_above.any())
         self._bounds = (space.low, space.high) if is_bounded and space.dtype != np.uint8 else None
-        # float64 for float32 is common, and harmless; a larger integer would wrap around.
-        self._casting: Literal["same_kind", "safe"] = (
-            "same_kind" if np.issubdtype(space.dtype, np.floating) else "safe"
+        # Pixels stay uint8, where a larger integer would wrap around. All else becomes float32.
+        self._casting: Literal["safe", "same_kind"] = (
+            "safe" if space.dtype == np.uint8 else "same_kind"
         )
         self._has_warned = False
         self._known_spaces: dict[int, object] = {}  # copy -> its space, found to be the first's

@@ -77,6 +77,11 @@ def test_a_larger_integer_is_no_pixel():
         rules.observation(np.zeros((2, 2), np.uint16), 0, 1)
 
 
+def test_numbers_for_a_vector_may_be_of_another_size():
+    rules = Rules("Breaks-v0", Box(0, 255, (2,), np.int32), 2)
+    assert rules.observation(np.zeros(2, np.int64), 0, 1).tolist() == [0, 0]
+
+
 def test_numbers_of_other_types_are_taken():
     for fault in ((0, [1, 2]), (0, np.ones(2)), (1, np.int8(1)), (1, True), (2, np.bool_(False))):
         assert play(fault)[-1][1].rewards.tolist() == [1, 1]
