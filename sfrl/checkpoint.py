@@ -155,7 +155,8 @@ def load(path: Path | str) -> dict[str, Any]:
             "use the version of sfrl that wrote it"
         )
     try:
-        problem = next(_problems(state), None) or _storage_problem(state, members)
+        record_sizes = [m.file_size for m in members if "/data/" in m.filename]
+        problem = next(_problems(state, record_sizes), None)
     except (RecursionError, *MISFITS) as error:  # tensors of kinds that we do not write
         raise CheckpointError(f"{path} cannot be read ({_reason(error)}); {remedy}") from error
     if problem:
@@ -163,32 +164,7 @@ def load(path: Path | str) -> dict[str, Any]:
     return state
 
 
-def _storage_problem(state: dict[str, Any], members: list[zipfile.ZipInfo]) -> str | None:
-    """torch takes a storage's size from the pickle; what is larger than its record would be read
-    from memory that is not its own."""
-    import torch
-
-    sizes: dict[int, int] = {}
-
-    def note(value: Any) -> None:
-        match value:
-            case dict():
-                for part in value.values():
-                    note(part)
-            case list() | tuple():
-                for part in value:
-                    note(part)
-            case torch.Tensor():
-                storage = value.untyped_storage()
-                sizes[storage.data_ptr()] = storage.nbytes()
-
-    note(state)
-    claimed = sorted(size for size in sizes.values() if size)
-    there = sorted(m.file_size for m in members if "/data/" in m.filename and m.file_size)
-    return None if claimed == there else "its tensors are not of the sizes of its records"
-
-
-def _problems(state: dict[str, Any]) -> Iterator[str]:
+def _problems(state: dict[str, Any], record_sizes: list[int]) -> Iterator[str]:
     """What in the file cannot come from `save`, where others would stumble over it."""
     import torch
 
@@ -202,30 +178,39 @@ def _problems(state: dict[str, Any]) -> Iterator[str]:
     for name, value in state["model"].items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             yield f"its model has {name!r:.40}: {type(value).__name__}"
-    yield from _content_problems(state)
+    leaves = list(_leaves(state))
+    for value in leaves:
+        match value:
+            case torch.Tensor():
+                if value.layout != torch.strided or value.device.type != "cpu":
+                    yield f"a tensor of {value.layout} on {value.device}"
+                elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                    yield f"a tensor of {value.numel()} elements has less in the file"
+            case None | bool() | int() | float() | str():
+                pass
+            case _:
+                yield f"a {type(value).__name__}"
+    # torch takes a storage's size from the pickle: what is larger than its record would be read
+    # from memory that is not its own.
+    storages = [value.untyped_storage() for value in leaves if isinstance(value, torch.Tensor)]
+    claimed = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
+    if sorted(claimed.values()) != sorted(size for size in record_sizes if size):
+        yield "its tensors are not of the sizes of its records"
     if "metrics" in state and (problem := metrics_problem(state["metrics"])):
         yield f"its metrics: {problem}"
 
 
-def _content_problems(value: Any) -> Iterator[str]:
-    import torch
-
-    match value:
+def _leaves(tree: Any) -> Iterator[Any]:
+    """What is in the containers."""
+    match tree:
         case dict():
-            for part in value.values():
-                yield from _content_problems(part)
+            for part in tree.values():
+                yield from _leaves(part)
         case list() | tuple():
-            for part in value:
-                yield from _content_problems(part)
-        case torch.Tensor():
-            if value.layout != torch.strided or value.device.type != "cpu":
-                yield f"a tensor of {value.layout} on {value.device}"
-            elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                yield f"a tensor of {value.numel()} elements has less in the file"
-        case None | bool() | int() | float() | str():
-            pass
+            for part in tree:
+                yield from _leaves(part)
         case _:
-            yield f"a {type(value).__name__}"
+            yield tree
 
 
 def load_latest(run_dir: Path | str) -> Checkpoint:
