@@ -3,8 +3,12 @@
 from collections import Counter
 
 import numpy as np
+import torch
 
 from sfrl.learner import Learner, Minibatch
+from sfrl.model import make_model
+from sfrl.process import Mailbox
+from sfrl.roles import Shared
 from sfrl.trajectory_buffer import Owner
 from tests.tiny_envs import is_final, successor
 
@@ -13,6 +17,7 @@ class CheckingLearner(Learner):
     """Takes, gathers and returns slots as the learner does; instead of training it checks them."""
 
     num_rows = 0
+    num_decisions = 0  # rows that did not only reset
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -49,3 +54,23 @@ class CheckingLearner(Learner):
         self.identities[split] = rows.obs[0, :, :2]
         self.actions_seen.update(rows.actions.ravel().tolist())
         self.num_rows += rows.actions.size
+        self.num_decisions += int(rows.valid[:-1].sum())
+
+
+def make_checking_learner(shared: Shared, reports: Mailbox, requests: Mailbox) -> CheckingLearner:
+    torch.manual_seed(0)
+    model = make_model("mlp", (5,), shared.num_actions, obs_is_image=False)
+    learner = CheckingLearner(
+        shared.config,
+        model,
+        torch.float32,
+        shared.buffer,
+        shared.channels,
+        shared.weights,
+        shared.progress,
+        reports,
+        requests,
+        shared.stop,
+    )
+    learner.publish()
+    return learner

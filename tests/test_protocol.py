@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from gymnasium.spaces import Box, Discrete
 
 import envs
@@ -15,13 +14,12 @@ from sfrl import crew
 from sfrl.channels import Channels
 from sfrl.config import Config
 from sfrl.index_queue import unpack
-from sfrl.model import make_model
 from sfrl.process import Mailbox, run_child
 from sfrl.progress import Progress
 from sfrl.roles import Shared
 from sfrl.rollout_worker import RolloutWorker
 from sfrl.trajectory_buffer import Owner, SlotSpec, TrajectoryBuffer
-from tests.ledger import CheckingLearner
+from tests.ledger import make_checking_learner
 
 # --- on a tape ---
 
@@ -266,20 +264,7 @@ def _start_workers(shared: Shared, reports: Mailbox) -> list:
 def test_every_row_arrives_at_the_learner_unmixed(make_shared, settings):
     shared = make_shared(**LEDGER, **settings)
     reports = Mailbox()
-    torch.manual_seed(0)
-    learner = CheckingLearner(
-        shared.config,
-        make_model("mlp", (5,), shared.num_actions, obs_is_image=False),
-        torch.float32,
-        shared.buffer,
-        shared.channels,
-        shared.weights,
-        shared.progress,
-        reports,
-        Mailbox(),
-        shared.stop,
-    )
-    learner.publish()
+    learner = make_checking_learner(shared, reports, Mailbox())
     processes = _start_workers(shared, reports)
     deadline_s = time.monotonic() + 60
     try:

@@ -8,16 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 
 from sfrl import progress, rollout_worker, trajectory_buffer
 from sfrl.crew import ProcessCrew, WorkerError
-from sfrl.model import make_model
 from sfrl.process import CheckpointRequest, Mailbox, Report, worker_loop
 from sfrl.roles import Shared, make_policy_worker, make_rollout_worker
 from sfrl.rollout_worker import RolloutWorker
 from tests.killing import killed_at
-from tests.ledger import CheckingLearner
+from tests.ledger import make_checking_learner
 
 T, N = 4, 2
 LEDGER = {
@@ -36,27 +34,8 @@ LEDGER = {
 }
 
 
-def make_checking_learner(shared: Shared, reports: Mailbox, requests: Mailbox) -> CheckingLearner:
-    torch.manual_seed(0)
-    model = make_model("mlp", (5,), shared.num_actions, obs_is_image=False)
-    learner = CheckingLearner(
-        shared.config,
-        model,
-        torch.float32,
-        shared.buffer,
-        shared.channels,
-        shared.weights,
-        shared.progress,
-        reports,
-        requests,
-        shared.stop,
-    )
-    learner.publish()
-    return learner
-
-
 def assert_accounts_are_right(shared: Shared) -> None:
-    """Decisions produced = learned + discarded + in flight, the latter counted row by row."""
+    """No counter contradicts another, wherever a worker was killed."""
     buffer, counted = shared.buffer, shared.progress
     in_flight = np.where(buffer.is_filled, counted.env_steps[:-1] - counted.begun_steps, 0)
     assert (in_flight >= 0).all()
@@ -93,6 +72,8 @@ class Serial:
             progressed = [self.worker.step(), self.others_step()]
             assert any(progressed), "a slot or a message is lost"
             assert_accounts_are_right(self.shared)
+            learned = self.shared.progress.learned_steps.sum()
+            assert learned == self.learner.num_decisions, "the learner's own count"
 
 
 def test_a_worker_may_die_at_any_line(make_shared):
