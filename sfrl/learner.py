@@ -19,7 +19,7 @@ from sfrl.index_queue import unpack
 from sfrl.metrics import LEARNER_COUNTERS
 from sfrl.model import ActorCritic
 from sfrl.process import (
-    FAILURE_TIMEOUT_S,
+    DELIVERY_TIMEOUT_S,
     CheckpointFailed,
     CheckpointRequest,
     CheckpointSaved,
@@ -352,7 +352,7 @@ class Learner:
 
     def _tell(self, report: Report) -> None:
         """A report that must not be dropped for want of room."""
-        self.reports.put(report, FAILURE_TIMEOUT_S)
+        self.reports.put(report, DELIVERY_TIMEOUT_S)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the learner. Normalization statistics are model buffers."""

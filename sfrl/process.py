@@ -20,7 +20,7 @@ from sfrl.metrics import MetricsState
 from sfrl.shared_memory import SharedArray, StopFlag, Stopped
 
 WAIT_TIMEOUT_S = 0.5
-FAILURE_TIMEOUT_S = 1.0
+DELIVERY_TIMEOUT_S = 1.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, an order to stop, a closed terminal: to the trainer all mean save and end."""
 
@@ -183,7 +183,7 @@ def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> 
     except Stopped:  # while it was still starting
         pass
     except Exception:
-        reports.put(Failure(traceback.format_exc()[-_MAX_TEXT:]), FAILURE_TIMEOUT_S)
+        reports.put(Failure(traceback.format_exc()[-_MAX_TEXT:]), DELIVERY_TIMEOUT_S)
         raise SystemExit(1) from None
 
 
