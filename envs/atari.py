@@ -218,9 +218,8 @@ class _Game:
     def load_state(self, state: EnvState) -> None:
         """Play the episode again, at 0.2 s for 5,000 frames. For an emulator that is as loaded.
 
-        ALE's state does not hold all of the machine's: in the middle of an episode a restored
-        emulator may differ by the next frame (in 3% of Pong's, by a byte of memory). Restored right
-        after a reset it was the same for as long as was looked (600 frames, ten games).
+        ALE's state does not hold all of the machine's: restored within an episode it may differ by
+        the next frame, restored right after a reset it does not (docs/experiments.md).
         """
         start = ALEState.__new__(ALEState)
         start.__setstate__(state["start"].tobytes())
