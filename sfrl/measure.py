@@ -46,7 +46,7 @@ from sfrl.roles import (
     pin_and_nice,
 )
 from sfrl.rollout_worker import Split
-from sfrl.shared_memory import unlink_segments
+from sfrl.shared_memory import sweep_stale_segments
 from sfrl.timing import ROLLOUT_STAGES
 
 Precision = Literal["float32", "bfloat16"]
@@ -400,7 +400,7 @@ def _in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
             if len(results) < len(children):
                 child.kill()
             child.join()
-            unlink_segments(child.pid or 0)
+            sweep_stale_segments(child.pid)
 
 
 @contextmanager

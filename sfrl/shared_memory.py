@@ -1,32 +1,34 @@
 """Arrays in shared memory: created by the trainer, attached by name in its children.
 
-Segments are files in /dev/shm named `sfrl-<pid of the trainer>-<n>-<name>`, so that a leftover can
-be told from a living run's. They are made by hand rather than by
-`multiprocessing.shared_memory`, for two reasons: the space is reserved at creation, so that a full
-/dev/shm is an error here and not a bus error in some child later; and no resource tracker unlinks
-a segment because one child that attached it has gone.
+Segments are files in a folder of the run's own, `/dev/shm/sfrl-<pid of the trainer>-<random>`. The
+trainer holds a lock on the folder, which the kernel takes from it when it dies: so a leftover can
+be told from a living run's, also where containers share /dev/shm but do not see each other's
+processes. Segments are made by hand rather than by `multiprocessing.shared_memory`, for two
+reasons: the space is reserved at creation, so that a full /dev/shm is an error here and not a bus
+error in some child later; and no resource tracker unlinks a segment because one child that attached
+it has gone.
 """
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import math
 import mmap
 import os
-import re
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import DTypeLike, NDArray
 
 SHM_DIR = Path("/dev/shm")
 MIB = 1024 * 1024
 _segment_numbers: Iterator[int] = itertools.count()
+_own_folder: tuple[Path, int] | None = None  # of this process, and the descriptor with its lock
 
 
 class Stopped(Exception):
@@ -55,7 +57,6 @@ class SharedArray:
         self._attach()
 
     def _reserve(self, num_bytes: int) -> None:
-        self.unlink()  # a dead process with the same pid may have left one of this name
         fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             os.posix_fallocate(fd, 0, num_bytes)
@@ -109,7 +110,30 @@ class StopFlag:
 
 def segment_path(name: str) -> Path:
     """A free path for a segment that belongs to this process, whoever creates it."""
-    return SHM_DIR / f"sfrl-{os.getpid()}-{next(_segment_numbers)}-{name}"
+    global _own_folder
+    if _own_folder is None:
+        _own_folder = _make_folder()
+    return _own_folder[0] / f"{next(_segment_numbers)}-{name}"
+
+
+def _make_folder() -> tuple[Path, int]:
+    """A new folder, which only this user may enter, and the descriptor that holds its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"sfrl-{os.getpid()}-", dir=SHM_DIR))
+        descriptor = os.open(folder, os.O_RDONLY)
+        # Another process's sweep may have locked it before, and removed it.
+        if _lock(descriptor) and folder.exists():
+            return folder, descriptor
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether nobody else held the lock. It ends with the descriptor, or the process."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def shm_shortage(needed_bytes: int, what: str) -> str | None:
@@ -129,19 +153,28 @@ def _shortage_text(needed_bytes: int, what: str) -> str:
     )
 
 
-def unlink_segments(pid: int) -> None:
-    """Remove every segment that the process `pid` created."""
-    for path in SHM_DIR.glob(f"sfrl-{pid}-*"):
-        path.unlink(missing_ok=True)
+def unlink_segments() -> None:
+    """Remove every segment that belongs to this process."""
+    global _own_folder
+    if _own_folder is not None:
+        folder, descriptor = _own_folder
+        _own_folder = None
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
-def sweep_stale_segments() -> list[str]:
-    """Remove the segments of runs whose trainer is dead; return their names."""
+def sweep_stale_segments(pid: int | None = None) -> list[str]:
+    """Remove the segments of processes that have died, or of this one; return their folders."""
     swept = []
-    for path in SHM_DIR.glob("sfrl-*"):
-        match = re.match(r"sfrl-(\d+)-", path.name)
-        if match and not psutil.pid_exists(int(match[1])):
-            with suppress(PermissionError):  # another user's
-                path.unlink(missing_ok=True)
-                swept.append(path.name)
+    for folder in SHM_DIR.glob(f"sfrl-{pid or '*'}-*"):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except (PermissionError, FileNotFoundError, NotADirectoryError):
+            continue  # another user's, or just gone, or not ours
+        try:
+            if _lock(descriptor):
+                shutil.rmtree(folder, ignore_errors=True)
+                swept.append(folder.name)
+        finally:
+            os.close(descriptor)
     return swept

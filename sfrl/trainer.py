@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import importlib
 import logging
-import os
 import signal
 import sys
 import time
@@ -105,7 +104,7 @@ class Trainer:
 
     def _make_shared(self) -> Shared:
         config = self.config
-        atexit.register(unlink_segments, os.getpid())  # however this process ends, but for SIGKILL
+        atexit.register(unlink_segments)  # however this process ends, but for SIGKILL
         for name in sweep_stale_segments():
             log.warning("removed %s, which a dead run had left in shared memory", name)
         spec = envs.describe(config.env, config.frameskip)
@@ -137,7 +136,7 @@ class Trainer:
         resume_frames = self._first_frame if self.resumed else None
         resume_path = str(self.resumed.path) if self.resumed else None
         with ExitStack() as stack:
-            stack.callback(unlink_segments, os.getpid())
+            stack.callback(unlink_segments)
             stack.enter_context(signals_to(self._note_signal))
             display = stack.enter_context(
                 make_display(

@@ -1,4 +1,3 @@
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,4 +17,4 @@ def make_shared(tmp_path: Path) -> Iterator[Callable[..., Shared]]:
         return Trainer(Config(run_dir=str(tmp_path), **settings)).shared
 
     yield make
-    unlink_segments(os.getpid())
+    unlink_segments()

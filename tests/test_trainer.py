@@ -1,6 +1,5 @@
 """Trainer: its clock, its warnings, and which weights it asks the learner to keep."""
 
-import os
 import sys
 import time
 
@@ -20,7 +19,7 @@ def test_the_clock_runs_from_the_command_on(tmp_path):
     trainer = Trainer(config(tmp_path), started_s=time.monotonic() - 100)
     assert 100 <= trainer.metrics.state()["time_s"] < 200
     assert 100 <= trainer._summary().seconds < 200
-    unlink_segments(os.getpid())
+    unlink_segments()
 
 
 def test_what_makes_a_run_slower_is_told(tmp_path, monkeypatch):
@@ -52,7 +51,7 @@ def test_weights_are_kept_as_the_best_only_for_the_score_they_have_now(tmp_path)
         trainer.crew._received.append(CheckpointSaved("latest.pt", request.best_score))
         trainer._collect()
     assert kept == [5, None, 6, None]
-    unlink_segments(os.getpid())
+    unlink_segments()
 
 
 def test_a_best_that_the_disk_did_not_take_is_asked_for_again(tmp_path):
@@ -67,4 +66,4 @@ def test_a_best_that_the_disk_did_not_take_is_asked_for_again(tmp_path):
         trainer.crew._received.extend(outcomes)
         trainer._collect()
     assert kept == [5, 5, None]
-    unlink_segments(os.getpid())
+    unlink_segments()

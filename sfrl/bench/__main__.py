@@ -11,7 +11,6 @@ import atexit
 import dataclasses
 import importlib.util
 import math
-import os
 import signal
 import statistics
 import sys
@@ -53,7 +52,7 @@ TRAINING_WINDOWS = 5
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark with these arguments; returns the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    atexit.register(unlink_segments, os.getpid())
+    atexit.register(unlink_segments)
     try:
         options, config = _read(argv)
     except (ValueError, CheckpointError, gymnasium.error.Error) as error:

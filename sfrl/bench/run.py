@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import os
 import pickle
 import time
 from collections import defaultdict
@@ -155,7 +154,7 @@ def _started(
         if failures:
             raise WorkerError("\n".join(failures))
     finally:
-        unlink_segments(os.getpid())
+        unlink_segments()
 
 
 def _advance(crew: ProcessCrew, seconds: float) -> list[Report]:
