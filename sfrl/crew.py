@@ -61,7 +61,8 @@ class Crew(Protocol):
         """End all workers; the learner serves its last checkpoint request before it goes.
 
         Returns:
-            What happened to each that failed, or that was killed because it took longer.
+            What happened to each that failed, or that was killed because it took longer; but for
+            rollout workers, of whom a run that ends needs nothing more: the log tells of them.
         """
 
     def kill(self) -> None:
@@ -195,6 +196,7 @@ class ProcessCrew:
         self._processes: dict[str, SpawnProcess] = {}
         self._watchdog = Watchdog(shared.config, shared.progress)
         self._restarts: deque[tuple[float, str]] = deque()  # of the last hour: when, and why
+        self._is_killed = False
 
     def start(self, resume_path: str | None) -> None:
         shared, mailboxes = self._shared, self._mailboxes
@@ -309,9 +311,18 @@ class ProcessCrew:
                 log.warning("%s did not stop within %.0f s; killing it", name, timeout_s)
                 process.kill()
                 process.join()
-        return [self._obituary(name) for name, p in self._processes.items() if p.exitcode]
+        obituaries = {
+            name: self._obituary(name) for name, p in self._processes.items() if p.exitcode
+        }
+        if self._is_killed:
+            return list(obituaries.values())
+        for name in [name for name in obituaries if name.startswith("rollout")]:
+            # While the run goes on it would be replaced; now nobody waits for its work any more.
+            log.warning("%s, while the run was stopping", obituaries.pop(name))
+        return list(obituaries.values())
 
     def kill(self) -> None:
+        self._is_killed = True
         for process in self._processes.values():
             process.kill()
 

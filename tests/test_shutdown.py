@@ -197,6 +197,22 @@ def test_a_killed_trainer_takes_its_workers_along_and_the_next_start_sweeps_up(t
 
 
 @pytest.mark.slow
+def test_a_rollout_worker_that_dies_while_the_run_stops_does_not_fail_it(tmp_path):
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY[1:], "--env=tests.faulty_env:HangsAtClose-v0") as process:
+        wait_until_trained(process, run_dir)
+        worker = components(process.pid)["rollout-0"]
+        interrupt(process)
+        wait_for(lambda: components(process.pid).keys() == {"rollout-0"})  # it alone hangs
+        worker.kill()
+        ended = finish(process)
+    assert_stopped_in_order(ended, run_dir)
+    text = f"rollout-0 (pid {worker.pid}) was killed by SIGKILL, while the run was stopping"
+    assert text in ended.stderr
+    assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
 def test_a_second_ctrl_c_kills_at_once(tmp_path):
     run_dir = tmp_path / "run"
     with training(run_dir, *TINY[1:], "--env=tests.faulty_env:HangsAtClose-v0") as process:
