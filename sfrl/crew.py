@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from sfrl import checkpoint
 from sfrl.index_queue import LockFreeQueue
+from sfrl.limits import gpu_shortage_explained
 from sfrl.process import (
     STOP_SIGNALS,
     CheckpointRequest,
@@ -352,11 +353,13 @@ def _learner_body(
     requests: Mailbox[CheckpointRequest],
     resume_path: str | None,
 ) -> None:
-    worker_loop(make_learner(shared, reports, requests, resume_path), shared.stop)
+    with gpu_shortage_explained(shared.config):
+        worker_loop(make_learner(shared, reports, requests, resume_path), shared.stop)
 
 
 def _policy_body(shared: Shared, index: int) -> None:
-    worker_loop(make_policy_worker(shared, index), shared.stop)
+    with gpu_shortage_explained(shared.config):
+        worker_loop(make_policy_worker(shared, index), shared.stop)
 
 
 def _rollout_body(shared: Shared, index: int, reports: Mailbox[Report]) -> None:

@@ -46,6 +46,18 @@ def available_memory(
     return free
 
 
+def available_processes(
+    own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """How many more processes and threads the control groups (v2) of this process allow."""
+    free = math.inf
+    for group in _control_groups(own, groups):
+        limit, used = _words(group / "pids.max"), _words(group / "pids.current")
+        if limit and used and limit[0] != "max":
+            free = min(free, int(limit[0]) - int(used[0]))
+    return free
+
+
 def _control_groups(own: Path, groups: Path) -> list[Path]:
     """This process's group and those around it."""
     if not own.exists():

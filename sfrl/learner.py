@@ -152,6 +152,21 @@ class Learner:
         self._report(stats, torch.cat(lags))
         self.timer.lap("publish")
 
+    def rehearse(self) -> None:
+        """One minibatch forward and backward, of which nothing is kept.
+
+        A GPU whose memory is too small says so at start then, and not in the middle of the run.
+        """
+        size = self.config.batch_size // self.config.rollout_length
+        slots, envs = np.divmod(np.arange(size), self.buffer.spec.num_envs)
+        batch = self._gather(slots % self.buffer.num_slots, envs)
+        batch = batch._replace(actions=torch.zeros_like(batch.actions))  # free slots have none
+        with self._autocast():
+            logits, values = self.model.unroll(batch.obs, batch.rnn_state, batch.valid)
+        loss, _, _ = self._loss(batch, logits, values, torch.ones_like(batch.valid[:-1]))
+        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _minibatches(self, slots: list[int]) -> Iterator[Minibatch]:
         """Every trajectory once per epoch, in random order."""
         num_envs = self.buffer.spec.num_envs
@@ -194,9 +209,7 @@ class Learner:
         Returns:
             [len(STATS)] float32, in the order of `STATS`.
         """
-        with torch.autocast(
-            self.device.type, self.precision, enabled=self.precision != torch.float32
-        ):
+        with self._autocast():
             logits, values = self.model.unroll(batch.obs, batch.rnn_state, batch.valid)
         mask = batch.valid[:-1] & (lag <= self.config.max_policy_lag)
         loss, stats, vs = self._loss(batch, logits, values, mask)
@@ -212,6 +225,10 @@ class Learner:
         else:
             self._skip_step()
         return torch.stack([*stats, grad_norm]).detach()
+
+    def _autocast(self) -> torch.autocast:
+        is_lower = self.precision != torch.float32
+        return torch.autocast(self.device.type, self.precision, enabled=is_lower)
 
     def _loss(
         self,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from envs import EnvSpec
 from sfrl.config import Config
-from sfrl.defaults import available_memory
+from sfrl.defaults import available_memory, available_processes
 from sfrl.shared_memory import MIB, shm_shortage
 from sfrl.trajectory_buffer import nbytes, slot_spec
 
@@ -68,11 +70,33 @@ def _file_problems(config: Config) -> list[str]:
 
 
 def _process_problems(config: Config) -> list[str]:
-    limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     needed = _num_processes(config) + 1
-    if limit == resource.RLIM_INFINITY or needed <= limit:
-        return []
-    return [
-        f"the run needs {needed} processes, and the limit is {limit} (ulimit -u); lower "
-        f"--num-workers={config.num_workers}, or raise the limit"
-    ]
+    remedy = f"lower --num-workers={config.num_workers}, or raise the limit"
+    problems = []
+    limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if limit != resource.RLIM_INFINITY and needed > limit:
+        problems.append(
+            f"the run needs {needed} processes, and the limit is {limit} (ulimit -u); {remedy}"
+        )
+    if (available := available_processes()) < needed:
+        problems.append(
+            f"the run needs {needed} processes, and its control group has room for {available:.0f} "
+            f"(pids.max); {remedy}"
+        )
+    return problems
+
+
+@contextmanager
+def gpu_shortage_explained(config: Config) -> Iterator[None]:
+    """Turns a GPU's running out of memory into a ShortageError that says what to do."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ShortageError(
+            f"the GPU has too little memory for this run: {error}\n"
+            f"Lower --batch-size={config.batch_size} or "
+            f"--policy-batch-size={config.policy_batch_size}, choose a smaller model than "
+            f"--model={config.model}, or end what else uses the GPU"
+        ) from error

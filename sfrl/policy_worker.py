@@ -71,6 +71,14 @@ class PolicyWorker:
         self._answer(requests)
         return True
 
+    def rehearse(self) -> None:
+        """The largest forward pass that may come: a GPU too small for it says so at start."""
+        rows = self.obs[0, :1].expand(self.max_requests, *self.obs.shape[2:]).flatten(0, 1)
+        rnn_state = None
+        if self.model.rnn_size:
+            rnn_state = torch.zeros((len(rows), self.model.rnn_size), device=self.device)
+        self.model.step(rows.to(self.device), rnn_state)
+
     @torch.inference_mode()
     def _answer(self, requests: list[Message]) -> None:
         rows = [self.obs[slot, t] for slot, t, _ in requests]

@@ -82,7 +82,7 @@ def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
     weights.wait_for_first(shared.stop)
     model = _make_model(shared)
     precision = torch.bfloat16 if shared.weights.acts_in_bfloat16 else torch.float32
-    return PolicyWorker(
+    worker = PolicyWorker(
         index,
         config,
         model.inference_copy(precision),
@@ -91,6 +91,9 @@ def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
         weights,
         shared.progress,
     )
+    if worker.device.type != "cpu":
+        worker.rehearse()
+    return worker
 
 
 def make_learner(
@@ -126,6 +129,8 @@ def make_learner(
     )
     if resume_path is not None:
         learner.load_state(checkpoint.load(resume_path))
+    if learner.device.type != "cpu":
+        learner.rehearse()
     learner.publish()
     return learner
 

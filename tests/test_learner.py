@@ -474,3 +474,20 @@ def test_a_stopping_run_does_not_wait_for_the_rest_of_a_training_batch(make_benc
     bench.learner.close()
     saved = checkpoint.load_latest(bench.shared.config.run_dir).state
     assert saved["counters"]["learner_steps"] == 3
+
+
+def test_a_rehearsal_takes_a_whole_minibatch_and_changes_nothing(make_shared):
+    bench = Bench(make_shared(**SMALL | {"debug_buffers": True, "rnn_size": 8}))
+    before = copy.deepcopy(bench.learner.state())
+    sizes = []
+    bench.model.encoder.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+    bench.learner.rehearse()
+    assert sizes == [(T + 1) * N]  # a minibatch of T * N decisions, and the rows that bootstrap
+    after = bench.learner.state()
+    for name, value in before["model"].items():
+        assert torch.equal(after["model"][name], value)
+    assert after["optimizer"]["state"] == {}
+    assert after["rng"]["numpy"] == before["rng"]["numpy"]
+    assert torch.equal(after["rng"]["torch"], before["rng"]["torch"])
+    assert after["counters"] == before["counters"]
+    assert all(parameter.grad is None for parameter in bench.model.parameters())

@@ -6,6 +6,7 @@ import resource
 import psutil
 import pytest
 
+from sfrl import limits
 from tests.runs import TINY, finish, segments, training
 
 
@@ -44,3 +45,12 @@ def test_too_many_workers_for_the_memory_end_it_before_it_starts(tmp_path):
     assert re.search(text, ended.stderr)
     assert "lower --num-workers=100000" in ended.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_too_few_processes_in_the_control_group_are_told(make_shared, monkeypatch):
+    monkeypatch.setattr(limits, "available_processes", lambda: 3.0)
+    with pytest.raises(
+        limits.ShortageError,
+        match=r"needs 4 processes, and its control group has room for 3 \(pids.max\); lower",
+    ):
+        make_shared(env="CartPole-v1", frameskip=1, num_workers=1, batch_size=128)

@@ -213,3 +213,14 @@ def test_the_learner_finds_the_probabilities_that_the_policy_worker_acted_with(
             learner._release(slot)
     assert splits == {0, 1, 2, 3}
     assert num_ends > 20, "episodes ended in the middle of slots"
+
+
+@pytest.mark.parametrize("rnn_size", [0, 8])
+def test_a_rehearsal_takes_the_largest_batch_and_answers_nobody(make_policy, rnn_size):
+    shared, _, policy = make_policy(policy_batch_size=3 * N, rnn_size=rnn_size)
+    sizes = batch_sizes_of(policy)
+    generator = policy.generator.get_state()
+    policy.rehearse()
+    assert sizes == [3 * N]
+    assert not replies(shared, 0)
+    assert torch.equal(policy.generator.get_state(), generator)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 
 import pytest
@@ -125,6 +126,20 @@ def test_the_groups_memory_limit_counts_as_less_memory(tmp_path):
     assert defaults.available_memory(own, groups) > 10**6
     (groups / "a/memory.max").write_text("3000\n")
     assert defaults.available_memory(own, groups) == 2000
+
+
+def test_the_processes_that_a_control_group_allows_are_respected(tmp_path):
+    own, groups = tmp_path / "cgroup", tmp_path / "groups"
+    own.write_text("0::/outer/inner\n")
+    inner = groups / "outer" / "inner"
+    inner.mkdir(parents=True)
+    assert defaults.available_processes(own, groups) == math.inf
+    (inner / "pids.max").write_text("max\n")
+    (inner / "pids.current").write_text("4\n")
+    assert defaults.available_processes(own, groups) == math.inf
+    (inner.parent / "pids.max").write_text("100\n")
+    (inner.parent / "pids.current").write_text("40\n")
+    assert defaults.available_processes(own, groups) == 60
 
 
 def test_a_quota_of_the_groups_counts_as_fewer_cores(tmp_path):

@@ -35,3 +35,12 @@ class HangsWhenActing(HangsWhenLearning):
 
     def is_the_one(self) -> bool:
         return torch.is_inference_mode_enabled()
+
+
+class FindsNoMemory(HangsWhenLearning):
+    """What torch does when the GPU's memory is full."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_the_one():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(x)
