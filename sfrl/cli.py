@@ -62,7 +62,11 @@ def train(argv: Sequence[str]) -> int:
         except (WorkerError, checkpoint.CheckpointError) as error:
             print(f"train.py: {error}", file=sys.stderr)
             return EXIT_FAILURE
-        print(json.dumps(dataclasses.asdict(summary)))
+        try:
+            print(json.dumps(dataclasses.asdict(summary)), flush=True)
+        except OSError as error:  # a full disk, or a reader that has gone
+            print(f"train.py: the run's summary cannot be written: {error}", file=sys.stderr)
+            return EXIT_FAILURE
         return 0
 
 

@@ -56,6 +56,7 @@ class Hangs(CartPoleEnv):
     """Its second environment never returns from step `NUM_GOOD_STEPS`."""
 
     num_made = 0
+    faulty = 2
 
     def __init__(self):
         super().__init__()
@@ -64,12 +65,17 @@ class Hangs(CartPoleEnv):
 
     def step(self, action):
         self.num_steps += 1
-        if self.number == 2 and self.num_steps == NUM_GOOD_STEPS:
+        if self.number == self.faulty and self.num_steps == NUM_GOOD_STEPS:
             time.sleep(3600)
         return super().step(action)
 
 
+class SixthHangs(Hangs):
+    faulty = 6
+
+
 gymnasium.register("Hangs-v0", Hangs, max_episode_steps=500)
+gymnasium.register("SixthHangs-v0", SixthHangs, max_episode_steps=500)
 gymnasium.register("RaisesAtStart-v0", RaisesAtStart)
 gymnasium.register("Raises-v0", Raises, max_episode_steps=500)
 gymnasium.register("HangsAtStart-v0", HangsAtStart)

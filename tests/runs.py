@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -43,14 +43,16 @@ class Ended:
     seconds: float  # from the call of `finish` to the end
 
 
-def start_training(run_dir: Path | None, *flags: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
+def start_training(
+    run_dir: Path | None, *flags: str, cwd: Path = ROOT, stdout: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """`train.py` with these flags, untuned unless they say so; the leader of a process group, like
     a job in a terminal."""
     where = [] if run_dir is None else [f"--run-dir={run_dir}"]
     return subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "--tune=off", *where, *flags],
         cwd=cwd,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -59,10 +61,10 @@ def start_training(run_dir: Path | None, *flags: str, cwd: Path = ROOT) -> subpr
 
 @contextmanager
 def training(
-    run_dir: Path | None, *flags: str, cwd: Path = ROOT
+    run_dir: Path | None, *flags: str, cwd: Path = ROOT, stdout: int | IO[str] = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[str]]:
     """`start_training`; when the block is left, every process of the run is ended for sure."""
-    process = start_training(run_dir, *flags, cwd=cwd)
+    process = start_training(run_dir, *flags, cwd=cwd, stdout=stdout)
     try:
         yield process
     finally:
@@ -75,7 +77,7 @@ def finish(process: subprocess.Popen[str], timeout_s: float = TIMEOUT_S) -> Ende
     """Wait for the end of a run."""
     started_s = time.monotonic()
     stdout, stderr = process.communicate(timeout=timeout_s)
-    seconds = time.monotonic() - started_s
+    seconds, stdout = time.monotonic() - started_s, stdout or ""  # it may go elsewhere
     last_line = stdout.splitlines()[-1] if stdout.strip() else ""
     summary = json.loads(last_line) if last_line.startswith("{") else {}
     return Ended(process.returncode, stdout, stderr, summary, seconds)

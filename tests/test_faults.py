@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from sfrl import checkpoint
-from tests.runs import TINY, components, finish, metrics, training, wait_for
+from tests.runs import TINY, components, finish, has_trained, metrics, training, wait_for
 from tests.test_shutdown import COMPONENTS, assert_nothing_is_left, wait_until_trained
 
 
@@ -80,6 +80,65 @@ def test_a_network_that_hangs_ends_the_run(tmp_path, encoder, component):
     assert f"{component} (pid " in ended.stderr
     assert "has not got on for 2 s (stall_timeout=2" in ended.stderr
     assert "last checkpoint: " in ended.stderr
+    assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
+def test_a_gpu_without_memory_ends_the_run_with_a_remedy(tmp_path):
+    flags = [*TINY, "--model=tests.tiny_encoder:FindsNoMemory"]
+    with training(tmp_path / "run", *flags) as process:
+        ended = finish(process)
+    assert ended.code == 1
+    assert (
+        "the GPU has too little memory for this run: CUDA out of memory. Tried to" in ended.stderr
+    )
+    assert "Lower --batch-size=32 or --policy-batch-size=" in ended.stderr
+    assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_be_started_anew_ends_the_run(tmp_path):
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY) as process:
+        wait_until_trained(process, run_dir)
+        trainer = psutil.Process(process.pid)
+        trainer.rlimit(psutil.RLIMIT_NOFILE, (trainer.num_fds(), 4096))  # not one more
+        components(process.pid)["rollout-0"].kill()
+        ended = finish(process)
+    assert ended.code == 1
+    assert "rollout-0 could not be started: [Errno 24] Too many open files" in ended.stderr
+    assert checkpoint.latest_paths(run_dir)
+    assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
+def test_an_environment_that_hangs_before_its_first_decision_ends_the_run(tmp_path):
+    """In the random play with which all splits but the first begin."""
+    flags = [*TINY[1:], "--env=tests.faulty_env:SixthHangs-v0", "--env-timeout=1"]
+    flags += ["--num-splits=2", "--rollout-length=64", "--batch-size=256", "--slots-per-split=3"]
+    with training(tmp_path / "run", *flags) as process:
+        ended = finish(process)
+    assert ended.code == 1
+    assert "has been in a step of env 1 of its split 1, tests.faulty_env:Sixth" in ended.stderr
+    assert "starting it anew" not in ended.stderr
+    assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
+def test_an_output_that_takes_nothing_is_told_and_survived(tmp_path):
+    run_dir = tmp_path / "run"
+    with (
+        open("/dev/full", "w") as full,
+        training(run_dir, *TINY, "--train-seconds=8", stdout=full) as process,
+    ):
+        ended = finish(process)
+    assert ended.code == 1
+    assert "the display could not be written, and will be tried again: No space" in ended.stderr
+    assert "train.py: the run's summary cannot be written: [Errno 28] No space" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+    assert has_trained(run_dir)
+    assert checkpoint.latest_paths(run_dir)
     assert_nothing_is_left(process.pid)
 
 
