@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,11 @@ class Run:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
+    def told_as_discarded(self) -> int:
+        """Decisions that the successors of killed workers say they have discarded."""
+        log = (self.run_dir / "log.txt").read_text()
+        return sum(map(int, re.findall(r"discards (\d+) decisions of its forerunner", log)))
+
     def kill_a_worker(self, rng: random.Random) -> None:
         workers = [p for p in self.processes() if "sfrl rollout-" in " ".join(p.cmdline())]
         if workers:
@@ -124,6 +130,7 @@ def judge(run: Run, args: Args) -> tuple[dict[str, float], list[str]]:
         "kills": run.kills,
         "restarts": last["worker_restarts"],
         "discarded": last["discarded_steps"],
+        "told_as_discarded": run.told_as_discarded(),
         "exit_code": run.process.returncode,
     }
     rules = {
@@ -136,6 +143,9 @@ def judge(run: Run, args: Args) -> tuple[dict[str, float], list[str]]:
         "decisions were lost without a kill, or more than a worker held": 0
         <= last["discarded_steps"]
         <= run.kills * in_a_worker,
+        # The counters know it as what was produced and neither learned nor in flight.
+        "discarded decisions are not those that successors tell of": last["discarded_steps"]
+        == run.told_as_discarded(),
         "reports were dropped": last["dropped_reports"] == 0,
         "disk writes failed": last["write_failures"] == 0,
         "it did not end with exit code 0": run.process.returncode == 0,

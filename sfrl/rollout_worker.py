@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import deque
 from collections.abc import Container, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from sfrl.process import EpisodeEnded, Mailbox, Report
 from sfrl.progress import Progress
 from sfrl.timing import ROLLOUT_STAGES, StageTimer
 from sfrl.trajectory_buffer import Owner, TrajectoryBuffer
+
+log = logging.getLogger(__name__)
 
 # Splits start this many times --rollout-length decisions apart, at most.
 _MAX_STAGGER = 8
@@ -157,10 +160,14 @@ class RolloutWorker:
         buffer, progress = self.buffer, self.progress
         put = [unpack(message) for message in self.trajectories.recent(self.index)]
         lent = {m.slot for m in put if buffer.is_current(m) and buffer.is_filled[m.slot]}
+        num_discarded = 0
         for slot in slots:
             if slot not in lent:
+                if buffer.is_filled[slot]:
+                    num_discarded += int(progress.env_steps[slot] - progress.begun_steps[slot])
                 progress.begun_steps[slot] = progress.env_steps[slot]
                 buffer.reclaim(slot)
+        log.info("rollout-%d discards %d decisions of its forerunner", self.index, num_discarded)
         return lent
 
     def _stagger(self, split: Split, seed: int) -> None:
