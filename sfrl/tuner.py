@@ -28,7 +28,7 @@ from sfrl.config import Config, ConfigError
 from sfrl.defaults import available_memory, usable_cores
 from sfrl.machine import machine
 from sfrl.shared_memory import shm_shortage
-from sfrl.throughput import Costs, predict
+from sfrl.throughput import Costs, Rates, predict
 from sfrl.trajectory_buffer import nbytes, slot_spec
 
 TIME_LIMIT_S = 20  # of the whole measurement
@@ -37,6 +37,9 @@ _ENVS = (2, 8)  # of a split step that is timed: two points of a line
 _BATCHES = (8, 16, 32, 64)  # of an inference that is timed
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
 _MARGIN = 0.01  # predictions closer than this are equal
+# Microseconds of a GPU, for the estimate of what one would give: small beside any environment. The
+# two processes that drive it are not counted, hence "up to".
+_GPU_BATCH_US, _GPU_ROW_US, _GPU_LEARN_US = 150.0, 1.0, 10.0
 _ROLLOUT_BYTES, _NETWORK_BYTES = 200 << 20, 600 << 20  # of a process's own memory
 
 # What the costs depend on besides the machine.
@@ -55,14 +58,20 @@ def choose(candidates: Sequence[Config], costs: Costs, cores: float) -> Config:
     """The fastest; of equals the one with the fewest environments, for the least policy lag.
 
     Then with the fewest splits, for the largest inferences, and with the most workers, of which
-    one has something to do while the others wait.
+    one has something to do while the others wait; or, if it is the networks that all wait for, with
+    the fewest.
     """
-    rates = [predict(config, costs, cores).expected for config in candidates]
-    enough = (1 - _MARGIN) * max(rates)
-    equals = [config for config, rate in zip(candidates, rates, strict=True) if rate >= enough]
-    best = min(
-        equals, key=lambda c: (_num_envs(c), c.num_policy_workers, c.num_splits, -c.num_workers)
-    )
+    rates = [predict(config, costs, cores) for config in candidates]
+    enough = (1 - _MARGIN) * max(rate.expected for rate in rates)
+
+    def rank(case: tuple[Config, Rates]) -> tuple[int, int, int, int]:
+        config, rate = case
+        waits_for_networks = rate.bottleneck in ("inference", "learning")
+        workers = config.num_workers if waits_for_networks else -config.num_workers
+        return _num_envs(config), config.num_policy_workers, config.num_splits, workers
+
+    cases = zip(candidates, rates, strict=True)
+    best, _ = min((case for case in cases if case[1].expected >= enough), key=rank)
     return dataclasses.replace(best, precision=costs.precision)
 
 
@@ -71,7 +80,8 @@ def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[C
 
     The training batch stays. One slot of all environments makes at most one batch, since policy lag
     grows with their number; and all slots hold at least two, so that workers have slots to fill
-    while the learner keeps some. Or there are as many environments as in `config`.
+    while the learner keeps some. If flags leave nothing of the kind there are as many environments
+    as in `config`.
     """
     batch = config.batch_size * config.minibatches
     trajectories = batch // config.rollout_length
@@ -84,33 +94,48 @@ def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[C
         "num_policy_workers": range(1, max(1, min(most // 2, 4)) + 1),
     }
     values = [(getattr(config, name),) if name in fixed else options[name] for name in options]
-    found = []
+    found: list[Config] = []
+    as_many: list[Config] = []
     for w, s, n, p in itertools.product(*values):
         round_size = w * n * config.rollout_length
         in_bounds = 2 * batch / config.slots_per_split <= round_size <= batch
         if n % s == 0 and (in_bounds or w * n == _num_envs(config)):
             changes = dict(zip(options, (w, s, n, p), strict=True))
             with suppress(ConfigError):  # its slots do not make up a training batch
-                found.append(dataclasses.replace(config, **changes))
-    return found or [config]
+                (found if in_bounds else as_many).append(dataclasses.replace(config, **changes))
+    return found or as_many or [config]
 
 
 def describe(
-    config: Config, costs: Costs, cores: float, candidates: Sequence[Config], frameskip: int
+    config: Config,
+    costs: Costs,
+    cores: float,
+    candidates: Sequence[Config],
+    candidates_of_more: Sequence[Config],
+    frameskip: int,
 ) -> str:
-    """One line: the settings, the frames/s they should come to, and what limits them."""
+    """One line: the settings, the frames/s they should come to, and what limits them.
+
+    Args:
+        candidates: what `config` was chosen from.
+        candidates_of_more: the same on twice the cores.
+    """
     rates, n = predict(config, costs, cores), config.envs_per_split
+    more = max(predict(c, costs, 2 * cores).expected for c in candidates_of_more)
     core_us = {"env stepping": costs.env_us, "rollout Python": costs.split_us / n}
     if not costs.on_gpu:
         core_us |= {"inference": costs.batch_us / n + costs.row_us, "learning": costs.learn_us}
     limit = {
-        "cores": f"bound by {max(core_us, key=core_us.__getitem__)}, more cores help",
-        "rollout": "bound by the rollout workers' round trips, more cores help",
+        "cores": f"bound by {max(core_us, key=core_us.__getitem__)}",
+        "rollout": "bound by the rollout workers' round trips",
         "inference": "bound by the policy workers",
         "learning": "bound by the learner, which is one process",
     }[rates.bottleneck]
+    limit += f", twice the cores would give {more / rates.expected - 1:+.0%}"
     if not costs.on_gpu:
-        instant = costs._replace(batch_us=1e-3, row_us=1e-3, learn_us=1e-3, on_gpu=True)
+        instant = costs._replace(
+            batch_us=_GPU_BATCH_US, row_us=_GPU_ROW_US, learn_us=_GPU_LEARN_US, on_gpu=True
+        )
         best = max(predict(c, instant, cores).expected for c in candidates)
         limit += f", a GPU would give up to {best / rates.expected - 1:+.0%}"
     shares = ", ".join(f"{us / sum(core_us.values()):.0%} {part}" for part, us in core_us.items())
@@ -119,7 +144,7 @@ def describe(
         f"tuned for {cores:g} cores: {workers} x {_count(config.envs_per_worker, 'env')}, "
         f"{_count(config.num_splits, 'split')}, "
         f"{_count(config.num_policy_workers, 'policy worker')}, {config.precision}: "
-        f"{rates.expected * frameskip:,.0f} frames/s expected; {limit}; core time: {shares}"
+        f"{rates.expected * frameskip:,.0f} frames/s expected; {limit}; work: {shares}"
     )
 
 
@@ -246,7 +271,8 @@ def tune(config: Config, fixed: Collection[str]) -> Config:
     found = arrangements(config, fixed, cores)
     candidates = [c for c in found if _fits_memory(c, spec)] or [config]
     chosen = choose(candidates, costs, cores)
-    note = describe(chosen, costs, cores, candidates, spec.frameskip)
+    of_more = arrangements(config, fixed, 2 * cores)
+    note = describe(chosen, costs, cores, candidates, of_more, spec.frameskip)
     _say(note)
     return dataclasses.replace(chosen, tuned=note)
 

@@ -70,12 +70,28 @@ def test_inference_batches_grow_until_the_policy_worker_keeps_up():
 
 def test_the_note_tells_what_limits_the_machine_and_what_would_help():
     config = tuner.choose([arranged(2, 1, 16)], PONG, 2)
-    note = tuner.describe(config, PONG, 2, [config], frameskip=4)
+    of_more = [config, arranged(4, 1, 8)]
+    note = tuner.describe(config, PONG, 2, [config], of_more, frameskip=4)
     assert note.startswith("tuned for 2 cores: 2 workers x 16 envs, 1 split, 1 policy worker, bf")
-    assert "bound by env stepping, more cores help, a GPU would give up to +85%" in note
-    assert "core time: 44% env stepping, 6% rollout Python, 18% inference, 33% learning" in note
+    assert "bound by env stepping, twice the cores would give +" in note
+    gain = predict(of_more[1], PONG, 4).expected / predict(config, PONG, 2).expected - 1
+    assert f"would give {gain:+.0%}, a GPU would give up to +8" in note
+    assert "work: 44% env stepping, 6% rollout Python, 18% inference, 33% learning" in note
     with_gpu = PONG._replace(on_gpu=True)
-    assert "GPU" not in tuner.describe(config, with_gpu, 2, [config], frameskip=4)
+    assert "GPU" not in tuner.describe(config, with_gpu, 2, [config], of_more, frameskip=4)
+
+
+def test_cores_that_would_stand_idle_are_not_recommended():
+    """64 of them wait for one learner, and twice as many would."""
+    slow_learner = PONG._replace(learn_us=1000.0)
+    config = Config(num_workers=16, envs_per_worker=16, num_splits=1, batch_size=2048)
+    candidates = tuner.arrangements(config, (), 64)
+    chosen = tuner.choose(candidates, slow_learner, 64)
+    assert chosen.num_workers <= 4
+    assert predict(chosen, slow_learner, 64).bottleneck == "learning"
+    of_more = tuner.arrangements(config, (), 128)
+    note = tuner.describe(chosen, slow_learner, 64, candidates, of_more, frameskip=4)
+    assert "bound by the learner, which is one process, twice the cores would give +0%" in note
 
 
 def test_bfloat16_must_be_a_tenth_faster():
@@ -109,11 +125,19 @@ def test_arrangements_leave_learning_alone_and_bound_the_environments(env, cores
         assert candidate.num_workers <= cores + 0.5
 
 
-@pytest.mark.parametrize("flag", ["num_workers=1", "num_splits=4", "envs_per_worker=8"])
-def test_a_flag_is_respected(flag):
+def test_a_small_batch_of_the_users_is_filled_by_one_round_of_all_environments():
+    config = dataclasses.replace(cli.defaults_for("Pong", num_workers=2), batch_size=128)
+    for candidate in tuner.arrangements(config, ["batch_size"], 2):
+        assert candidate.num_workers * candidate.envs_per_worker * 32 <= 4 * 128
+
+
+@pytest.mark.parametrize("flag", ["num_workers=1", "num_splits=4", "envs_per_worker=16"])
+def test_a_flag_is_respected(flag, monkeypatch):
+    monkeypatch.setattr(tuner, "usable_cores", lambda: 2.0)
     name, value = flag.split("=")
     config = cli.parse(["--env=CartPole-v1", "--run-dir=x", f"--{flag}"])
     in_cache(config, PONG)
+    assert getattr(tuner.tune(config, ()), name) != int(value)
     assert getattr(tuner.tune(config, [name]), name) == int(value)
 
 
@@ -145,17 +169,24 @@ def test_the_processes_that_a_control_group_allows_are_respected(tmp_path):
 def test_a_quota_of_the_groups_counts_as_fewer_cores(tmp_path):
     own, groups = tmp_path / "own", tmp_path / "groups"
     (groups / "a/b").mkdir(parents=True)
-    own.write_text("4:memory:/m\n0::/a/b\n")
+    own.write_text("4:memory:/m\n3:cpu,cpuacct:/docker/x\n0::/a/b\n")
     (groups / "a/b/cpu.max").write_text("max 100000\n")
     without = tuner.usable_cores(own, groups)
     (groups / "a/cpu.max").write_text("50000 100000\n")
     assert (without, tuner.usable_cores(own, groups)) == (len(os.sched_getaffinity(0)), 0.5)
+    (groups / "cpu").mkdir()  # of version 1, seen from inside a container
+    (groups / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    (groups / "cpu/cpu.cfs_quota_us").write_text("-1\n")
+    assert tuner.usable_cores(own, groups) == 0.5
+    (groups / "cpu/cpu.cfs_quota_us").write_text("25000\n")
+    assert tuner.usable_cores(own, groups) == 0.25
 
 
 # --- the cache ---
 
 
-def test_what_is_cached_is_not_measured(capsys):
+def test_what_is_cached_is_not_measured(capsys, monkeypatch):
+    monkeypatch.setattr(tuner, "usable_cores", lambda: 2.0)
     config = cli.parse(["--env=CartPole-v1", "--run-dir=x"])
     in_cache(config, PONG)  # no CartPole is as slow
     tuned = tuner.tune(config, ())
@@ -164,7 +195,8 @@ def test_what_is_cached_is_not_measured(capsys):
     assert capsys.readouterr().err == f"train.py: {tuned.tuned}\n"
 
 
-def test_the_benchmark_measures_what_train_py_would_run():
+def test_the_benchmark_measures_what_train_py_would_run(monkeypatch):
+    monkeypatch.setattr(tuner, "usable_cores", lambda: 2.0)
     config = cli.parse(["--env=CartPole-v1", "--run-dir=x"])
     in_cache(config, PONG)
     _, tuned = bench._read(["training", "--env=CartPole-v1"])
