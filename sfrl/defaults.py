@@ -25,11 +25,17 @@ def available_cores() -> int:
 def usable_cores(
     own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
 ) -> float:
-    """Cores' worth of time that affinity, cpuset and cpu.max (cgroup v2) leave to this process."""
+    """Cores' worth of time that affinity, cpuset and control groups leave to this process.
+
+    Of the groups count cpu.max (cgroup v2) and cpu.cfs_quota_us (v1).
+    """
     cores = float(len(os.sched_getaffinity(0)))
-    for group in _control_groups(own, groups):
-        quota, period = _words(group / "cpu.max") or ("max", "")
-        if quota != "max":
+    quotas = [_words(group / "cpu.max") for group in _control_groups(own, groups)]
+    for group in _control_groups(own, groups, controller="cpu"):
+        words = [_words(group / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+        quotas.append([word for number in words for word in number])
+    for quota, period in (words for words in quotas if len(words) == 2):
+        if quota not in ("max", "-1"):
             cores = min(cores, int(quota) / int(period))
     return cores
 
@@ -58,12 +64,19 @@ def available_processes(
     return free
 
 
-def _control_groups(own: Path, groups: Path) -> list[Path]:
-    """This process's group and those around it."""
+def _control_groups(own: Path, groups: Path, controller: str = "") -> list[Path]:
+    """This process's group and those around it: of cgroup v2, or of a controller of v1.
+
+    Within a container of v1 the path is the host's, and leads nowhere; its root is the group then.
+    """
     if not own.exists():
         return []
-    lines = own.read_text().splitlines()
-    found = [groups / line.removeprefix("0::/") for line in lines if line.startswith("0::")]
+    lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    found = [
+        groups / controller / path.removeprefix("/")
+        for _, controllers, path in lines
+        if controller in controllers.split(",")
+    ]
     return [level for group in found for level in (group, *group.parents)]
 
 
