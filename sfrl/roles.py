@@ -164,8 +164,10 @@ def _choose_precision(shared: Shared, model: ActorCritic) -> torch.dtype:
     config, spec = shared.config, shared.buffer.spec
     if config.precision != "auto":
         return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    if config.serial:
-        return torch.float32  # a measurement is not repeatable, and --serial must be
+    # A measurement is not repeatable, and --serial must be. Vectors would be rounded themselves;
+    # pixels are not.
+    if config.serial or spec.obs_dtype != "uint8":
+        return torch.float32
     obs = torch.zeros((spec.num_envs, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype))
     return pick_precision(model, obs.to(next(model.parameters()).device))
 

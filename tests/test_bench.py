@@ -9,6 +9,7 @@ import pytest
 
 import envs
 from sfrl import measure
+from sfrl.bench import queue
 from sfrl.bench.run import Recycler
 from sfrl.config import Config
 from sfrl.defaults import available_cores
@@ -75,6 +76,12 @@ def test_the_whole_benchmark_gives_figures_that_fit_together(tmp_path):
         rates = [result[part][f"frames_per_s_{end}"] for end in ("max", "min")]
         least_us, most_us = (cores * 1e6 / rate for rate in rates)
         assert 0.999 * least_us <= sum(core_us.values()) <= 1.001 * most_us
+        # What is idle is what the others leave: more than all there is they cannot have used.
+        assert core_us["idle"] > -0.05 * sum(core_us.values())
+        assert all(us >= 0 for stage, us in core_us.items() if stage != "idle")
+        assert core_us["rollout/env_step"] > 0
+        assert core_us["policy/forward"] > 0
+        assert run["precision"] == "float32"
         assert run["message_bytes"] >= 8
         # At least the two messages of a split step.
         split_steps = result[part]["frames_per_s_min"] / 2
@@ -143,6 +150,19 @@ def test_a_mistake_on_the_command_line_is_named_at_once(arguments, problem):
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 2
     assert problem in stderr
+
+
+def test_every_kind_of_queue_is_measured_in_the_same_way(monkeypatch, capsys):
+    monkeypatch.setattr(queue, "NUM_RUNS", 1)
+    monkeypatch.setattr(queue, "NUM_STREAMED", {"lock-free": 50, "faster-fifo": 50})
+    monkeypatch.setattr(queue, "NUM_STREAMED_BY_OTHERS", 50)
+    kinds = queue.measure_all()
+    assert kinds.keys() == {"lock-free", "faster-fifo (sfrl)", "faster-fifo", "multiprocessing"}
+    for figures in kinds.values():
+        assert all(value > 0 for value in figures.values())
+        assert figures["round_trip_us"] <= figures["round_trip_p95_us"]
+    assert len({tuple(figures) for figures in kinds.values()}) == 1
+    assert "stream_cpu_us" in capsys.readouterr().out
 
 
 def test_simulation_counts_no_step_that_only_resets():

@@ -1,4 +1,4 @@
-"""What a message between two processes costs, on each kind of queue and multiprocessing.Queue.
+"""What a message between two processes costs, on our kinds of queue and on others' as they are.
 
     python -m sfrl.bench queue
 
@@ -6,8 +6,12 @@
   sleep before its next message comes. This is how a rollout worker and a policy worker talk when
   little is going on. Median and 95th percentile of the wall time, and the CPU time of both
   processes together.
-- stream: the messages are put one by one and taken in whatever batches they come in; the queue
-  has room for all of them. CPU time of both processes per message, and messages per second.
+- stream: the messages are put one by one and taken one by one; the queue has room for all of them.
+  CPU time of both processes per message, and messages per second.
+- batches: the same, but they are taken in whatever batches they come in, as sfrl's workers do.
+
+"faster-fifo" is the package's own queue with its `put` and `get`; "faster-fifo (sfrl)" is what runs
+where the extension could not be built.
 
 A warm-up run comes first; each figure is the median of the runs after it, and the spread is the
 range of those runs.
@@ -16,7 +20,7 @@ range of those runs.
 from __future__ import annotations
 
 import multiprocessing
-import queue
+import queue as queue_module
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +28,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import NamedTuple, Protocol, TypeVar
 
+import faster_fifo
 import numpy as np
 
 from sfrl.index_queue import IndexQueue, QueueKind, make_index_queue, resolve_queue_kind
@@ -31,7 +36,8 @@ from sfrl.shared_memory import StopFlag
 
 NUM_RUNS = 5
 NUM_ROUND_TRIPS = 1_000
-NUM_STREAMED = {"lock-free": 1 << 18, "faster-fifo": 1 << 15, "multiprocessing": 1 << 14}
+NUM_STREAMED: dict[QueueKind, int] = {"lock-free": 1 << 18, "faster-fifo": 1 << 15}
+NUM_STREAMED_BY_OTHERS = 1 << 14
 TIMEOUT_S = 20.0
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -46,11 +52,18 @@ class Channel(Protocol):
     def wait(self, timeout_s: float) -> bool: ...
 
 
-class MultiprocessingQueue:
-    """multiprocessing.Queue as a `Channel`."""
+class PlainQueue(Protocol):
+    """multiprocessing.Queue and faster_fifo.Queue."""
 
-    def __init__(self) -> None:
-        self._queue: multiprocessing.Queue[int] = SPAWN.Queue()
+    def put(self, obj: int) -> None: ...
+    def get(self, *, timeout: float) -> int: ...
+
+
+class OneByOne:
+    """A plain queue as a `Channel`."""
+
+    def __init__(self, plain: PlainQueue) -> None:
+        self._queue = plain
         self._received: list[int] = []
 
     def put(self, message: int) -> None:
@@ -64,7 +77,7 @@ class MultiprocessingQueue:
         if not self._received:
             try:
                 self._received.append(self._queue.get(timeout=timeout_s))
-            except queue.Empty:
+            except queue_module.Empty:
                 return False
         return True
 
@@ -126,7 +139,7 @@ def send_stream(
 
 
 def measure_stream(
-    starts: Channel, stream: Channel, cpu_times: Connection, num_messages: int
+    starts: Channel, stream: Channel, cpu_times: Connection, num_messages: int, at_once: int
 ) -> Stream:
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     starts.put(0)
@@ -134,7 +147,7 @@ def measure_stream(
     while num_received < num_messages:
         if not stream.wait(TIMEOUT_S):
             raise TimeoutError(f"no message in {TIMEOUT_S} s")
-        num_received += len(stream.get_many(1024))
+        num_received += len(stream.get_many(at_once))
     wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
     starts.put(0)
     cpu_s += cpu_times.recv()
@@ -161,9 +174,12 @@ def measure_kind(
     round_trips = run(
         partial(measure_round_trip, requests, replies), partial(answer, requests, replies)
     )
-    streams = run(
-        partial(measure_stream, requests, replies, num_messages=num_streamed),
-        partial(send_stream, requests, replies, num_messages=num_streamed),
+    streams, batches = (
+        run(
+            partial(measure_stream, requests, replies, num_messages=num_streamed, at_once=n),
+            partial(send_stream, requests, replies, num_messages=num_streamed),
+        )
+        for n in (1, 1024)
     )
     return {
         "round_trip_us": [r.median_us for r in round_trips],
@@ -171,6 +187,7 @@ def measure_kind(
         "round_trip_cpu_us": [r.cpu_us for r in round_trips],
         "stream_cpu_us": [s.cpu_us for s in streams],
         "stream_messages_per_s": [s.messages_per_s for s in streams],
+        "batches_cpu_us": [s.cpu_us for s in batches],
     }
 
 
@@ -183,20 +200,22 @@ def measure_all() -> dict[str, dict[str, float]]:
         made.append(make_index_queue(kind, name, 1, NUM_STREAMED[kind], stop))
         return made[-1]
 
-    makers: dict[str, Callable[[str], Channel]] = {
-        kind: partial(make_ours, kind)
-        for kind in dict.fromkeys((resolve_queue_kind("auto"), resolve_queue_kind("faster-fifo")))
+    best, fallback = resolve_queue_kind("auto"), resolve_queue_kind("faster-fifo")
+    makers: dict[str, tuple[Callable[[str], Channel], int]] = {
+        best: (partial(make_ours, best), NUM_STREAMED[best]),
+        f"{fallback} (sfrl)": (partial(make_ours, fallback), NUM_STREAMED[fallback]),
+        "faster-fifo": (lambda _: OneByOne(faster_fifo.Queue(1 << 22)), NUM_STREAMED_BY_OTHERS),
+        "multiprocessing": (lambda _: OneByOne(SPAWN.Queue()), NUM_STREAMED_BY_OTHERS),
     }
-    makers["multiprocessing"] = lambda name: MultiprocessingQueue()
 
     results: dict[str, dict[str, float]] = {}
-    print(f"{'queue':16} {'figure':22} {'median':>12} {'min':>12} {'max':>12}")
+    print(f"{'queue':20} {'figure':22} {'median':>12} {'min':>12} {'max':>12}")
     try:
-        for kind, make_channel in makers.items():
-            figures = measure_kind(make_channel, NUM_STREAMED[kind])
+        for kind, (make_channel, num_streamed) in makers.items():
+            figures = measure_kind(make_channel, num_streamed)
             for name, values in figures.items():
                 low, mid, high = min(values), statistics.median(values), max(values)
-                print(f"{kind:16} {name:22} {mid:12.4g} {low:12.4g} {high:12.4g}")
+                print(f"{kind:20} {name:22} {mid:12.4g} {low:12.4g} {high:12.4g}")
             results[kind] = {name: statistics.median(v) for name, v in figures.items()}
     finally:
         for index_queue in made:

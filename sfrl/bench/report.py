@@ -159,7 +159,7 @@ def table(figures: Figures, spec: EnvSpec) -> list[str]:
             lines.append(f"{stage:26}" + "".join(cells))
         lines.append(f"{'sum':26}" + "".join(f"{sum(p.values()):12.1f}" for p in parts.values()))
     for part, run in figures.runs.items():
-        lines += ["", f"time of the processes in {part}"]
+        lines += ["", f"time of the processes in {part}, in {run.precision}"]
         for component, shares in run.shares.items():
             stages_text = ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items())
             lines.append(f"  {component:10}{stages_text}")

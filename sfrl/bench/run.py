@@ -20,7 +20,7 @@ from sfrl.config import Config
 from sfrl.crew import LearnerBody, PolicyBody, ProcessCrew, WorkerError
 from sfrl.defaults import available_cores
 from sfrl.index_queue import unpack
-from sfrl.measure import MeasureError, interrupts_deferred
+from sfrl.measure import MeasureError, Precision, interrupts_deferred
 from sfrl.process import CheckpointRequest, LearnerReport, Mailbox, Report, worker_loop
 from sfrl.roles import Shared, make_learner, make_shared
 from sfrl.shared_memory import MIB, unlink_segments
@@ -62,6 +62,8 @@ class RunFigures(NamedTuple):
     lag_max: float | None
     memory_mib: float
     """PSS of all processes together."""
+    precision: Precision
+    """In which the networks ran."""
 
 
 class Recycler:
@@ -131,7 +133,8 @@ def measure_run(
             reports += _advance(crew, seconds)
             readings.append(_Reading.of(shared))
         valid_fraction = float(shared.buffer.valid.mean())
-        return _figures(config, readings, reports, valid_fraction, python_us)
+        precision: Precision = "bfloat16" if shared.weights.acts_in_bfloat16 else "float32"
+        return _figures(config, readings, reports, valid_fraction, python_us, precision)
 
 
 @contextmanager
@@ -225,6 +228,7 @@ def _figures(
     reports: list[Report],
     valid_fraction: float,  # of the rows: the others are no decisions
     python_us: float,
+    precision: Precision,
 ) -> RunFigures:
     windows = [after.since(before) for before, after in itertools.pairwise(readings)]
     spent = readings[-1].since(readings[0])
@@ -254,6 +258,7 @@ def _figures(
         lag_mean=lag_mean,
         lag_max=lag_max,
         memory_mib=_memory_mib(),
+        precision=precision,
     )
 
 
