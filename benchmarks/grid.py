@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import shlex
 import statistics
 import sys
@@ -26,7 +27,7 @@ import tyro
 
 from benchmarks.runs import read_metrics, throughput
 from benchmarks.side_by_side import run
-from sfrl import cli, tuner
+from sfrl import cli
 from sfrl.config import Config, ConfigError
 from sfrl.machine import machine
 
@@ -45,6 +46,9 @@ class Args:
     """--num-splits to try."""
     envs: tuple[int, ...] = (8, 16, 32)
     """--envs-per-worker to try."""
+    max_envs: int = 0
+    """Arrangements with more environments in all are left out. Those with more than one training
+    batch per round are faster and need more frames for the same score. 0: all are tried."""
     flags: str = ""
     """More flags for train.py, the tuner included."""
 
@@ -67,14 +71,15 @@ def arrangement_of(config: Config) -> Arrangement:
 def tuned(args: Args) -> Config:
     """What train.py would choose, measured now. The training batch in it is everybody's."""
     argv = [f"--env={args.env}", "--run-dir=unused", *shlex.split(args.flags), "--tune=now"]
-    fixed = [flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in argv]
-    return tuner.tune(cli.parse(argv), fixed)
+    return cli.tuned(cli.parse(argv), argv)
 
 
 def grid(args: Args, config: Config) -> list[Arrangement]:
     """The arrangements that can be trained with `config`'s training batch, in its precision."""
     found = []
     for w, s, n in itertools.product(args.workers, args.splits, args.envs):
+        if w * n > (args.max_envs or math.inf):
+            continue
         try:
             candidate = dataclasses.replace(
                 config, num_workers=w, num_splits=s, envs_per_worker=n, num_policy_workers=1

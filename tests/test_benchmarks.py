@@ -1,5 +1,6 @@
 """benchmarks/: the arithmetic of the comparisons, and that the small parts run."""
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from benchmarks import (
     emulators,
+    grid,
     layouts,
     live_features,
     plain_ppo,
@@ -20,6 +22,7 @@ from benchmarks import (
     side_by_side,
 )
 from benchmarks.runs import Point, read_metrics, throughput
+from sfrl import cli
 from sfrl.encoders import A3CCNN, NatureCNN
 
 # Of a real run of 2.1.1, with the numbers of frames and the scores of a later stage.
@@ -67,6 +70,16 @@ def test_sample_factory_log_gives_frames_scores_and_time_since_its_first_line(
     assert [p.score for p in points] == [None, None, -20.857, 3.5, None]
     assert [p.time_s for p in points] == pytest.approx([4.685, 28.094, 33.094, 38.094, 43.094])
     assert throughput(points) == pytest.approx((45056 - 12288) / 10)
+
+
+def test_the_grid_has_every_arrangement_that_makes_up_the_training_batch() -> None:
+    config = cli.parse(["--env=CartPole-v1", "--run-dir=x", "--num-workers=1"])  # 2 x 256 decisions
+    args = grid.Args(env="CartPole-v1", workers=(1, 2), splits=(1, 2), envs=(4, 8, 16))
+    found = {a[:3] for a in grid.grid(args, config)}  # workers, splits, environments
+    # Fewer environments than 8 do not fill a batch with the slots they have.
+    assert found == {(w, s, n) for w in (1, 2) for s in (1, 2) for n in (4, 8, 16) if w * n >= 8}
+    few = dataclasses.replace(args, max_envs=8)
+    assert {a[:3] for a in grid.grid(few, config)} == {(w, s, n) for w, s, n in found if w * n <= 8}
 
 
 def test_sample_factory_that_fails_is_an_error(
