@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 import tyro
 
-from sfrl import checkpoint
+from sfrl import checkpoint, run_folder
 from sfrl.config import Config
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
 
     is_path = args.checkpoint not in ("latest", "best")
     run_dir = args.run_dir or ("" if is_path else checkpoint.newest_run())
+    if run_dir:
+        run_folder.check(Path(run_dir))
     state, path = checkpoint.find(run_dir, args.checkpoint)
     # The settings in the checkpoint, not those in the run's config.json: a resumed run may have
     # changed these since, and a checkpoint can be played wherever it was moved.

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sfrl.metrics import metrics_problem
+from sfrl.run_folder import open_new
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +129,8 @@ def load(path: Path | str) -> dict[str, Any]:
 
     path = Path(path)
     remedy = "delete it and use an earlier checkpoint (--checkpoint=latest does so by itself)"
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        raise CheckpointError(f"{path} is no file; check the path")
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -293,7 +296,9 @@ def newest_run(root: Path | str = "runs", env: str | None = None) -> Path:
     """
     configs = sorted(Path(root).glob("*/config.json"), key=lambda path: path.stat().st_mtime_ns)
     for config in reversed(configs):
-        if latest_paths(config.parent) and (env is None or _env_of(config) == env):
+        if not config.is_file() or not latest_paths(config.parent):
+            continue
+        if env is None or _env_of(config) == env:
             return config.parent
     wanted = "run" if env is None else f"run of --env={env}"
     raise CheckpointError(
@@ -304,7 +309,7 @@ def newest_run(root: Path | str = "runs", env: str | None = None) -> Path:
 def _env_of(config_path: Path) -> str | None:
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         log.warning("%s is not JSON (%s); passing over this run", config_path, error)
         return None
     return config.get("env") if isinstance(config, dict) else None
@@ -338,7 +343,7 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
     torch.save(state, content)
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open_new(temporary) as file:
             file.write(content.getbuffer())
             file.flush()
             # Without it the rename may reach the disk before the data: a power cut would leave an

@@ -14,7 +14,7 @@ import gymnasium
 import tyro
 
 import envs
-from sfrl import checkpoint
+from sfrl import checkpoint, run_folder
 from sfrl.config import CHOICES, DEFAULTS, Config, ConfigError
 from sfrl.crew import WorkerError
 from sfrl.defaults import defaults_for, resolve
@@ -185,6 +185,7 @@ def _saved_settings(flags: dict[str, str]) -> Config:
         run_dir = Path(flags["run_dir"])
     else:
         run_dir = checkpoint.newest_run(RUNS, flags.get("env"))
+    run_folder.check(run_dir)
     path = run_dir / "config.json"
     if not path.exists():
         raise checkpoint.CheckpointError(

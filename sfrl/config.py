@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from sfrl.run_folder import open_new
+
 Loss = Literal["appo", "vtrace"]
+_MAX_BYTES = 1 << 20  # of a config.json
 MAX_INDEX = 1 << 20  # of a slot or a row: see index_queue.pack
 
 
@@ -335,8 +338,8 @@ class Config:
     def save(self, path: Path) -> None:
         """Write the file whole or, if killed meanwhile, leave the one that was there."""
         temporary = path.with_name(f"{path.name}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        with open_new(temporary) as file:
+            file.write((json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())  # or a power cut may leave an empty file under the name
         os.replace(temporary, path)
@@ -345,8 +348,10 @@ class Config:
     def load(cls, path: Path) -> Config:
         """Raises ConfigError if the file is no config: what is wrong with which field."""
         try:
-            values = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            if path.stat().st_size > _MAX_BYTES:
+                raise ValueError(f"more than {_MAX_BYTES} bytes are no settings")
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} cannot be read as a config: {error}") from error
         return cls.from_dict(values, str(path))
 

@@ -17,11 +17,13 @@ from typing import Self, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from sfrl.run_folder import open_new
 from sfrl.timing import COMPONENT_STAGES, is_waiting, shares
 
 EPISODE_WINDOW = 100  # the score is the mean of this many episodes, as in the literature
 
 # What the learner may report. A name is added here and in docs/metrics.md, nowhere else.
+_MAX_COUNT = 1 << 62  # of what is counted, in a checkpoint that may be a stranger's
 LEARNER_MEANS = (
     "policy_loss",
     "value_loss",
@@ -59,12 +61,13 @@ def metrics_problem(state: object) -> str | None:
         return f"a {type(state).__name__}, not a dict"
     rules: dict[str, Callable[[object], bool]] = {
         "time_s": _is_number,
-        "episodes": lambda value: isinstance(value, int) and value >= 0,
+        "episodes": lambda value: isinstance(value, int) and 0 <= value < _MAX_COUNT,
         "episode_returns": lambda value: isinstance(value, list) and all(map(_is_number, value)),
         "episode_lengths": lambda value: isinstance(value, list) and all(map(_is_number, value)),
         "best_episode_return_mean": lambda value: value is None or _is_number(value),
         "counters": lambda value: (
-            isinstance(value, dict) and all(isinstance(n, int) for n in value.values())
+            isinstance(value, dict)
+            and all(isinstance(n, int) and abs(n) < _MAX_COUNT for n in value.values())
         ),
     }
     for name, holds in rules.items():
@@ -369,11 +372,13 @@ class GrowingFile:
 
 def _cut_lines(path: Path, resume_frames: int | None) -> None:
     """Drop a last line cut short by a kill, and the records beyond `resume_frames`."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A power cut may leave anything, also what is no text.
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept = [line for line in lines if _is_kept(line, resume_frames)]
     if len(kept) < len(lines):
         temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
+        with open_new(temporary) as file:
+            file.write("".join(kept).encode())
         os.replace(temporary, path)
 
 
@@ -383,7 +388,7 @@ def _is_kept(line: str, resume_frames: int | None) -> bool:
     try:
         frames = json.loads(line)["env_frames"]
         return resume_frames is None or bool(frames <= resume_frames)
-    except (ValueError, TypeError, KeyError):  # not a record: a power cut may leave anything
+    except (ValueError, TypeError, KeyError, RecursionError):  # not a record
         return False
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import importlib
 import logging
+import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from types import FrameType
 import numpy as np
 
 import envs
-from sfrl import checkpoint, limits
+from sfrl import checkpoint, limits, run_folder
 from sfrl.config import Config
 from sfrl.crew import Crew, ProcessCrew, SerialCrew, WorkerError
 from sfrl.display import Display, make_display
@@ -84,12 +86,16 @@ class Trainer:
             MemoryError: /dev/shm is too small for the trajectory buffer, or the machine lacks
                 memory, open files or processes for the run.
             checkpoint.CheckpointError: there is nothing to resume.
+            run_folder.RunFolderError: another trainer is at work in the run's folder.
         """
         self.config = config
         self.run_dir = Path(config.run_dir)
         self._started_s = time.monotonic() if started_s is None else started_s
         self.metrics = RunMetrics(start_s=self._started_s)
-        self.resumed = checkpoint.load_latest(self.run_dir) if config.resume else None
+        self.resumed = None
+        if config.resume:
+            self._lock_folder()
+            self.resumed = checkpoint.load_latest(self.run_dir)
         self.shared = self._make_shared()
         self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
         self._first_frame = self.shared.progress.env_frames
@@ -132,10 +138,12 @@ class Trainer:
         """
         config = self.config
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        config.save(self.run_dir / "config.json")
+        if not config.resume:
+            self._lock_folder()
         resume_frames = self._first_frame if self.resumed else None
         resume_path = str(self.resumed.path) if self.resumed else None
         with ExitStack() as stack:
+            stack.callback(self._unlock_folder)
             stack.callback(unlink_segments)
             stack.enter_context(signals_to(self._note_signal))
             display = stack.enter_context(
@@ -155,6 +163,7 @@ class Trainer:
                 log.info("going on from %s", resume_path)
             try:
                 self.crew.start(resume_path)
+                config.save(self.run_dir / "config.json")  # what cannot start changes nothing
                 self._supervise(display, writer)
             finally:
                 failures = self._stop()
@@ -162,6 +171,10 @@ class Trainer:
         if failures:
             raise WorkerError("\n".join(failures))
         return self._summary()
+
+    def _lock_folder(self) -> None:
+        descriptor = run_folder.lock(self.run_dir)
+        self._unlock_folder = weakref.finalize(self, os.close, descriptor)
 
     def _supervise(self, display: Display, writer: MetricsWriter) -> None:
         config = self.config

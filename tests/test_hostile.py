@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import random
 import resource
 import zipfile
@@ -17,10 +18,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sfrl import checkpoint
+import enjoy
+from sfrl import checkpoint, cli
 from sfrl.checkpoint import CheckpointError
 from sfrl.config import DEFAULTS, Config, ConfigError
-from sfrl.metrics import RunMetrics
+from sfrl.metrics import MetricsWriter, RunMetrics, metrics_problem
 from sfrl.process import Mailbox
 from sfrl.roles import make_learner
 from tests.test_checkpoint import make_state
@@ -274,3 +276,49 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, no_gigaby
     assert packed.stat().st_size < path.stat().st_size / 100
     with pytest.raises(CheckpointError, match="would unpack to more than its size"):
         checkpoint.load(packed)
+
+
+@pytest.mark.parametrize("place", ["config.json", "log.txt", "checkpoints/latest-1.pt"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_links_and_pipes_in_a_run_are_refused(tmp_path, place, kind):
+    """A link would have another file written over, and a pipe be waited for without end."""
+    run_dir, target = tmp_path / "run", tmp_path / "target"
+    target.write_text("{}")
+    path = run_dir / place
+    path.parent.mkdir(parents=True)
+    path.symlink_to(target) if kind == "link" else os.mkfifo(path)
+    with pytest.raises(ValueError, match="is neither a file nor a folder"):
+        cli.parse([f"--run-dir={run_dir}", "--resume"])
+    assert enjoy.main([f"--run-dir={run_dir}"]) == 2
+    assert target.read_text() == "{}"
+
+
+def test_what_is_written_replaces_a_link_and_not_its_target(tmp_path):
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / "config.json.tmp").symlink_to(target)
+    Config().save(tmp_path / "config.json")
+    assert target.read_text() == "precious"
+    assert Config.load(tmp_path / "config.json") == Config()
+    assert not (tmp_path / "config.json").is_symlink()
+
+
+def test_a_deep_or_large_config_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    for text in ("[" * 100_000, " " * (1 << 21)):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="cannot be read as a config"):
+            Config.load(path)
+
+
+def test_curves_with_rubbish_in_them_are_cut_and_go_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = b'{"env_frames": 5}\n'
+    path.write_bytes(good + b"\xff\xfe\n" + b"[" * 100_000 + b"\n" + good)
+    with MetricsWriter(tmp_path, resume_frames=10):
+        pass
+    assert path.read_bytes() == good * 2
+    state = RunMetrics(start_s=0.0).state()
+    assert metrics_problem(state) is None
+    assert metrics_problem({**state, "episodes": 10**400})
+    assert metrics_problem({**state, "counters": {"learner_steps": 10**400}})
