@@ -16,13 +16,14 @@ import gymnasium
 
 from envs.atari import FRAMESKIP, AtariVecEnv, describe_atari
 from envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium
-from envs.rules import EnvError
+from envs.rules import EnvError, NonFiniteError
 from envs.vec_env import EnvKind, EnvSpec, ObsArray, OnNan, StepResult, VecEnv
 
 __all__ = [
     "EnvError",
     "EnvKind",
     "EnvSpec",
+    "NonFiniteError",
     "ObsArray",
     "StepResult",
     "UnknownEnvError",

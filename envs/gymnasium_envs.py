@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, Space
 from numpy.typing import NDArray
 
-from envs.rules import Rules
+from envs.rules import NonFiniteError, Rules
 from envs.vec_env import EnvKind, EnvSpec, EnvState, ObsArray, OnNan, StepResult, env_seeds
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ class GymnasiumVecEnv:
 
     Raises:
         ValueError: a space is not supported, or `render` with an environment that can't.
-        EnvError: later, in `reset` or `recv`: an environment broke the rules (rules.py), or, with
-            on_nan="stop", gave NaN or infinity.
+        EnvError: later, in `reset` or `recv`: an environment broke the rules (rules.py).
+        NonFiniteError: with on_nan="stop": it gave NaN or infinity.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class GymnasiumVecEnv:
             )
             error = self._rules.error(problem, i, self._num_steps)
             if self._on_nan == "stop":
-                raise error
+                raise NonFiniteError(error)
             self._num_nans += 1
             if self._num_nans & (self._num_nans - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
                 log.warning(

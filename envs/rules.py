@@ -20,6 +20,10 @@ class EnvError(RuntimeError):
     """An environment broke the rules; the text names it, the copy of it, the step and the rule."""
 
 
+class NonFiniteError(EnvError):
+    """It gave NaN or infinity, where that is to end the run."""
+
+
 class Rules:
     """The rules of one environment's copies. The checks of a step take 1 us for each of them.
 
@@ -43,7 +47,10 @@ class Rules:
 
     def observation(self, observation: object, env: int, step: int) -> NDArray[np.generic]:
         """The observation of copy `env` at `step`. Raises EnvError unless it fits the space."""
-        array: NDArray[np.generic] = np.asarray(observation)
+        try:
+            array: NDArray[np.generic] = np.asarray(observation)
+        except ValueError as error:  # lists of different lengths
+            raise self.error(f"its observation is no array: {error}", env, step) from error
         if array.shape == self._shape and (
             array.dtype is self._dtype or np.can_cast(array.dtype, self._dtype, self._casting)
         ):

@@ -37,9 +37,12 @@ class Channels(NamedTuple):
 
 
 def make_channels(config: Config, stop: StopFlag) -> Channels:
-    """Queues that can never be full: each has room for every slot there is."""
+    """Queues that can never be full: each has room for every slot there is, twice.
+
+    Once for a worker, and once for what was on its way to the one that died before it.
+    """
     kind = resolve_queue_kind(config.queue)
-    workers, policies, room = config.num_workers, config.num_policy_workers, config.num_slots
+    workers, policies, room = config.num_workers, config.num_policy_workers, 2 * config.num_slots
     return Channels(
         action_requests=[
             make_index_queue(kind, f"action-requests-{p}", workers, room, stop)

@@ -33,6 +33,8 @@ from sfrl.watchdog import Watchdog, component_names
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05  # how long the trainer sleeps between looks at its children
+_KILL_S = 2.0  # for a killed process to end
+_UNKILLABLE = "it does not even end when it is killed: the kernel waits, for a disk or a driver"
 _RESTART_WINDOW_S = 3600.0
 
 
@@ -96,8 +98,6 @@ class SerialCrew:
         self._rollouts = [
             make_rollout_worker(shared, i, self._mailbox) for i in range(config.num_workers)
         ]
-        self._workers = [self._learner, *self._policies, *self._rollouts]
-        self._learner.workers_state = self._state
         if resume_path is not None:
             saved = checkpoint.load(resume_path)
             if saved.get("workers") is None:
@@ -111,6 +111,9 @@ class SerialCrew:
                         f"({type(error).__name__}: {error}); resume with the settings it began with"
                     ) from error
             torch.set_rng_state(saved["rng"]["torch"])  # the policy workers' models drew from it
+        # Only now: what could not be restored must not be saved over what it came from.
+        self._workers = [self._learner, *self._policies, *self._rollouts]
+        self._learner.workers_state = self._state
 
     def _state(self) -> dict[str, Any] | None:
         """Between two rounds, as a checkpoint holds it; None if there is something untold in it."""
@@ -145,10 +148,14 @@ class SerialCrew:
 
     def advance(self) -> None:
         """One round: every worker does what is ready."""
-        # All of them, so no generator: any() would stop at the first that did something.
-        progressed = [worker.step() for worker in self._workers]
-        if not any(progressed):
-            raise WorkerError("serial run: no worker has anything to do; a slot or message is lost")
+        try:
+            # All of them, so no generator: any() would stop at the first that did something.
+            progressed = [worker.step() for worker in self._workers]
+            if not any(progressed):
+                raise WorkerError("serial run: no worker has anything to do; a slot is lost")
+        except BaseException:  # in the middle of a round, of which nobody could go on
+            self._learner.workers_state = lambda: None
+            raise
 
     def take_reports(self) -> list[Report]:
         return self._mailbox.get_all()
@@ -192,12 +199,13 @@ class ProcessCrew:
         }
         self._requests: Mailbox[CheckpointRequest] = Mailbox()
         self._received: deque[Report] = deque()
-        self._tracebacks: dict[str, str] = {}  # component -> of its latest failure
+        self._failures: dict[str, Failure] = {}  # component -> what it said last
         self._bodies: dict[str, Callable[[], None]] = {}
         self._processes: dict[str, SpawnProcess] = {}
         self._watchdog = Watchdog(shared.config, shared.progress)
         self._restarts: deque[tuple[float, str]] = deque()  # of the last hour: when, and why
         self._is_killed = False
+        self._told: set[str] = set()  # components whose end has been told
 
     def start(self, resume_path: str | None) -> None:
         shared, mailboxes = self._shared, self._mailboxes
@@ -235,14 +243,19 @@ class ProcessCrew:
     def advance(self) -> None:
         """Sleep, but no longer than until a process ends: none ends before `stop`."""
         sentinels = {process.sentinel: name for name, process in self._processes.items()}
-        ended = [sentinels[s] for s in connection.wait(list(sentinels), POLL_S) if s in sentinels]
+        connection.wait(list(sentinels), POLL_S)
+        # Not only those whose sentinel tells: helpers that an environment has started hold it open.
+        ended = [name for name, process in self._processes.items() if process.exitcode is not None]
+        self._receive()
         failures = {name: self._obituary(name) for name in ended}
         for name, complaint in self._watchdog.stalled().items():
             if name not in failures:
                 process = self._processes[name]
-                process.kill()
-                process.join()
-                failures[name] = f"{name} (pid {process.pid}) {complaint}"
+                text = f"{name} (pid {process.pid}) {complaint}"
+                if not _killed(process):
+                    raise WorkerError(f"{text}; {_UNKILLABLE}")
+                failures[name] = self._with_traceback(name, text)
+        self._told.update(failures)
         fatal = [text for name, text in failures.items() if not self._can_restart(name, ended)]
         if fatal:
             raise WorkerError("\n".join(fatal))
@@ -256,6 +269,8 @@ class ProcessCrew:
             return False  # a process killed in faster-fifo leaves its lock locked
         per_worker = shared.config.num_slots // shared.config.num_workers
         own = slice(int(index) * per_worker, (int(index) + 1) * per_worker)
+        if name in self._failures and self._failures[name].ends_run:
+            return False
         # What fails or hangs before its first decision does so every time; but for a kill by others
         # a worker is not to blame.
         was_killed = name in ended and (self._processes[name].exitcode or 0) < 0
@@ -273,26 +288,28 @@ class ProcessCrew:
                 f"(max_worker_restarts={limit}):\n{causes}"
             )
         self._restarts.append((now, why))
-        self._processes[name].join()
+        self._failures.pop(name, None)
+        self._told.discard(name)
         self._shared.progress.restarts[int(name.partition("-")[2])] += 1
         log.warning("%s; starting it anew (restart %d)", why, len(self._restarts))
         self._spawn(name)
 
     def _obituary(self, name: str) -> str:
-        self._receive()  # its traceback
         process = self._processes[name]
-        process.join()
         code = process.exitcode or 0
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        text = f"{name} (pid {process.pid}) {how}"
-        traceback = self._tracebacks.pop(name, None)
-        return f"{text}:\n{traceback}" if traceback else text
+        known = {-number.value: number.name for number in signal.Signals}
+        how = f"exited with {code}" if code >= 0 else f"was killed by {known.get(code, code)}"
+        return self._with_traceback(name, f"{name} (pid {process.pid}) {how}")
+
+    def _with_traceback(self, name: str, text: str) -> str:
+        failure = self._failures.get(name)
+        return f"{text}:\n{failure.traceback}" if failure else text
 
     def _receive(self) -> None:
         for name, mailbox in self._mailboxes.items():
             for report in mailbox.get_all():
                 if isinstance(report, Failure):
-                    self._tracebacks[name] = report.traceback
+                    self._failures[name] = report
                 self._received.append(report)
 
     def take_reports(self) -> list[Report]:
@@ -306,21 +323,24 @@ class ProcessCrew:
         self._shared.stop.set()
         self._shared.channels.wake_all()
         deadline = time.monotonic() + timeout_s
+        complaints = []
         for name, process in self._processes.items():
-            process.join(max(0.0, deadline - time.monotonic()))
+            while process.exitcode is None and time.monotonic() < deadline:
+                process.join(POLL_S)  # not longer: see `advance`
             if process.exitcode is None:
                 log.warning("%s did not stop within %.0f s; killing it", name, timeout_s)
-                process.kill()
-                process.join()
-        obituaries = {
-            name: self._obituary(name) for name, p in self._processes.items() if p.exitcode
-        }
-        if self._is_killed:
-            return list(obituaries.values())
-        for name in [name for name in obituaries if name.startswith("rollout")]:
-            # While the run goes on it would be replaced; now nobody waits for its work any more.
-            log.warning("%s, while the run was stopping", obituaries.pop(name))
-        return list(obituaries.values())
+                if not _killed(process):
+                    complaints.append(f"{name} (pid {process.pid}) {_UNKILLABLE}")
+        self._receive()
+        for name, process in self._processes.items():
+            if not process.exitcode:
+                continue
+            if self._is_killed or not name.startswith("rollout"):
+                complaints.append(self._obituary(name))
+            elif name not in self._told:
+                # While the run goes on it would be replaced; now nobody waits for its work.
+                log.warning("%s, while the run was stopping", self._obituary(name))
+        return complaints
 
     def kill(self) -> None:
         self._is_killed = True
@@ -330,6 +350,13 @@ class ProcessCrew:
     @property
     def dropped_reports(self) -> int:
         return sum(mailbox.dropped for mailbox in self._mailboxes.values())
+
+
+def _killed(process: SpawnProcess) -> bool:
+    """Kill it; whether it has ended then."""
+    process.kill()
+    process.join(_KILL_S)
+    return process.exitcode is not None
 
 
 @contextmanager

@@ -93,7 +93,12 @@ def gpu_shortage_explained(config: Config) -> Iterator[None]:
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # torch's own kinds, of its allocator and of CUDA's libraries
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and not any(
+            sign in text for sign in ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+        ):
+            raise
         raise ShortageError(
             f"the GPU has too little memory for this run: {error}\n"
             f"Lower --batch-size={config.batch_size} or "

@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -16,6 +17,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 from setproctitle import setproctitle
 
+from envs import NonFiniteError
 from sfrl.metrics import MetricsState
 from sfrl.shared_memory import SharedArray, StopFlag, Stopped
 
@@ -66,6 +68,7 @@ class Failure(NamedTuple):
     """What a child says before it exits with code 1."""
 
     traceback: str
+    ends_run: bool  # the user wants no other process in its place
 
 
 Report = EpisodeEnded | LearnerReport | CheckpointSaved | CheckpointFailed | Notice | Failure
@@ -182,9 +185,12 @@ def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> 
         body()
     except Stopped:  # while it was still starting
         pass
-    except Exception:
-        reports.put(Failure(traceback.format_exc()[-_MAX_TEXT:]), DELIVERY_TIMEOUT_S)
-        raise SystemExit(1) from None
+    except Exception as error:
+        text = traceback.format_exc()[-_MAX_TEXT:]
+        failure = Failure(text, ends_run=isinstance(error, NonFiniteError))
+        reports.put(failure, DELIVERY_TIMEOUT_S)
+        sys.stderr.flush()
+        os._exit(1)  # the usual way out waits for threads, which an environment may have left
 
 
 def die_with_parent() -> None:

@@ -120,8 +120,10 @@ def _make_folder() -> tuple[Path, int]:
     """A new folder, which only this user may enter, and the descriptor that holds its lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"sfrl-{os.getpid()}-", dir=SHM_DIR))
-        descriptor = os.open(folder, os.O_RDONLY)
-        # Another process's sweep may have locked it before, and removed it.
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # another process's sweep was faster
+            continue
         if _lock(descriptor) and folder.exists():
             return folder, descriptor
         os.close(descriptor)

@@ -1,5 +1,7 @@
 """CartPole with faults, registered at import: `--env=tests.faulty_env:Raises-v0`."""
 
+import os
+import threading
 import time
 from pathlib import Path
 
@@ -74,6 +76,34 @@ class SixthHangs(Hangs):
     faulty = 6
 
 
+class LeavesAHelper(CartPoleEnv):
+    """Starts a process that outlives its worker, and holds all that this one has open."""
+
+    def __init__(self):
+        super().__init__()
+        if os.fork() == 0:
+            time.sleep(30)
+            os._exit(0)
+
+
+class RaisesBesideAThread(Raises):
+    """A thread goes on that nobody will end."""
+
+    def __init__(self):
+        super().__init__()
+        threading.Thread(target=time.sleep, args=(3600,)).start()
+
+
+class GivesNaN(Raises):
+    def step(self, action):
+        self.num_steps += 1
+        observation, _, *rest = CartPoleEnv.step(self, action)
+        return observation, float("nan") if self.num_steps > NUM_GOOD_STEPS else 1.0, *rest
+
+
+gymnasium.register("LeavesAHelper-v0", LeavesAHelper, max_episode_steps=500)
+gymnasium.register("RaisesBesideAThread-v0", RaisesBesideAThread, max_episode_steps=500)
+gymnasium.register("GivesNaN-v0", GivesNaN, max_episode_steps=500)
 gymnasium.register("Hangs-v0", Hangs, max_episode_steps=500)
 gymnasium.register("SixthHangs-v0", SixthHangs, max_episode_steps=500)
 gymnasium.register("RaisesAtStart-v0", RaisesAtStart)

@@ -14,6 +14,7 @@ import torch
 from sfrl import checkpoint
 from sfrl.config import Config
 from sfrl.crew import SerialCrew
+from sfrl.learner import Learner
 from sfrl.trainer import Summary, Trainer
 from tests.runs import (
     components,
@@ -110,6 +111,33 @@ def test_a_serial_run_may_be_interrupted_anywhere_and_ends_the_same(
     assert whole["counters"]["learner_steps"] >= 8
     for key in ("model", "optimizer", "rng", "workers"):
         assert_same(whole[key], resumed[key], key)
+
+
+@pytest.mark.parametrize("fault", ["other settings", "in a round"])
+def test_what_cannot_go_on_exactly_leaves_its_checkpoint_alone(tmp_path, monkeypatch, fault):
+    config = Config(serial=True, precision="float32", run_dir=str(tmp_path), **PONG)
+    config = interrupted(config, monkeypatch, 25)
+    before = checkpoint.load_latest(tmp_path)
+    content, settings = before.path.read_bytes(), (tmp_path / "config.json").read_bytes()
+    if fault == "other settings":
+        other = dataclasses.replace(config, num_workers=2)
+        with pytest.raises(checkpoint.CheckpointError, match="the workers of a run with other"):
+            Trainer(other).run()
+        assert before.path.read_bytes() == content
+        assert (tmp_path / "config.json").read_bytes() == settings
+        assert checkpoint.load_latest(tmp_path).path == before.path
+    else:
+        monkeypatch.setattr(Learner, "_update", _fail)
+        with pytest.raises(ArithmeticError):
+            Trainer(config).run()
+        assert checkpoint.load_latest(tmp_path).state["workers"] is None  # a half round
+    monkeypatch.undo()
+    Trainer(config).run()
+    assert checkpoint.load_latest(tmp_path).state["counters"]["env_frames"] >= 2000
+
+
+def _fail(*_: object) -> None:
+    raise ArithmeticError("in the middle of a round")
 
 
 def assert_same(first: object, second: object, place: str) -> None:
