@@ -18,6 +18,7 @@ from sfrl import checkpoint, run_folder
 from sfrl.config import CHOICES, DEFAULTS, Config, ConfigError
 from sfrl.crew import WorkerError
 from sfrl.defaults import defaults_for, resolve
+from sfrl.display import writing_never_waits
 from sfrl.trainer import Trainer, signals_to
 from sfrl.tuner import tune
 
@@ -58,7 +59,8 @@ def train(argv: Sequence[str]) -> int:
         if signals:
             return 0
         try:
-            summary = trainer.run()
+            with writing_never_waits():
+                summary = trainer.run()
         except (WorkerError, checkpoint.CheckpointError) as error:
             print(f"train.py: {error}", file=sys.stderr)
             return EXIT_FAILURE

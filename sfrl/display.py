@@ -4,9 +4,16 @@ Both show the same record (see `sfrl.metrics`) and write to stdout; a closed dis
 to the caller, so that the run's last line is its own.
 """
 
+import errno
 import logging
+import os
+import select
+import stat
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import UnsupportedOperation
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +33,35 @@ SPARK_WIDTH = 32
 SPARKS = "▁▂▃▄▅▆▇█"
 WORK_COLORS = ("green", "cyan", "yellow", "magenta")
 WAIT_COLOR = "grey37"
+
+
+@contextmanager
+def writing_never_waits() -> Iterator[None]:
+    """In the block, stdout and stderr raise BlockingIOError where they would wait.
+
+    A pipe that nobody reads, Ctrl-S in a terminal or a dead connection would otherwise stop the
+    trainer, and with it the checkpoints, the watchdog and the end of the run. They are opened anew
+    for this: who shares them, such as the shell, waits as before.
+    """
+    saved = {}
+    for file in (sys.stdout, sys.stderr):
+        try:
+            descriptor = file.fileno()
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                continue  # it has a place where writing goes on
+            own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:  # no descriptor (in tests), a socket, or another user's terminal
+            continue
+        file.flush()
+        saved[descriptor] = os.dup(descriptor)
+        os.dup2(own, descriptor)
+        os.close(own)
+    try:
+        yield
+    finally:
+        for descriptor, original in saved.items():
+            os.dup2(original, descriptor)
+            os.close(original)
 
 
 class Display(ABC):
@@ -108,6 +144,9 @@ class PanelDisplay(Display):
         self._live.start()
 
     def update(self, record: Record) -> None:
+        if not _takes_output(self.console):
+            # What it cannot write rich would keep, and more and more of it.
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         if (score := record["episode_return_mean"]) is not None:
             self._scores.append(score)
         body = Group(self._numbers(record), Text(), _time_bars(record))
@@ -117,10 +156,11 @@ class PanelDisplay(Display):
 
     def close(self) -> None:
         if self._live.is_started:
-            self._live.stop()
-            # Ends with the sequence that shows the cursor again, which must not stand before the
-            # caller's last line where a program reads the terminal.
-            self.console.line()
+            with suppress(OSError):  # a terminal that takes nothing
+                self._live.stop()
+                # Ends with the sequence that shows the cursor again, which must not stand before
+                # the caller's last line where a program reads the terminal.
+                self.console.line()
 
     def _numbers(self, record: Record) -> Table:
         seconds_left = self._end.seconds_left(record)
@@ -165,6 +205,13 @@ class PanelDisplay(Display):
             f"   learning rate {_number(record['learning_rate'], 6)}",
         )
         return table
+
+
+def _takes_output(console: Console) -> bool:
+    try:
+        return bool(select.select((), (console.file,), (), 0)[1])
+    except UnsupportedOperation:  # no descriptor: a text in memory
+        return True
 
 
 def plain_line(record: Record, seconds_left: float | None) -> str:

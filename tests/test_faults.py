@@ -1,6 +1,9 @@
 """What a run survives, and how it ends where it cannot: real faults, seen from outside."""
 
+import fcntl
 import itertools
+import json
+import os
 import resource
 import signal
 import time
@@ -40,6 +43,57 @@ def test_a_rollout_worker_that_is_killed_is_replaced_within_5_s(tmp_path, signum
     assert f"rollout-0 (pid {victim.pid}) was killed by {signum.name}; starting it" in ended.stderr
     assert metrics(run_dir)[-1]["discarded_steps"] <= 8 * 8  # what one slot of each split holds
     assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
+def test_a_death_is_noticed_although_a_helper_of_the_environment_lives(tmp_path):
+    run_dir = tmp_path / "run"
+    flags = [*TINY[1:], "--env=tests.faulty_env:LeavesAHelper-v0", "--envs-per-worker=4"]
+    flags += ["--rollout-length=16", "--batch-size=32"]
+    with training(run_dir, *flags) as process:
+        wait_until_trained(process, run_dir)
+        components(process.pid)["rollout-0"].kill()
+        killed_s = time.monotonic()
+        wait_for(lambda: metrics(run_dir)[-1]["worker_restarts"] == 1)
+        assert time.monotonic() - killed_s < 5
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_failure_is_told_although_a_thread_of_the_environment_lives(tmp_path):
+    flags = [*TINY[1:], "--env=tests.faulty_env:RaisesBesideAThread-v0", "--max-worker-restarts=0"]
+    with training(tmp_path / "run", *flags) as process:
+        wait_for(lambda: components(process.pid).keys() >= COMPONENTS)
+        ended = finish(process, timeout_s=30)  # before --env-timeout
+    assert ended.code == 1
+    assert "RuntimeError: the pole broke" in ended.stderr
+
+
+@pytest.mark.slow
+def test_nan_ends_the_run_at_once_if_it_is_to(tmp_path):
+    flags = [*TINY[1:], "--env=tests.faulty_env:GivesNaN-v0", "--on-nan=stop"]
+    with training(tmp_path / "run", *flags) as process:
+        ended = finish(process)
+    assert ended.code == 1
+    assert "NonFiniteError: tests.faulty_env:GivesNaN-v0, env " in ended.stderr
+    assert "NaN or infinity: reward nan" in ended.stderr
+    assert "starting it anew" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_two_trainers_do_not_write_one_run(tmp_path):
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY, "--checkpoint-seconds=0.5") as process:
+        wait_for(lambda: checkpoint.latest_paths(run_dir))
+        with training(run_dir, "--resume") as second:
+            ended = finish(second)
+        assert ended.code == 2
+        assert f"run_dir={run_dir} is in use by a run that still goes on" in ended.stderr
+        process.send_signal(signal.SIGINT)
+        assert finish(process).code == 0
+    with training(run_dir, "--resume", "--train-seconds=6") as third:  # it is free again
+        assert finish(third).code == 0
 
 
 @pytest.mark.slow
@@ -140,6 +194,29 @@ def test_an_output_that_takes_nothing_is_told_and_survived(tmp_path):
     assert has_trained(run_dir)
     assert checkpoint.latest_paths(run_dir)
     assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
+def test_a_pipe_that_nobody_reads_stops_nothing_but_the_last_line(tmp_path):
+    run_dir = tmp_path / "run"
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, b"." * 4096)  # full
+    with (
+        open(writer, "wb") as full,
+        training(run_dir, *TINY, "--train-seconds=8", stdout=full) as process,
+    ):
+        assert os.get_blocking(writer), "who shares it is not disturbed"
+        log = run_dir / "log.txt"
+        wait_for(lambda: log.exists() and "last checkpoint: " in log.read_text())
+        assert process.poll() is None  # it waits for somebody who reads the summary
+        full.close()
+        with open(reader) as output:
+            last_line = output.read().splitlines()[-1]
+        ended = finish(process)
+    assert ended.code == 0, ended.stderr
+    assert json.loads(last_line.lstrip("."))["run_dir"] == str(run_dir)
+    assert checkpoint.latest_paths(run_dir)
 
 
 @pytest.mark.slow
