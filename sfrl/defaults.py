@@ -43,12 +43,23 @@ def usable_cores(
 def available_memory(
     own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Bytes that the machine has free, or the control groups (v2) of this process."""
+    """Bytes that the machine has free, or the control groups of this process.
+
+    What groups use as a cache of files counts as free: the kernel gives it up when asked.
+    """
     free: int = psutil.virtual_memory().available
-    for group in _control_groups(own, groups):
-        limit, used = _words(group / "memory.max"), _words(group / "memory.current")
-        if limit and used and limit[0] != "max":
-            free = min(free, int(limit[0]) - int(used[0]))
+    versions = (
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for controller, limit_name, used_name, cache_name in versions:
+        for group in _control_groups(own, groups, controller):
+            limit, used = _words(group / limit_name), _words(group / used_name)
+            if limit and used and limit[0] != "max":
+                words = _words(group / "memory.stat")  # names and numbers in turn
+                statistics = dict(zip(words[::2], words[1::2], strict=True))
+                cache = statistics.get(cache_name, "0")
+                free = min(free, int(limit[0]) - int(used[0]) + int(cache))
     return free
 
 

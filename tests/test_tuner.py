@@ -150,6 +150,14 @@ def test_the_groups_memory_limit_counts_as_less_memory(tmp_path):
     assert defaults.available_memory(own, groups) > 10**6
     (groups / "a/memory.max").write_text("3000\n")
     assert defaults.available_memory(own, groups) == 2000
+    (groups / "a/memory.stat").write_text("anon 100\ninactive_file 400\nactive_file 5\n")
+    assert defaults.available_memory(own, groups) == 2400  # files' cache is given up when needed
+    own.write_text("7:memory:/a\n")
+    (groups / "memory/a").mkdir(parents=True)
+    (groups / "memory/a/memory.limit_in_bytes").write_text("5000\n")
+    (groups / "memory/a/memory.usage_in_bytes").write_text("4000\n")
+    (groups / "memory/a/memory.stat").write_text("total_inactive_file 500\n")
+    assert defaults.available_memory(own, groups) == 1500
 
 
 def test_the_processes_that_a_control_group_allows_are_respected(tmp_path):
