@@ -27,6 +27,7 @@ import tyro
 
 ROOT = Path(__file__).parents[1]
 STOP_S = 60.0
+STANDSTILL_S = 10.0  # two reports, within which a killed worker must be back
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,21 @@ class Run:
         log = (self.run_dir / "log.txt").read_text()
         return sum(map(int, re.findall(r"discards (\d+) decisions of its forerunner", log)))
 
+    def longest_standstill_s(self) -> float:
+        """Of the reports after the first frames: the longest time in which no frame was added."""
+        longest_s, since_s, frames = 0.0, None, 0.0
+        for record in self.records():
+            if record["env_frames"] > frames:
+                frames, since_s = record["env_frames"], record["time_s"]
+            elif since_s is not None:
+                longest_s = max(longest_s, record["time_s"] - since_s)
+        return longest_s
+
     def kill_a_worker(self, rng: random.Random) -> None:
-        workers = [p for p in self.processes() if "sfrl rollout-" in " ".join(p.cmdline())]
+        try:
+            workers = [p for p in self.processes() if "sfrl rollout-" in " ".join(p.cmdline())]
+        except psutil.Error:  # one comes or goes
+            return
         if workers:
             rng.choice(workers).kill()
             self.kills += 1
@@ -115,8 +129,10 @@ def judge(run: Run, args: Args) -> tuple[dict[str, float], list[str]]:
     last = run.records()[-1]
     pss = thirds(run.pss_mib)
     files = thirds(run.num_files)
-    rates = np.diff(run.frames) / np.maximum(np.diff(run.times_s), 1e-9)
-    rate = thirds([float(r) for r in rates if r > 0])
+    seconds = np.diff(run.times_s)
+    rates = np.diff(run.frames)[seconds > 0] / seconds[seconds > 0]
+    rate = thirds(rates.tolist())
+    standstill_s = run.longest_standstill_s()
     config = json.loads((run.run_dir / "config.json").read_text())
     in_a_worker = config["rollout_length"] * config["envs_per_worker"]
     figures = {
@@ -126,6 +142,7 @@ def judge(run: Run, args: Args) -> tuple[dict[str, float], list[str]]:
         "files_last": files[1],
         "frames_per_s_first": rate[0],
         "frames_per_s_last": rate[1],
+        "longest_standstill_s": standstill_s,
         "frames": last["env_frames"],
         "kills": run.kills,
         "restarts": last["worker_restarts"],
@@ -139,6 +156,7 @@ def judge(run: Run, args: Args) -> tuple[dict[str, float], list[str]]:
         "files were left open": files[1] <= files[0] + 2,
         f"it became slower by more than {args.speed_tolerance:.0%}": rate[1]
         >= rate[0] * (1 - args.speed_tolerance),
+        f"it stood still for more than {STANDSTILL_S:g} s": standstill_s <= STANDSTILL_S,
         "not every kill was followed by a restart": last["worker_restarts"] == run.kills,
         "decisions were lost without a kill, or more than a worker held": 0
         <= last["discarded_steps"]
