@@ -158,6 +158,7 @@ class RolloutWorker:
         the queue has room for all slots, and they come back in the order in which they were put.
         """
         buffer, progress = self.buffer, self.progress
+        self.inbox.get_many(2 * buffer.num_slots)  # answers to the dead: its queue must not fill up
         put = [unpack(message) for message in self.trajectories.recent(self.index)]
         lent = {m.slot for m in put if buffer.is_current(m) and buffer.is_filled[m.slot]}
         num_discarded = 0

@@ -110,6 +110,21 @@ def test_a_worker_may_die_at_any_line(make_shared):
     assert line > 300
 
 
+def test_a_late_answer_and_the_successors_find_room_in_one_queue(make_shared):
+    """As few slots as there may be: one of one split."""
+    settings = {"num_splits": 1, "envs_per_worker": N, "slots_per_split": 1}
+    shared = make_shared(**LEDGER | settings)
+    assert shared.config.num_slots == 1
+    run = Serial(shared)
+    for _ in range(5):
+        run.start_worker()  # asks, and dies
+        while run.others_step():  # the answer comes before anybody has looked at the last one
+            pass
+        shared.progress.restarts[0] += 1
+    run.start_worker()
+    run.play(4 * T * N)
+
+
 # --- through real processes, killed at any moment ---
 
 
