@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import numpy as np
@@ -11,10 +12,13 @@ from sfrl.config import Config
 from sfrl.progress import Progress
 from sfrl.timing import LEARNER_STAGES, POLICY_STAGES
 
+log = logging.getLogger(__name__)
+
 # A look that comes later than this after the one before counts as this much: the trainer itself
 # was stopped or the machine asleep, and the workers have had no more time than it.
 _LONGEST_LOOK_S = 1.0
 _SUSPICIOUS_S = 0.2  # so long a step is worth a look at the process's state
+_SUSPENSION_S = 10.0  # of a stopped process or a slow disk, after which the log tells
 START_LIMIT_S = 120.0  # until it has done its first work: imports, emulators, a first compilation
 
 
@@ -42,6 +46,7 @@ class Watchdog:
         self._processes: dict[str, psutil.Process] = {}
         self._seen: dict[str, bytes] = {}  # component -> what it had done at the last look
         self._still_s: dict[str, float] = {}  # component -> for how long that has not changed
+        self._suspended_s: dict[str, float] = {}  # component -> likewise, while it was stopped
         self._first: dict[str, bytes] = {}  # component -> what its forerunner had done
         self._last_look_s = time.monotonic()
 
@@ -51,7 +56,7 @@ class Watchdog:
         if name.startswith("rollout"):
             self._progress.stepping[self._names.index(name)] = -1
         self._seen[name] = self._first[name] = self._done(name)
-        self._still_s[name] = 0.0
+        self._still_s[name] = self._suspended_s[name] = 0.0
 
     def stalled(self) -> dict[str, str]:
         """Components that hang, and what to say of them."""
@@ -63,16 +68,29 @@ class Watchdog:
             done = self._done(name)
             if done != self._seen[name]:
                 self._seen[name], self._still_s[name] = done, 0.0
+                self._suspended_s[name] = 0.0
                 continue
             # Asked at every look, so that no part of the time in which it was stopped counts.
             if self._still_s[name] >= _SUSPICIOUS_S and self._is_suspended(name):
-                self._still_s[name] = 0.0
+                self._count_suspension(name)
                 continue
             self._still_s[name] += passed_s
             limit_s, flag = self._limit(name)
             if self._still_s[name] >= limit_s:
                 found[name] = f"{self._place(name)} for {limit_s:g} s{flag}"
         return found
+
+    def _count_suspension(self, name: str) -> None:
+        """It may last as long as it likes, but not in silence."""
+        before_s = self._suspended_s[name]
+        self._suspended_s[name] += self._still_s[name]
+        self._still_s[name] = 0.0
+        if before_s < _SUSPENSION_S <= self._suspended_s[name]:
+            log.warning(
+                "%s (pid %d) has been stopped, or has waited for a disk, for %g s; the run waits "
+                "for it (kill -CONT wakes what was stopped)",
+                *(name, self._processes[name].pid, _SUSPENSION_S),
+            )
 
     def _limit(self, name: str) -> tuple[float, str]:
         config = self._config
