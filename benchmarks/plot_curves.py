@@ -10,6 +10,8 @@ curves begin when there are as many. Minutes are of the whole run, start-up incl
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ import numpy as np
 import tyro
 
 from benchmarks import sample_factory
-from benchmarks.runs import Point, read_metrics
+from benchmarks.runs import SCORE_EPISODES, Point, read_metrics
 
 mpl.use("Agg")  # draws into files; needs no screen
 from matplotlib import pyplot as plt
@@ -34,6 +36,8 @@ class Args:
     """The picture."""
     score: float = 18.0
     """The score that the table tells about."""
+    keep: str = ""
+    """A folder for a copy of each curve, thinned, from which this script draws it again."""
 
 
 def read_run(run_dir: Path) -> list[Point]:
@@ -117,12 +121,32 @@ def plot(curves: dict[str, dict[Path, list[Point]]], score: float, path: Path) -
     plt.close(figure)
 
 
+def keep(points: Sequence[Point], run_dir: Path) -> None:
+    """Write a metrics.jsonl of every n-th point, at most 100 and the last one."""
+    step = math.ceil(len(points) / 100)
+    lines = [
+        json.dumps(
+            {
+                "time_s": round(point.time_s, 1),
+                "env_frames": point.frames,
+                "episodes": 0 if point.score is None else SCORE_EPISODES,
+                "episode_return_mean": point.score and round(point.score, 2),
+            }
+        )
+        for point in dict.fromkeys([*points[::step], points[-1]])
+    ]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def main(args: Args) -> None:
     curves = read_curves(args.curves)
     print(f"{'curve':20} {'run':20} {'minutes':>9} {'frames':>10}  to a score of {args.score:g}")
     for name, runs in curves.items():
         for run_dir, points in runs.items():
             print(table_row(name, run_dir, points, args.score))
+            if args.keep:
+                keep(points, Path(args.keep, run_dir.name))
     plot(curves, args.score, args.out)
 
 

@@ -143,7 +143,9 @@ def test_curves_are_drawn_and_the_table_tells_when_the_score_was_reached(
     out = tmp_path / "curves.png"
 
     curves = (f"ours={reached},{rising}", f"peer={flat}")
-    plot_curves.main(plot_curves.Args(curves=curves, out=out, score=18))
+    kept = tmp_path / "kept"
+    plot_curves.main(plot_curves.Args(curves=curves, out=out, score=18, keep=str(kept)))
+    assert plot_curves.read_run(kept / "seed1") == plot_curves.read_run(reached)
 
     _, row1, row2, row3 = capsys.readouterr().out.splitlines()
     assert row1.split() == ["ours", "seed1", "3.0", "1.50", "M"]
@@ -152,6 +154,13 @@ def test_curves_are_drawn_and_the_table_tells_when_the_score_was_reached(
     assert "not reached in 3.0 min, best 10.0; extrapolated" in row2
     assert "not reached in 0.7 min, best 3.5" in row3
     assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_long_curve_is_kept_in_a_hundred_points_and_its_last(tmp_path: Path) -> None:
+    points = [Point(float(i), 10 * i, None if i < 300 else 0.0) for i in range(1000)]
+    plot_curves.keep(points, tmp_path)
+    kept = plot_curves.read_run(tmp_path)
+    assert kept == [*points[::10], points[-1]]
 
 
 def test_falling_curve_is_not_extrapolated() -> None:
