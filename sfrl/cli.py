@@ -61,8 +61,13 @@ def train(argv: Sequence[str]) -> int:
         try:
             with writing_never_waits():
                 summary = trainer.run()
-        except (WorkerError, checkpoint.CheckpointError) as error:
+        except (WorkerError, checkpoint.CheckpointError, run_folder.RunFolderError) as error:
             print(f"train.py: {error}", file=sys.stderr)
+            return EXIT_FAILURE
+        except OSError as error:
+            if error.filename is None:
+                raise  # no file that the user could do something about
+            print(f"train.py: the run's folder cannot be written: {error}", file=sys.stderr)
             return EXIT_FAILURE
         try:
             print(json.dumps(dataclasses.asdict(summary)), flush=True)

@@ -13,7 +13,7 @@ import torch
 
 from sfrl import cli, config
 from sfrl.config import Config
-from tests.runs import finish, segments, training
+from tests.runs import TINY, finish, run_training, segments, training
 
 # Other tools call these; more may come, none may go.
 FIXED_FLAGS = """
@@ -223,3 +223,10 @@ def test_a_damaged_saved_config_exits_with_2(capsys):
     error = capsys.readouterr().err
     assert "x/config.json: seed='one' must be of type int" in error
     assert "x/config.json: unknown setting 'batch'" in error
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_a_line():
+    ended = run_training(Path("/proc/sfrl"), *TINY)
+    assert ended.code == 1
+    assert "train.py: the run's folder cannot be written: [Errno " in ended.stderr
+    assert "Traceback" not in ended.stderr
