@@ -166,7 +166,7 @@ def all_slots_move_on(crew: ProcessCrew, shared: Shared) -> None:
     advance_until(crew, lambda: (shared.buffer.released >= before + 2).all())
 
 
-def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(make_crew):
+def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(make_crew, caplog):
     rng = random.Random(1)
     crew, shared = make_crew(max_worker_restarts=100)
     all_slots_move_on(crew, shared)
@@ -183,6 +183,8 @@ def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(make_crew
     assert shared.progress.restarts.sum() == 12
     assert len(os.listdir("/proc/self/fd")) == num_fds
     assert crew.stop(10) == []
+    assert "while the run was stopping" not in caplog.text
+    assert caplog.text.count("starting it anew") == 12
     assert_accounts_are_right(shared)
 
 
