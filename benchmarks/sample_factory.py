@@ -35,7 +35,7 @@ LOG_NAME = "sf_log.txt"
 # Sample Factory's own settings for Atari (8 environments, 4 epochs, not asynchronous, a learning
 # rate that falls to 0 at 10 M frames, where it ends), or environments x decisions per minibatch,
 # both per core.
-Setting = Literal["atari-defaults", "16x128", "32x256", "32x512", "64x512"]
+Setting = Literal["atari-defaults", "16x128", "32x256", "32x512"]
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 
 # "[2026-11-21 00:53:06,382][05448] Fps is (...). Total num frames: 12288. Throughput: ..."
