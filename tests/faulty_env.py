@@ -79,19 +79,23 @@ class SixthHangs(Hangs):
 class LeavesAHelper(CartPoleEnv):
     """Starts a process that outlives its worker, and holds all that this one has open."""
 
-    def __init__(self):
-        super().__init__()
-        if os.fork() == 0:
+    has_stepped = False
+
+    def step(self, action):
+        if not self.has_stepped and os.fork() == 0:
             time.sleep(30)
             os._exit(0)
+        self.has_stepped = True
+        return super().step(action)
 
 
 class RaisesBesideAThread(Raises):
     """A thread goes on that nobody will end."""
 
-    def __init__(self):
-        super().__init__()
-        threading.Thread(target=time.sleep, args=(3600,)).start()
+    def step(self, action):
+        if self.num_steps == 0:
+            threading.Thread(target=time.sleep, args=(3600,)).start()
+        return super().step(action)
 
 
 class GivesNaN(Raises):
