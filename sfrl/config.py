@@ -158,7 +158,7 @@ class Config:
     """Seconds after which a step of an environment is given up, and its worker started anew."""
     on_nan: Literal["skip", "stop"] = "skip"
     """NaN or infinity from an environment. skip: its episode is cut off before, with a warning.
-    stop: its worker fails. Neither ever reaches the learner."""
+    stop: the run ends. Neither ever reaches the learner."""
     stall_timeout: float = 10.0
     """Seconds without a minibatch or an inference done after which a learner or policy worker with
     work to do counts as hanging, and the run ends."""

@@ -163,7 +163,7 @@ class Trainer:
                 log.info("going on from %s", resume_path)
             try:
                 self.crew.start(resume_path)
-                config.save(self.run_dir / "config.json")  # what cannot start changes nothing
+                config.save(self.run_dir / "config.json")  # not of what cannot start
                 self._supervise(display, writer)
             finally:
                 failures = self._stop()
