@@ -28,7 +28,7 @@ from sfrl.process import (
     Report,
 )
 from sfrl.progress import Progress
-from sfrl.shared_memory import StopFlag
+from sfrl.shared_memory import StopFlag, Stopped
 from sfrl.timing import LEARNER_STAGES, StageTimer
 from sfrl.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.vtrace import vtrace
@@ -118,8 +118,13 @@ class Learner:
         return self.progress.learner_steps
 
     def step(self) -> bool:
-        """Train on one batch of slots, if one is there."""
-        self._serve_checkpoint_requests()
+        """Train on one batch of slots, if one is there.
+
+        Raises:
+            Stopped: the run's last checkpoint has been written.
+        """
+        if self._serve_checkpoint_requests():
+            raise Stopped
         batch_size = self.config.slots_per_batch
         self.full_slots.extend(unpack(m).slot for m in self.inbox.get_many(self.buffer.num_slots))
         if len(self.full_slots) < batch_size:
@@ -342,10 +347,11 @@ class Learner:
         self.reports.put(LearnerReport(metrics, counts.tolist()))
 
     # --- checkpoints ---
-    def _serve_checkpoint_requests(self) -> None:
+    def _serve_checkpoint_requests(self) -> bool:
+        """Write the checkpoint that was asked for, if any; say whether it is the run's last."""
         requests = self.checkpoint_requests.get_all()
         if not requests:
-            return
+            return False
         request = requests[-1]  # the newest knows all that the earlier ones knew
         state = self.state()
         # The trainer asked some batches ago: its counters are behind the weights saved here.
@@ -366,6 +372,7 @@ class Learner:
         ) as error:  # full, or returns rubbish
             self._tell(CheckpointFailed(getattr(error, "strerror", None) or str(error)))
         self.timer.lap("checkpoint")
+        return request.is_last
 
     def _tell(self, report: Report) -> None:
         """A report that must not be dropped for want of room."""

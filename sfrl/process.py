@@ -76,10 +76,14 @@ Report = EpisodeEnded | LearnerReport | CheckpointSaved | CheckpointFailed | Not
 
 
 class CheckpointRequest(NamedTuple):
-    """The trainer to the learner. `best_score` is set if the weights are to be kept as the best."""
+    """The trainer to the learner. `best_score` is set if the weights are to be kept as the best.
+
+    After the run's last checkpoint the learner trains no more: it would be lost.
+    """
 
     metrics: MetricsState
     best_score: float | None
+    is_last: bool = False
 
 
 M = TypeVar("M")

@@ -189,7 +189,7 @@ class Trainer:
                 self._report(display, writer)
             if now >= next_checkpoint:
                 next_checkpoint = now + config.checkpoint_seconds
-                self._request_checkpoint()
+                self._request_checkpoint(is_last=False)
         log.info("stopping: %s", reason)
 
     def _end_reason(self) -> str | None:
@@ -256,13 +256,13 @@ class Trainer:
             self._write_problems[what] = reason
             log.warning("%s could not be written, and will be tried again: %s", what, reason)
 
-    def _request_checkpoint(self) -> None:
+    def _request_checkpoint(self, *, is_last: bool) -> None:
         """Ask for a checkpoint, which is also the best one if the score is a new best."""
         # The score of now, not the best since the last request: it is the weights of now it names.
         score = self.metrics.score
         is_best = score is not None and (self._best_saved is None or score > self._best_saved)
         self.crew.request_checkpoint(
-            CheckpointRequest(self.metrics.state(), score if is_best else None)
+            CheckpointRequest(self.metrics.state(), score if is_best else None, is_last)
         )
 
     def _stop(self) -> list[str]:
@@ -270,7 +270,7 @@ class Trainer:
         self._collect()
         has_begun = self.shared.progress.learner_steps > 0
         if has_begun:
-            self._request_checkpoint()
+            self._request_checkpoint(is_last=True)
         timeout_s = STOP_TIMEOUT_S if has_begun else STARTING_STOP_TIMEOUT_S
         if sys.exception() is not None:  # one has failed: others may hang as well
             timeout_s = min(timeout_s, FAILED_STOP_TIMEOUT_S)

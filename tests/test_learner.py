@@ -14,6 +14,7 @@ from sfrl.learner import LearnerError
 from sfrl.metrics import RunMetrics
 from sfrl.process import CheckpointRequest, LearnerReport, Mailbox
 from sfrl.roles import make_learner
+from sfrl.shared_memory import Stopped
 from sfrl.vtrace import vtrace
 from sfrl.weights import WeightsReader
 from tests.actors import Actors
@@ -451,6 +452,19 @@ def test_the_last_checkpoint_is_written_when_the_run_stops(make_bench):
     run_dir = bench.shared.config.run_dir
     assert checkpoint.find(run_dir, "latest").path.name in saved.path
     assert checkpoint.find(run_dir, "best").state["score"] == 7.5
+
+
+def test_after_its_last_checkpoint_the_learner_trains_no_more(make_bench):
+    """The request may arrive before the word that the run is stopping."""
+    bench = make_bench()
+    bench.fill(0, 1)
+    bench.learner.full_slots.extend([0, 1])
+    bench.requests.put(CheckpointRequest(RunMetrics().state(), None, is_last=True))
+    with pytest.raises(Stopped):
+        bench.learner.step()
+    assert list(bench.learner.full_slots) == [0, 1]
+    saved = checkpoint.load_latest(bench.shared.config.run_dir).state
+    assert saved["counters"]["learner_steps"] == bench.learner.learner_steps == 0
 
 
 def test_a_stopping_run_does_not_wait_for_the_rest_of_a_training_batch(make_bench):
