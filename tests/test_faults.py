@@ -278,4 +278,4 @@ def test_a_full_disk_is_told_and_survived(tmp_path):
     assert records[-1]["write_failures"] > 5
     times = [record["time_s"] for record in records]
     gaps = [after - before for before, after in itertools.pairwise(times)]
-    assert max(gaps) < 1, "records of the time without room were kept"
+    assert max(gaps) < 2, "records of the time without room were kept"
