@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -17,6 +18,7 @@ from sfrl.run_folder import open_new
 
 Loss = Literal["appo", "vtrace"]
 _MAX_BYTES = 1 << 20  # of a config.json
+_DEVICE = r"(cpu|cuda(:[0-9]{1,2})?)"
 MAX_INDEX = 1 << 20  # of a slot or a row: see index_queue.pack
 
 
@@ -60,8 +62,12 @@ class Config:
     No effect with --serial and --resume."""
     tuned: str = ""
     """What the tuner decided and why: its note, which config.json keeps."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks run. auto: CUDA where there is one."""
+    device: str = "auto"
+    """Where the learner runs: auto, cpu, cuda or cuda:N. auto: CUDA where there is one."""
+    policy_devices: str = ""
+    """Where policy workers run, in turn, e.g. cuda:0,cuda:1. Empty: where the learner does."""
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """auto: an inference or a minibatch is one CUDA graph, where it can be captured as one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoder. auto: the faster one, measured at start (--serial: float32).
     Weights, optimizer, losses and V-trace are float32 in any case."""
@@ -322,6 +328,13 @@ class Config:
 
     def _other_problems(self) -> list[str]:
         problems = []
+        if not re.fullmatch(f"auto|{_DEVICE}", self.device):
+            problems.append(f"device={self.device!r} must be auto, cpu, cuda or cuda:N")
+        if not re.fullmatch(f"({_DEVICE}(,{_DEVICE})*)?", self.policy_devices):
+            problems.append(
+                f"policy_devices={self.policy_devices!r} must be devices like cpu, cuda or cuda:1, "
+                f"separated by commas"
+            )
         if self.c_clip > self.rho_clip:
             problems.append(
                 f"c_clip={self.c_clip} must not exceed rho_clip={self.rho_clip} "

@@ -190,13 +190,20 @@ def _encoder_problems(path: str) -> list[str]:
 
 
 def _device_problems(config: Config) -> list[str]:
-    if config.device != "cuda":
+    flags = {"device": [config.device], "policy_devices": config.policy_devices.split(",")}
+    named = [(flag, name) for flag, names in flags.items() for name in names if "cuda" in name]
+    if not named:
         return []
-    import torch  # 2 s, which a trainer without this flag is spared
+    import torch  # 2 s, which a trainer without these flags is spared
 
-    if torch.cuda.is_available():
-        return []
-    return ["device=cuda needs a GPU that PyTorch can use, and there is none; use device=auto"]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [
+        f"{flag}={name} needs a GPU that PyTorch can use, and there "
+        f"{'is none' if count == 0 else f'are {count}, from cuda:0 on'}; use "
+        f"{'device=auto' if flag == 'device' else 'another, or leave it out'}"
+        for flag, name in named
+        if int(name.partition(":")[2] or 0) >= count
+    ]
 
 
 def _atari_only_problems(config: Config) -> list[str]:

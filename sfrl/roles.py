@@ -80,7 +80,8 @@ def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
     torch.set_num_threads(config.torch_threads)
     weights = WeightsReader(shared.weights)
     weights.wait_for_first(shared.stop)
-    model = _make_model(shared)
+    names = (config.policy_devices or config.device).split(",")
+    model = _make_model(shared, names[index % len(names)])
     precision = torch.bfloat16 if shared.weights.acts_in_bfloat16 else torch.float32
     worker = PolicyWorker(
         index,
@@ -110,7 +111,7 @@ def make_learner(
     config = shared.config
     torch.set_num_threads(config.torch_threads)
     torch.manual_seed(config.seed)
-    model = _make_model(shared)
+    model = _make_model(shared, config.device)
     precision = _choose_precision(shared, model)
     # The policy workers follow: acting and learning must round alike.
     shared.weights.acts_in_bfloat16 = precision == torch.bfloat16
@@ -135,16 +136,17 @@ def make_learner(
     return learner
 
 
-def _make_model(shared: Shared) -> ActorCritic:
-    """The run's model, in float32, on its device."""
+def _make_model(shared: Shared, device: str) -> ActorCritic:
+    """The run's model, in float32, on `device`, which this process then uses."""
     import torch
 
     from sfrl.model import make_model
 
     config, spec = shared.config, shared.buffer.spec
-    device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu":
+        torch.cuda.set_device(torch.device(device).index or 0)
     return make_model(
         config.model,
         spec.obs_shape,

@@ -315,7 +315,7 @@ def slower_than_need_be(config: Config) -> list[str]:
     stand_ins = {}
     if envs.env_kind(config.env) == "atari":
         stand_ins["envs._screen"] = "NumPy"
-    if config.model in ("a3c_cnn", "nature_cnn") and config.device != "cuda":
+    if config.model in ("a3c_cnn", "nature_cnn") and "cuda" not in config.device:
         stand_ins["sfrl._images"] = "torch"
     warnings = [
         f"{extension} could not be built, and {stand_in} does its work, slower; "

@@ -80,6 +80,15 @@ def saved_run(run_dir: str, *flags: str) -> Config:
             ["device=cuda needs a GPU"],
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
+        pytest.param(
+            "--env=CartPole-v1 --device=cpu --policy-devices=cpu,cuda:1",
+            ["policy_devices=cuda:1 needs a GPU"],
+            marks=pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are GPUs"),
+        ),
+        (
+            "--env=CartPole-v1 --device=gpu --policy-devices=cpu,auto",
+            ["device='gpu' must be auto, cpu, cuda or cuda:N", "policy_devices='cpu,auto' must be"],
+        ),
         ("--resume", ["no run with a checkpoint in runs/; train one first, or name it"]),
         ("--resume --env=Pong", ["no run of --env=Pong with a checkpoint in runs/"]),
         ("--resume --run-dir=nowhere", ["run_dir=nowhere holds no run to resume"]),
