@@ -27,7 +27,7 @@ from sfrl import cli
 from sfrl.bench.run import measure_run
 from sfrl.config import Config
 from sfrl.crew import LearnerBody, PolicyBody
-from sfrl.learner import Learner, Minibatch
+from sfrl.learner import Learner
 from sfrl.machine import machine
 from sfrl.process import CheckpointRequest, Mailbox, Report, Worker, worker_loop
 from sfrl.roles import Shared, make_learner, make_policy_worker
@@ -58,11 +58,11 @@ class Turns:
     def __init__(self, learner: Learner, policy: Worker) -> None:
         self.learner, self.policy = learner, policy
         self.update = learner._update
-        learner._update = self.answer_and_update  # type: ignore[method-assign]
+        learner._update = self.answer_and_update  # type: ignore[assignment]
 
-    def answer_and_update(self, batch: Minibatch, lag: Tensor) -> Tensor:
+    def answer_and_update(self) -> Tensor:
         self.policy.step()
-        return self.update(batch, lag)
+        return self.update()
 
     def step(self) -> bool:
         has_acted = self.policy.step()

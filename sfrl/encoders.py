@@ -71,11 +71,16 @@ class CenteredCNN(nn.Module):
     """
 
     @torch.no_grad()
-    def center_weights(self) -> None:
-        """Take from the weights of every filter, or row of a linear layer, their mean."""
+    def center_weights(self, share: Tensor | float = 1.0) -> None:
+        """Take from the weights of every filter, or row of a linear layer, a share of their mean.
+
+        Args:
+            share: all of it, or 0 to change nothing.
+        """
         for parameter in self.parameters():
             if parameter.ndim > 1:  # weights [filters, ...], not biases
-                parameter.sub_(parameter.mean(tuple(range(1, parameter.ndim)), keepdim=True))
+                means = parameter.mean(tuple(range(1, parameter.ndim)), keepdim=True)
+                parameter.sub_(means * share)
 
 
 class NatureCNN(CenteredCNN):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sfrl import checkpoint, distributions, losses
+from sfrl import checkpoint, cuda, distributions, losses
 from sfrl.channels import Channels
 from sfrl.config import Config
 from sfrl.index_queue import unpack
+from sfrl.learner_slots import LearnerSlots, Minibatch
 from sfrl.metrics import LEARNER_COUNTERS
 from sfrl.model import ActorCritic
 from sfrl.process import (
@@ -37,7 +38,11 @@ from sfrl.weights import Weights
 MAX_REPORTED_LAG = 127  # the histogram's last bin holds all lags from here on
 
 
-# Statistics of one optimizer step, in the order of the tensor that `_update` returns.
+# Of an optimizer's groups; the learning rate is the config's to say, at every training batch.
+_DEVICE_SETTINGS = ("lr", "capturable", "fused", "foreach")
+
+# Statistics of one optimizer step, in the order of the tensor that `_update` returns. The lags of
+# its rows follow them: sum, maximum, and a histogram of MAX_REPORTED_LAG + 1 bins.
 STATS = (
     "policy_loss",
     "value_loss",
@@ -50,30 +55,30 @@ STATS = (
     "dropped_rows",
     "grad_norm",
 )
+_LOSS, _GRAD_NORM = STATS.index("total_loss"), STATS.index("grad_norm")
+_LAG_SUM, _LAG_MAX = len(STATS), len(STATS) + 1
+_LAG_COUNTS = slice(len(STATS) + 2, len(STATS) + 2 + MAX_REPORTED_LAG + 1)
+
+
+class _Training(NamedTuple):
+    """What `Learner.finish` has to know of a training batch."""
+
+    slots: list[int]
+    num_updates: int
 
 
 class LearnerError(RuntimeError):
     """Training cannot go on: the loss or its gradient stays non-finite."""
 
 
-class Minibatch(NamedTuple):
-    """C whole trajectories, time first. obs and valid have one row more than the rest."""
-
-    obs: Tensor  # [T+1, C, *obs_shape]
-    valid: Tensor  # [T+1, C] bool
-    rnn_state: Tensor | None  # [C, H] before row 0
-    actions: Tensor  # [T, C] int64
-    log_probs: Tensor  # [T, C] of the behavior policy
-    rewards: Tensor  # [T, C] raw
-    terminated: Tensor  # [T, C] bool
-    policy_version: Tensor  # [T, C] int64
-
-
 class Learner:
     """Trains on `slots_per_batch` slots at a time: `epochs` passes over them in `minibatches` each.
 
-    A training batch's slots belong to the learner until its last pass; then they go back to their
-    splits, and the new weights are published.
+    A training batch's slots belong to the learner until its last pass, or until a GPU has a copy of
+    them; then they go back to their splits. After the last pass the new weights are published.
+
+    Nothing between the first minibatch of a training batch and the last reads a result: a GPU works
+    through them by itself, each one CUDA graph, while the next batch's slots are copied to it.
     """
 
     def __init__(
@@ -108,7 +113,23 @@ class Learner:
         self.dropped_rows = 0
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
-        self.obs = torch.from_numpy(buffer.obs)  # [S, T+1, N, *obs_shape]
+        self.slots = LearnerSlots(buffer, config.slots_per_batch, self.device)
+        # What `_update` is told, in tensors, since a graph reads nothing else.
+        trajectories = config.batch_size // config.rollout_length
+        self._chosen = torch.zeros((2, trajectories), dtype=torch.int64, device=self.device)
+        self._version = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._table = torch.zeros(  # what it returns, of a whole training batch
+            (config.epochs * config.minibatches, _LAG_COUNTS.stop), device=self.device
+        )
+        self._update = cuda.Graphed(
+            "the learner's minibatch",
+            self._update_on_chosen,
+            enabled=self.device.type == "cuda" and config.cuda_graphs == "auto",
+        )
+        self._stream = cuda.new_stream(self.device)  # last: it waits for what was made here
+        # Whether a batch may still be trained on when `train` returns.
+        self._runs_ahead = self.device.type == "cuda" and not config.serial
+        self._unfinished: _Training | None = None  # whose results have not been looked at
         component = config.num_workers + config.num_policy_workers
         self.timer = StageTimer(LEARNER_STAGES, progress.stage_seconds(component, LEARNER_STAGES))
 
@@ -127,93 +148,105 @@ class Learner:
             raise Stopped
         batch_size = self.config.slots_per_batch
         self.full_slots.extend(unpack(m).slot for m in self.inbox.get_many(self.buffer.num_slots))
-        if len(self.full_slots) < batch_size:
-            return False
-        self.timer.lap("wait_trajectories")
-        self.train([self.full_slots.popleft() for _ in range(batch_size)])
-        return True
+        if len(self.full_slots) >= batch_size:
+            self.timer.lap("wait_trajectories")
+            self.train([self.full_slots.popleft() for _ in range(batch_size)])
+            return True
+        return self.finish()
 
     def train(self, slots: list[int]) -> None:
-        """All epochs on these slots; gives them back and publishes the weights.
+        """All epochs on these slots. On a GPU they go on when this returns, until `finish`.
 
         When the run is stopping it returns after the minibatch at hand.
         """
         for slot in slots:
             self.buffer.check_owner(slot, Owner.LEARNER)
-        _set_learning_rate(self.optimizer, self.learning_rate())
-        stats: list[Tensor] = []
-        lags: list[Tensor] = []
-        for minibatch in self._minibatches(slots):
+        with torch.cuda.stream(self._stream):
+            places = self.slots.load(slots)
+            self.finish()  # the batch before: this one's slots were copied meanwhile
+            self.slots.take()
+            if self.slots.are_copies:
+                self._release(slots)
             self.timer.lap("gather")
-            lag = self.learner_steps - minibatch.policy_version
-            stats.append(self._update(minibatch, lag))
-            lags.append(lag[minibatch.valid[:-1]])
-            self.timer.lap("train")
-            if self.stop.is_set:
-                break  # a batch can take minutes on a small machine; the last checkpoint waits
-        for slot in slots:
-            self._release(slot)
-        self.publish()
-        self._report(stats, torch.cat(lags))
-        self.timer.lap("publish")
+            _set_learning_rate(self.optimizer, self.learning_rate())
+            self._version.fill_(self.learner_steps)
+            orders = torch.from_numpy(self._orders(places)).to(self.device)
+            num_done = 0
+            for chosen in orders:
+                self._chosen.copy_(chosen)
+                self._table[num_done].copy_(self._update())
+                num_done += 1
+                if not self._runs_ahead:
+                    self._count_steps(num_done - 1, num_done)
+                self.timer.lap("train")
+                if self.stop.is_set:
+                    break  # a batch can take minutes on a small machine; the last checkpoint waits
+            self._unfinished = _Training(slots, num_done)
+        if not self._runs_ahead:
+            self.finish()
+
+    def finish(self) -> bool:
+        """Give back, publish and report what was trained on last; says whether there was anything.
+
+        Waits for a GPU that is still training.
+        """
+        if self._unfinished is None:
+            return False
+        (slots, num_done), self._unfinished = self._unfinished, None
+        with torch.cuda.stream(self._stream):
+            if self._runs_ahead:
+                cuda.sleep_until_done(self._stream)
+                self._count_steps(0, num_done)
+                self.timer.lap("train")
+            if not self.slots.are_copies:
+                self._release(slots)
+            self.publish()
+            self._report(self._table[:num_done].cpu().numpy())
+            self.timer.lap("publish")
+        return True
 
     def rehearse(self) -> None:
         """One minibatch forward and backward, of which nothing is kept.
 
         A GPU whose memory is too small says so at start then, and not in the middle of the run.
         """
-        size = self.config.batch_size // self.config.rollout_length
-        slots, envs = np.divmod(np.arange(size), self.buffer.spec.num_envs)
-        batch = self._gather(slots % self.buffer.num_slots, envs)
-        batch = batch._replace(actions=torch.zeros_like(batch.actions))  # free slots have none
-        with self._autocast():
-            logits, values = self.model.unroll(batch.obs, batch.rnn_state, batch.valid)
-        loss, _, _ = self._loss(batch, logits, values, torch.ones_like(batch.valid[:-1]))
-        loss.backward()
-        self.optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.stream(self._stream):
+            size = self._chosen.shape[1]
+            slots, envs = np.divmod(np.arange(size), self.buffer.spec.num_envs)
+            self._chosen.copy_(torch.from_numpy(np.stack([slots, envs])))
+            batch = self.slots.gather(*self._chosen)
+            batch = batch._replace(actions=torch.zeros_like(batch.actions))  # free slots have none
+            with self._autocast():
+                logits, values = self.model.unroll(batch.obs, batch.rnn_state, batch.valid)
+            loss, _, _ = self._loss(batch, logits, values, torch.ones_like(batch.valid[:-1]))
+            loss.backward()
+            self.optimizer.zero_grad(set_to_none=True)
 
-    def _minibatches(self, slots: list[int]) -> Iterator[Minibatch]:
-        """Every trajectory once per epoch, in random order."""
+    def _orders(self, places: list[int]) -> NDArray[np.int64]:
+        """[epochs * minibatches, 2, C]: the (slot, environment) of every trajectory once per epoch.
+
+        In random order.
+        """
         num_envs = self.buffer.spec.num_envs
-        columns = np.array([(slot, env) for slot in slots for env in range(num_envs)])
+        columns = np.array([(place, env) for place in places for env in range(num_envs)])
+        orders = []
         for _ in range(self.config.epochs):
             self.rng.shuffle(columns)
-            for chosen in np.split(columns, self.config.minibatches):
-                yield self._gather(chosen[:, 0], chosen[:, 1])
+            orders += np.split(columns.T.copy(), self.config.minibatches, axis=1)
+        return np.stack(orders)
 
-    def _gather(self, slots: NDArray[np.int64], envs: NDArray[np.int64]) -> Minibatch:
-        """Copy the trajectories (slots[i], envs[i]) out of shared memory, to the device."""
-
-        def columns(field: NDArray[Any]) -> Tensor:  # [S, T, N] -> [T, C]
-            return torch.from_numpy(field[slots, :, envs].swapaxes(0, 1).copy()).to(self.device)
-
-        buffer = self.buffer
-        obs = torch.stack([self.obs[s, :, n] for s, n in zip(slots, envs, strict=True)], dim=1)
-        rnn_state = None
-        if buffer.spec.rnn_size:
-            rnn_state = torch.from_numpy(buffer.rnn_state[slots, envs]).to(self.device)
-        return Minibatch(
-            obs=obs.to(self.device),
-            valid=columns(buffer.valid),
-            rnn_state=rnn_state,
-            actions=columns(buffer.actions),
-            log_probs=columns(buffer.log_probs),
-            rewards=columns(buffer.rewards),
-            terminated=columns(buffer.terminated),
-            policy_version=columns(
-                np.broadcast_to(buffer.policy_version[..., None], buffer.actions.shape)
-            ),
-        )
-
-    def _update(self, batch: Minibatch, lag: Tensor) -> Tensor:
+    def _update_on_chosen(self) -> Tensor:
         """One optimizer step, unless the loss or its gradient is not finite.
 
-        Args:
-            lag: [T, C] int64, optimizer steps since the row's policy.
+        It reads no result, so that it can be captured as a graph; but for RMSprop, which can only
+        be kept from a step by an if.
 
         Returns:
-            [len(STATS)] float32, in the order of `STATS`.
+            [_LAG_COUNTS.stop] float32: `STATS`, sum and maximum of the lags, their histogram.
         """
+        batch = self.slots.gather(*self._chosen)
+        self.timer.lap("gather")
+        lag = self._version - batch.policy_version  # [T, C], optimizer steps since the row's policy
         with self._autocast():
             logits, values = self.model.unroll(batch.obs, batch.rnn_state, batch.valid)
         mask = batch.valid[:-1] & (lag <= self.config.max_policy_lag)
@@ -222,18 +255,27 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        if bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
+        is_finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+        self._step_optimizer(is_finite)
+        self._version += is_finite
+        self.model.after_optimizer_step(vs, mask, is_finite)
+        update = torch.stack([*stats, grad_norm]).detach()
+        return torch.cat([update, _lag_stats(lag, batch.valid[:-1])])
+
+    def _step_optimizer(self, is_finite: Tensor) -> None:
+        if isinstance(self.optimizer, torch.optim.Adam):
+            # As torch.amp.GradScaler tells a fused Adam, on the device, to leave everything alone.
+            self.optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
             self.optimizer.step()
-            self.progress.learner_steps += 1
-            self._skipped_in_a_row = 0
-            self.model.after_optimizer_step(vs, mask)
-        else:
-            self._skip_step()
-        return torch.stack([*stats, grad_norm]).detach()
+        elif is_finite:
+            self.optimizer.step()
 
     def _autocast(self) -> torch.autocast:
         is_lower = self.precision != torch.float32
-        return torch.autocast(self.device.type, self.precision, enabled=is_lower)
+        # The cache of cast weights, each of which is used once, would outlive a graph's capture.
+        return torch.autocast(
+            self.device.type, self.precision, enabled=is_lower, cache_enabled=False
+        )
 
     def _loss(
         self,
@@ -294,15 +336,21 @@ class Learner:
             rewards = rewards.sign()
         return rewards * self.config.reward_scale
 
-    def _skip_step(self) -> None:
-        self.skipped_steps += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= self.config.max_skipped_steps:
-            raise LearnerError(
-                f"{self._skipped_in_a_row} optimizer steps in a row had a non-finite loss or "
-                f"gradient (max_skipped_steps={self.config.max_skipped_steps}); lower "
-                f"--learning-rate, or look for non-finite observations and rewards"
-            )
+    def _count_steps(self, first: int, end: int) -> None:
+        """The training batch's minibatches from `first` to `end` were steps, or were skipped."""
+        for stats in self._table[first:end, : len(STATS)].cpu().numpy():
+            if np.isfinite(stats[[_LOSS, _GRAD_NORM]]).all():
+                self.progress.learner_steps += 1
+                self._skipped_in_a_row = 0
+                continue
+            self.skipped_steps += 1
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row >= self.config.max_skipped_steps:
+                raise LearnerError(
+                    f"{self._skipped_in_a_row} optimizer steps in a row had a non-finite loss or "
+                    f"gradient (max_skipped_steps={self.config.max_skipped_steps}); lower "
+                    f"--learning-rate, or look for non-finite observations and rewards"
+                )
 
     def learning_rate(self) -> float:
         """Now. A linear schedule counts emulated frames of the whole run, resumed ones included."""
@@ -311,40 +359,41 @@ class Learner:
             return config.learning_rate
         return config.learning_rate * max(0.0, 1 - self.progress.env_frames / config.train_frames)
 
-    def _release(self, slot: int) -> None:
-        config = self.config
-        worker = slot // (config.slots_per_split * config.num_splits)
-        buffer = self.buffer
-        self.progress.learned_steps[slot] += int(buffer.valid[slot, :-1].sum())
-        buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
-        message = buffer.message(slot, config.rollout_length)
-        # The slot is the split's again from here on: nothing of it may be read later.
-        buffer.released[slot] = buffer.generation[slot]
-        self.replies[worker].put(message, config.num_policy_workers)
+    def _release(self, slots: list[int]) -> None:
+        config, buffer = self.config, self.buffer
+        for slot in slots:
+            worker = slot // (config.slots_per_split * config.num_splits)
+            self.progress.learned_steps[slot] += int(buffer.valid[slot, :-1].sum())
+            buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
+            message = buffer.message(slot, config.rollout_length)
+            # The slot is the split's again from here on: nothing of it may be read later.
+            buffer.released[slot] = buffer.generation[slot]
+            self.replies[worker].put(message, config.num_policy_workers)
 
     def publish(self) -> None:
         """Make the present weights those that the policy workers act with."""
         self.weights.publish(self.model, self.learner_steps)
 
-    def _report(self, stats: list[Tensor], lags: Tensor) -> None:
-        table = torch.stack(stats).cpu().numpy()  # [updates, len(STATS)]
-        applied = table[np.isfinite(table).all(axis=1)]  # what was skipped must not hide the rest
+    def _report(self, table: NDArray[np.float32]) -> None:
+        """`table`: [updates, _LAG_COUNTS.stop], what `_update` returned."""
+        stats = table[:, : len(STATS)]
+        applied = stats[np.isfinite(stats).all(axis=1)]  # what was skipped must not hide the rest
         means = applied.mean(axis=0).tolist() if len(applied) else []
         metrics: dict[str, float] = dict(zip(STATS, means, strict=False))
-        self.dropped_rows += int(np.nansum(table[:, STATS.index("dropped_rows")]))
-        counts = torch.bincount(lags.clamp(max=MAX_REPORTED_LAG), minlength=MAX_REPORTED_LAG + 1)
+        self.dropped_rows += int(np.nansum(stats[:, STATS.index("dropped_rows")]))
         metrics |= {
             "learner_steps": self.learner_steps,
             "dropped_rows": self.dropped_rows,
             "skipped_steps": self.skipped_steps,
             "learning_rate": self.learning_rate(),
         }
-        if len(lags) > 0:  # else every row only reset
+        lag_counts = table[:, _LAG_COUNTS].sum(axis=0, dtype=np.int64)
+        if num_rows := int(lag_counts.sum()):  # else every row only reset
             metrics |= {
-                "policy_lag_mean": float(lags.float().mean()),
-                "policy_lag_max": float(lags.max()),
+                "policy_lag_mean": float(table[:, _LAG_SUM].sum(dtype=np.float64)) / num_rows,
+                "policy_lag_max": float(table[:, _LAG_MAX].max()),
             }
-        self.reports.put(LearnerReport(metrics, counts.tolist()))
+        self.reports.put(LearnerReport(metrics, lag_counts.tolist()))
 
     # --- checkpoints ---
     def _serve_checkpoint_requests(self) -> bool:
@@ -352,6 +401,7 @@ class Learner:
         requests = self.checkpoint_requests.get_all()
         if not requests:
             return False
+        self.finish()
         request = requests[-1]  # the newest knows all that the earlier ones knew
         state = self.state()
         # The trainer asked some batches ago: its counters are behind the weights saved here.
@@ -382,7 +432,7 @@ class Learner:
         """What a checkpoint holds of the learner. Normalization statistics are model buffers."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": _portable(self.optimizer.state_dict()),
             "counters": {
                 "env_steps": self.progress.total_env_steps,
                 "env_frames": self.progress.env_frames,
@@ -403,8 +453,7 @@ class Learner:
         """
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self._check_optimizer()
+            self._load_optimizer(state["optimizer"])
             self.progress.learner_steps = state["counters"]["learner_steps"]
             self.dropped_rows = state["counters"]["dropped_rows"]
             self.skipped_steps = state["counters"]["skipped_steps"]
@@ -416,8 +465,15 @@ class Learner:
                 f"with the code and the settings that wrote it, or start a new run"
             ) from error
 
-    def _check_optimizer(self) -> None:
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Raises ValueError if what it has loaded is not of the parameters' shapes."""
+        own = self.optimizer.state_dict()["param_groups"]
+        kept = [{name: group[name] for name in _DEVICE_SETTINGS if name in group} for group in own]
+        groups = [
+            {**saved, **of_device}
+            for saved, of_device in zip(state["param_groups"], kept, strict=True)
+        ]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 for name, value in self.optimizer.state[parameter].items():
@@ -432,19 +488,49 @@ class Learner:
 
     def close(self) -> None:
         """Write the checkpoint that the trainer asked for when it stopped the run."""
+        self.finish()
         self._serve_checkpoint_requests()
 
 
+def _lag_stats(lag: Tensor, valid: Tensor) -> Tensor:
+    """[_LAG_COUNTS.stop - _LAG_SUM] float32 of [T, C] lags: sum, maximum and histogram.
+
+    Only rows that are valid count. The shape does not depend on them, as `bincount`'s would.
+    """
+    known = torch.where(valid, lag, 0)
+    counts = torch.zeros(MAX_REPORTED_LAG + 1, device=lag.device)
+    bins = known.clamp(0, MAX_REPORTED_LAG).flatten()
+    counts.scatter_add_(0, bins, valid.flatten().float())
+    return torch.cat([torch.stack([known.sum(), known.max()]).float(), counts])
+
+
 def _make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    parameters = list(model.parameters())
+    # On a GPU all that changes must be in its memory: a graph would repeat a number for ever.
+    on_gpu = parameters[0].is_cuda
+    rate = config.learning_rate
+    learning_rate = torch.tensor(rate, device=parameters[0].device) if on_gpu else rate
     if config.optimizer == "adam":
         return torch.optim.Adam(
-            model.parameters(), lr=config.learning_rate, eps=config.optimizer_eps, fused=True
+            parameters, lr=learning_rate, eps=config.optimizer_eps, fused=True, capturable=on_gpu
         )
     return torch.optim.RMSprop(
-        model.parameters(), lr=config.learning_rate, alpha=0.99, eps=config.optimizer_eps
+        parameters, lr=learning_rate, alpha=0.99, eps=config.optimizer_eps, capturable=on_gpu
     )
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
+
+
+def _portable(optimizer_state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state_dict without what depends on the device."""
+    groups = [
+        {name: value for name, value in group.items() if name not in _DEVICE_SETTINGS}
+        for group in optimizer_state["param_groups"]
+    ]
+    return {**optimizer_state, "param_groups": groups}

@@ -114,7 +114,9 @@ class ActorCritic(nn.Module):
         """Values or targets in the units that the value loss uses; any shape."""
         return self.value_head.normalize(returns)
 
-    def after_optimizer_step(self, vs: Tensor, mask: Tensor) -> None:
+    def after_optimizer_step(
+        self, vs: Tensor, mask: Tensor, was_applied: Tensor | bool = True
+    ) -> None:
         """Center the weights again, and let the return normalization follow the targets.
 
         It edits parameters in place: never call it between a forward pass and its backward pass.
@@ -123,14 +125,15 @@ class ActorCritic(nn.Module):
         Args:
             vs: [T, B], the targets of the step.
             mask: [T, B] bool, the rows that count.
+            was_applied: scalar; False, and nothing changes.
         """
-        self._center_weights()
-        self.value_head.update_stats(vs, mask)
+        self._center_weights(was_applied)
+        self.value_head.update_stats(vs, mask & was_applied)
 
-    def _center_weights(self) -> None:
+    def _center_weights(self, share: Tensor | float = 1.0) -> None:
         for module in self.encoder.modules():
             if isinstance(module, CenteredCNN):
-                module.center_weights()
+                module.center_weights(share)
 
     def inference_copy(self, dtype: torch.dtype) -> ActorCritic:
         """A copy to act with, its encoder's parameters in `dtype`, without gradients.

@@ -31,8 +31,9 @@ class CheckingLearner(Learner):
             self.filled[slot, int(self.buffer.generation[slot])] += 1
             self.buffer.check_owner(slot, Owner.LEARNER)
             num_envs = self.buffer.spec.num_envs
-            self._check(slot, self._gather(np.full(num_envs, slot), np.arange(num_envs)))
-            self._release(slot)
+            rows = self.slots.gather(torch.full((num_envs,), slot), torch.arange(num_envs))
+            self._check(slot, rows)
+            self._release([slot])
         self.progress.learner_steps += 1
         self.publish()
 

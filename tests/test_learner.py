@@ -173,7 +173,7 @@ def test_targets_bootstrap_where_an_episode_is_cut_but_not_where_it_terminates(m
     buffer.valid[0, 6, 3] = False
     buffer.rewards[0, 3, 1:3] = 77  # of rows that only reset: must not be seen
 
-    batch = learner._gather(np.zeros(N, np.int64), np.arange(N))
+    batch = learner.slots.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
     logits, values = model.unroll(batch.obs, None, batch.valid)
     on_policy = logits.detach()[:-1].log_softmax(-1).gather(-1, batch.actions[..., None])
     batch = batch._replace(log_probs=on_policy.squeeze(-1))
@@ -199,7 +199,7 @@ def test_the_loss_is_the_one_that_was_asked_for(make_bench, loss):
         loss=loss, ppo_clip=0.1, entropy_coef=0.1, value_coef=0.7, normalize_advantages=False
     )
     bench.fill(0)
-    batch = bench.learner._gather(np.zeros(N, np.int64), np.arange(N))
+    batch = bench.learner.slots.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
     logits, values = bench.model.unroll(batch.obs, None, batch.valid)
     mask = batch.valid[:-1]
     total, (policy_loss, value_loss, *_), vs = bench.learner._loss(batch, logits, values, mask)
@@ -381,6 +381,33 @@ def test_training_begins_when_a_whole_batch_is_there(make_bench):
     assert not bench.learner.step()
 
 
+def test_results_may_be_looked_at_a_batch_later(make_bench):
+    """As on a GPU, which still trains when `train` returns."""
+    at_once, later = make_bench(), make_bench()
+    later.learner._runs_ahead = True
+    for bench in (at_once, later):
+        bench.fill(0, 1, 2, 3)
+        bench.buffer.rewards[2, 0, 1] = np.nan  # in one of two minibatches
+        bench.learner.train([0, 1])
+        bench.learner.train([2, 3])
+    assert [len(bench.reports.get_all()) for bench in (at_once, later)] == [2, 1]
+    assert later.returned() == [0, 1]
+    assert later.learner.learner_steps == 4
+    reader = WeightsReader(later.shared.weights)
+    model = later.model.inference_copy(torch.float32)
+    reader.refresh(model)
+    assert reader.version == 4
+    assert later.learner.step(), "finishes what it has begun"
+    assert not later.learner.step()
+    assert later.returned() == [2, 3]
+    assert later.learner.learner_steps == at_once.learner.learner_steps == 6
+    assert later.learner.skipped_steps == at_once.learner.skipped_steps == 2
+    reader.refresh(model)
+    assert reader.version == 6
+    assert same(model.state_dict(), later.model.state_dict())
+    assert same(at_once.weights(), later.weights())
+
+
 def test_filters_of_a_cnn_sum_to_0_after_every_optimizer_step(make_bench):
     bench = make_bench(env="Pong", frameskip=4, model="a3c_cnn", learning_rate=0.001)
     encoder = bench.model.encoder
@@ -471,17 +498,16 @@ def test_a_stopping_run_does_not_wait_for_the_rest_of_a_training_batch(make_benc
     """A batch can outlast the trainer's patience; the final checkpoint must still be written."""
     bench = make_bench(epochs=50)
     bench.fill(0, 1)
-    minibatches = bench.learner._minibatches
+    unroll = bench.model.unroll
     seen = []
 
-    def stop_in_the_third(slots):
-        for minibatch in minibatches(slots):
-            seen.append(minibatch)
-            if len(seen) == 3:
-                bench.shared.stop.set()
-            yield minibatch
+    def stop_in_the_third(obs, rnn_state, valid):
+        seen.append(obs)
+        if len(seen) == 3:
+            bench.shared.stop.set()
+        return unroll(obs, rnn_state, valid)
 
-    bench.learner._minibatches = stop_in_the_third
+    bench.model.unroll = stop_in_the_third
     bench.learner.train([0, 1])
     assert bench.learner.learner_steps == 3
     bench.requests.put(CheckpointRequest(RunMetrics().state(), None))

@@ -1,0 +1,43 @@
+"""LearnerSlots: trajectories are gathered whole, whatever their dtype."""
+
+import numpy as np
+import pytest
+import torch
+
+from sfrl.learner_slots import LearnerSlots, Minibatch
+from sfrl.trajectory_buffer import SlotSpec, TrajectoryBuffer
+
+S, T, N, H = 3, 4, 5, 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((4, 6, 6), "uint8"), ((3, 5, 7), "uint8"), ((7,), "float32"), ((3,), "int64")],
+)
+@pytest.mark.parametrize("rnn_size", [0, H])
+def test_a_minibatch_is_the_chosen_trajectories_in_their_order(shape, dtype, rnn_size):
+    buffer = TrajectoryBuffer(S, SlotSpec(T, N, shape, dtype, rnn_size))
+    rng = np.random.default_rng(0)
+    names = [name for name in Minibatch._fields if name != "rnn_state" or rnn_size]
+    for name in names:
+        field = getattr(buffer, name)
+        field[...] = rng.integers(256, size=field.shape)
+    slots, envs = np.array([2, 0, 2, 1]), np.array([4, 1, 0, 4])
+    gatherer = LearnerSlots(buffer, num_slots=S, device=torch.device("cpu"))
+    assert gatherer.load([2, 0, 1]) == [2, 0, 1], "on a CPU slots are read where they are"
+    gatherer.take()
+    minibatch = gatherer.gather(torch.from_numpy(slots), torch.from_numpy(envs))
+    for i, (slot, env) in enumerate(zip(slots, envs, strict=True)):
+        for name in names:
+            field, got = getattr(buffer, name), getattr(minibatch, name)
+            if name == "rnn_state":
+                expected, column = field[slot, env], got[i]
+            elif name == "policy_version":
+                expected, column = field[slot], got[:, i]
+            else:
+                expected, column = field[slot, :, env], got[:, i]
+            np.testing.assert_array_equal(column.numpy(), expected)
+            assert column.numpy().dtype == expected.dtype
+    assert (minibatch.rnn_state is None) == (rnn_size == 0)
+    buffer.obs[...] = 0
+    assert minibatch.obs.any(), "a copy"
