@@ -16,7 +16,6 @@ import dataclasses
 import math
 import multiprocessing
 import signal
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -77,6 +76,7 @@ class Inference(NamedTuple):
     precision: Precision
     batch_size: int
     batch_us: float  # a policy worker's whole step: rows in, network, sampling, rows out; median
+    host_us: float  # processor time of the host for it; median
 
 
 class Learning(NamedTuple):
@@ -252,7 +252,10 @@ def inference(
     # With a single split one request is one batch.
     configs = [_one_worker(_in_precision(config, p), 1, size) for p, size in cases]
     times = _time_in_turn([_inference_step(make_shared(c, spec)) for c in configs], seconds)
-    return [Inference(*case, s * 1e6) for case, s in zip(cases, times, strict=True)]
+    return [
+        Inference(*case, wall_s * 1e6, host_s * 1e6)
+        for case, (wall_s, host_s) in zip(cases, times, strict=True)
+    ]
 
 
 def learner(
@@ -265,7 +268,10 @@ def learner(
     configs = [_in_precision(config, p) for p in precisions]
     times = _time_in_turn([_learner_step(make_shared(c, spec)) for c in configs], seconds)
     decisions = config.slots_per_batch * config.rollout_length * config.envs_per_split
-    return [Learning(p, s / decisions * 1e6) for p, s in zip(precisions, times, strict=True)]
+    return [
+        Learning(precision, wall_s / decisions * 1e6)
+        for precision, (wall_s, _) in zip(precisions, times, strict=True)
+    ]
 
 
 def _in_precision(config: Config, precision: Precision) -> Config:
@@ -295,8 +301,8 @@ def _inference_step(shared: Shared) -> Callable[[], None]:
 
     def step() -> None:
         requests.put(shared.buffer.message(0, 0))
-        _work(worker)
-        replies.get_many(1)
+        while not replies.get_many(1):  # on a GPU a first step begins it, a second one answers
+            _work(worker)
 
     return step
 
@@ -342,19 +348,23 @@ def _fill(shared: Shared) -> None:
     buffer.valid[:] = True
 
 
-def _time_in_turn(steps: Sequence[Callable[[], None]], seconds: float) -> list[float]:
-    """Median seconds of each step; the first round warms up and is not counted."""
-    times: list[list[float]] = [[] for _ in steps]
+def _time_in_turn(steps: Sequence[Callable[[], None]], seconds: float) -> list[tuple[float, float]]:
+    """Median seconds of each step, by the clock and of processor time.
+
+    The first round warms up and is not counted.
+    """
+    times: list[list[tuple[float, float]]] = [[] for _ in steps]
     end_s = math.inf
     while not times[0] or time.perf_counter() < end_s:
         for step, taken in zip(steps, times, strict=True):
-            start_s = time.perf_counter()
+            start_s, host_s = time.perf_counter(), time.process_time()
             step()
-            taken.append(time.perf_counter() - start_s)
+            taken.append((time.perf_counter() - start_s, time.process_time() - host_s))
         if end_s == math.inf:
             end_s = time.perf_counter() + seconds
             times = [[] for _ in steps]
-    return [statistics.median(taken) for taken in times]
+    medians = [np.median(taken, axis=0).tolist() for taken in times]
+    return [(wall_s, host_s) for wall_s, host_s in medians]
 
 
 # --- processes ---

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,15 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfrl import distributions
+from sfrl import cuda, distributions
 from sfrl.channels import Channels
 from sfrl.config import Config
 from sfrl.index_queue import Message, pack, unpack
+from sfrl.inference import Batch, GpuBatch, HostBatch, batch_sizes
 from sfrl.model import ActorCritic
 from sfrl.progress import Progress
 from sfrl.timing import POLICY_STAGES, StageTimer
 from sfrl.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.weights import WeightsReader
+
+_NOTHING = torch.empty(0)
 
 
 class PolicyWorker:
@@ -46,66 +53,114 @@ class PolicyWorker:
         self.num_envs = config.envs_per_split
         self.slots_per_split = config.slots_per_split
         self.num_splits = config.num_splits
-        self.max_requests = max(1, config.policy_batch_size // self.num_envs)
+        served = math.ceil(config.splits / config.num_policy_workers)  # splits, at most
+        self.max_requests = max(1, min(config.policy_batch_size // self.num_envs, served))
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(config.seed * 1_000_003 + index)
         self.obs = torch.from_numpy(buffer.obs)  # [S, T+1, N, *obs_shape]
         self.valid = torch.from_numpy(buffer.valid)  # [S, T+1, N]
-        self.rnn_states = torch.zeros(  # [splits, N, H], before the row that is asked for next
-            (config.splits, self.num_envs, model.rnn_size), device=self.device
+        # [splits, N, H], before the row that is asked for next. One more split, for `GpuBatch`.
+        self._all_rnn_states = torch.zeros(
+            (config.splits + 1, self.num_envs, model.rnn_size), device=self.device
         )
+        self.rnn_states = self._all_rnn_states[: config.splits]
+        self._batches: deque[Batch] = deque(self._make_batches(config))
+        self._stream = cuda.new_stream(self.device)  # last: it waits for what was made here
+        # Of the batches launched, the oldest first: requests and the version that answers them.
+        self._in_flight: deque[tuple[list[Message], int, Batch]] = deque()
+        # While one computes the next is gathered; but --serial has nothing under way.
+        self._max_in_flight = 0 if config.serial else len(self._batches) - 1
         component = config.num_workers + index
         self.timer = StageTimer(POLICY_STAGES, progress.stage_seconds(component, POLICY_STAGES))
 
+    def _make_batches(self, config: Config) -> Sequence[Batch]:
+        if self.device.type == "cpu":
+            return [HostBatch(self._act)]
+        cuda.pin(self.buffer.obs)
+        copies = torch.cuda.Stream(self.device)
+        return [
+            GpuBatch(
+                self._act,
+                self.obs,
+                self.max_requests,
+                config.splits,
+                self.device,
+                copies,
+                self.generator,
+                use_graphs=config.cuda_graphs == "auto",
+            )
+            for _ in range(2)
+        ]
+
     def step(self) -> bool:
-        """Answer the requests that are there, at most `policy_batch_size` rows of them."""
+        """Answer the requests that are there, at most `policy_batch_size` rows of them.
+
+        On a GPU these are answered while the next ones are gathered, or if there are none.
+        """
         messages = [unpack(message) for message in self.inbox.get_many(self.max_requests)]
-        if not messages:
-            return False
         requests = [m for m in messages if self.buffer.is_current(m)]  # of workers that live
-        if not requests:
-            return True
-        self.weights.refresh(self.model)
-        self.timer.lap("refresh_weights")
-        self._answer(requests)
-        return True
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            if requests:
+                self.weights.refresh(self.model)
+                self.timer.lap("refresh_weights")
+                self._launch(requests)
+            num_to_leave = self._max_in_flight if requests else 0
+            has_answered = len(self._in_flight) > num_to_leave
+            while len(self._in_flight) > num_to_leave:
+                self._answer(*self._in_flight.popleft())
+        return bool(messages) or has_answered
 
     def rehearse(self) -> None:
-        """The largest forward pass that may come: a GPU too small for it says so at start."""
-        rows = self.obs[0, :1].expand(self.max_requests, *self.obs.shape[2:]).flatten(0, 1)
-        rnn_state = None
-        if self.model.rnn_size:
-            rnn_state = torch.zeros((len(rows), self.model.rnn_size), device=self.device)
-        self.model.step(rows.to(self.device), rnn_state)
+        """Every batch that may come, for nobody: until each is a graph, on a GPU.
 
-    @torch.inference_mode()
-    def _answer(self, requests: list[Message]) -> None:
+        One that is too small for them says so at start then, and not in the middle of the run.
+        """
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            for batch, size in itertools.product(self._batches, batch_sizes(self.max_requests)):
+                splits = torch.full((size,), len(self.rnn_states))
+                valid = torch.ones((size, self.num_envs), dtype=torch.bool)
+                for _ in range(cuda.Graphed.WARM_UP_CALLS + 1):
+                    batch.load([self.obs[0, 0]] * size, splits, valid)
+                    batch.compute()
+                    batch.result()
+
+    def _launch(self, requests: list[Message]) -> None:
+        batch = self._batches[0]
+        self._batches.rotate(-1)
         rows = [self.obs[slot, t] for slot, t, _ in requests]
-        obs = rows[0] if len(rows) == 1 else torch.cat(rows)  # [B, *obs_shape], B = requests * N
-        obs = obs.to(self.device)
-        rnn_state = self._read_rnn_state(requests)  # [B, H], or None
+        batch.load(rows, *self._recurrent_inputs(requests))
         self.timer.lap("gather")
-        output = self.model.step(obs, rnn_state)
-        actions = distributions.sample(output.logits, self.generator)  # [B]
-        log_probs = distributions.log_prob(output.logits, actions)
+        batch.compute()
+        self._in_flight.append((requests, self.weights.version, batch))
         self.timer.lap("forward")
-        if output.rnn_state is not None:
-            self._write_rnn_state(requests, output.rnn_state)
-        self._reply(
-            requests,
-            actions.cpu().numpy(),
-            log_probs.cpu().numpy(),
-            output.values.cpu().numpy(),
-        )
+
+    def _answer(self, requests: list[Message], version: int, batch: Batch) -> None:
+        actions, log_probs, values = batch.result()
+        self.timer.lap("forward")
+        self._reply(requests, version, actions, log_probs, values)
         self.timer.lap("scatter")
+
+    def _act(self, obs: Tensor, splits: Tensor, valid: Tensor) -> Tensor:
+        """See `inference.Act`. Takes no time of the host's but to start its kernels."""
+        is_recurrent = self.model.rnn_size > 0
+        states = self._all_rnn_states[splits].flatten(0, 1) if is_recurrent else None
+        output = self.model.step(obs, states)
+        if output.rnn_state is not None:
+            # A row that shows a final observation is followed by a new episode: state 0.
+            kept = output.rnn_state.unflatten(0, valid.shape) * valid.unsqueeze(2)
+            self._all_rnn_states[splits] = kept
+        actions = distributions.sample(output.logits, self.generator)
+        log_probs = distributions.log_prob(output.logits, actions)
+        return torch.stack([actions.float(), log_probs, output.values])
 
     def _reply(
         self,
         requests: list[Message],
-        actions: NDArray[np.int64],  # [B]
-        log_probs: NDArray[np.float32],  # [B]
-        values: NDArray[np.float32],  # [B]
+        version: int,
+        actions: NDArray[np.float32],  # [at least B], whole numbers
+        log_probs: NDArray[np.float32],
+        values: NDArray[np.float32],
     ) -> None:
         buffer, n = self.buffer, self.num_envs
         for i, request in enumerate(requests):
@@ -119,28 +174,27 @@ class PolicyWorker:
             buffer.actions[slot, t] = actions[batch]
             buffer.log_probs[slot, t] = log_probs[batch]
             buffer.values[slot, t] = values[batch]
-            buffer.policy_version[slot, t] = self.weights.version
+            buffer.policy_version[slot, t] = version
             # The row goes back with this put: everything in it is written.
             buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
             worker = slot // self.slots_per_split // self.num_splits
             self.replies[worker].put(pack(*request), self.index)
 
-    def _read_rnn_state(self, requests: list[Message]) -> Tensor | None:
+    def _recurrent_inputs(self, requests: list[Message]) -> tuple[Tensor, Tensor]:
+        """splits [R] and valid [R, N] of the rows asked for; of no size without a GRU.
+
+        At a slot's first row the state before it goes into the slot.
+        """
         if self.model.rnn_size == 0:
-            return None
-        states = [self.rnn_states[slot // self.slots_per_split] for slot, _, _ in requests]
-        for (slot, t, _), state in zip(requests, states, strict=True):
+            return _NOTHING, _NOTHING
+        for slot, t, _ in requests:
             if t == 0:
+                state = self.rnn_states[slot // self.slots_per_split]
                 if self.buffer.starts[slot]:
                     state.zero_()
                 self.buffer.rnn_state[slot] = state.cpu().numpy()
-        return torch.cat(states)
-
-    def _write_rnn_state(self, requests: list[Message], rnn_state: Tensor) -> None:
-        for (slot, t, _), state in zip(requests, rnn_state.split(self.num_envs), strict=True):
-            # A row that shows a final observation is followed by a new episode: state 0.
-            is_valid = self.valid[slot, t].to(self.device)  # [N]
-            self.rnn_states[slot // self.slots_per_split] = state * is_valid.unsqueeze(1)
+        splits = torch.tensor([slot // self.slots_per_split for slot, _, _ in requests])
+        return splits, torch.stack([self.valid[slot, t] for slot, t, _ in requests])
 
     def state(self) -> dict[str, NDArray[Any]]:
         return {
@@ -150,7 +204,7 @@ class PolicyWorker:
 
     def load_state(self, state: dict[str, NDArray[Any]]) -> None:
         self.generator.set_state(torch.from_numpy(state["generator"]))
-        self.rnn_states[:] = torch.from_numpy(state["rnn_states"])
+        self.rnn_states.copy_(torch.from_numpy(state["rnn_states"]))
 
     def wait(self, timeout_s: float) -> None:
         self.inbox.wait(timeout_s)

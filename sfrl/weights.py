@@ -50,15 +50,21 @@ class Weights:
 
     def publish(self, model: nn.Module, version: int) -> None:
         """Make `model`'s present weights, of learner step `version`, the ones that readers get."""
+        import torch
+
         tensors = list(model.state_dict().values())
         if self._copies is None:
             self._copies = self._attach(sum(t.numel() for t in tensors), create=True)
+            _pin_for(tensors[0], self._copies)
         header = self._header.array
         publication = int(header[_PUBLISHED]) + 1
         header[_STARTED] = publication
         target = self._copies[publication % 2]
-        for tensor, place in zip(tensors, _places(target, tensors), strict=True):
-            place.copy_(tensor)
+        if tensors[0].is_cuda:  # gathered there: one copy, and one wait, instead of many
+            target.copy_(torch.cat([tensor.flatten().float() for tensor in tensors]))
+        else:
+            for tensor, place in zip(tensors, _places(target, tensors), strict=True):
+                place.copy_(tensor)
         header[_VERSIONS][publication % 2] = version
         header[_PUBLISHED] = publication
 
@@ -103,9 +109,10 @@ class WeightsReader:
         if self._weights._copies is None:
             size = sum(t.numel() for t in tensors)
             self._weights._copies = self._weights._attach(size, create=False)
+            _pin_for(tensors[0], self._weights._copies)
         while True:
             publication = int(header[_PUBLISHED])
-            source = self._weights._copies[publication % 2]
+            source = self._weights._copies[publication % 2].to(tensors[0].device)
             for tensor, place in zip(tensors, _places(source, tensors), strict=True):
                 tensor.copy_(place)
             version = int(header[_VERSIONS][publication % 2])
@@ -113,6 +120,13 @@ class WeightsReader:
                 break  # not overwritten meanwhile: whole
         self._publication, self.version = publication, version
         return True
+
+
+def _pin_for(tensor: torch.Tensor, copies: torch.Tensor) -> None:
+    if tensor.is_cuda:
+        from sfrl import cuda
+
+        cuda.pin(copies.numpy())
 
 
 def _places(flat: torch.Tensor, tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -97,7 +97,9 @@ def test_the_whole_benchmark_gives_figures_that_fit_together(tmp_path):
         "float32",
         "bfloat16",
     }
-    assert [case["batch_size"] for case in result["components"]["inference_alone"]] == [2, 4, 2, 4]
+    inferences = result["components"]["inference_alone"]
+    assert [case["batch_size"] for case in inferences] == [2, 4, 2, 4]
+    assert all(0 < case["host_us"] < 2 * case["batch_us"] for case in inferences), "one thread"
 
     assert plot_path.read_bytes().startswith(b"\x89PNG")
     run_bench("simulation", "--env=CartPole-v1", "--seconds=0.1", f"--json={json_path}", *SMALL)

@@ -1,11 +1,14 @@
 """Policy worker: what it writes into rows, with which weights, in which batches."""
 
+from collections import deque
+
 import numpy as np
 import pytest
 import torch
 
 from sfrl import distributions
 from sfrl.index_queue import unpack
+from sfrl.inference import HostBatch
 from sfrl.model import make_model
 from sfrl.process import Mailbox
 from sfrl.roles import make_learner, make_policy_worker
@@ -92,6 +95,28 @@ def test_a_forward_pass_has_at_most_policy_batch_size_rows(make_policy):
         pass
     assert sizes == [2 * N, 2 * N, N]
     assert replies(shared, 0) + replies(shared, 1) == [(0, 0), (2, 0), (4, 0), (6, 0), (7, 0)]
+
+
+def test_a_batch_may_be_answered_while_the_next_is_under_way(make_policy):
+    """As on a GPU: with the version and the actions of its own launch."""
+    shared, model, policy = make_policy()
+    policy._batches = deque([HostBatch(policy._act), HostBatch(policy._act)])
+    policy._max_in_flight = 1
+    request(shared, (0, 0), (6, 0))
+    assert policy.step()
+    assert not replies(shared, 0)
+    shared.weights.publish(model, version=5)
+    request(shared, (3, 0))
+    assert policy.step()
+    assert (replies(shared, 0), replies(shared, 1)) == ([(0, 0)], [(6, 0)])
+    assert policy.step(), "answers what is under way when nothing else comes"
+    assert replies(shared, 0) == [(3, 0)]
+    assert not policy.step()
+    buffer = shared.buffer
+    for slot, version in ((0, 3), (6, 3), (3, 5)):
+        assert buffer.policy_version[slot, 0] == version
+        expected = model.step(torch.from_numpy(buffer.obs[slot, 0]))
+        np.testing.assert_allclose(buffer.values[slot, 0], expected.values, rtol=1e-5, atol=1e-6)
 
 
 def test_rows_get_the_models_values_and_the_log_probs_of_their_actions(make_policy):
@@ -203,24 +228,23 @@ def test_the_learner_finds_the_probabilities_that_the_policy_worker_acted_with(
         slots = actors.collect(4)
         splits |= {slot // 2 for slot in slots}
         for slot in slots:
-            rows = learner._gather(np.full(N, slot), np.arange(N))
+            rows = learner.slots.gather(torch.full((N,), slot), torch.arange(N))
             logits, values = learner.model.unroll(rows.obs, rows.rnn_state, rows.valid)
             log_probs = distributions.log_prob(logits[:-1], rows.actions)
             torch.testing.assert_close(log_probs, rows.log_probs, rtol=1e-4, atol=1e-5)
             behavior_values = torch.from_numpy(shared.buffer.values[slot])
             torch.testing.assert_close(values[:-1], behavior_values, rtol=1e-4, atol=1e-5)
             num_ends += int((~rows.valid[1:-2]).sum())
-            learner._release(slot)
+            learner._release([slot])
     assert splits == {0, 1, 2, 3}
     assert num_ends > 20, "episodes ended in the middle of slots"
 
 
 @pytest.mark.parametrize("rnn_size", [0, 8])
-def test_a_rehearsal_takes_the_largest_batch_and_answers_nobody(make_policy, rnn_size):
+def test_a_rehearsal_takes_every_size_of_batch_and_answers_nobody(make_policy, rnn_size):
     shared, _, policy = make_policy(policy_batch_size=3 * N, rnn_size=rnn_size)
     sizes = batch_sizes_of(policy)
-    generator = policy.generator.get_state()
     policy.rehearse()
-    assert sizes == [3 * N]
+    assert set(sizes) == {N, 2 * N, 3 * N}
     assert not replies(shared, 0)
-    assert torch.equal(policy.generator.get_state(), generator)
+    assert not policy.rnn_states.any()

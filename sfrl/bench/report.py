@@ -189,7 +189,7 @@ def table(figures: Figures, spec: EnvSpec) -> list[str]:
         each_us = case.batch_us / case.batch_size
         lines.append(
             f"  inference: {case.precision}, {case.batch_size} rows: {case.batch_us:,.0f} us, "
-            f"{each_us:.0f} us each"
+            f"{each_us:.0f} us each, {case.host_us:,.0f} us of the host's time"
         )
     for learning in figures.learner:
         lines.append(f"  learner: {learning.precision}: {learning.decision_us:.0f} us per decision")
