@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import (
     emulators,
+    gpu,
     grid,
     layouts,
     live_features,
@@ -302,3 +303,31 @@ def test_both_networks_work_in_one_process(layout: str) -> None:
 def test_layouts_have_one_policy_worker() -> None:
     with pytest.raises(ValueError, match="num_policy_workers=2 must be 1"):
         layouts.read_config("--env=CartPole-v1 --num-policy-workers=2 --num-splits=2")
+
+
+def test_gpu_comparison_tells_the_networks_cores_and_the_hosts_time_of_a_batch() -> None:
+    core_us = {"rollout/env_step": 300.0, "policy/forward": 6.0, "policy/scatter": 1.0}
+    core_us |= {"learner/train": 3.0, "trainer": 5.0, "idle": 60.0}
+    parts = {"training": core_us, "sampling": {"policy/forward": 99.0}}
+    result = {"components": {"core_us": parts}, "training": {"decisions_per_s": 40_000.0}}
+    assert gpu.network_cores(result) == pytest.approx(0.4)
+    cases = [(16, 90.0, 80.0), (240, 200.0, 120.0), (240, 400.0, 110.0), (480, 300.0, 150.0)]
+    names = ("batch_size", "batch_us", "host_us")
+    alone = [dict(zip(names, case, strict=True)) for case in cases]
+    result = {"components": {"inference_alone": alone}}
+    assert gpu.inference_host_us(result) == (240, 120.0), "of the faster precision"
+
+
+@pytest.mark.slow
+def test_gpu_comparison_runs_until_the_score_or_the_end_of_its_time() -> None:
+    args = gpu.Args(flags="--env=CartPole-v1 --tune=off", score=20.0)
+    minutes, best = gpu.minutes_to_score(args, seconds=60)
+    assert minutes is not None
+    assert best is not None
+    assert 0 < minutes < 1
+    assert best >= 20
+    assert gpu.minutes_to_score(args, seconds=-1) == (None, None)
+    never = dataclasses.replace(args, score=501.0)
+    minutes, best = gpu.minutes_to_score(never, seconds=8)
+    assert minutes is None
+    assert best is None or best < 501

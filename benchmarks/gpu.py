@@ -1,0 +1,150 @@
+"""What a GPU makes of training: the whole comparison, and a short table of it, within a time limit.
+
+    python -m benchmarks.gpu
+    python -m benchmarks.gpu --flags="--env=Breakout" --score=30
+
+Where the frames go, with NatureCNN and with IMPALA's residual network; without CUDA graphs; with
+both networks in one process; and, in what time is left, a run until it scores. It runs without a
+GPU as well. The last line printed is JSON. benchmarks/gpu.sh does all of it on a bare machine,
+after the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks import layouts
+from benchmarks.runs import read_metrics
+from benchmarks.side_by_side import ROOT, run
+from sfrl.machine import machine
+
+HOST_BATCH = 256  # rows of the inference whose time on the host is told
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    flags: str = "--env=Pong"
+    """Flags for train.py and the benchmark."""
+    seconds: float = 2.0
+    """Length of a window of the benchmark."""
+    score: float = 18.0
+    """The run ends at this mean return of 100 episodes."""
+    budget: float = 400.0
+    """Seconds for everything; the run until the score has what is left of it."""
+
+
+def bench(args: Args, part: str, flags: str = "") -> dict[str, Any]:
+    """The JSON object of `python -m sfrl.bench`, whose table is printed."""
+    command = [sys.executable, "-m", "sfrl.bench", part, f"--seconds={args.seconds}"]
+    output = run([*command, *shlex.split(args.flags), *shlex.split(flags)]).splitlines()
+    print(f"\n--- sfrl.bench {part} {flags}", *output[:-1], sep="\n", flush=True)
+    result: dict[str, Any] = json.loads(output[-1])
+    return result
+
+
+def network_cores(training: dict[str, Any]) -> float:
+    """Cores that policy workers and learner keep busy."""
+    core_us = training["components"]["core_us"]["training"]
+    networks_us = sum(us for name, us in core_us.items() if name.startswith(("policy", "learner")))
+    cores: float = networks_us * training["training"]["decisions_per_s"] / 1e6
+    return cores
+
+
+def inference_host_us(whole: dict[str, Any]) -> tuple[int, float]:
+    """Rows and processor time of the batch nearest to `HOST_BATCH`, in the faster precision."""
+    cases = whole["components"]["inference_alone"]
+    nearest = min(cases, key=lambda c: (abs(c["batch_size"] - HOST_BATCH), c["batch_us"]))
+    return nearest["batch_size"], nearest["host_us"]
+
+
+def minutes_to_score(args: Args, seconds: float) -> tuple[float | None, float | None]:
+    """When a run has the score, counted from its command, and its best score by then."""
+    if seconds <= 0:
+        return None, None
+    with tempfile.TemporaryDirectory() as scratch:
+        run_dir = Path(scratch) / "run"
+        flags = [f"--run-dir={run_dir}", "--report-seconds=1", f"--train-seconds={seconds}"]
+        process = subprocess.Popen(
+            [sys.executable, "train.py", *shlex.split(args.flags), *flags],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        best, reached_s = None, None
+        while process.poll() is None and reached_s is None:
+            time.sleep(POLL_S)
+            metrics = run_dir / "metrics.jsonl"
+            points = read_metrics(metrics) if metrics.exists() else []
+            scored = [point for point in points if point.score is not None]
+            best = max((p.score for p in scored if p.score is not None), default=None)
+            reached = [p.time_s for p in scored if p.score is not None and p.score >= args.score]
+            reached_s = min(reached, default=None)
+        process.send_signal(signal.SIGINT)
+        process.wait()
+    return (None if reached_s is None else reached_s / 60), best
+
+
+def main(args: Args) -> None:
+    started_s = time.monotonic()
+    where = machine()
+    print(where, flush=True)
+    one_epoch = "--loss=vtrace"
+    whole = bench(args, "all", one_epoch)
+    training = whole["training"]["frames_per_s"]
+    runs = {
+        "IMPALA's ResNet": bench(args, "training", f"{one_epoch} --model=impala_resnet"),
+        "CUDA graphs off": bench(args, "training", f"{one_epoch} --cuda-graphs=off"),
+    }
+    untuned = layouts.read_config(f"{args.flags} {one_epoch}")
+    layout_rates = {
+        layout: layouts.frames_per_s(untuned, layout, args.seconds, windows=3)
+        for layout in ("processes", "threads")
+    }
+    minutes, best = minutes_to_score(args, args.budget - (time.monotonic() - started_s))
+    rows, host_us = inference_host_us(whole)
+
+    def row(what: str, value: str, must: str = "", aim: str = "") -> None:
+        print(f"{what:52}{value:>14}{must:>10}{aim:>10}")
+
+    print(f"\n{args.flags} on {where['cores']} cores and {where['gpu'] or 'no GPU'}", flush=True)
+    row("", "seen", "must", "aim")
+    row("training / simulation", f"{whole['efficiency']:.2f}", "0.85", "0.93")
+    row("sampling / simulation", f"{whole['sampling_efficiency']:.2f}")
+    row("training, frames/s", f"{training:,.0f}", "130,000", "170,000")
+    row("cores of policy workers and learner", f"{network_cores(whole):.2f}", "1.5", "1")
+    for name, result in runs.items():
+        share = result["training"]["frames_per_s"] / training
+        limits = ("0.9", "0.98") if "IMPALA" in name else ("", "")
+        row(f"{name}, share of these frames/s", f"{share:.2f}", *limits)
+    share = layout_rates["threads"] / layout_rates["processes"]
+    row("both networks in one process, share of frames/s", f"{share:.2f}")
+    row(f"host time of an inference of {rows} rows, us", f"{host_us:.0f}", "300", "150")
+    shown = f"{minutes:.1f}" if minutes is not None else f"best {best}"
+    row(f"minutes to a score of {args.score:g}", shown, "4", "1.5")
+    result = {
+        "bench": "gpu",
+        **where,
+        **asdict(args),
+        "whole": whole,
+        "runs": runs,
+        "layouts": layout_rates,
+        "minutes_to_score": minutes,
+        "best_score": best,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
