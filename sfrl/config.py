@@ -85,7 +85,7 @@ class Config:
     policy_batch_size: int = 512
     """Most observations in one forward pass of a policy worker."""
     torch_threads: int = 1
-    """Threads of the network's layers, in the learner and in each policy worker."""
+    """Threads of the learner's network. Policy workers have one each, and there may be several."""
     queue: Literal["auto", "lock-free", "faster-fifo"] = "auto"
     """Index queues. auto: lock-free, or faster-fifo where the extension could not be built."""
     pin_workers: bool = False

@@ -77,7 +77,8 @@ def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
     from sfrl.weights import WeightsReader
 
     config = shared.config
-    torch.set_num_threads(config.torch_threads)
+    if not config.serial:  # there the learner is in this process, too
+        torch.set_num_threads(1)
     weights = WeightsReader(shared.weights)
     weights.wait_for_first(shared.stop)
     names = (config.policy_devices or config.device).split(",")

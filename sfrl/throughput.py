@@ -1,9 +1,10 @@
 """The throughput of a run, from what its parts cost: a model in five numbers.
 
-With W rollout workers of S splits of N environments, P policy workers that take batches of b, and
-the costs e, p, a, c, l of `Costs`, in decisions per second:
+With W rollout workers of S splits of N environments, P policy workers that take batches of b, a
+learner with K threads of whose work a share f divides among them, so that l = (1 - f + f/K) * l_1
+(Amdahl), and the costs e, p, a, c, l_1, f of `Costs`, in decisions per second:
 
-    cores      cores / (e + p/N + a/b + c + l)          l and a/b + c are 0 here on a GPU
+    cores      cores / (e + p/N + a/b + c + K*l)        l and a/b + c are 0 here on a GPU
     rollout    min(W, cores)*S*N / max(S*(N*e + p), N*e + p + a + c*b)
     inference  P / (a/b + c)
     learning   1 / l
@@ -26,13 +27,14 @@ class Costs(NamedTuple):
     split_us: float  # p: a rollout worker's Python, per step of a split
     batch_us: float  # a: inference, per batch
     row_us: float  # c: inference, per decision
-    learn_us: float  # l: learning, all epochs, per decision
+    learn_us: float  # l_1: learning in one thread, all epochs, per decision
     precision: Precision
     on_gpu: bool
+    parallel: float = 0.0  # f: the share of learning that more threads divide among them
 
     def slower(self, factor: float) -> Costs:
         e, p, a, c, learn = (us * factor for us in self[:5])
-        return Costs(e, p, a, c, learn, self.precision, self.on_gpu)
+        return Costs(e, p, a, c, learn, self.precision, self.on_gpu, self.parallel)
 
 
 class Rates(NamedTuple):
@@ -63,11 +65,13 @@ def predict(config: Config, costs: Costs, cores: float) -> Rates:
     They take all requests that wait, so that batches grow with the load until they do.
     """
     e, p, a, c, learn = costs[:5]
+    threads = config.torch_threads
+    learn *= 1 - costs.parallel + costs.parallel / threads
     w, s, n = config.num_workers, config.num_splits, config.envs_per_split
     most = max(n, min(w * s * n // config.num_policy_workers, config.policy_batch_size))
     for b in range(n, most + 1, n):
         act = a / b + c
-        on_cores = e + p / n + (0 if costs.on_gpu else act + learn)
+        on_cores = e + p / n + (0 if costs.on_gpu else act + threads * learn)
         # A round takes a worker's own work, or one split's way there and back if that is longer.
         round_us = max(s * (n * e + p), (n * e + p) + (a + c * b))
         rates = Rates(

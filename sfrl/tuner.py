@@ -25,7 +25,7 @@ import envs
 from envs import EnvSpec
 from sfrl import measure
 from sfrl.config import Config, ConfigError
-from sfrl.defaults import available_memory, usable_cores
+from sfrl.defaults import available_cores, available_memory, usable_cores
 from sfrl.machine import machine
 from sfrl.shared_memory import shm_shortage
 from sfrl.throughput import Costs, Rates, predict
@@ -35,6 +35,7 @@ TIME_LIMIT_S = 20  # of the whole measurement
 
 _ENVS = (2, 8)  # of a split step that is timed: two points of a line
 _BATCHES = (8, 16, 32, 64)  # of an inference that is timed
+_THREADS = (2, 4, 8)  # of the learner, where there are cores for them
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
 _MARGIN = 0.01  # predictions closer than this are equal
 # Microseconds of a GPU, for the estimate of what one would give: small beside any environment. The
@@ -45,7 +46,8 @@ _ROLLOUT_BYTES, _NETWORK_BYTES = 200 << 20, 600 << 20  # of a process's own memo
 # What the costs depend on besides the machine.
 _MEASURED = (
     *("env", "frameskip", "sticky_actions", "episodic_life", "max_episode_frames", "queue"),
-    *("device", "precision", "torch_threads", "model", "rnn_size", "loss", "optimizer"),
+    *("device", "policy_devices", "cuda_graphs", "precision", "model", "rnn_size", "loss"),
+    *("optimizer",),
     *("normalize_returns", "rollout_length", "batch_size", "minibatches", "epochs"),
 )
 
@@ -57,18 +59,19 @@ def _num_envs(config: Config) -> int:
 def choose(candidates: Sequence[Config], costs: Costs, cores: float) -> Config:
     """The fastest; of equals the one with the fewest environments, for the least policy lag.
 
-    Then with the fewest splits, for the largest inferences, and with the most workers, of which
-    one has something to do while the others wait; or, if it is the networks that all wait for, with
-    the fewest.
+    Then with the fewest threads and splits, for the largest inferences, and with the most workers,
+    of which one has something to do while the others wait; or, if it is the networks that all wait
+    for, with the fewest.
     """
     rates = [predict(config, costs, cores) for config in candidates]
     enough = (1 - _MARGIN) * max(rate.expected for rate in rates)
 
-    def rank(case: tuple[Config, Rates]) -> tuple[int, int, int, int]:
+    def rank(case: tuple[Config, Rates]) -> tuple[int, ...]:
         config, rate = case
         waits_for_networks = rate.bottleneck in ("inference", "learning")
         workers = config.num_workers if waits_for_networks else -config.num_workers
-        return _num_envs(config), config.num_policy_workers, config.num_splits, workers
+        processes = config.num_policy_workers, config.torch_threads
+        return _num_envs(config), *processes, config.num_splits, workers
 
     cases = zip(candidates, rates, strict=True)
     best, _ = min((case for case in cases if case[1].expected >= enough), key=rank)
@@ -92,15 +95,17 @@ def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[C
         "num_splits": (1, 2, 3),
         "envs_per_worker": sorted({n * s for n in sizes for s in (1, 2, 3)}),
         "num_policy_workers": range(1, max(1, min(most // 2, 4)) + 1),
+        # Threads that share a minibatch spin for each other: each needs a core of its own.
+        "torch_threads": [1, *(k for k in _THREADS if k <= most - 2)],
     }
     values = [(getattr(config, name),) if name in fixed else options[name] for name in options]
     found: list[Config] = []
     as_many: list[Config] = []
-    for w, s, n, p in itertools.product(*values):
+    for w, s, n, p, k in itertools.product(*values):
         round_size = w * n * config.rollout_length
         in_bounds = 2 * batch / config.slots_per_split <= round_size <= batch
         if n % s == 0 and (in_bounds or w * n == _num_envs(config)):
-            changes = dict(zip(options, (w, s, n, p), strict=True))
+            changes = dict(zip(options, (w, s, n, p, k), strict=True))
             with suppress(ConfigError):  # its slots do not make up a training batch
                 (found if in_bounds else as_many).append(dataclasses.replace(config, **changes))
     return found or as_many or [config]
@@ -124,7 +129,10 @@ def describe(
     more = max(predict(c, costs, 2 * cores).expected for c in candidates_of_more)
     core_us = {"env stepping": costs.env_us, "rollout Python": costs.split_us / n}
     if not costs.on_gpu:
-        core_us |= {"inference": costs.batch_us / n + costs.row_us, "learning": costs.learn_us}
+        learn_us = costs.learn_us * (
+            costs.parallel + (1 - costs.parallel) * config.torch_threads
+        )  # of all its threads, waiting for each other included
+        core_us |= {"inference": costs.batch_us / n + costs.row_us, "learning": learn_us}
     limit = {
         "cores": f"bound by {max(core_us, key=core_us.__getitem__)}",
         "rollout": "bound by the rollout workers' round trips",
@@ -143,7 +151,8 @@ def describe(
     return (
         f"tuned for {cores:g} cores: {workers} x {_count(config.envs_per_worker, 'env')}, "
         f"{_count(config.num_splits, 'split')}, "
-        f"{_count(config.num_policy_workers, 'policy worker')}, {config.precision}: "
+        f"{_count(config.num_policy_workers, 'policy worker')}, "
+        f"{_count(config.torch_threads, 'learner thread')}, {config.precision}: "
         f"{rates.expected * frameskip:,.0f} frames/s expected; {limit}; work: {shares}"
     )
 
@@ -202,13 +211,20 @@ def _measure_parts(config: Config, spec: EnvSpec) -> tuple[list[Costs], float]:
     trajectories = max(1, min(config.batch_size, _MINIBATCH) // config.rollout_length)
     one_row = dataclasses.replace(_one_split(config, 1), rollout_length=1, batch_size=1)
     acting = measure.inference(one_row, spec, _BATCHES, 0.6, precisions)
-    learning = measure.learner(_one_split(config, trajectories), spec, 0.4, precisions)
+    one_batch = dataclasses.replace(_one_split(config, trajectories), torch_threads=1)
+    learning = measure.learner(one_batch, spec, 0.4, precisions)
+    parallel = 0.0
+    if not on_gpu and available_cores() >= _THREADS[0] + 2:
+        two_threads = dataclasses.replace(one_batch, torch_threads=2)
+        [alone] = measure.learner(one_batch, spec, 0.2, precisions[:1])
+        [together] = measure.learner(two_threads, spec, 0.2, precisions[:1])
+        parallel = min(max(0.0, 2 - 2 * together.decision_us / alone.decision_us), 1.0)
     costs = []
     for learned in learning:
         acted_us = [i.batch_us for i in acting if i.precision == learned.precision]
         row_us, batch_us = _line(_BATCHES, acted_us)
         parts_us = (env_us, split_us, batch_us, row_us, learned.decision_us)
-        costs.append(Costs(*parts_us, learned.precision, on_gpu))
+        costs.append(Costs(*parts_us, learned.precision, on_gpu, parallel))
     return costs, steps[-1].env_us / _ENVS[-1]
 
 

@@ -72,7 +72,9 @@ def test_the_note_tells_what_limits_the_machine_and_what_would_help():
     config = tuner.choose([arranged(2, 1, 16)], PONG, 2)
     of_more = [config, arranged(4, 1, 8)]
     note = tuner.describe(config, PONG, 2, [config], of_more, frameskip=4)
-    assert note.startswith("tuned for 2 cores: 2 workers x 16 envs, 1 split, 1 policy worker, bf")
+    assert note.startswith(
+        "tuned for 2 cores: 2 workers x 16 envs, 1 split, 1 policy worker, 1 lea"
+    )
     assert "bound by env stepping, twice the cores would give +" in note
     gain = predict(of_more[1], PONG, 4).expected / predict(config, PONG, 2).expected - 1
     assert f"would give {gain:+.0%}, a GPU would give up to +8" in note
@@ -94,6 +96,25 @@ def test_cores_that_would_stand_idle_are_not_recommended():
     assert "bound by the learner, which is one process, twice the cores would give +0%" in note
 
 
+def test_a_learner_that_all_wait_for_gets_threads_where_there_are_cores_for_them():
+    """Not on 2 cores, where the threads would wait for each other (docs/experiments.md)."""
+    slow_learner = PONG._replace(learn_us=800.0, parallel=0.9)
+    config = Config(num_workers=8, envs_per_worker=16, num_splits=1, batch_size=1024)
+    threads, rates = {}, {}
+    for cores in (2, 4, 8, 16):
+        chosen = tuner.choose(tuner.arrangements(config, (), cores), slow_learner, cores)
+        threads[cores], rates[cores] = chosen.torch_threads, predict(chosen, slow_learner, cores)
+    assert threads == {2: 1, 4: 2, 8: 4, 16: 8}
+    learner_us = 800 * (0.1 + 0.9 / 4)
+    assert rates[8].learning == pytest.approx(1e6 / learner_us)
+    one_thread = dataclasses.replace(config, torch_threads=1)
+    assert rates[8].expected > 2 * predict(one_thread, slow_learner, 8).expected
+    alone = slow_learner._replace(parallel=0.0)  # its threads would gain nothing
+    assert tuner.choose(tuner.arrangements(config, (), 8), alone, 8).torch_threads == 1
+    fixed = tuner.arrangements(config, ["torch_threads"], 8)
+    assert {candidate.torch_threads for candidate in fixed} == {1}
+
+
 def test_bfloat16_must_be_a_tenth_faster():
     rounded = PONG._replace(precision="bfloat16", learn_us=100.0, batch_us=0.01, row_us=0.01)
     for exact_us, is_better in ((105.0, False), (120.0, True)):
@@ -103,7 +124,9 @@ def test_bfloat16_must_be_a_tenth_faster():
 
 # --- what may change ---
 
-MAY_CHANGE = {"num_workers", "num_splits", "envs_per_worker", "num_policy_workers"}
+MAY_CHANGE = {
+    *("num_workers", "num_splits", "envs_per_worker", "num_policy_workers", "torch_threads")
+}
 
 
 @pytest.mark.parametrize("env", ["Pong", "CartPole-v1"])
