@@ -4,7 +4,7 @@
     python -m benchmarks.gpu --flags="--env=Breakout" --score=30
 
 Where the frames go, with NatureCNN and with IMPALA's residual network; without CUDA graphs; with
-both networks in one process; and, in what time is left, a run until it scores. It runs without a
+both networks in one process; and a run until it scores, or its time is over. It runs without a
 GPU as well. The last line printed is JSON. benchmarks/gpu.sh does all of it on a bare machine,
 after the tests.
 """
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,28 @@ class Args:
     """Length of a window of the benchmark."""
     score: float = 18.0
     """The run ends at this mean return of 100 episodes."""
-    budget: float = 400.0
-    """Seconds for everything; the run until the score has what is left of it."""
+    score_seconds: float = 100.0
+    """Time of that run, at most."""
 
 
-def bench(args: Args, part: str, flags: str = "") -> dict[str, Any]:
-    """The JSON object of `python -m sfrl.bench`, whose table is printed."""
+def bench(args: Args, part: str, flags: Sequence[str]) -> dict[str, Any]:
+    """The JSON object of `python -m sfrl.bench`, whose table is printed.
+
+    Raises RuntimeError if it failed.
+    """
     command = [sys.executable, "-m", "sfrl.bench", part, f"--seconds={args.seconds}"]
-    output = run([*command, *shlex.split(args.flags), *shlex.split(flags)]).splitlines()
-    print(f"\n--- sfrl.bench {part} {flags}", *output[:-1], sep="\n", flush=True)
+    output = run([*command, *shlex.split(args.flags), *flags]).splitlines()
+    print(f"\n--- sfrl.bench {part} {shlex.join(flags)}", *output[:-1], sep="\n", flush=True)
     result: dict[str, Any] = json.loads(output[-1])
     return result
+
+
+def settings_found(whole: dict[str, Any]) -> list[str]:
+    """Flags for what the first part's tuner has chosen, so that the other parts need not tune."""
+    settings = whole["machine"]["settings"]
+    names = ("num_workers", "envs_per_worker", "num_splits", "num_policy_workers", "precision")
+    flags = [f"--{name.replace('_', '-')}={settings[name]}" for name in names]
+    return ["--tune=off", *flags, f"--batch-size={settings['batch_size']}"]
 
 
 def network_cores(training: dict[str, Any]) -> float:
@@ -69,15 +81,15 @@ def inference_host_us(whole: dict[str, Any]) -> tuple[int, float]:
     return nearest["batch_size"], nearest["host_us"]
 
 
-def minutes_to_score(args: Args, seconds: float) -> tuple[float | None, float | None]:
+def minutes_to_score(
+    args: Args, flags: Sequence[str], seconds: float
+) -> tuple[float | None, float | None]:
     """When a run has the score, counted from its command, and its best score by then."""
-    if seconds <= 0:
-        return None, None
     with tempfile.TemporaryDirectory() as scratch:
         run_dir = Path(scratch) / "run"
-        flags = [f"--run-dir={run_dir}", "--report-seconds=1", f"--train-seconds={seconds}"]
+        limits = [f"--run-dir={run_dir}", "--report-seconds=1", f"--train-seconds={seconds}"]
         process = subprocess.Popen(
-            [sys.executable, "train.py", *shlex.split(args.flags), *flags],
+            [sys.executable, "train.py", *shlex.split(args.flags), *flags, *limits],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -87,49 +99,57 @@ def minutes_to_score(args: Args, seconds: float) -> tuple[float | None, float | 
             time.sleep(POLL_S)
             metrics = run_dir / "metrics.jsonl"
             points = read_metrics(metrics) if metrics.exists() else []
-            scored = [point for point in points if point.score is not None]
-            best = max((p.score for p in scored if p.score is not None), default=None)
-            reached = [p.time_s for p in scored if p.score is not None and p.score >= args.score]
-            reached_s = min(reached, default=None)
+            scored = [(p.time_s, p.score) for p in points if p.score is not None]
+            best = max((score for _, score in scored), default=None)
+            reached_s = min((s for s, score in scored if score >= args.score), default=None)
         process.send_signal(signal.SIGINT)
         process.wait()
     return (None if reached_s is None else reached_s / 60), best
 
 
+def row(what: str, value: str, must: str = "", aim: str = "") -> None:
+    print(f"{what:52}{value:>14}{must:>10}{aim:>10}", flush=True)
+
+
 def main(args: Args) -> None:
-    started_s = time.monotonic()
     where = machine()
     print(where, flush=True)
     one_epoch = "--loss=vtrace"
-    whole = bench(args, "all", one_epoch)
+    whole = bench(args, "all", [one_epoch])
     training = whole["training"]["frames_per_s"]
-    runs = {
-        "IMPALA's ResNet": bench(args, "training", f"{one_epoch} --model=impala_resnet"),
-        "CUDA graphs off": bench(args, "training", f"{one_epoch} --cuda-graphs=off"),
-    }
-    untuned = layouts.read_config(f"{args.flags} {one_epoch}")
-    layout_rates = {
-        layout: layouts.frames_per_s(untuned, layout, args.seconds, windows=3)
-        for layout in ("processes", "threads")
-    }
-    minutes, best = minutes_to_score(args, args.budget - (time.monotonic() - started_s))
+    found = settings_found(whole)
+    minutes, best = minutes_to_score(args, found, args.score_seconds)
+    others: dict[str, float | None] = {}
+    for name, flag in (
+        ("CUDA graphs off", "--cuda-graphs=off"),
+        ("IMPALA's ResNet", "--model=impala_resnet"),
+    ):
+        try:
+            result = bench(args, "training", [*found, one_epoch, flag])
+            others[name] = result["training"]["frames_per_s"]
+        except RuntimeError as error:  # the rest is still worth its time
+            print(error, flush=True)
+            others[name] = None
+    config = layouts.read_config(shlex.join([*shlex.split(args.flags), *found, one_epoch]))
+    layout_rates = {}
+    if config.num_policy_workers == 1:
+        for layout in ("processes", "threads"):
+            layout_rates[layout] = layouts.frames_per_s(config, layout, args.seconds, windows=3)
+
     rows, host_us = inference_host_us(whole)
-
-    def row(what: str, value: str, must: str = "", aim: str = "") -> None:
-        print(f"{what:52}{value:>14}{must:>10}{aim:>10}")
-
-    print(f"\n{args.flags} on {where['cores']} cores and {where['gpu'] or 'no GPU'}", flush=True)
+    print(f"\n{args.flags} on {where['cores']} cores and {where['gpu'] or 'no GPU'}")
     row("", "seen", "must", "aim")
     row("training / simulation", f"{whole['efficiency']:.2f}", "0.85", "0.93")
     row("sampling / simulation", f"{whole['sampling_efficiency']:.2f}")
     row("training, frames/s", f"{training:,.0f}", "130,000", "170,000")
     row("cores of policy workers and learner", f"{network_cores(whole):.2f}", "1.5", "1")
-    for name, result in runs.items():
-        share = result["training"]["frames_per_s"] / training
+    for name, rate in others.items():
+        share = "failed" if rate is None else f"{rate / training:.2f}"
         limits = ("0.9", "0.98") if "IMPALA" in name else ("", "")
-        row(f"{name}, share of these frames/s", f"{share:.2f}", *limits)
-    share = layout_rates["threads"] / layout_rates["processes"]
-    row("both networks in one process, share of frames/s", f"{share:.2f}")
+        row(f"{name}, share of these frames/s", share, *limits)
+    if layout_rates:
+        share = f"{layout_rates['threads'] / layout_rates['processes']:.2f}"
+        row("both networks in one process, share of frames/s", share)
     row(f"host time of an inference of {rows} rows, us", f"{host_us:.0f}", "300", "150")
     shown = f"{minutes:.1f}" if minutes is not None else f"best {best}"
     row(f"minutes to a score of {args.score:g}", shown, "4", "1.5")
@@ -138,7 +158,7 @@ def main(args: Args) -> None:
         **where,
         **asdict(args),
         "whole": whole,
-        "runs": runs,
+        "frames_per_s": others,
         "layouts": layout_rates,
         "minutes_to_score": minutes,
         "best_score": best,

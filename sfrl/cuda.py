@@ -6,7 +6,9 @@ Nothing here touches CUDA before it is asked to: all of it can be imported witho
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU's context
+_pinned: dict[int, NDArray[Any]] = {}  # by address
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -26,7 +29,6 @@ def new_stream(device: torch.device) -> torch.cuda.Stream | None:
     """
     if device.type == "cpu":
         return None
-    torch.backends.cudnn.benchmark = True  # sizes are fixed: look for the fastest kernels once
     torch.cuda.synchronize(device)
     return torch.cuda.Stream(device)
 
@@ -47,19 +49,46 @@ def sleep_until_done(stream: torch.cuda.Stream | None) -> None:
 def pin(array: NDArray[Any]) -> None:
     """Let GPUs copy from this memory by themselves, while this process does other things.
 
-    Where the system does not allow it (ulimit -l, some containers) copies go through a buffer of
-    the driver's, slower: this is told and nothing else changes.
+    It stays so, and mapped, until the process ends: the driver would go on reading the old pages
+    under addresses that had been given to something else. Where the system does not allow it
+    (ulimit -l, some containers) copies go through a buffer of the driver's, slower: this is told
+    and nothing else changes.
     """
-    if array.nbytes == 0:
+    address = array.ctypes.data
+    if array.nbytes == 0 or address in _pinned:
         return
-    result = int(torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, _PORTABLE))
-    if result != 0:
-        log.warning(
-            "%d MiB of shared memory could not be pinned (CUDA error %d): copies to the GPU take "
-            "longer; see ulimit -l",
-            array.nbytes >> 20,
-            result,
-        )
+    result = int(torch.cuda.cudart().cudaHostRegister(address, array.nbytes, _PORTABLE))
+    if result == 0:
+        _pinned[address] = array
+        return
+    with suppress(RuntimeError):  # the next kernel would be told of it: let it be one of no use
+        torch.zeros(1, device="cuda")
+    log.warning(
+        "%d MiB of shared memory could not be pinned (CUDA error %d): copies to the GPU take "
+        "longer; see ulimit -l",
+        array.nbytes >> 20,
+        result,
+    )
+
+
+class Graphs:
+    """The graphs of one worker. If one of its functions cannot be captured, none is."""
+
+    def __init__(
+        self,
+        what: str,  # for the log
+        *,
+        enabled: bool,
+        generators: Sequence[torch.Generator] = (),  # that the functions draw from
+    ) -> None:
+        self.what = what
+        self.enabled = enabled
+        self.generators = generators
+
+    def give_up(self, error: BaseException) -> None:
+        self.enabled = False
+        reason = str(error.__context__ or error).partition("\n")[0]
+        log.warning("%s cannot be captured as a CUDA graph, and is slower: %s", self.what, reason)
 
 
 class Graphed:
@@ -70,32 +99,27 @@ class Graphed:
     that varies from call to call must be in tensors, written to before. The result is the same
     tensor each time, overwritten by the next call.
 
-    What cannot be captured (it waits for the GPU in the middle) is told once, and runs as usual.
+    What waits for the GPU in the middle cannot be captured. That is found out in the last of the
+    first calls, which then begins anew: a capture that fails can leave torch unable to go on.
     """
 
     WARM_UP_CALLS = 3
 
-    def __init__(
-        self,
-        what: str,  # for the log
-        function: Callable[[], Tensor],
-        *,
-        enabled: bool,
-        generators: Sequence[torch.Generator] = (),  # that the function draws from
-    ) -> None:
-        self._what = what
+    def __init__(self, function: Callable[[], Tensor], graphs: Graphs) -> None:
         self._function = function
-        self._enabled = enabled
-        self._generators = generators
+        self._graphs = graphs
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Tensor | None = None
 
     def __call__(self) -> Tensor:
-        if self._enabled and self._graph is None and self._calls >= self.WARM_UP_CALLS:
-            self._capture()
-        if self._graph is None or self._result is None:
+        if self._graphs.enabled and self._graph is None:
             self._calls += 1
+            if self._calls == self.WARM_UP_CALLS:
+                return self._call_without_waits()
+            if self._calls > self.WARM_UP_CALLS:
+                self._capture()
+        if self._graph is None or self._result is None:
             return self._function()
         self._graph.replay()
         return self._result
@@ -104,9 +128,25 @@ class Graphed:
     def is_captured(self) -> bool:
         return self._graph is not None
 
+    def _call_without_waits(self) -> Tensor:
+        """The function, unless it would wait: then the graphs are given up."""
+        mode = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this is a prototype
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            return self._function()
+        except RuntimeError as error:
+            if "synchronizing" not in str(error):
+                raise
+            self._graphs.give_up(error)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+        return self._function()
+
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
-        for generator in self._generators:
+        for generator in self._graphs.generators:
             graph.register_generator_state(generator)
         try:
             with torch.cuda.graph(
@@ -116,11 +156,6 @@ class Graphed:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._enabled = False
-            log.warning(
-                "%s cannot be captured as a CUDA graph and runs without, slower: %s",
-                self._what,
-                str(error).partition("\n")[0],
-            )
+            self._graphs.give_up(error)
             return
         self._graph, self._result = graph, result

@@ -65,12 +65,11 @@ class GpuBatch:
         num_splits: int,  # the index of the split that does not exist
         device: torch.device,
         copies: torch.cuda.Stream,
-        generator: torch.Generator,  # that `act` draws from
-        *,
-        use_graphs: bool,
+        graphs: cuda.Graphs,
     ) -> None:
         n = obs.shape[2]
         self._obs = torch.zeros((max_requests, *obs.shape[2:]), dtype=obs.dtype, device=device)
+        self._places = list(self._obs)
         self._nobody = num_splits
         self._host_splits = torch.full((max_requests,), num_splits, pin_memory=True)
         self._host_valid = torch.ones((max_requests, n), dtype=torch.bool, pin_memory=True)
@@ -80,14 +79,8 @@ class GpuBatch:
         self._passes: dict[int, cuda.Graphed] = {}
         self._results: dict[int, Tensor] = {}  # in pinned memory
         for size in batch_sizes(max_requests):
-            self._passes[size] = cuda.Graphed(
-                f"an inference of {size * n} rows",
-                partial(
-                    act, self._obs[:size].flatten(0, 1), self._splits[:size], self._valid[:size]
-                ),
-                enabled=use_graphs,
-                generators=[generator],
-            )
+            inputs = self._obs[:size].flatten(0, 1), self._splits[:size], self._valid[:size]
+            self._passes[size] = cuda.Graphed(partial(act, *inputs), graphs)
             self._results[size] = torch.empty((3, size * n), pin_memory=True)
         self._size = 0
 
@@ -95,7 +88,7 @@ class GpuBatch:
         r = len(rows)
         self._size = next(size for size in self._passes if size >= r)
         with torch.cuda.stream(self._copies):
-            for place, row in zip(self._obs, rows, strict=False):
+            for place, row in zip(self._places, rows, strict=False):
                 place.copy_(row, non_blocking=True)
             self._copied.record()
         torch.cuda.current_stream().wait_event(self._copied)

@@ -121,11 +121,9 @@ class Learner:
         self._table = torch.zeros(  # what it returns, of a whole training batch
             (config.epochs * config.minibatches, _LAG_COUNTS.stop), device=self.device
         )
-        self._update = cuda.Graphed(
-            "the learner's minibatch",
-            self._update_on_chosen,
-            enabled=self.device.type == "cuda" and config.cuda_graphs == "auto",
-        )
+        use_graphs = self.device.type == "cuda" and config.cuda_graphs == "auto"
+        graphs = cuda.Graphs("the learner's minibatch", enabled=use_graphs)
+        self._update = cuda.Graphed(self._update_on_chosen, graphs)
         self._stream = cuda.new_stream(self.device)  # last: it waits for what was made here
         # Whether a batch may still be trained on when `train` returns.
         self._runs_ahead = self.device.type == "cuda" and not config.serial
@@ -510,13 +508,18 @@ def _make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     on_gpu = parameters[0].is_cuda
     rate = config.learning_rate
     learning_rate = torch.tensor(rate, device=parameters[0].device) if on_gpu else rate
+    optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":
-        return torch.optim.Adam(
+        optimizer = torch.optim.Adam(
             parameters, lr=learning_rate, eps=config.optimizer_eps, fused=True, capturable=on_gpu
         )
-    return torch.optim.RMSprop(
-        parameters, lr=learning_rate, alpha=0.99, eps=config.optimizer_eps, capturable=on_gpu
-    )
+    else:
+        optimizer = torch.optim.RMSprop(
+            parameters, lr=learning_rate, alpha=0.99, eps=config.optimizer_eps, capturable=on_gpu
+        )
+    # The first steps run without capture, as they must: torch would warn of it.
+    optimizer._warned_capturable_if_run_uncaptured = True
+    return optimizer
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -243,14 +243,21 @@ def inference(
     batch_sizes: Sequence[int],
     seconds: float,
     precisions: Sequence[Precision] = PRECISIONS,
+    num_envs: int | None = None,
 ) -> list[Inference]:
     """A policy worker's step on a batch, for every batch size and precision, in `seconds` in all.
 
     The batches are measured in turn, so that a busy moment hits all of them alike.
+
+    Args:
+        num_envs: rows of a request, of which every batch size is a multiple; None: of the batch.
     """
     cases = [(precision, size) for precision in precisions for size in batch_sizes]
-    # With a single split one request is one batch.
-    configs = [_one_worker(_in_precision(config, p), 1, size) for p, size in cases]
+    configs = []
+    for precision, size in cases:
+        n = num_envs or size
+        one = _one_worker(_in_precision(config, precision), size // n, n)
+        configs.append(dataclasses.replace(one, policy_batch_size=size))
     times = _time_in_turn([_inference_step(make_shared(c, spec)) for c in configs], seconds)
     return [
         Inference(*case, wall_s * 1e6, host_s * 1e6)
@@ -298,11 +305,16 @@ def _inference_step(shared: Shared) -> Callable[[], None]:
     worker = make_policy_worker(shared, 0)
     _fill(shared)
     [requests], [replies] = shared.channels.action_requests, shared.channels.replies
+    config = shared.config
+    first_slots = range(0, config.num_slots, config.slots_per_split)  # of every split
 
     def step() -> None:
-        requests.put(shared.buffer.message(0, 0))
-        while not replies.get_many(1):  # on a GPU a first step begins it, a second one answers
+        for slot in first_slots:
+            requests.put(shared.buffer.message(slot, 0))
+        num_answered = 0
+        while num_answered < len(first_slots):  # on a GPU one step begins it, the next answers
             _work(worker)
+            num_answered += len(replies.get_many(len(first_slots)))
 
     return step
 

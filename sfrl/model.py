@@ -195,8 +195,9 @@ class ValueHead(nn.Module):
         new_var = (1 - rate) * self.std.square() + rate * batch_var + rate * (1 - rate) * shift**2
         new_std = new_var.sqrt().clamp(min=self.MIN_STD)
 
-        self.linear.weight.mul_(self.std / new_std)
-        self.linear.bias.mul_(self.std).add_(self.mean - new_mean).div_(new_std)
+        scale = self.std / new_std  # 1 where nothing moves: then the layer stays, bit for bit
+        self.linear.weight.mul_(scale)
+        self.linear.bias.mul_(scale).add_((self.mean - new_mean) / new_std)
         self.mean.copy_(new_mean)
         self.std.copy_(new_std)
         self.weight.copy_(new_weight)
@@ -258,17 +259,20 @@ def _make_gru(input_size: int, rnn_size: int) -> nn.GRUCell:
 def pick_precision(model: ActorCritic, obs: Tensor, repeats: int = 5) -> torch.dtype:
     """torch.bfloat16 where `model` acts clearly faster in it than in float32, else torch.float32.
 
-    Measured with obs [B, *obs_shape] on the model's device: CPUs with matrix units for bfloat16
-    take a third of the time, others emulate it. A few tens of milliseconds for an Atari batch.
+    On a GPU: where it has it, since small batches there take the time of starting kernels, and
+    tell nothing of large ones. On a CPU it is measured with obs [B, *obs_shape]: those with matrix
+    units for bfloat16 take a third of the time, others emulate it. A few tens of milliseconds for
+    an Atari batch.
     """
+    if obs.is_cuda:
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float32
     copies = {dtype: model.inference_copy(dtype) for dtype in (torch.float32, torch.bfloat16)}
     seconds = dict.fromkeys(copies, math.inf)
     for _ in range(1 + repeats):  # the first one warms up, and is never the fastest
         for dtype, actor in copies.items():  # in turns, so that a busy moment hits both
             start = time.perf_counter()
             actor.step(obs)
-            if obs.is_cuda:
-                torch.cuda.synchronize()
             seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
     is_faster = seconds[torch.bfloat16] < 0.9 * seconds[torch.float32]
     return torch.bfloat16 if is_faster else torch.float32

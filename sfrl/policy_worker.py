@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from sfrl.progress import Progress
 from sfrl.timing import POLICY_STAGES, StageTimer
 from sfrl.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.weights import WeightsReader
+
+log = logging.getLogger(__name__)
 
 _NOTHING = torch.empty(0)
 
@@ -79,6 +82,8 @@ class PolicyWorker:
             return [HostBatch(self._act)]
         cuda.pin(self.buffer.obs)
         copies = torch.cuda.Stream(self.device)
+        use_graphs = config.cuda_graphs == "auto"
+        graphs = cuda.Graphs("inference", enabled=use_graphs, generators=[self.generator])
         return [
             GpuBatch(
                 self._act,
@@ -87,8 +92,7 @@ class PolicyWorker:
                 config.splits,
                 self.device,
                 copies,
-                self.generator,
-                use_graphs=config.cuda_graphs == "auto",
+                graphs,
             )
             for _ in range(2)
         ]
@@ -187,12 +191,13 @@ class PolicyWorker:
         """
         if self.model.rnn_size == 0:
             return _NOTHING, _NOTHING
-        for slot, t, _ in requests:
-            if t == 0:
-                state = self.rnn_states[slot // self.slots_per_split]
+        begun = [slot for slot, t, _ in requests if t == 0]
+        if begun:
+            for slot in begun:
                 if self.buffer.starts[slot]:
-                    state.zero_()
-                self.buffer.rnn_state[slot] = state.cpu().numpy()
+                    self.rnn_states[slot // self.slots_per_split].zero_()
+            states = self.rnn_states[[slot // self.slots_per_split for slot in begun]]
+            self.buffer.rnn_state[begun] = states.cpu().numpy()
         splits = torch.tensor([slot // self.slots_per_split for slot, _, _ in requests])
         return splits, torch.stack([self.valid[slot, t] for slot, t, _ in requests])
 
@@ -203,7 +208,11 @@ class PolicyWorker:
         }
 
     def load_state(self, state: dict[str, NDArray[Any]]) -> None:
-        self.generator.set_state(torch.from_numpy(state["generator"]))
+        generator = torch.from_numpy(state["generator"])
+        if len(generator) == len(self.generator.get_state()):
+            self.generator.set_state(generator)
+        else:
+            log.info("the checkpoint is of another device: actions are drawn from another seed")
         self.rnn_states.copy_(torch.from_numpy(state["rnn_states"]))
 
     def wait(self, timeout_s: float) -> None:

@@ -206,8 +206,13 @@ def _measure_parts(config: Config, spec: EnvSpec) -> tuple[list[Costs], float]:
     precisions: Sequence[measure.Precision] = measure.PRECISIONS
     if config.precision != "auto":
         precisions = (config.precision,)
-    elif spec.obs_dtype != "uint8" or not (on_gpu or machine()["cpu_bfloat16"]):
+    elif spec.obs_dtype != "uint8":
         precisions = ("float32",)  # vectors would be rounded to 8 bits themselves
+    elif on_gpu:  # as `pick_precision` decides
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        precisions = ("bfloat16",) if has_bfloat16 else ("float32",)
+    elif not machine()["cpu_bfloat16"]:
+        precisions = ("float32",)
     trajectories = max(1, min(config.batch_size, _MINIBATCH) // config.rollout_length)
     one_row = dataclasses.replace(_one_split(config, 1), rollout_length=1, batch_size=1)
     acting = measure.inference(one_row, spec, _BATCHES, 0.6, precisions)

@@ -320,14 +320,20 @@ def test_gpu_comparison_tells_the_networks_cores_and_the_hosts_time_of_a_batch()
 
 @pytest.mark.slow
 def test_gpu_comparison_runs_until_the_score_or_the_end_of_its_time() -> None:
-    args = gpu.Args(flags="--env=CartPole-v1 --tune=off", score=20.0)
-    minutes, best = gpu.minutes_to_score(args, seconds=60)
+    args = gpu.Args(flags="--env=CartPole-v1", score=20.0)
+    minutes, best = gpu.minutes_to_score(args, ["--tune=off"], seconds=60)
     assert minutes is not None
     assert best is not None
     assert 0 < minutes < 1
     assert best >= 20
-    assert gpu.minutes_to_score(args, seconds=-1) == (None, None)
     never = dataclasses.replace(args, score=501.0)
-    minutes, best = gpu.minutes_to_score(never, seconds=8)
+    minutes, best = gpu.minutes_to_score(never, ["--tune=off"], seconds=8)
     assert minutes is None
     assert best is None or best < 501
+
+
+def test_gpu_comparison_goes_on_with_the_settings_that_were_found() -> None:
+    config = cli.parse(["--env=Pong", "--tune=off", "--num-workers=3", "--run-dir=x"])
+    flags = gpu.settings_found({"machine": {"settings": dataclasses.asdict(config)}})
+    again = cli.parse(["--env=Pong", *flags, "--run-dir=x"])
+    assert again == config

@@ -144,7 +144,13 @@ def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) 
                 figures.training = measure_run(config, spec, seconds, TRAINING_WINDOWS, python_us)
             case "inference":
                 figures.inference = measure.in_child(
-                    measure.inference, config, spec, _batch_sizes(config), seconds, precisions
+                    measure.inference,
+                    config,
+                    spec,
+                    _batch_sizes(config),
+                    seconds,
+                    precisions,
+                    config.envs_per_split,
                 )
             case "learner":
                 figures.learner = measure.in_child(
