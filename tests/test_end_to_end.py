@@ -127,7 +127,7 @@ def test_what_cannot_go_on_exactly_leaves_its_checkpoint_alone(tmp_path, monkeyp
         assert (tmp_path / "config.json").read_bytes() == settings
         assert checkpoint.load_latest(tmp_path).path == before.path
     else:
-        monkeypatch.setattr(Learner, "_update", _fail)
+        monkeypatch.setattr(Learner, "_update_on_chosen", _fail)
         with pytest.raises(ArithmeticError):
             Trainer(config).run()
         assert checkpoint.load_latest(tmp_path).state["workers"] is None  # a half round

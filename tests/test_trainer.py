@@ -45,7 +45,7 @@ def test_weights_are_kept_as_the_best_only_for_the_score_they_have_now(tmp_path)
         for score in scores:
             for _ in range(EPISODE_WINDOW):
                 trainer.metrics.add_episode(score, length=1)
-        trainer._request_checkpoint()
+        trainer._request_checkpoint(is_last=False)
         [request] = trainer.crew._requests.get_all()
         kept.append(request.best_score)
         trainer.crew._received.append(CheckpointSaved("latest.pt", request.best_score))
@@ -60,7 +60,7 @@ def test_a_best_that_the_disk_did_not_take_is_asked_for_again(tmp_path):
         trainer.metrics.add_episode(5, length=1)
     kept = []
     for outcomes in ([CheckpointFailed("no room")], [CheckpointSaved("latest.pt", 5)], []):
-        trainer._request_checkpoint()
+        trainer._request_checkpoint(is_last=False)
         [request] = trainer.crew._requests.get_all()
         kept.append(request.best_score)
         trainer.crew._received.extend(outcomes)
