@@ -36,6 +36,9 @@ TIME_LIMIT_S = 20  # of the whole measurement
 _ENVS = (2, 8)  # of a split step that is timed: two points of a line
 _BATCHES = (8, 16, 32, 64)  # of an inference that is timed
 _THREADS = (2, 4, 8)  # of the learner, where there are cores for them
+# Of learning, what threads divide among them; where there are no cores to measure it, for the
+# estimate of what more of them would give (docs/experiments.md).
+_PARALLEL = 0.75
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
 _MARGIN = 0.01  # predictions closer than this are equal
 # Microseconds of a GPU, for the estimate of what one would give: small beside any environment. The
@@ -218,12 +221,11 @@ def _measure_parts(config: Config, spec: EnvSpec) -> tuple[list[Costs], float]:
     acting = measure.inference(one_row, spec, _BATCHES, 0.6, precisions)
     one_batch = dataclasses.replace(_one_split(config, trajectories), torch_threads=1)
     learning = measure.learner(one_batch, spec, 0.4, precisions)
-    parallel = 0.0
+    parallel = 0.0 if on_gpu else _PARALLEL
     if not on_gpu and available_cores() >= _THREADS[0] + 2:
         two_threads = dataclasses.replace(one_batch, torch_threads=2)
-        [alone] = measure.learner(one_batch, spec, 0.2, precisions[:1])
-        [together] = measure.learner(two_threads, spec, 0.2, precisions[:1])
-        parallel = min(max(0.0, 2 - 2 * together.decision_us / alone.decision_us), 1.0)
+        [shared] = measure.learner(two_threads, spec, 0.4, precisions[:1])
+        parallel = min(max(0.0, 2 - 2 * shared.decision_us / learning[0].decision_us), 1.0)
     costs = []
     for learned in learning:
         acted_us = [i.batch_us for i in acting if i.precision == learned.precision]
