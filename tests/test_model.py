@@ -422,3 +422,16 @@ def test_precision_is_the_faster_one(slow: torch.dtype) -> None:
 
     model = ActorCritic(SlowInOne(), (1000,), NUM_ACTIONS, obs_is_image=False)
     assert pick_precision(model, torch.zeros(64, 1000)) != slow
+
+
+def test_a_step_that_was_not_applied_changes_nothing() -> None:
+    model = make("a3c_cnn", normalize_returns=True)
+    with torch.no_grad():
+        model.encoder.conv1.weight.add_(0.1)  # its filters do not sum to 0 now
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    mask = torch.ones((2, 3), dtype=torch.bool)
+    model.after_optimizer_step(torch.full((2, 3), 7.0), mask, torch.tensor(False))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    model.after_optimizer_step(torch.full((2, 3), 7.0), mask, torch.tensor(True))
+    assert model.encoder.conv1.weight.flatten(1).sum(1).abs().max() < 1e-4
+    assert model.value_head.mean == pytest.approx(7.0)

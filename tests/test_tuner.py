@@ -110,6 +110,8 @@ def test_a_learner_that_all_wait_for_gets_threads_where_there_are_cores_for_them
     one_thread = dataclasses.replace(config, torch_threads=1)
     assert rates[8].expected > 2 * predict(one_thread, slow_learner, 8).expected
     alone = slow_learner._replace(parallel=0.0)  # its threads would gain nothing
+    four_threads = dataclasses.replace(config, torch_threads=4)
+    assert predict(four_threads, alone, 8).cores < 0.5 * predict(one_thread, alone, 8).cores
     assert tuner.choose(tuner.arrangements(config, (), 8), alone, 8).torch_threads == 1
     fixed = tuner.arrangements(config, ["torch_threads"], 8)
     assert {candidate.torch_threads for candidate in fixed} == {1}
