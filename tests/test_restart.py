@@ -1,5 +1,6 @@
 """Rollout workers that die at any moment, and the ones that take their place."""
 
+import gc
 import os
 import random
 import signal
@@ -170,6 +171,7 @@ def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(make_crew
     rng = random.Random(1)
     crew, shared = make_crew(max_worker_restarts=100)
     all_slots_move_on(crew, shared)
+    gc.collect()  # other tests' garbage, which holds files open until some moment of its own
     num_fds = len(os.listdir("/proc/self/fd"))
     for kill in range(12):
         name = f"rollout-{kill % 2}"
