@@ -19,6 +19,12 @@ from sfrl.index_queue import unpack
 from sfrl.learner_slots import LearnerSlots, Minibatch
 from sfrl.metrics import LEARNER_COUNTERS
 from sfrl.model import ActorCritic
+from sfrl.optimizer import (
+    load_portable_state,
+    make_optimizer,
+    portable_state,
+    set_learning_rate,
+)
 from sfrl.process import (
     DELIVERY_TIMEOUT_S,
     CheckpointFailed,
@@ -36,10 +42,6 @@ from sfrl.vtrace import vtrace
 from sfrl.weights import Weights
 
 MAX_REPORTED_LAG = 127  # the histogram's last bin holds all lags from here on
-
-
-# Of an optimizer's groups; the learning rate is the config's to say, at every training batch.
-_DEVICE_SETTINGS = ("lr", "capturable", "fused", "foreach")
 
 # Statistics of one optimizer step, in the order of the tensor that `_update` returns. The lags of
 # its rows follow them: sum, maximum, and a histogram of MAX_REPORTED_LAG + 1 bins.
@@ -106,7 +108,7 @@ class Learner:
         self.reports = reports
         self.checkpoint_requests = checkpoint_requests
         self.device = next(model.parameters()).device
-        self.optimizer = _make_optimizer(config, model)
+        self.optimizer = make_optimizer(config, model)
         self.rng = np.random.default_rng(config.seed)  # order of trajectories in minibatches
         self.full_slots: deque[int] = deque()
         self.workers_state: Callable[[], dict[str, Any] | None] = lambda: None  # see `SerialCrew`
@@ -166,7 +168,7 @@ class Learner:
             if self.slots.are_copies:
                 self._release(slots)
             self.timer.lap("gather")
-            _set_learning_rate(self.optimizer, self.learning_rate())
+            set_learning_rate(self.optimizer, self.learning_rate())
             self._version.fill_(self.learner_steps)
             orders = torch.from_numpy(self._orders(places)).to(self.device)
             num_done = 0
@@ -430,7 +432,7 @@ class Learner:
         """What a checkpoint holds of the learner. Normalization statistics are model buffers."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": _portable(self.optimizer.state_dict()),
+            "optimizer": portable_state(self.optimizer),
             "counters": {
                 "env_steps": self.progress.total_env_steps,
                 "env_frames": self.progress.env_frames,
@@ -451,7 +453,7 @@ class Learner:
         """
         try:
             self.model.load_state_dict(state["model"])
-            self._load_optimizer(state["optimizer"])
+            load_portable_state(self.optimizer, state["optimizer"])
             self.progress.learner_steps = state["counters"]["learner_steps"]
             self.dropped_rows = state["counters"]["dropped_rows"]
             self.skipped_steps = state["counters"]["skipped_steps"]
@@ -462,23 +464,6 @@ class Learner:
                 f"the checkpoint does not fit this run ({type(error).__name__}: {error}); go on "
                 f"with the code and the settings that wrote it, or start a new run"
             ) from error
-
-    def _load_optimizer(self, state: dict[str, Any]) -> None:
-        """Raises ValueError if what it has loaded is not of the parameters' shapes."""
-        own = self.optimizer.state_dict()["param_groups"]
-        kept = [{name: group[name] for name in _DEVICE_SETTINGS if name in group} for group in own]
-        groups = [
-            {**saved, **of_device}
-            for saved, of_device in zip(state["param_groups"], kept, strict=True)
-        ]
-        self.optimizer.load_state_dict({**state, "param_groups": groups})
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                for name, value in self.optimizer.state[parameter].items():
-                    if not isinstance(value, Tensor) or value.shape not in ((), parameter.shape):
-                        raise ValueError(
-                            f"{name} of a parameter {list(parameter.shape)} is {value!r:.40}"
-                        )
 
     def wait(self, timeout_s: float) -> None:
         self.inbox.wait(timeout_s)
@@ -500,40 +485,3 @@ def _lag_stats(lag: Tensor, valid: Tensor) -> Tensor:
     bins = known.clamp(0, MAX_REPORTED_LAG).flatten()
     counts.scatter_add_(0, bins, valid.flatten().float())
     return torch.cat([torch.stack([known.sum(), known.max()]).float(), counts])
-
-
-def _make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
-    # On a GPU all that changes must be in its memory: a graph would repeat a number for ever.
-    on_gpu = parameters[0].is_cuda
-    rate = config.learning_rate
-    learning_rate = torch.tensor(rate, device=parameters[0].device) if on_gpu else rate
-    optimizer: torch.optim.Optimizer
-    if config.optimizer == "adam":
-        optimizer = torch.optim.Adam(
-            parameters, lr=learning_rate, eps=config.optimizer_eps, fused=True, capturable=on_gpu
-        )
-    else:
-        optimizer = torch.optim.RMSprop(
-            parameters, lr=learning_rate, alpha=0.99, eps=config.optimizer_eps, capturable=on_gpu
-        )
-    # The first steps run without capture, as they must: torch would warn of it.
-    optimizer._warned_capturable_if_run_uncaptured = True
-    return optimizer
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(learning_rate)
-        else:
-            group["lr"] = learning_rate
-
-
-def _portable(optimizer_state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state_dict without what depends on the device."""
-    groups = [
-        {name: value for name, value in group.items() if name not in _DEVICE_SETTINGS}
-        for group in optimizer_state["param_groups"]
-    ]
-    return {**optimizer_state, "param_groups": groups}

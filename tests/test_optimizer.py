@@ -1,0 +1,63 @@
+"""Our optimizers do what torch's do, and do not import its compiler."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from sfrl.config import Config
+from sfrl.optimizer import load_portable_state, make_optimizer, portable_state
+
+IMPORTS_NOTHING = """
+import sys, torch
+from sfrl.config import Config
+from sfrl.optimizer import load_portable_state, make_optimizer, portable_state
+
+model = torch.nn.Linear(3, 3)
+for name in ("adam", "rmsprop"):
+    optimizer = make_optimizer(Config(run_dir="x", optimizer=name), model)
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    load_portable_state(optimizer, portable_state(optimizer))
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+def test_the_compiler_is_not_imported() -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", IMPORTS_NOTHING], check=True)
+
+
+def gradients(model: nn.Module, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_steps_are_those_of_torch_also_after_a_checkpoint(name: str) -> None:
+    config = Config(run_dir="x", optimizer=name)
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = make_optimizer(config, ours)
+    settings = {"lr": config.learning_rate, "eps": config.optimizer_eps}
+    reference = (
+        torch.optim.Adam(theirs.parameters(), **settings, fused=True)
+        if name == "adam"
+        else torch.optim.RMSprop(theirs.parameters(), **settings, alpha=0.99)
+    )
+    for step in range(6):
+        if step == 3:
+            state = portable_state(optimizer)
+            optimizer = make_optimizer(config, ours)
+            load_portable_state(optimizer, state)
+        for model, its_optimizer in ((ours, optimizer), (theirs, reference)):
+            gradients(model, step)
+            its_optimizer.step()
+            its_optimizer.zero_grad(set_to_none=True)
+            assert model.weight.grad is None
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(ours.bias, theirs.bias)
