@@ -255,9 +255,9 @@ def test_unknown_peer_is_refused_before_anything_runs() -> None:
 @pytest.mark.slow
 def test_side_by_side_measures_both_for_real() -> None:
     args = side_by_side.Args(
-        ours="--tune=off --report-seconds=0.5 --train-frames=60000 --epochs=1",  # ends by frames
+        ours="--tune=off --report-seconds=0.5 --train-frames=30000 --epochs=1",  # ends by frames
         peer="plain-ppo",
-        peer_flags="--num-envs=2 --num-steps=16 --epochs=1 --seconds=8",
+        peer_flags="--num-envs=2 --num-steps=16 --epochs=1 --seconds=5",
         seconds=120,
     )
     assert side_by_side.measure_ours(args) > 0

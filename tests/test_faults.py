@@ -239,6 +239,31 @@ def test_processes_that_are_stopped_go_on_where_they_were(tmp_path):
     assert checkpoint.latest_paths(run_dir)
 
 
+JUMPING_CLOCK = """
+import random, time
+right = time.time
+time.time = lambda: right() + random.choice([-3600.0, 0.0, 3600.0])
+"""
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    """By an hour, back and forth, in every process."""
+    (tmp_path / "sitecustomize.py").write_text(JUMPING_CLOCK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run_dir = tmp_path / "run"
+    timeouts = ["--env-timeout=2", "--stall-timeout=2"]
+    with training(run_dir, *TINY, *timeouts, "--train-seconds=4") as process:
+        ended = finish(process)
+    assert ended.code == 0, ended.stderr
+    records = metrics(run_dir)
+    times_s = [record["time_s"] for record in records]
+    assert times_s == sorted(times_s)
+    assert 4 <= times_s[-1] < 30
+    assert all((record["frames_per_s"] or 0) >= 0 for record in records)
+    assert records[-1]["worker_restarts"] == 0
+
+
 @contextmanager
 def no_room(*processes):
     """To these processes the disk is full: the kernel lets no file of theirs grow beyond 4 kB."""
