@@ -43,9 +43,7 @@ ODD = re.compile(
     r"\b(error|exception|traceback|warning|no heartbeat|lack of|stopping training|died|killed)",
     re.I,
 )
-STAMP = re.compile(
-    r"\x1b\[[\d;]*m|^(\x1b\[[\d;]*m)*\[[\d-]+ [\d:]+,\d+\]\[\d+\]\s*"
-)  # colors, time and process
+STAMP = re.compile(r"\x1b\[[\d;]*m|\[[\d-]+ [\d:]+,\d+\]\[\d+\]\s*")  # colors, time and process
 
 
 class Run:
@@ -199,9 +197,11 @@ def watch(name: str, fault: Fault, seconds: float) -> None:
                 f"{rate(after)} {seconds:.0f} s later; {state}; "
                 f"{len(run.processes())} of its processes are alive"
             )
-            said = [STAMP.sub("", line) for line in run.log()[len(log_before) :].splitlines()]
-            output = run.output.read_text().splitlines()[-200:] if code is not None else []
-            odd = [line for line in dict.fromkeys(said + output) if ODD.search(line)]
+            said = run.log()[len(log_before) :].splitlines()
+            if code is not None:
+                said += run.output.read_text().splitlines()[-200:]
+            plain = dict.fromkeys(STAMP.sub("", line) for line in said)
+            odd = [line for line in plain if ODD.search(line)]
             for line in odd[:8]:
                 print(f"    {line[:200]}")
         finally:
