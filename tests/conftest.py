@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,6 +8,10 @@ from sfrl.config import Config
 from sfrl.roles import Shared
 from sfrl.shared_memory import unlink_segments
 from sfrl.trainer import Trainer
+
+# Under nohup, or in the background of a script, these would be ignored, by all the runs as well.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
