@@ -35,6 +35,10 @@ class _RMSprop(_Uncompiled, torch.optim.RMSprop):
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """As `config.optimizer` says: Adam (Kingma and Ba 2015, arXiv:1412.6980) or RMSprop.
+
+    On a GPU all of its state and settings stay there, as a captured CUDA graph needs it.
+    """
     parameters = list(model.parameters())
     # On a GPU all that changes must be in its memory: a graph would repeat a number for ever.
     on_gpu = parameters[0].is_cuda
@@ -55,6 +59,7 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """For the steps to come; where it is a tensor also for those of a graph captured before."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(learning_rate)
@@ -73,7 +78,11 @@ def portable_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_portable_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Raises ValueError if what it has loaded is not of the parameters' shapes."""
+    """Go on from what `portable_state` gave, on this optimizer's device.
+
+    Raises:
+        ValueError: what it has loaded is not of the parameters' shapes.
+    """
     own = optimizer.state_dict()["param_groups"]
     kept = [{name: group[name] for name in _DEVICE_SETTINGS if name in group} for group in own]
     groups = [
