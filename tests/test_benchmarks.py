@@ -20,6 +20,7 @@ from benchmarks import (
     plain_ppo,
     plot_curves,
     sample_factory,
+    sample_factory_faults,
     side_by_side,
 )
 from benchmarks.runs import Point, read_metrics, throughput
@@ -71,6 +72,19 @@ def test_sample_factory_log_gives_frames_scores_and_time_since_its_first_line(
     assert [p.score for p in points] == [None, None, -20.857, 3.5, None]
     assert [p.time_s for p in points] == pytest.approx([4.685, 28.094, 33.094, 38.094, 43.094])
     assert throughput(points) == pytest.approx((45056 - 12288) / 10)
+
+
+def test_sample_factorys_odd_lines_are_told_without_colors_and_the_regular_ones_not() -> None:
+    stamp = "[2026-11-21 17:13:23,683][06877] "
+    odd = "No heartbeat for components: RolloutWorker_w0 (336 seconds)"
+    regular = "Fps is (10 sec: nan, 60 sec: nan, 300 sec: nan). Total num frames: 0."
+    for line, is_odd in ((odd, True), (regular, False)):
+        plain = sample_factory_faults.STAMP.sub("", f"\x1b[36m{stamp}{line}\x1b[0m")
+        assert plain == line
+        assert bool(sample_factory_faults.ODD.search(plain)) == is_odd
+    points = [Point(10.0, 1000, None), Point(15.0, 3000, None), Point(20.0, 7000, None)]
+    assert sample_factory_faults.rate(points) == "600"
+    assert sample_factory_faults.rate(points[:1]) == "no"
 
 
 def test_the_grid_has_every_arrangement_that_makes_up_the_training_batch() -> None:
