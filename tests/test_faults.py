@@ -248,7 +248,7 @@ time.time = lambda: right() + random.choice([-3600.0, 0.0, 3600.0])
 
 @pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
-    """By an hour, back and forth, in every process."""
+    """Python's, by an hour, back and forth, in every process."""
     (tmp_path / "sitecustomize.py").write_text(JUMPING_CLOCK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run_dir = tmp_path / "run"
