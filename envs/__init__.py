@@ -17,7 +17,7 @@ import gymnasium
 from envs.atari import FRAMESKIP, AtariVecEnv, describe_atari
 from envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium
 from envs.rules import EnvError, NonFiniteError
-from envs.vec_env import EnvKind, EnvSpec, ObsArray, OnNan, StepResult, VecEnv
+from envs.vec_env import EnvKind, EnvSpec, ObsArray, OnNan, StepResult, VecEnv, obs_scale
 
 __all__ = [
     "EnvError",
@@ -31,6 +31,7 @@ __all__ = [
     "describe",
     "env_kind",
     "make_vec_env",
+    "obs_scale",
 ]
 
 # The single-player games as ALE registers them: {"MsPacman": "ms_pacman", ...}.

@@ -7,7 +7,9 @@ with FIRE, where the game has that button, and up to 30 no-ops.
 
 The stack is empty (zeros) before the first picture of an episode. When a game ends within a
 decision, the rest of its frames are not drawn, so the final observation shows a moment up to one
-decision old; Gymnasium's AtariPreprocessing does the same.
+decision old. Gymnasium's AtariPreprocessing gives the same final observation, unless the game ends
+in the decision's last frame: it then takes the brighter pixels of that frame's picture and of an
+old one, since it keeps the larger of both in place.
 
 ALE's own vector env does the same work in C++ threads, in about 1.2 times the time: it converts
 and resizes whole frames (docs/benchmarks.md). A rollout worker needs no threads: it is one of many
@@ -262,7 +264,7 @@ class _Game:
 def describe_atari(game: str, frameskip: int = FRAMESKIP) -> EnvSpec:
     """The spec of a game by its ROM id, from the ROM alone (0.1 s)."""
     num_actions = len(load_rom(game).getMinimalActionSet())
-    return EnvSpec("atari", OBS_SHAPE, "uint8", num_actions, frameskip)
+    return EnvSpec("atari", OBS_SHAPE, "uint8", num_actions, frameskip, obs_scale=255.0)
 
 
 def load_rom(game: str, seed: int = 0, sticky_actions: float = 0.0) -> ALEInterface:

@@ -10,7 +10,16 @@ from gymnasium.spaces import Box, Discrete, Space
 from numpy.typing import NDArray
 
 from envs.rules import NonFiniteError, Rules
-from envs.vec_env import EnvKind, EnvSpec, EnvState, ObsArray, OnNan, StepResult, env_seeds
+from envs.vec_env import (
+    EnvKind,
+    EnvSpec,
+    EnvState,
+    ObsArray,
+    OnNan,
+    StepResult,
+    env_seeds,
+    obs_scale,
+)
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +33,10 @@ class GymnasiumVecEnv:
 
     - A uint8 array of shape [H, W], [H, W, C] or [C, H, W] is an image, and becomes
       [C, H, W]. C is taken to be the smaller of the first and the last axis.
-    - A Box of another kind is flattened to a float32 vector [D], unscaled.
+    - A Box of another kind is flattened to a float32 vector [D].
+
+    Networks divide images, and all that has two axes or more or is uint8, by the largest number
+    that its space allows (`obs_scale`). Vectors of other types stay as they are.
 
     The steps run in `recv`, one environment after the other. This is
     gymnasium.vector.SyncVectorEnv with AutoresetMode.NEXT_STEP at half the overhead (18 us
@@ -122,8 +134,7 @@ class GymnasiumVecEnv:
         is_image = obs.dtype == np.uint8
         if not (np.isfinite(rewards).all() and (is_image or np.isfinite(obs).all())):
             self._cut_nans(obs, rewards, terminated, truncated)
-        if not is_image:
-            rules.bounds(obs, step)
+        rules.bounds(obs, step)
         self._ended = (terminated | truncated).tolist()
         self._last_obs = obs
         return StepResult(obs, rewards, terminated, truncated)
@@ -181,7 +192,8 @@ def describe_gymnasium(env_id: str) -> EnvSpec:
     num_actions = int(_discrete(env_id, env.action_space).n)
     env.close()
     kind: EnvKind = "image" if space.dtype == np.uint8 else "vector"
-    return EnvSpec(kind, space.shape, str(space.dtype), num_actions, frameskip=1)
+    dtype, scale = str(space.dtype), obs_scale(space)
+    return EnvSpec(kind, space.shape, dtype, num_actions, frameskip=1, obs_scale=scale)
 
 
 def _make(env_id: str, render: bool) -> Env:
@@ -210,15 +222,18 @@ def _observation_layout(
             f"{env_id} has images of shape {space.shape}; supported are [H, W], [H, W, C] and "
             "[C, H, W]. To stack images, make them grey first"
         )
+    low, high = float(space.low.min()), float(space.high.max())
     if space.dtype != np.uint8 or len(space.shape) < 2:
+        if space.dtype != np.uint8 and len(space.shape) < 2:
+            low, high = -np.inf, np.inf  # bounds of single numbers say little of their usual size
         size = int(np.prod(space.shape))
-        return Box(-np.inf, np.inf, (size,), np.float32), lambda obs: np.asarray(obs).reshape(size)
+        return Box(low, high, (size,), np.float32), lambda obs: np.asarray(obs).reshape(size)
     if len(space.shape) == 2:
-        return Box(0, 255, (1, *space.shape), np.uint8), lambda obs: obs[np.newaxis]
+        return Box(low, high, (1, *space.shape), np.uint8), lambda obs: obs[np.newaxis]
     first, middle, last = space.shape
     if first < last:
-        return Box(0, 255, space.shape, np.uint8), lambda obs: obs
-    return Box(0, 255, (last, first, middle), np.uint8), lambda obs: obs.transpose(2, 0, 1)
+        return Box(low, high, space.shape, np.uint8), lambda obs: obs
+    return Box(low, high, (last, first, middle), np.uint8), lambda obs: obs.transpose(2, 0, 1)
 
 
 def _discrete(env_id: str, space: Space[int]) -> Discrete:

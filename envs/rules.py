@@ -37,7 +37,11 @@ class Rules:
         self._space = space
         self._shape, self._dtype = space.shape, space.dtype
         is_bounded = bool(space.bounded_below.any() or space.bounded_above.any())
-        self._bounds = (space.low, space.high) if is_bounded and space.dtype != np.uint8 else None
+        low, high = space.low, space.high
+        if space.dtype == np.uint8:  # whose axes change places: the widest bounds for all pixels
+            low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
+            is_bounded = bool(low.any() or (high < np.iinfo(np.uint8).max).any())
+        self._bounds = (low, high) if is_bounded else None
         # Pixels stay uint8, where a larger integer would wrap around. All else becomes float32.
         self._casting: Literal["safe", "same_kind"] = (
             "safe" if space.dtype == np.uint8 else "same_kind"
@@ -91,10 +95,11 @@ class Rules:
             )
 
     def bounds(self, observations: NDArray[np.uint8 | np.float32], step: int) -> None:
-        """Warn, once, of observations [N, D] outside the space: networks do not mind."""
+        """Warn, once, of observations [N, ...] outside the space: networks do not mind."""
         if self._bounds is None or self._has_warned or (step > _ALL_BOUNDS and step % _SOME_BOUNDS):
             return
         low, high = (bound.reshape(-1) for bound in self._bounds)
+        observations = observations.reshape(len(observations), -1)
         outside = (observations < low) | (observations > high)
         if outside.any():
             self._has_warned = True

@@ -31,6 +31,7 @@ class EnvSpec:
     obs_dtype: str  # "uint8" for atari and image, "float32" for vector
     num_actions: int
     frameskip: int  # emulated frames per decision
+    obs_scale: float = 1.0  # networks divide observations by it; see `obs_scale`
 
 
 class VecEnv(Protocol):
@@ -80,6 +81,15 @@ class VecEnv(Protocol):
 
     def close(self) -> None:
         """Free emulators, threads and windows. Closing twice is allowed."""
+
+
+def obs_scale(space: Box) -> float:
+    """The largest size of a number that the space allows, or 1 where it sets no bounds.
+
+    Divided by it, pixels of 0..255 and planes of 0..1 both reach up to 1.
+    """
+    scale = max(abs(float(space.low.min())), abs(float(space.high.max())))
+    return scale if 0 < scale < np.inf else 1.0
 
 
 def env_seeds(seed: int, num_envs: int) -> list[int]:

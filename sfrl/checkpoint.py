@@ -28,7 +28,10 @@ from sfrl.run_folder import open_new
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3  # 1: networks saw images less their mean; 2: NatureCNN's first layer was 8x8
+# 1: networks saw images less their mean; 2: NatureCNN's first layer was 8x8; 3: returns were
+# normalized with their mean (`ValueHead` converts that).
+FORMAT_VERSION = 4
+_READABLE_VERSIONS = (3, FORMAT_VERSION)
 REQUIRED_KEYS = ("version", "model", "optimizer", "counters", "config", "rng")
 
 _LATEST_NAME = re.compile(r"latest-(\d+)\.pt")
@@ -152,7 +155,7 @@ def load(path: Path | str) -> dict[str, Any]:
     if missing := [key for key in REQUIRED_KEYS if key not in state]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; {remedy}")
     version = state["version"]
-    if not isinstance(version, int) or version != FORMAT_VERSION:
+    if not isinstance(version, int) or version not in _READABLE_VERSIONS:
         raise CheckpointError(
             f"{path} has format version {version!r:.40}, this code reads {FORMAT_VERSION}; "
             "use the version of sfrl that wrote it"

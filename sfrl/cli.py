@@ -27,7 +27,10 @@ EXIT_USAGE = 2
 RUNS = Path("runs")
 
 # What the saved weights, the optimizer's state and the frame counter depend on.
-FIXED_ON_RESUME = ("env", "frameskip", "model", "rnn_size", "normalize_returns", "optimizer")
+FIXED_ON_RESUME = (
+    *("env", "frameskip", "model", "value_encoder", "rnn_size"),
+    *("normalize_returns", "optimizer"),
+)
 
 
 def train(argv: Sequence[str]) -> int:

@@ -99,6 +99,9 @@ class Config:
     model: str = "auto"
     """a3c_cnn, nature_cnn, impala_resnet, mlp, or your own encoder as module:Class.
     auto: nature_cnn for images of 36x36 and more, mlp otherwise."""
+    value_encoder: Literal["shared", "separate"] = "shared"
+    """separate: policy and value have an encoder each (and a GRU each, with --rnn-size). Vectors
+    have it by default, where it costs little and learns more surely."""
     rnn_size: int = 0
     """Width of a GRU between encoder and heads. 0: none."""
 
@@ -136,7 +139,7 @@ class Config:
     normalize_advantages: bool = True
     """Advantages of a minibatch get mean 0 and deviation 1."""
     normalize_returns: bool = False
-    """Learn values in units of the returns' running deviation (PopArt)."""
+    """Learn values in units of the returns' running size, their root mean square."""
     reward_clip: Literal["sign", "none"] = "sign"
     """What the learner makes of rewards; logged scores are never clipped."""
     reward_scale: float = 1.0
@@ -149,6 +152,8 @@ class Config:
     """Added to the denominator of the update. IMPALA's rmsprop uses 0.01."""
     learning_rate: float = 1e-3
     """At the start, or throughout if the schedule is constant."""
+    value_lr_factor: float = 3.0
+    """Learning rate of a separate value network (--value-encoder), in multiples of the policy's."""
     lr_schedule: Literal["linear", "constant"] = "linear"
     """linear: falls to 0 at --train-frames, counted in frames, so that a resumed run goes on."""
     max_grad_norm: float = 0.5
@@ -202,6 +207,11 @@ class Config:
         return self.batch_size * self.minibatches // (self.rollout_length * self.envs_per_split)
 
     @property
+    def state_size(self) -> int:
+        """Numbers in the recurrent state of an environment."""
+        return self.rnn_size if self.value_encoder == "shared" else 2 * self.rnn_size
+
+    @property
     def max_frames(self) -> float:
         return self.train_frames or float("inf")
 
@@ -240,6 +250,7 @@ class Config:
             "reward_scale",
             "optimizer_eps",
             "learning_rate",
+            "value_lr_factor",
             "max_grad_norm",
             "report_seconds",
             "checkpoint_seconds",

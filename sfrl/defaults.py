@@ -108,7 +108,8 @@ def defaults_for(env: str, loss: Loss = Config.loss, num_workers: int | None = N
     # With more processes than cores another one fills a worker's wait, and inference batches of a
     # whole worker's environments are cheaper than of its halves.
     num_splits = 1 if cores <= 4 else 2
-    if envs.env_kind(env) == "atari":
+    kind = envs.env_kind(env)
+    if kind == "atari":
         num_workers = num_workers or (cores if cores <= 4 else cores - 1)
         config = Config(env=env)
     else:
@@ -122,8 +123,13 @@ def defaults_for(env: str, loss: Loss = Config.loss, num_workers: int | None = N
             minibatches=2,
             epochs=4,
             ppo_clip=0.2,
-            # Rewards come in all sizes here; without it CartPole's value loss drowns the policy's.
-            normalize_returns=True,
+            # One encoder for both lets the critic's errors move the policy, into traps that two
+            # avoid; of vectors the second costs little (docs/experiments.md).
+            value_encoder="separate" if kind == "vector" else "shared",
+            # Of a separate value network it only decides how often the gradient is clipped. Nearly
+            # always is best: large errors do not count for more than others then.
+            value_coef=50.0 if kind == "vector" else 0.5,
+            normalize_returns=True,  # rewards come in all sizes here
         )
     if loss == "vtrace":
         # Unlike PPO's ratio it has no clip that ends the pull of rows used before: with 4 epochs

@@ -18,12 +18,14 @@ from sfrl.images import BLOCK, pixel_blocks
 HIDDEN_GAIN = math.sqrt(2)
 
 
-def make_encoder(name: str, obs_shape: tuple[int, ...], obs_is_image: bool) -> nn.Module:
+def make_encoder(
+    name: str, obs_shape: tuple[int, ...], obs_is_image: bool, obs_scale: float
+) -> nn.Module:
     """See `sfrl.model.make_model` for the arguments and what is raised."""
     if ":" in name:
-        return UserEncoder(user_class(name)(obs_shape), obs_is_image)
+        return UserEncoder(user_class(name)(obs_shape), obs_is_image, obs_scale)
     if name == "mlp":
-        return MLP(obs_shape, obs_is_image)
+        return MLP(obs_shape, obs_scale)
     cnns: dict[str, type[NatureCNN | ImpalaResNet]] = {
         "a3c_cnn": A3CCNN,
         "nature_cnn": NatureCNN,
@@ -40,7 +42,7 @@ def make_encoder(name: str, obs_shape: tuple[int, ...], obs_is_image: bool) -> n
             f"model={name} needs uint8 images [C, H, W], but observations are {list(obs_shape)}, "
             f"{kind}; choose --model=mlp"
         )
-    return cnns[name](obs_shape)
+    return cnns[name](obs_shape, obs_scale)
 
 
 def user_class(path: str) -> type[nn.Module]:
@@ -93,10 +95,12 @@ class NatureCNN(CenteredCNN):
     def __init__(
         self,
         obs_shape: tuple[int, ...],
+        obs_scale: float = 255.0,
         filters: tuple[int, ...] = (32, 64, 64),  # of the convolutions; the third may be missing
         num_features: int = 512,
     ) -> None:
         super().__init__()
+        self.obs_scale = obs_scale
         channels, height, width = obs_shape
         if min(height, width) < 36:
             raise ValueError(
@@ -115,8 +119,9 @@ class NatureCNN(CenteredCNN):
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         blocks = pixel_blocks(obs, dtype)  # [B, 16*C, H/4, W/4]
-        # The pixels' scale of 1/255 is put on the 8k weights rather than on the image.
-        x = F.conv2d(blocks, self.conv1.weight.to(dtype) / 255, self.conv1.bias).relu_()
+        # The pixels' scale is put on the 8k weights rather than on the image.
+        weight = self.conv1.weight.to(dtype) / self.obs_scale
+        x = F.conv2d(blocks, weight, self.conv1.bias).relu_()
         x = self.conv2(x).relu_()
         if self.conv3 is not None:
             x = self.conv3(x).relu_()
@@ -130,18 +135,18 @@ class A3CCNN(NatureCNN):
     A third of NatureCNN's work.
     """
 
-    def __init__(self, obs_shape: tuple[int, ...]) -> None:
-        super().__init__(obs_shape, filters=(16, 32), num_features=256)
+    def __init__(self, obs_shape: tuple[int, ...], obs_scale: float = 255.0) -> None:
+        super().__init__(obs_shape, obs_scale, filters=(16, 32), num_features=256)
 
 
 class ImpalaResNet(CenteredCNN):
     """IMPALA's deep network without the LSTM (Espeholt et al. 2018, arXiv:1802.01561, figure 3)."""
 
-    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+    def __init__(self, obs_shape: tuple[int, ...], obs_scale: float = 255.0) -> None:
         super().__init__()
         in_channels, height, width = obs_shape
         self.sections = nn.Sequential()
-        for channels, input_scale in ((16, 1 / 255), (32, 1.0), (32, 1.0)):
+        for channels, input_scale in ((16, 1 / obs_scale), (32, 1.0), (32, 1.0)):
             self.sections.append(_ImpalaSection(in_channels, channels, input_scale))
             in_channels, height, width = channels, (height + 1) // 2, (width + 1) // 2
         self.linear = nn.Linear(32 * height * width, 256)
@@ -185,31 +190,32 @@ class _ResidualBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two tanh layers of 64, shared by policy and value. Images are flattened."""
+    """Two tanh layers of 64. Images are flattened."""
 
-    def __init__(self, obs_shape: tuple[int, ...], obs_is_image: bool) -> None:
+    def __init__(self, obs_shape: tuple[int, ...], obs_scale: float) -> None:
         super().__init__()
-        self.obs_is_image = obs_is_image
+        self.obs_scale = obs_scale
         self.linear1 = nn.Linear(math.prod(obs_shape), 64)
         self.linear2 = nn.Linear(64, 64)
         init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        x = _scaled(obs, dtype, self.obs_is_image).flatten(1)
+        x = _scaled(obs, dtype, self.obs_scale).flatten(1)
         x = self.linear1(x).tanh()
         return torch.tanh(self.linear2(x))
 
 
 class UserEncoder(nn.Module):
-    """A user's module. It gets observations as floats: images scaled by 1/255 and centered."""
+    """A user's module. It gets observations as floats, scaled; images are centered as well."""
 
-    def __init__(self, net: nn.Module, obs_is_image: bool) -> None:
+    def __init__(self, net: nn.Module, obs_is_image: bool, obs_scale: float) -> None:
         super().__init__()
         self.net = net
         self.obs_is_image = obs_is_image
+        self.obs_scale = obs_scale
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        x = _scaled(obs, dtype, self.obs_is_image)
+        x = _scaled(obs, dtype, self.obs_scale)
         if self.obs_is_image:  # its filters' weights need not sum to 0
             x = x - x.mean(tuple(range(1, x.ndim)), keepdim=True)
         features: Tensor = self.net(x)
@@ -225,5 +231,5 @@ def init_orthogonal(module: nn.Module, gain: float) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def _scaled(obs: Tensor, dtype: torch.dtype, obs_is_image: bool) -> Tensor:
-    return obs.to(dtype) / 255 if obs_is_image else obs.to(dtype)
+def _scaled(obs: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
+    return obs.to(dtype) if scale == 1 else obs.to(dtype) / scale

@@ -108,7 +108,8 @@ class Learner:
         self.reports = reports
         self.checkpoint_requests = checkpoint_requests
         self.device = next(model.parameters()).device
-        self.optimizer = make_optimizer(config, model)
+        self._networks = model.networks()
+        self.optimizer = make_optimizer(config, self._networks)
         self.rng = np.random.default_rng(config.seed)  # order of trajectories in minibatches
         self.full_slots: deque[int] = deque()
         self.workers_state: Callable[[], dict[str, Any] | None] = lambda: None  # see `SerialCrew`
@@ -254,13 +255,19 @@ class Learner:
 
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        grad_norm = self._clip_gradients()
         is_finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
         self._step_optimizer(is_finite)
         self._version += is_finite
         self.model.after_optimizer_step(vs, mask, is_finite)
         update = torch.stack([*stats, grad_norm]).detach()
         return torch.cat([update, _lag_stats(lag, batch.valid[:-1])])
+
+    def _clip_gradients(self) -> Tensor:
+        """Scale each network's gradient down to `max_grad_norm`; returns the norm of all before."""
+        limit = self.config.max_grad_norm
+        norms = [nn.utils.clip_grad_norm_(network, limit) for network in self._networks]
+        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
     def _step_optimizer(self, is_finite: Tensor) -> None:
         if isinstance(self.optimizer, torch.optim.Adam):
@@ -300,17 +307,18 @@ class Learner:
             c_clip=config.c_clip,
             lambda_=config.trace_lambda,
         )
-        # PPO's ratio corrects for the behavior policy itself; V-trace's gradient needs rho.
-        use_ppo = config.loss == "appo"
-        advantages = returns.advantages if use_ppo else returns.pg_advantages
+        advantages = returns.advantages
         if config.normalize_advantages:
             advantages = losses.normalize_advantages(advantages, mask)
-        if use_ppo:
+        # PPO's ratio corrects for the behavior policy itself; V-trace's gradient needs rho.
+        if config.loss == "appo":
             policy_loss = losses.ppo_policy_loss(
                 log_probs, batch.log_probs, advantages, mask, config.ppo_clip
             )
         else:
-            policy_loss = losses.vtrace_policy_loss(log_probs, advantages, mask)
+            policy_loss = losses.vtrace_policy_loss(
+                log_probs, returns.clipped_rhos, advantages, mask
+            )
         normalize = self.model.normalize_returns
         value_loss = losses.value_loss(normalize(values[:-1]), normalize(returns.vs), mask)
         entropy = losses.masked_mean(distributions.entropy(logits[:-1]), mask)

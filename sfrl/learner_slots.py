@@ -35,7 +35,8 @@ class LearnerSlots:
 
     def __init__(self, buffer: TrajectoryBuffer, num_slots: int, device: torch.device) -> None:
         """`num_slots`: of a training batch."""
-        names = [name for name in Minibatch._fields if name != "rnn_state" or buffer.spec.rnn_size]
+        has_state = buffer.spec.state_size > 0
+        names = [name for name in Minibatch._fields if name != "rnn_state" or has_state]
         arrays = {name: getattr(buffer, name) for name in names}
         self._shared = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.are_copies = device.type != "cpu"

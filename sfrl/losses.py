@@ -43,13 +43,23 @@ def ppo_policy_loss(
     return -masked_mean(torch.minimum(ratios * advantages, clipped_ratios * advantages), mask)
 
 
-def vtrace_policy_loss(log_probs: Tensor, pg_advantages: Tensor, mask: Tensor) -> Tensor:
+def vtrace_policy_loss(
+    log_probs: Tensor,  # log pi(a|x) of the policy in training
+    clipped_rhos: Tensor,  # min(rho_clip, pi / mu); no gradient
+    advantages: Tensor,  # q - V, or the same normalized; no gradient
+    mask: Tensor,
+) -> Tensor:
     """Policy gradient with V-trace advantages, IMPALA section 4.2 (arXiv:1802.01561).
 
-    -log pi(a|x) * pg_advantages; the advantages already hold the clipped rho and take no gradient.
+    -rho * A * log pi(a|x). Whatever is subtracted from A must be weighted by rho as well: under the
+    behavior policy the score function alone has an expectation other than 0, and a constant times
+    it is a gradient that comes from no reward.
     """
-    _check_same_shape(log_probs=log_probs, pg_advantages=pg_advantages, mask=mask)
-    return -masked_mean(log_probs * pg_advantages.detach().masked_fill(~mask, 0.0), mask)
+    _check_same_shape(
+        log_probs=log_probs, clipped_rhos=clipped_rhos, advantages=advantages, mask=mask
+    )
+    weights = (clipped_rhos * advantages).detach().masked_fill(~mask, 0.0)
+    return -masked_mean(log_probs * weights, mask)
 
 
 def value_loss(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

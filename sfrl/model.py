@@ -1,4 +1,4 @@
-"""The network: an encoder, an optional GRU, a policy head and a value head.
+"""The networks: encoders, optional GRUs, a policy head and a value head.
 
 Only the encoder computes in low precision: under `torch.autocast` in the learner, whose parameters
 are float32, and with bfloat16 parameters in the copy that acts (`ActorCritic.inference_copy`). Both
@@ -29,7 +29,7 @@ class PolicyOutput(NamedTuple):
 
 
 class ActorCritic(nn.Module):
-    """Policy and value of an observation, on one shared encoder.
+    """Policy and value of an observation, on one shared encoder or on one each.
 
     Observations are [*, *obs_shape] as the environment gives them: uint8 [C, H, W] for images,
     any real dtype for the rest. Initialization is orthogonal, with gain 0.01 for the policy head,
@@ -38,7 +38,11 @@ class ActorCritic(nn.Module):
     Recurrent state: zeros before an episode's first observation, else what the GRU made of the
     observation before. After a row that is not valid (an episode's final observation, see
     sfrl/vtrace.py) the next episode begins: `unroll` resets the state there by itself, and whoever
-    calls `step` multiplies the state by `valid` of the row just shown before keeping it.
+    calls `step` multiplies the state by `valid` of the row just shown before keeping it. With two
+    encoders there are two GRUs, and the state holds that of the policy, then that of the value.
+
+    Attributes:
+        state_size: H, the size of the recurrent state; 0 without a GRU.
     """
 
     def __init__(
@@ -48,17 +52,21 @@ class ActorCritic(nn.Module):
         num_actions: int,
         *,
         obs_is_image: bool,
+        value_encoder: nn.Module | None = None,  # None: `encoder` serves both
         rnn_size: int = 0,
         normalize_returns: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.value_encoder = value_encoder
         self.obs_shape = obs_shape
         self.obs_is_image = obs_is_image
-        self.rnn_size = rnn_size  # 0: no GRU
+        self.state_size = rnn_size if value_encoder is None else 2 * rnn_size
         self._encoder_dtype = torch.float32
         num_features = _num_features(encoder, obs_shape, obs_is_image)
         self.core = _make_gru(num_features, rnn_size) if rnn_size else None
+        is_shared = value_encoder is None or not rnn_size
+        self.value_core = None if is_shared else _make_gru(num_features, rnn_size)
         self.policy_head = nn.Linear(rnn_size or num_features, num_actions)
         self.value_head = ValueHead(rnn_size or num_features, normalize_returns)
         init_orthogonal(self.policy_head, gain=0.01)
@@ -70,9 +78,10 @@ class ActorCritic(nn.Module):
         """To act: obs [B, *obs_shape], rnn_state [B, H] (None: zeros). No gradients."""
         features = self._encode(obs)
         with torch.autocast(obs.device.type, enabled=False):
-            if self.core is not None:
-                features = rnn_state = self.core(features, rnn_state)
-            return PolicyOutput(self.policy_head(features), self.value_head(features), rnn_state)
+            features, rnn_state = self._remember(features, rnn_state)
+            return PolicyOutput(
+                self.policy_head(features[0]), self.value_head(features[-1]), rnn_state
+            )
 
     def unroll(
         self,
@@ -82,22 +91,37 @@ class ActorCritic(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """To learn: logits [T+1, B, A] and values [T+1, B] of trajectories, both float32.
 
-        The encoder sees all (T+1) * B rows at once; only the GRU, if there is one, walks the time.
+        The encoders see all (T+1) * B rows at once; only a GRU, if there is one, walks the time.
         """
-        features = self._encode(obs.flatten(0, 1)).unflatten(0, obs.shape[:2])  # [T+1, B, F]
+        rows = self._encode(obs.flatten(0, 1))
+        features = [f.unflatten(0, obs.shape[:2]) for f in rows]  # [T+1, B, F] each
         with torch.autocast(obs.device.type, enabled=False):
             if self.core is not None:
                 outputs = []
-                for t in range(len(features)):
+                for t in range(len(obs)):
                     if t > 0 and rnn_state is not None:
                         rnn_state = rnn_state * valid[t - 1].unsqueeze(1)
-                    rnn_state = self.core(features[t], rnn_state)
-                    outputs.append(rnn_state)
-                features = torch.stack(outputs)  # [T+1, B, H]
-            return self.policy_head(features), self.value_head(features)
+                    output, rnn_state = self._remember([f[t] for f in features], rnn_state)
+                    outputs.append(output)
+                features = [torch.stack(rows) for rows in zip(*outputs, strict=True)]
+            return self.policy_head(features[0]), self.value_head(features[-1])
 
-    def _encode(self, obs: Tensor) -> Tensor:
-        """[B, *obs_shape] -> [B, F] float32."""
+    def _remember(
+        self, features: list[Tensor], rnn_state: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """One step of the GRUs, if there are any: features [B, F] each, and the state after it."""
+        if self.core is None:
+            return features, rnn_state
+        if self.value_core is None:
+            rnn_state = self.core(features[0], rnn_state)
+            return [rnn_state], rnn_state
+        states = [None, None] if rnn_state is None else rnn_state.chunk(2, dim=1)
+        cores = (self.core, self.value_core)
+        outputs = [core(f, state) for core, f, state in zip(cores, features, states, strict=True)]
+        return outputs, torch.cat(outputs, dim=1)
+
+    def _encode(self, obs: Tensor) -> list[Tensor]:
+        """[B, *obs_shape] -> [B, F] float32 for the policy and for the value; one if they share."""
         if obs.shape[1:] != self.obs_shape or (self.obs_is_image and obs.dtype != torch.uint8):
             kind = "uint8" if self.obs_is_image else "real numbers"
             raise ValueError(
@@ -107,8 +131,21 @@ class ActorCritic(nn.Module):
         device_type = obs.device.type
         is_autocast = torch.is_autocast_enabled(device_type)
         dtype = torch.get_autocast_dtype(device_type) if is_autocast else self._encoder_dtype
-        features: Tensor = self.encoder(obs, dtype)
-        return features.float()
+        encoders = (self.encoder, self.value_encoder)
+        return [encoder(obs, dtype).float() for encoder in encoders if encoder is not None]
+
+    def networks(self) -> list[list[nn.Parameter]]:
+        """The parameters of each network that shares none with another: one, or policy and value.
+
+        Their gradients are clipped apart: a large error of the value does not shorten the
+        policy's step.
+        """
+        if self.value_encoder is None:
+            return [list(self.parameters())]
+        of_value = (self.value_encoder, self.value_core, self.value_head)
+        value = [p for module in of_value if module is not None for p in module.parameters()]
+        names = {id(p) for p in value}
+        return [[p for p in self.parameters() if id(p) not in names], value]
 
     def normalize_returns(self, returns: Tensor) -> Tensor:
         """Values or targets in the units that the value loss uses; any shape."""
@@ -128,10 +165,10 @@ class ActorCritic(nn.Module):
             was_applied: scalar; False, and nothing changes.
         """
         self._center_weights(was_applied)
-        self.value_head.update_stats(vs, mask & was_applied)
+        self.value_head.update_size(vs, mask & was_applied)
 
     def _center_weights(self, share: Tensor | float = 1.0) -> None:
-        for module in self.encoder.modules():
+        for module in self.modules():
             if isinstance(module, CenteredCNN):
                 module.center_weights(share)
 
@@ -141,65 +178,90 @@ class ActorCritic(nn.Module):
         Load new weights by copying this model's `state_dict` into the copy's, entry by entry.
         """
         model = copy.deepcopy(self).requires_grad_(False).eval()
-        model.encoder.to(dtype)
+        for encoder in (model.encoder, model.value_encoder):
+            if encoder is not None:
+                encoder.to(dtype)
         model._encoder_dtype = dtype
         return model
 
 
 class ValueHead(nn.Module):
-    """Linear value function; if it normalizes, of normalized returns, as in PopArt.
+    """Linear value function; if it normalizes, in units of the returns' size.
 
-    van Hasselt et al. 2016, arXiv:1602.07714. With n the linear layer's output, V = std * n + mean
-    is what `forward` returns, so all that calls it works in units of the reward. mean and std are
-    of the targets, exponentially averaged: the last 1 / beta updates count. They are buffers, hence
-    published and saved together with the weights that they belong to.
+    The size is the root mean square of the targets, exponentially averaged: the last 1 / BETA
+    updates count. V = size / REACH * linear(features) is what `forward` returns, so all that calls
+    it works in units of the reward. When the size moves the layer is rescaled, so that no value
+    changes, as in PopArt (van Hasselt et al. 2016, arXiv:1602.07714). There the unit is the
+    deviation from a running mean; this has no mean, for two reasons. The deviation falls to nothing
+    where returns become constant, and the layer grows without bound; the size falls only where
+    returns become 0. And a critic that knows the mean of all returns before it can tell states
+    apart gives the end of an episode, whose value is 0, the advantage of the whole mean: where
+    rewards are negative the policy learns to die (docs/experiments.md).
+
+    The size and its weight are buffers, hence published and saved with the layer they belong to.
     """
 
-    mean: Tensor
-    std: Tensor
-    weight: Tensor  # 1 - (1 - beta)^updates; undoes the average's pull towards its initial 0
+    size: Tensor
+    weight: Tensor  # 1 - (1 - BETA)^updates; undoes the average's pull towards its initial 1
 
     BETA = 3e-3
-    MIN_STD = 1e-2  # constant returns (no reward yet) must not blow up noise
+    MIN_SIZE = 1e-2  # returns of 0 (no reward yet) must not blow up noise
+    # What the layer has to put out for a return of the usual size. Its first outputs, of size 1,
+    # then are small beside returns, like the policy's first preferences.
+    REACH = 10.0
+    MAX_GROWTH = 30.0  # targets beyond so many sizes count as that many: a single glitch is not all
 
     def __init__(self, num_features: int, normalize_returns: bool) -> None:
         super().__init__()
         self.linear = nn.Linear(num_features, 1)
         self.normalizes = normalize_returns
         if normalize_returns:
-            self.register_buffer("mean", torch.tensor(0.0))
-            self.register_buffer("std", torch.tensor(1.0))
+            self.register_buffer("size", torch.tensor(1.0))
             self.register_buffer("weight", torch.tensor(0.0))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object
+    ) -> None:
+        """Also that of format 3, whose layer was written around a mean and a deviation."""
+        if (std := state_dict.pop(f"{prefix}std", None)) is not None:
+            mean = state_dict.pop(f"{prefix}mean")
+            size = (mean.square() + std.square()).sqrt().clamp(min=self.MIN_SIZE)
+            unit = size / self.REACH
+            weight, bias = state_dict[f"{prefix}linear.weight"], state_dict[f"{prefix}linear.bias"]
+            state_dict[f"{prefix}linear.weight"] = weight * std / unit
+            state_dict[f"{prefix}linear.bias"] = (bias * std + mean) / unit
+            state_dict[f"{prefix}size"] = size
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, features: Tensor) -> Tensor:
         """[*, F] -> [*]."""
         outputs: Tensor = self.linear(features).squeeze(-1)
-        return outputs * self.std + self.mean if self.normalizes else outputs
+        return outputs * (self.size / self.REACH) if self.normalizes else outputs
 
     def normalize(self, returns: Tensor) -> Tensor:
-        return (returns - self.mean) / self.std if self.normalizes else returns
+        """Of size 1."""
+        return returns / self.size if self.normalizes else returns
 
     @torch.no_grad()
-    def update_stats(self, returns: Tensor, mask: Tensor) -> None:
-        """Move mean and std, and rescale the layer so that `forward` keeps its results."""
+    def update_size(self, returns: Tensor, mask: Tensor) -> None:
+        """Move the size, and rescale the layer so that `forward` keeps its results.
+
+        An empty mask moves nothing, nor do targets that are not finite.
+        """
         if not self.normalizes:
             return
-        batch_mean = masked_mean(returns, mask)
-        batch_var = masked_mean((returns - batch_mean).square(), mask)
-        beta = self.BETA * mask.any()  # an empty mask moves nothing
+        limit = torch.where(self.weight > 0, self.MAX_GROWTH * self.size, torch.inf)
+        square = masked_mean(returns.clamp(-limit, limit).square(), mask)
+        beta = self.BETA * (mask.any() & square.isfinite())
         new_weight = self.weight + beta * (1 - self.weight)
         rate = beta / new_weight.clamp(min=self.BETA)  # 1 at the first update
-        shift = batch_mean - self.mean
-        new_mean = self.mean + rate * shift
-        # Of a mixture: (1 - rate) parts of the past, rate parts of this batch.
-        new_var = (1 - rate) * self.std.square() + rate * batch_var + rate * (1 - rate) * shift**2
-        new_std = new_var.sqrt().clamp(min=self.MIN_STD)
+        change = rate * (square.nan_to_num(0, 0, 0) - self.size.square())
+        new_size = (self.size.square() + change).sqrt().clamp(min=self.MIN_SIZE)
 
-        scale = self.std / new_std  # 1 where nothing moves: then the layer stays, bit for bit
+        scale = self.size / new_size  # 1 where nothing moves: then the layer stays, bit for bit
         self.linear.weight.mul_(scale)
-        self.linear.bias.mul_(scale).add_((self.mean - new_mean) / new_std)
-        self.mean.copy_(new_mean)
-        self.std.copy_(new_std)
+        self.linear.bias.mul_(scale)
+        self.size.copy_(new_size)
         self.weight.copy_(new_weight)
 
 
@@ -209,6 +271,8 @@ def make_model(
     num_actions: int,
     *,
     obs_is_image: bool,
+    obs_scale: float | None = None,
+    value_encoder: str = "shared",
     rnn_size: int = 0,
     normalize_returns: bool = False,
 ) -> ActorCritic:
@@ -217,17 +281,24 @@ def make_model(
     Args:
         name: "a3c_cnn", "nature_cnn", "impala_resnet", "mlp", or your own as "module:Class".
         obs_is_image: observations are uint8 pixels; for the CNNs, [C, H, W].
+        obs_scale: encoders divide observations by it. None: 255 for images, 1 for the rest.
+        value_encoder: "shared", or "separate" for a second encoder (and GRU) of the value's own.
         rnn_size: width of a GRU between encoder and heads; 0 for none.
 
     Raises:
         ValueError: no such encoder, or one that does not fit these observations.
     """
     shape = tuple(obs_shape)
+    if obs_scale is None:
+        obs_scale = 255.0 if obs_is_image else 1.0
+    num_encoders = 2 if value_encoder == "separate" else 1
+    encoders = [make_encoder(name, shape, obs_is_image, obs_scale) for _ in range(num_encoders)]
     return ActorCritic(
-        make_encoder(name, shape, obs_is_image),
+        encoders[0],
         shape,
         num_actions,
         obs_is_image=obs_is_image,
+        value_encoder=encoders[1] if num_encoders > 1 else None,
         rnn_size=rnn_size,
         normalize_returns=normalize_returns,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 from sfrl.config import Config
 
-# Of an optimizer's groups; the learning rate is the config's to say, at every training batch.
-_DEVICE_SETTINGS = ("lr", "capturable", "fused", "foreach")
+# Of an optimizer's groups: those of the device; and the learning rate is the config's to say.
+_OWN_SETTINGS = ("lr", "rate_factor", "capturable", "fused", "foreach")
 
 
 class _Uncompiled(torch.optim.Optimizer):
@@ -34,25 +35,36 @@ class _RMSprop(_Uncompiled, torch.optim.RMSprop):
     step = torch.no_grad()(inspect.unwrap(torch.optim.RMSprop.step))
 
 
-def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: Config, networks: Sequence[Sequence[nn.Parameter]]
+) -> torch.optim.Optimizer:
     """As `config.optimizer` says: Adam (Kingma and Ba 2015, arXiv:1412.6980) or RMSprop.
+
+    Args:
+        networks: as `ActorCritic.networks`. The second one's learning rate, that of a separate
+            value network, is `value_lr_factor` times that of the first.
 
     On a GPU all of its state and settings stay there, as a captured CUDA graph needs it.
     """
-    parameters = list(model.parameters())
+    device = networks[0][0].device
     # On a GPU all that changes must be in its memory: a graph would repeat a number for ever.
-    on_gpu = parameters[0].is_cuda
-    rate = config.learning_rate
-    learning_rate = torch.tensor(rate, device=parameters[0].device) if on_gpu else rate
+    on_gpu = device.type == "cuda"
+    groups = [
+        {
+            "params": network,
+            "lr": torch.tensor(config.learning_rate, device=device)
+            if on_gpu
+            else config.learning_rate,
+            "rate_factor": factor,
+        }
+        for network, factor in zip(networks, (1.0, config.value_lr_factor), strict=False)
+    ]
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":
-        optimizer = _Adam(
-            parameters, lr=learning_rate, eps=config.optimizer_eps, fused=True, capturable=on_gpu
-        )
+        optimizer = _Adam(groups, eps=config.optimizer_eps, fused=True, capturable=on_gpu)
     else:
-        optimizer = _RMSprop(
-            parameters, lr=learning_rate, alpha=0.99, eps=config.optimizer_eps, capturable=on_gpu
-        )
+        optimizer = _RMSprop(groups, alpha=0.99, eps=config.optimizer_eps, capturable=on_gpu)
+    set_learning_rate(optimizer, config.learning_rate)
     # The first steps run without capture, as they must: torch would warn of it.
     optimizer._warned_capturable_if_run_uncaptured = True
     return optimizer
@@ -61,17 +73,18 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """For the steps to come; where it is a tensor also for those of a graph captured before."""
     for group in optimizer.param_groups:
+        rate = learning_rate * group["rate_factor"]
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(learning_rate)
+            group["lr"].fill_(rate)
         else:
-            group["lr"] = learning_rate
+            group["lr"] = rate
 
 
 def portable_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Its state_dict without what depends on the device."""
     state = optimizer.state_dict()
     groups = [
-        {name: value for name, value in group.items() if name not in _DEVICE_SETTINGS}
+        {name: value for name, value in group.items() if name not in _OWN_SETTINGS}
         for group in state["param_groups"]
     ]
     return {**state, "param_groups": groups}
@@ -84,7 +97,7 @@ def load_portable_state(optimizer: torch.optim.Optimizer, state: dict[str, Any])
         ValueError: what it has loaded is not of the parameters' shapes.
     """
     own = optimizer.state_dict()["param_groups"]
-    kept = [{name: group[name] for name in _DEVICE_SETTINGS if name in group} for group in own]
+    kept = [{name: group[name] for name in _OWN_SETTINGS if name in group} for group in own]
     groups = [
         {**saved, **of_device} for saved, of_device in zip(state["param_groups"], kept, strict=True)
     ]

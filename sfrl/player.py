@@ -74,6 +74,8 @@ class Player:
                 env.observation_space.shape,
                 int(env.action_space.n),
                 obs_is_image=env.observation_space.dtype == np.uint8,
+                obs_scale=envs.obs_scale(env.observation_space),
+                value_encoder=config.value_encoder,
                 rnn_size=config.rnn_size,
                 normalize_returns=config.normalize_returns,
             )

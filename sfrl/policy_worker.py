@@ -65,7 +65,7 @@ class PolicyWorker:
         self.valid = torch.from_numpy(buffer.valid)  # [S, T+1, N]
         # [splits, N, H], before the row that is asked for next. One more split, for `GpuBatch`.
         self._all_rnn_states = torch.zeros(
-            (config.splits + 1, self.num_envs, model.rnn_size), device=self.device
+            (config.splits + 1, self.num_envs, model.state_size), device=self.device
         )
         self.rnn_states = self._all_rnn_states[: config.splits]
         self._batches: deque[Batch] = deque(self._make_batches(config))
@@ -147,7 +147,7 @@ class PolicyWorker:
 
     def _act(self, obs: Tensor, splits: Tensor, valid: Tensor) -> Tensor:
         """See `inference.Act`. Takes no time of the host's but to start its kernels."""
-        is_recurrent = self.model.rnn_size > 0
+        is_recurrent = self.model.state_size > 0
         states = self._all_rnn_states[splits].flatten(0, 1) if is_recurrent else None
         output = self.model.step(obs, states)
         if output.rnn_state is not None:
@@ -189,7 +189,7 @@ class PolicyWorker:
 
         At a slot's first row the state before it goes into the slot.
         """
-        if self.model.rnn_size == 0:
+        if self.model.state_size == 0:
             return _NOTHING, _NOTHING
         begun = [slot for slot, t, _ in requests if t == 0]
         if begun:

@@ -37,6 +37,7 @@ class Shared(NamedTuple):
 
     config: Config
     num_actions: int
+    obs_scale: float  # see `EnvSpec`
     stop: StopFlag
     buffer: TrajectoryBuffer
     channels: Channels
@@ -53,6 +54,7 @@ def make_shared(config: Config, spec: EnvSpec) -> Shared:
     return Shared(
         config,
         spec.num_actions,
+        spec.obs_scale,
         stop,
         TrajectoryBuffer(config.num_slots, slot_spec(config, spec), debug=config.debug_buffers),
         make_channels(config, stop),
@@ -153,6 +155,8 @@ def _make_model(shared: Shared, device: str) -> ActorCritic:
         spec.obs_shape,
         shared.num_actions,
         obs_is_image=spec.obs_dtype == "uint8",
+        obs_scale=shared.obs_scale,
+        value_encoder=config.value_encoder,
         rnn_size=config.rnn_size,
         normalize_returns=config.normalize_returns,
     ).to(device)

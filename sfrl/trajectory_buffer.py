@@ -31,13 +31,13 @@ class SlotSpec(NamedTuple):
     num_envs: int
     obs_shape: tuple[int, ...]
     obs_dtype: str
-    rnn_size: int = 0
+    state_size: int = 0  # of the recurrent state
 
 
 def slot_spec(config: Config, env: EnvSpec) -> SlotSpec:
     """The slots of a run in an environment that looks like `env`."""
     sizes = (config.rollout_length, config.envs_per_split)
-    return SlotSpec(*sizes, env.obs_shape, env.obs_dtype, config.rnn_size)
+    return SlotSpec(*sizes, env.obs_shape, env.obs_dtype, config.state_size)
 
 
 class OwnershipError(RuntimeError):
@@ -79,12 +79,12 @@ class TrajectoryBuffer:
     the slot is next taken, and every hand-over is checked against the recorded owner.
 
     Raises:
-        ValueError: a size is below 1 (`rnn_size`: below 0).
+        ValueError: a size is below 1 (`state_size`: below 0).
         MemoryError: /dev/shm has less room than `nbytes`; the text gives both in MiB.
     """
 
     def __init__(self, num_slots: int, spec: SlotSpec, *, debug: bool = False) -> None:
-        if min(num_slots, spec.rollout_length, spec.num_envs) < 1 or spec.rnn_size < 0:
+        if min(num_slots, spec.rollout_length, spec.num_envs) < 1 or spec.state_size < 0:
             raise ValueError(f"sizes must be at least 1: {num_slots=}, {spec=}")
         self.num_slots = num_slots
         self.spec = spec
@@ -214,7 +214,7 @@ def _fields(num_slots: int, spec: SlotSpec) -> dict[str, tuple[tuple[int, ...], 
         "truncated": (step, np.bool_),
         "valid": (row, np.bool_),
         "policy_version": (step[:2], np.int64),
-        "rnn_state": ((num_slots, spec.num_envs, spec.rnn_size), np.float32),
+        "rnn_state": ((num_slots, spec.num_envs, spec.state_size), np.float32),
         "starts": ((num_slots,), np.bool_),
         "generation": ((num_slots,), np.int64),
         "released": ((num_slots,), np.int64),

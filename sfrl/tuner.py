@@ -49,8 +49,8 @@ _ROLLOUT_BYTES, _NETWORK_BYTES = 200 << 20, 600 << 20  # of a process's own memo
 # What the costs depend on besides the machine.
 _MEASURED = (
     *("env", "frameskip", "sticky_actions", "episodic_life", "max_episode_frames", "queue"),
-    *("device", "policy_devices", "cuda_graphs", "precision", "model", "rnn_size", "loss"),
-    *("optimizer",),
+    *("device", "policy_devices", "cuda_graphs", "precision", "model", "value_encoder"),
+    *("rnn_size", "loss", "optimizer"),
     *("normalize_returns", "rollout_length", "batch_size", "minibatches", "epochs"),
 )
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class VTraceReturns(NamedTuple):
-    """All [T, B] float32. Rows that are not valid have vs = V(x) and advantages of 0."""
+    """All [T, B] float32. Rows that are not valid have vs = V(x), advantages and rhos of 0."""
 
     vs: Tensor  # targets of the value function
-    pg_advantages: Tensor  # clipped rho * (q - V), for the plain policy gradient
-    advantages: Tensor  # q - V without rho, for PPO, whose ratio is the correction itself
+    advantages: Tensor  # q - V, without rho
+    clipped_rhos: Tensor  # min(rho_clip, rho), the weights of the policy gradient
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def vtrace(
     next_vs_minus_v = torch.cat([vs_minus_v[1:], torch.zeros_like(values[:1])])  # vs_T = V(x_T)
     # q - V in differences only: r + discount * vs - V would round at the size of vs.
     advantages = td_errors + discounts * lambda_ * next_vs_minus_v
-    return VTraceReturns(values[:-1] + vs_minus_v, clipped_rhos * advantages, advantages)
+    return VTraceReturns(values[:-1] + vs_minus_v, advantages, clipped_rhos)
 
 
 def _discounted_sums(deltas: Tensor, decays: Tensor) -> Tensor:

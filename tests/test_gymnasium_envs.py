@@ -14,8 +14,9 @@ class Counting(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
-    def __init__(self, first_obs, start=0, render_mode=None):
+    def __init__(self, first_obs, start=0, render_mode=None, bounds=None):
         low, high = (0, 255) if first_obs.dtype == np.uint8 else (-np.inf, np.inf)
+        low, high = bounds or (low, high)
         self.observation_space = Box(low, high, first_obs.shape, first_obs.dtype)
         self.action_space = Discrete(3, start=start)
         self.first_obs = first_obs
@@ -113,7 +114,8 @@ def test_observations_are_laid_out_as_described(shape, dtype, kind, agent_shape)
     register("Counting-v0", first_obs)
     spec = envs.describe("Counting-v0")
     agent_dtype = "uint8" if kind == "image" else "float32"
-    assert spec == envs.EnvSpec(kind, agent_shape, agent_dtype, num_actions=3, frameskip=1)
+    scale = 255.0 if dtype == np.uint8 else 1.0
+    assert spec == envs.EnvSpec(kind, agent_shape, agent_dtype, 3, frameskip=1, obs_scale=scale)
 
     env = envs.make_vec_env("Counting-v0", 2, seed=0)
     assert env.observation_space.shape == agent_shape
@@ -124,6 +126,39 @@ def test_observations_are_laid_out_as_described(shape, dtype, kind, agent_shape)
         assert obs.dtype == agent_dtype
         assert obs.flags.c_contiguous
         np.testing.assert_array_equal(obs, [expected + added] * 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "bounds", "scale"),
+    [
+        ((10, 10, 4), np.uint8, (0, 1), 1.0),
+        ((10, 10, 4), np.uint8, (0, 10), 10.0),
+        ((10, 10), np.float32, (0, 255), 255.0),
+        ((10, 10, 3), np.float64, (-1, 1), 1.0),
+        ((10, 10, 3), np.float32, (-0.5, 0.5), 0.5),
+        ((2, 3), np.int32, (0, 9), 9.0),
+        ((128,), np.uint8, (0, 255), 255.0),
+        ((4,), np.float32, (-1000, 1000), 1.0),
+        ((10, 10), np.float32, (0, np.inf), 1.0),
+    ],
+)
+def test_images_are_scaled_by_the_bounds_of_their_space(shape, dtype, bounds, scale):
+    register("Counting-v0", np.zeros(shape, dtype), bounds=bounds)
+    assert envs.describe("Counting-v0").obs_scale == scale
+    env = envs.make_vec_env("Counting-v0", 1, seed=0)
+    assert envs.obs_scale(env.observation_space) == scale
+    env.reset()
+    assert step(env, 1).obs.max() == 1  # rows stay as the environment gave them
+
+
+@pytest.mark.parametrize(("value", "warnings"), [(1, 0), (200, 1)])
+def test_pixels_beyond_the_bounds_that_scale_them_are_told(value, warnings, caplog):
+    register("Counting-v0", np.full((6, 5, 2), value - 1, np.uint8), bounds=(0, 1))
+    env = envs.make_vec_env("Counting-v0", 1, seed=0)
+    env.reset()
+    step(env, 1)
+    assert len(caplog.records) == warnings
+    assert all("is 200, outside its observation_space" in r.message for r in caplog.records)
 
 
 def test_results_stay_the_callers_own():

@@ -17,7 +17,7 @@ from sfrl.losses import (
 PPO_CLIP = 0.2
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "ppo": lambda x, behavior, weights, mask: ppo_policy_loss(x, behavior, weights, mask, PPO_CLIP),
-    "vtrace": lambda x, _, weights, mask: vtrace_policy_loss(x, weights, mask),
+    "vtrace": lambda x, rhos, weights, mask: vtrace_policy_loss(x, rhos, weights, mask),
     "value": lambda x, _, targets, mask: value_loss(x, targets, mask),
 }
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
@@ -67,10 +67,11 @@ def test_ppo_loss_is_the_clipped_surrogate() -> None:
 
 
 def test_vtrace_and_value_gradients_equal_their_formulas() -> None:
-    x, _, weights, mask = random_inputs()
+    x, rhos, weights, mask = random_inputs()
     x.requires_grad_()
-    (policy_gradient,) = torch.autograd.grad(vtrace_policy_loss(x, weights, mask), x)
-    torch.testing.assert_close(policy_gradient, torch.where(mask, -weights / mask.sum(), 0.0))
+    (policy_gradient,) = torch.autograd.grad(vtrace_policy_loss(x, rhos, weights, mask), x)
+    expected = torch.where(mask, -rhos * weights / mask.sum(), 0.0)
+    torch.testing.assert_close(policy_gradient, expected)
     (value_gradient,) = torch.autograd.grad(value_loss(x, weights, mask), x)
     expected = torch.where(mask, (x.detach() - weights) / mask.sum(), 0.0)
     torch.testing.assert_close(value_gradient, expected)

@@ -221,14 +221,17 @@ def test_acting_copy_takes_new_weights_from_the_learners_state_dict(name: str) -
     assert torch.equal(actor.step(obs).values, expected.values)
 
 
+@pytest.mark.parametrize("value_encoder", ["shared", "separate"])
 @pytest.mark.parametrize("rnn_size", [0, 12])
-def test_steps_one_by_one_equal_the_unroll_across_an_episode_boundary(rnn_size: int) -> None:
+def test_steps_one_by_one_equal_the_unroll_across_an_episode_boundary(
+    rnn_size: int, value_encoder: str
+) -> None:
     num_steps, batch_size = 6, 3
-    model = make("mlp", rnn_size=rnn_size)
+    model = make("mlp", rnn_size=rnn_size, value_encoder=value_encoder)
     obs = random_obs(model, num_steps + 1, batch_size)
     valid = torch.ones(num_steps + 1, batch_size, dtype=torch.bool)
     valid[2, 0] = valid[0, 1] = valid[num_steps - 1, 1] = False
-    state = torch.randn(batch_size, rnn_size) if rnn_size else None
+    state = torch.randn(batch_size, model.state_size) if rnn_size else None
 
     logits, values = model.unroll(obs, state, valid)
     for t in range(num_steps + 1):
@@ -251,6 +254,37 @@ def test_gru_remembers_within_an_episode_and_forgets_after_it() -> None:
     assert differs[:, 0].all()  # one episode: the first observation matters to the end
     assert differs[:2, 1].all()  # row 1 is still the first episode's, its final observation
     assert not differs[2:, 1].any()
+
+
+@pytest.mark.parametrize("name", ["nature_cnn", "mlp"])
+@pytest.mark.parametrize("rnn_size", [0, 12])
+def test_separate_networks_share_no_parameter(name: str, rnn_size: int) -> None:
+    model = make(name, rnn_size=rnn_size, value_encoder="separate")
+    policy, value = model.networks()
+    assert {id(p) for p in [*policy, *value]} == {id(p) for p in model.parameters()}
+    assert len(policy) + len(value) == len(list(model.parameters()))
+    valid = torch.ones(3, 2, dtype=torch.bool)
+    for outputs, own, other in ((0, policy, value), (1, value, policy)):
+        model.zero_grad(set_to_none=True)
+        model.unroll(random_obs(model, 3, 2), None, valid)[outputs].sum().backward()
+        assert all(p.grad is not None for p in own)
+        assert not any(p.grad is not None and p.grad.any() for p in other)
+
+
+@pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "own"])
+def test_pixels_are_divided_by_the_largest_that_the_space_allows(
+    name: str,
+) -> None:
+    """Planes of 0 and 1 give what the same picture in 0 and 255 gives, to float precision."""
+    name = f"{__name__}:TinyCNN" if name == "own" else name
+    features = []
+    for largest in (1, 255):
+        torch.manual_seed(0)
+        model = make_model(name, IMAGE, NUM_ACTIONS, obs_is_image=True, obs_scale=float(largest))
+        planes = torch.randint(0, 2, (2, *IMAGE), generator=torch.Generator().manual_seed(2))
+        features.append(model.encoder((planes * largest).to(torch.uint8), torch.float32))
+    torch.testing.assert_close(*features, rtol=1e-4, atol=1e-5)
+    assert features[0].abs().max() > 1e-3
 
 
 def test_gradients_do_not_cross_an_episode_boundary() -> None:
@@ -279,55 +313,99 @@ def trained_head() -> ValueHead:
     return ValueHead(8, normalize_returns=True)
 
 
-def test_update_of_return_stats_preserves_the_outputs() -> None:
+def test_update_of_the_return_size_preserves_the_outputs() -> None:
     head, features = trained_head(), torch.randn(100, 8)
     before = head(features).detach()
     for scale, shift in ((10.0, 300.0), (0.5, -2.0), (50.0, 0.0)):
         returns = shift + scale * torch.randn(16, 4)
-        head.update_stats(returns, torch.ones(16, 4, dtype=torch.bool))
-        # Float32 resolves the outputs to about 1e-7 of the mean that they are written around.
+        head.update_size(returns, torch.ones(16, 4, dtype=torch.bool))
         torch.testing.assert_close(head(features).detach(), before, rtol=1e-4, atol=1e-4)
-    assert head.mean.item() > 50.0  # it did move
+    assert head.size.item() > 50.0  # it did move
 
 
-def test_first_update_takes_over_mean_and_deviation_of_the_masked_targets() -> None:
+def test_the_first_update_takes_over_the_size_of_the_masked_targets() -> None:
     head = trained_head()
-    returns = torch.tensor([[1.0, 5.0, torch.nan], [3.0, 7.0, 900.0]])
+    returns = torch.tensor([[1.0, -5.0, torch.nan], [3.0, 7.0, 900.0]])
     mask = torch.tensor([[True, True, False], [True, True, False]])
-    head.update_stats(returns, mask)
-    assert head.mean.item() == pytest.approx(4.0)
-    assert head.std.item() == pytest.approx(5.0**0.5)
+    head.update_size(returns, mask)
+    assert head.size.item() == pytest.approx(21.0**0.5)
     normalized = head.normalize(returns)[mask]
-    assert normalized.mean().item() == pytest.approx(0.0, abs=1e-6)
-    assert normalized.std(correction=0).item() == pytest.approx(1.0)
+    assert normalized.square().mean().item() == pytest.approx(1.0)
 
 
-def test_return_stats_are_the_debiased_exponential_average() -> None:
+def test_the_return_size_is_the_debiased_exponential_average() -> None:
     head = trained_head()
     batches = [torch.randn(10, 4) * (i + 1) + i for i in range(20)]
     mask = torch.ones(10, 4, dtype=torch.bool)
     for batch in batches:
-        head.update_stats(batch, mask)
+        head.update_size(batch, mask)
     weights = [(1 - head.BETA) ** (19 - i) for i in range(20)]
-    mean = sum(w * b.mean().item() for w, b in zip(weights, batches, strict=True)) / sum(weights)
     second_moment = sum(
         w * b.square().mean().item() for w, b in zip(weights, batches, strict=True)
     ) / sum(weights)
-    assert head.mean.item() == pytest.approx(mean, rel=1e-4)
-    assert head.std.item() == pytest.approx((second_moment - mean**2) ** 0.5, rel=1e-4)
+    assert head.size.item() == pytest.approx(second_moment**0.5, rel=1e-4)
 
 
-def test_empty_mask_and_constant_returns_leave_finite_stats() -> None:
+def test_an_empty_mask_and_returns_of_zero_leave_a_size() -> None:
     head, features = trained_head(), torch.randn(10, 8)
     before = head(features).detach()
-    head.update_stats(torch.full((2, 2), torch.nan), torch.zeros(2, 2, dtype=torch.bool))
-    assert (head.mean.item(), head.std.item(), head.weight.item()) == (0.0, 1.0, 0.0)
-    head.update_stats(torch.full((2, 2), 3.0), torch.ones(2, 2, dtype=torch.bool))
-    assert head.std.item() == pytest.approx(ValueHead.MIN_STD)
+    head.update_size(torch.full((2, 2), torch.nan), torch.zeros(2, 2, dtype=torch.bool))
+    assert (head.size.item(), head.weight.item()) == (1.0, 0.0)
+    head.update_size(torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool))
+    assert head.size.item() == pytest.approx(ValueHead.MIN_SIZE)
     torch.testing.assert_close(head(features).detach(), before, rtol=1e-4, atol=1e-5)
 
 
-def test_return_stats_travel_with_the_weights() -> None:
+def test_constant_returns_do_not_make_the_layer_grow() -> None:
+    """A deviation would fall to nothing, and the layer grow by as much."""
+    head = trained_head()
+    mask = torch.ones(16, 4, dtype=torch.bool)
+    head.update_size(100 + 20 * torch.randn(16, 4), mask)
+    norm = head.linear.weight.norm().item()
+    for _ in range(3000):
+        head.update_size(torch.full((16, 4), 100.0), mask)
+    assert head.size.item() == pytest.approx(100.0, rel=1e-2)
+    assert head.linear.weight.norm().item() == pytest.approx(norm, rel=0.1)
+
+
+@pytest.mark.parametrize("glitch", [1e20, -1e30, torch.inf, torch.nan])
+def test_a_single_absurd_target_leaves_the_size_near_what_it_was(glitch: float) -> None:
+    head, features = trained_head(), torch.randn(10, 8)
+    mask = torch.ones(32, 8, dtype=torch.bool)
+    for _ in range(10):
+        head.update_size(1000 * torch.randn(32, 8), mask)
+    before = head(features).detach()
+    returns = 1000 * torch.randn(32, 8)
+    returns[3, 3] = glitch
+    head.update_size(returns, mask)
+    assert head.size.item() < 2000
+    torch.testing.assert_close(head(features).detach(), before, rtol=1e-4, atol=1e-3)
+    for _ in range(3000):
+        head.update_size(1000 * torch.randn(32, 8), mask)
+    assert head.size.item() == pytest.approx(1000, rel=0.05)
+
+
+def test_a_size_that_was_too_small_is_made_up_for_within_twenty_updates() -> None:
+    head = trained_head()
+    mask = torch.ones(16, 4, dtype=torch.bool)
+    for _ in range(100):
+        head.update_size(torch.zeros(16, 4), mask)
+    for _ in range(20):
+        head.update_size(torch.full((16, 4), 100.0), mask)
+    assert head.size.item() > 10
+
+
+def test_values_of_format_3_are_those_of_its_mean_and_deviation() -> None:
+    features, old = torch.randn(100, 8), nn.Linear(8, 1)
+    state = {f"linear.{name}": tensor for name, tensor in old.state_dict().items()}
+    stats = {"mean": torch.tensor(70.0), "std": torch.tensor(3.0), "weight": torch.tensor(0.4)}
+    head = trained_head()
+    head.load_state_dict(state | stats)
+    torch.testing.assert_close(head(features), old(features).squeeze(1) * 3 + 70)
+    assert head.size.item() == pytest.approx((70**2 + 3**2) ** 0.5)
+
+
+def test_the_return_size_travels_with_the_weights() -> None:
     model, other = make("mlp", normalize_returns=True), make("mlp", normalize_returns=True)
     model.after_optimizer_step(torch.randn(4, 4) * 9, torch.ones(4, 4, dtype=torch.bool))
     other.load_state_dict(model.state_dict())
@@ -434,4 +512,4 @@ def test_a_step_that_was_not_applied_changes_nothing() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     model.after_optimizer_step(torch.full((2, 3), 7.0), mask, torch.tensor(True))
     assert model.encoder.conv1.weight.flatten(1).sum(1).abs().max() < 1e-4
-    assert model.value_head.mean == pytest.approx(7.0)
+    assert model.value_head.size == pytest.approx(7.0)

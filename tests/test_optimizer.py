@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 from sfrl.config import Config
-from sfrl.optimizer import load_portable_state, make_optimizer, portable_state
+from sfrl.optimizer import (
+    load_portable_state,
+    make_optimizer,
+    portable_state,
+    set_learning_rate,
+)
 
 IMPORTS_NOTHING = """
 import sys, torch
@@ -17,7 +22,7 @@ from sfrl.optimizer import load_portable_state, make_optimizer, portable_state
 
 model = torch.nn.Linear(3, 3)
 for name in ("adam", "rmsprop"):
-    optimizer = make_optimizer(Config(run_dir="x", optimizer=name), model)
+    optimizer = make_optimizer(Config(run_dir="x", optimizer=name), [list(model.parameters())])
     model(torch.ones(2, 3)).sum().backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -42,7 +47,7 @@ def test_steps_are_those_of_torch_also_after_a_checkpoint(name: str) -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
     theirs.load_state_dict(ours.state_dict())
-    optimizer = make_optimizer(config, ours)
+    optimizer = make_optimizer(config, [list(ours.parameters())])
     settings = {"lr": config.learning_rate, "eps": config.optimizer_eps}
     reference = (
         torch.optim.Adam(theirs.parameters(), **settings, fused=True)
@@ -52,7 +57,7 @@ def test_steps_are_those_of_torch_also_after_a_checkpoint(name: str) -> None:
     for step in range(6):
         if step == 3:
             state = portable_state(optimizer)
-            optimizer = make_optimizer(config, ours)
+            optimizer = make_optimizer(config, [list(ours.parameters())])
             load_portable_state(optimizer, state)
         for model, its_optimizer in ((ours, optimizer), (theirs, reference)):
             gradients(model, step)
@@ -61,3 +66,20 @@ def test_steps_are_those_of_torch_also_after_a_checkpoint(name: str) -> None:
             assert model.weight.grad is None
     assert torch.equal(ours.weight, theirs.weight)
     assert torch.equal(ours.bias, theirs.bias)
+
+
+def test_a_second_network_has_a_learning_rate_of_its_own() -> None:
+    networks = [[nn.Parameter(torch.zeros(3))], [nn.Parameter(torch.zeros(3))]]
+    config = Config(run_dir="x", learning_rate=1e-3, value_lr_factor=4.0)
+    optimizer = make_optimizer(config, networks)
+    load_portable_state(optimizer, portable_state(optimizer))
+    for rate in (1e-3, 5e-4):
+        set_learning_rate(optimizer, rate)
+        before = [p.detach().clone() for network in networks for p in network]
+        for network in networks:
+            network[0].grad = torch.ones(3)
+        optimizer.step()
+        steps = [
+            (b - network[0]).mean().item() for b, network in zip(before, networks, strict=True)
+        ]
+        assert steps == pytest.approx([rate, 4 * rate], rel=1e-3)

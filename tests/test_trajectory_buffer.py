@@ -7,7 +7,7 @@ import pytest
 from sfrl import shared_memory
 from sfrl.trajectory_buffer import Owner, OwnershipError, SlotSpec, TrajectoryBuffer, nbytes
 
-SPEC = SlotSpec(rollout_length=5, num_envs=3, obs_shape=(2, 4), obs_dtype="uint8", rnn_size=7)
+SPEC = SlotSpec(rollout_length=5, num_envs=3, obs_shape=(2, 4), obs_dtype="uint8", state_size=7)
 
 
 @pytest.fixture

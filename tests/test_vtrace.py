@@ -84,9 +84,7 @@ def test_matches_the_sum_of_the_paper(
                 advantage = batch.rewards[t, b].item() + discount * bootstrap - value
             assert result.vs[t, b].item() == pytest.approx(vs[t], rel=1e-4, abs=1e-4)
             assert result.advantages[t, b].item() == pytest.approx(advantage, rel=1e-4, abs=1e-4)
-            assert result.pg_advantages[t, b].item() == pytest.approx(
-                rho * advantage, rel=1e-4, abs=1e-4
-            )
+            assert result.clipped_rhos[t, b].item() == pytest.approx(rho, rel=1e-4)
 
 
 def test_random_batches_cover_every_case() -> None:
@@ -128,7 +126,7 @@ def test_on_policy_advantages_are_gae_lambda() -> None:
             else:
                 gae = 0.0
             assert result.advantages[t, b].item() == pytest.approx(gae, rel=1e-4, abs=1e-4)
-    torch.testing.assert_close(result.pg_advantages, result.advantages)
+    assert (result.clipped_rhos[batch.valid] == 1).all()
 
 
 def test_truncated_step_bootstraps_from_the_final_observation_and_no_further() -> None:
