@@ -9,19 +9,20 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypedDict
+from typing import BinaryIO, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfrl.run_folder import open_new
+from sfrl.run_folder import open_new, open_to_append, reopened_to_append
 from sfrl.timing import COMPONENT_STAGES, is_waiting, shares
 
 EPISODE_WINDOW = 100  # the score is the mean of this many episodes, as in the literature
 
+_MAX_LINE = 1 << 20  # bytes of a record in metrics.jsonl, at most
 # What the learner may report. A name is added here and in docs/metrics.md, nowhere else.
 _MAX_COUNT = 1 << 62  # of what is counted, in a checkpoint that may be a stranger's
 LEARNER_MEANS = (
@@ -61,13 +62,14 @@ def metrics_problem(state: object) -> str | None:
         return f"a {type(state).__name__}, not a dict"
     rules: dict[str, Callable[[object], bool]] = {
         "time_s": _is_number,
-        "episodes": lambda value: isinstance(value, int) and 0 <= value < _MAX_COUNT,
-        "episode_returns": lambda value: isinstance(value, list) and all(map(_is_number, value)),
-        "episode_lengths": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+        "episodes": _is_count,
+        "episode_returns": _are_of_a_window,
+        "episode_lengths": _are_of_a_window,
         "best_episode_return_mean": lambda value: value is None or _is_number(value),
         "counters": lambda value: (
             isinstance(value, dict)
-            and all(isinstance(n, int) and abs(n) < _MAX_COUNT for n in value.values())
+            and value.keys() <= set(LEARNER_COUNTERS)
+            and all(map(_is_count, value.values()))
         ),
     }
     for name, holds in rules.items():
@@ -77,7 +79,16 @@ def metrics_problem(state: object) -> str | None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Also one that is of no great length when it is written out, as an int may be."""
+    return (isinstance(value, float) and math.isfinite(value)) or _is_count(value, -_MAX_COUNT)
+
+
+def _is_count(value: object, low: int = 0) -> bool:
+    return isinstance(value, int) and low <= value < _MAX_COUNT
+
+
+def _are_of_a_window(value: object) -> bool:
+    return isinstance(value, list) and len(value) <= EPISODE_WINDOW and all(map(_is_number, value))
 
 
 class RunMetrics:
@@ -263,19 +274,27 @@ class MetricsWriter:
         lines_path = run_dir / "metrics.jsonl"
         if lines_path.exists():
             _cut_lines(lines_path, resume_frames)
-        self._lines = GrowingFile(lines_path)
-        # TensorBoard's own writer has a thread, which dies of a full disk.
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._events_file = GrowingFile(run_dir / name)
-        self._events = record_writer.RecordWriter(self._events_file)
-        self._add_event(None, file_version="brain.Event:2")
+        self._lines = GrowingFile(lines_path, separator=b"\n")
+        self._make_writer = record_writer.RecordWriter
+        self._run_dir = run_dir
+        self._begin_events(self._new_events_file())
         if resume_frames is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             # TensorBoard hides the events of this step and later that came before this one.
             self._add_event(resume_frames + 1, session_log=start)
 
+    def _new_events_file(self) -> "GrowingFile":
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        return GrowingFile(self._run_dir / name)
+
+    def _begin_events(self, file: "GrowingFile") -> None:
+        # TensorBoard's own writer has a thread, which dies of a full disk.
+        self._events_file, self._events = file, self._make_writer(file)
+        self._add_event(None, file_version="brain.Event:2")
+
     def write(self, record: Record, policy_lag_counts: Sequence[int] | None = None) -> None:
-        """Append one record.
+        """Append one record. Files that were deleted come back with what they held.
+
 
         Args:
             record: as `RunMetrics.record` builds it. NaN and infinity become null.
@@ -293,6 +312,10 @@ class MetricsWriter:
             self._write_events(record, policy_lag_counts)
 
     def _write_events(self, record: Record, policy_lag_counts: Sequence[int] | None) -> None:
+        if self._events_file.is_cut:  # it may end within a record, beyond which nobody would read
+            new = self._new_events_file()
+            self._events_file.close()
+            self._begin_events(new)
         step = record["env_frames"]
         values = [
             self._summary.Value(tag=name if "/" in name else f"run/{name}", simple_value=value)
@@ -342,15 +365,28 @@ class GrowingFile:
     """A file that grows by whole records, or not at all if the disk is full.
 
     Records that could not be written wait in memory, the newest `MAX_WAITING` of them, and go first
-    at the next `write`.
+    at the next `write`. What others do to the file is respected: it may be deleted, moved away or
+    cut (as logrotate's copytruncate does) at any time.
+
+    Args:
+        separator: with what every record ends. Given, a piece of a record that is left where others
+            have cut the file is removed.
     """
 
     MAX_WAITING = 10_000
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
-        self._size = self._file.seek(0, os.SEEK_END)
+    def __init__(self, path: Path, separator: bytes = b"") -> None:
+        self._path = path
+        self._separator = separator
+        self._file: BinaryIO = open_to_append(path)
+        self._size = self._file.seek(0, os.SEEK_END)  # as far as is known
+        self._is_torn = False  # there may be a part of a record beyond `_size`
         self._waiting: deque[bytes] = deque(maxlen=self.MAX_WAITING)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is shorter than what was written."""
+        return os.fstat(self._file.fileno()).st_size < self._size
 
     def write(self, record: bytes) -> None:
         """Raises OSError if the disk does not take it now."""
@@ -360,35 +396,68 @@ class GrowingFile:
             self._waiting.popleft()
 
     def _append(self, record: bytes) -> None:
-        self._file.truncate(self._size)  # what is beyond is a part of a record
+        if self.is_cut:
+            self._size = self._end_of_records()
+            self._file.truncate(self._size)
+        elif self._is_torn:
+            self._file.truncate(self._size)
+        self._file = reopened_to_append(self._path, self._file)
+        self._size, self._is_torn = self._file.seek(0, os.SEEK_END), True
         written = 0
         while written < len(record):
             written += self._file.write(record[written:])
-        self._size += written
+        self._size, self._is_torn = self._size + written, False
+
+    def _end_of_records(self) -> int:
+        """In what others have left of the file."""
+        size = self._file.seek(0, os.SEEK_END)
+        if not self._separator:
+            return size
+        start = max(0, size - _MAX_LINE)
+        self._file.seek(start)
+        return start + self._file.read(_MAX_LINE).rfind(self._separator) + len(self._separator)
 
     def close(self) -> None:
         self._file.close()
 
 
 def _cut_lines(path: Path, resume_frames: int | None) -> None:
-    """Drop a last line cut short by a kill, and the records beyond `resume_frames`."""
-    # A power cut may leave anything, also what is no text.
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    kept = [line for line in lines if _is_kept(line, resume_frames)]
-    if len(kept) < len(lines):
-        temporary = path.with_name(f"{path.name}.tmp")
-        with open_new(temporary) as file:
-            file.write("".join(kept).encode())
-        os.replace(temporary, path)
+    """Drop a last line cut short by a kill, and the records beyond `resume_frames`.
+
+    The file is read line by line, for a run of a month has a gigabyte, and written again only where
+    more must go than its end.
+    """
+    good_bytes, is_good_beyond = 0, False  # before the first bad line, and whether more follows it
+    is_good_so_far = True
+    for line in _lines_of(path):
+        is_kept = _is_kept(line, resume_frames)
+        is_good_so_far &= is_kept
+        is_good_beyond |= is_kept and not is_good_so_far
+        good_bytes += len(line) if is_good_so_far else 0
+    if not is_good_beyond:
+        if good_bytes < path.stat().st_size:
+            os.truncate(path, good_bytes)
+        return
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open_new(temporary) as file:
+        file.writelines(line for line in _lines_of(path) if _is_kept(line, resume_frames))
+    os.replace(temporary, path)
 
 
-def _is_kept(line: str, resume_frames: int | None) -> bool:
-    if not line.endswith("\n"):
+def _lines_of(path: Path) -> Iterator[bytes]:
+    """With their ends. One that is far too long comes in pieces: there may be anything in it."""
+    with path.open("rb") as file:
+        while line := file.readline(_MAX_LINE):
+            yield line
+
+
+def _is_kept(line: bytes, resume_frames: int | None) -> bool:
+    if not line.endswith(b"\n"):
         return False
     try:
         frames = json.loads(line)["env_frames"]
         return resume_frames is None or bool(frames <= resume_frames)
-    except (ValueError, TypeError, KeyError, RecursionError):  # not a record
+    except (ValueError, TypeError, KeyError, RecursionError):  # not a record, or no text
         return False
 
 

@@ -1,5 +1,7 @@
 import json
+import os
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -252,3 +254,78 @@ def test_without_a_checkpoint_only_a_torn_line_is_dropped(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.write({"env_frames": 4})
     assert read_lines(tmp_path) == [{"env_frames": 900}, {"env_frames": 4}]
+
+
+@pytest.mark.parametrize("kept", ["nothing", "a line", "a line and a half"])
+def test_lines_that_others_cut_off_are_gone_and_the_next_are_whole(tmp_path, kept):
+    """As `> metrics.jsonl` does, and logrotate's copytruncate."""
+    path = tmp_path / "metrics.jsonl"
+    with MetricsWriter(tmp_path) as writer:
+        for frames in (100, 200):
+            writer.write({"env_frames": frames})
+        size = {"nothing": 0, "a line": 0.5, "a line and a half": 0.75}[kept]
+        os.truncate(path, int(path.stat().st_size * size))
+        for frames in (300, 400):
+            writer.write({"env_frames": frames})
+    expected = [300, 400] if kept == "nothing" else [100, 300, 400]
+    assert [line["env_frames"] for line in read_lines(tmp_path)] == expected
+    assert b"\0" not in path.read_bytes()
+
+
+def test_events_that_others_cut_off_go_on_in_a_new_file(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write({"env_frames": 100, "entropy": 1.0})
+        (path,) = tmp_path.glob("events.*")
+        os.truncate(path, path.stat().st_size - 5)
+        for frames in (200, 300):
+            writer.write({"env_frames": frames, "entropy": 2.0})
+    assert len(list(tmp_path.glob("events.*"))) == 2
+    path.unlink()  # what TensorBoard makes of it is its own affair
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("run/entropy")] == [200, 300]
+
+
+def test_files_that_others_delete_come_back_with_what_they_held(tmp_path):
+    run_dir = tmp_path / "run"
+    with MetricsWriter(run_dir) as writer:
+        writer.write({"env_frames": 100, "entropy": 1.0})
+        for path in run_dir.iterdir():
+            path.unlink()
+        run_dir.rmdir()
+        with pytest.raises(FileNotFoundError):
+            writer.write({"env_frames": 200, "entropy": 2.0})
+        run_dir.mkdir()
+        writer.write({"env_frames": 300, "entropy": 3.0})
+    assert [line["env_frames"] for line in read_lines(run_dir)] == [100, 200, 300]
+    events = EventAccumulator(str(run_dir)).Reload()
+    assert [event.step for event in events.Scalars("run/entropy")] == [100, 200, 300]
+
+
+def test_lines_that_others_move_away_stay_there_and_what_they_add_stays(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsWriter(tmp_path) as writer:
+        writer.write({"env_frames": 100})
+        path.rename(tmp_path / "moved")
+        writer.write({"env_frames": 200})
+        with path.open("a") as file:
+            file.write('{"env_frames": 250}\n')
+        writer.write({"env_frames": 300})
+    assert [line["env_frames"] for line in read_lines(tmp_path)] == [200, 250, 300]
+    assert json.loads((tmp_path / "moved").read_text()) == {"env_frames": 100}
+
+
+def test_the_lines_of_a_month_are_cut_without_being_held_or_written_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rest = json.dumps(dict.fromkeys(map(str, range(300)), 0.123456))
+    with path.open("w") as file:
+        for frames in range(3_000):
+            file.write(f'{{"env_frames": {frames}, "rest": {rest}}}\n')
+    before = path.stat()
+    assert before.st_size > 12 << 20
+    tracemalloc.start()
+    MetricsWriter(tmp_path, resume_frames=2_990).close()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 << 20
+    assert path.stat().st_ino == before.st_ino
+    assert read_lines(tmp_path)[-1]["env_frames"] == 2_990
