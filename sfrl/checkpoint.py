@@ -18,11 +18,13 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sfrl.config import MAX_CONFIG_BYTES, Config
 from sfrl.metrics import metrics_problem
 from sfrl.run_folder import open_new
 
@@ -89,10 +91,13 @@ def save(run_dir: Path | str, state: Mapping[str, Any], env_frames: int, *, keep
         raise ValueError(f"keep={keep} would remove the checkpoint just written; use at least 1")
     path = _folder(run_dir) / f"latest-{env_frames:012d}.pt"
     _write(path, state)
-    paths = latest_paths(run_dir)
-    newest = paths.index(path)
-    for outdated in paths[:newest] + paths[newest + keep :]:
-        outdated.unlink()
+    others = [other for other in latest_paths(run_dir) if other != path]
+    older = [other for other in others if _frames_in(other) < env_frames]
+    for outdated in set(others) - set(older[: keep - 1]):
+        try:
+            outdated.unlink(missing_ok=True)
+        except OSError as error:  # this one has been written all the same
+            log.warning("%s is outdated, but cannot be removed: %s", outdated, error.strerror)
     return path
 
 
@@ -235,6 +240,15 @@ def load_latest(run_dir: Path | str) -> Checkpoint:
     raise CheckpointError(f"{_folder(run_dir)} has no checkpoint that can be read; {problem}")
 
 
+def unfinished_bytes(run_dir: Path | str) -> int:
+    """How much has been written of a checkpoint that is being written; 0 if none is."""
+    size = 0
+    for path in _folder(run_dir).glob("*.tmp"):
+        with suppress(FileNotFoundError):  # it has got its name
+            size += path.stat().st_size
+    return size
+
+
 def tensors_of(tree: Any) -> Any:
     """The same containers with tensors in place of NumPy's arrays, as `save` takes them."""
     import torch
@@ -280,42 +294,83 @@ def find(run_dir: Path | str, which: str) -> Checkpoint:
 
 
 def latest_paths(run_dir: Path | str) -> list[Path]:
-    """The run's `latest` checkpoints, newest (most frames) first, readable or not."""
-    frames = {
-        path: int(match[1])
+    """The run's `latest` checkpoints, newest (most frames) first, readable or not.
+
+    Files alone: a folder, a link or a pipe of such a name is none.
+    """
+    paths = [
+        path
         for path in _folder(run_dir).glob("latest-*.pt")
-        if (match := _LATEST_NAME.fullmatch(path.name))
-    }
-    return sorted(frames, key=frames.__getitem__, reverse=True)
+        if _LATEST_NAME.fullmatch(path.name) and _is_file(path)
+    ]
+    return sorted(paths, key=_frames_in, reverse=True)
+
+
+def _frames_in(path: Path) -> int:
+    return int(path.stem.removeprefix("latest-"))
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def newest_run(root: Path | str = "runs", env: str | None = None) -> Path:
     """The newest run folder in `root` that has a checkpoint, of environment `env` if given.
 
-    A run's age is that of its `config.json`, which every start writes.
+    A run's age is that of its `config.json`, which every start writes; if that is missing, of its
+    newest checkpoint.
 
     Raises:
         CheckpointError: there is none.
     """
-    configs = sorted(Path(root).glob("*/config.json"), key=lambda path: path.stat().st_mtime_ns)
-    for config in reversed(configs):
-        if not config.is_file() or not latest_paths(config.parent):
-            continue
-        if env is None or _env_of(config) == env:
-            return config.parent
+    started_ns = {}
+    for run_dir in Path(root).glob("*/"):
+        if paths := latest_paths(run_dir):
+            config = run_dir / "config.json"
+            started_ns[run_dir] = (config if _is_file(config) else paths[0]).stat().st_mtime_ns
+    for run_dir in sorted(started_ns, key=started_ns.__getitem__, reverse=True):
+        if env is None or _env_of(run_dir) == env:
+            return run_dir
     wanted = "run" if env is None else f"run of --env={env}"
     raise CheckpointError(
         f"no {wanted} with a checkpoint in {root}/; train one first, or name it with --run-dir"
     )
 
 
-def _env_of(config_path: Path) -> str | None:
+def _env_of(run_dir: Path) -> str | None:
+    path = run_dir / "config.json"
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        log.warning("%s is not JSON (%s); passing over this run", config_path, error)
+        if not os.path.lexists(path):
+            return saved_config(run_dir).env
+        if not _is_file(path) or path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError("no file, or too large")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, CheckpointError) as error:
+        log.warning("%s is not JSON (%s); passing over this run", path, error)
         return None
     return config.get("env") if isinstance(config, dict) else None
+
+
+def saved_config(run_dir: Path) -> Config:
+    """The settings of the run that is in the folder; if config.json is missing, its checkpoint's.
+
+    Raises:
+        CheckpointError: neither is there.
+        ConfigError: they are no settings.
+    """
+    path = run_dir / "config.json"
+    if os.path.lexists(path):
+        return Config.load(path)
+    if not latest_paths(run_dir):
+        is_empty = not run_dir.exists() or not any(run_dir.iterdir())
+        remedy = ", or start a run there without --resume" if is_empty else ""
+        raise CheckpointError(
+            f"run_dir={run_dir} holds no run to resume, for there is neither {path} nor a "
+            f"checkpoint; check the path{remedy}"
+        )
+    state, checkpoint_path = load_latest(run_dir)
+    log.warning("%s is missing; going by the settings in %s", path, checkpoint_path)
+    return Config.from_dict(state["config"], str(checkpoint_path))
 
 
 def _reason(error: BaseException) -> str:

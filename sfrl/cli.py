@@ -92,6 +92,7 @@ def parse(argv: Sequence[str]) -> Config:
 
     Raises:
         ConfigError: the settings cannot work, or there is no such environment.
+        run_folder.RunFolderError: the folder holds a run, or what no run has.
         checkpoint.CheckpointError: there is nothing to resume.
     """
     flags = _read_flags(argv)
@@ -196,13 +197,8 @@ def _saved_settings(flags: dict[str, str]) -> Config:
     else:
         run_dir = checkpoint.newest_run(RUNS, flags.get("env"))
     run_folder.check(run_dir)
-    path = run_dir / "config.json"
-    if not path.exists():
-        raise checkpoint.CheckpointError(
-            f"run_dir={run_dir} holds no run to resume, for there is no {path}; check the path, or "
-            f"start a run there without --resume"
-        )
-    return dataclasses.replace(Config.load(path), run_dir=str(run_dir), train_seconds=0.0)
+    saved = checkpoint.saved_config(run_dir)
+    return dataclasses.replace(saved, run_dir=str(run_dir), train_seconds=0.0)
 
 
 def _check_resumable(saved: Config, config: Config) -> None:
@@ -220,14 +216,8 @@ def _check_resumable(saved: Config, config: Config) -> None:
 def _with_run_dir(config: Config) -> Config:
     """Name the run's folder, and see that no other run's is written over."""
     if config.run_dir:
-        run_dir = Path(config.run_dir)
-        if not config.resume and (run_dir / "config.json").exists():
-            remedy = (
-                "add --resume to go on with it, or name another folder"
-                if checkpoint.latest_paths(run_dir)
-                else "it has no checkpoint yet: delete the folder, or name another"
-            )
-            raise ConfigError(f"run_dir={run_dir} already holds a run; {remedy}")
+        if not config.resume:
+            run_folder.check_new(Path(config.run_dir))
         return config
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
     name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -17,7 +17,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from sfrl.run_folder import open_new
 
 Loss = Literal["appo", "vtrace"]
-_MAX_BYTES = 1 << 20  # of a config.json
+MAX_CONFIG_BYTES = 1 << 20  # of a config.json
+_MAX_CHARACTERS = 4096  # of a setting, in a file that may be a stranger's: the longest path
 _DEVICE = r"(cpu|cuda(:[0-9]{1,2})?)"
 MAX_INDEX = 1 << 20  # of a slot or a row: see index_queue.pack
 
@@ -372,8 +373,8 @@ class Config:
     def load(cls, path: Path) -> Config:
         """Raises ConfigError if the file is no config: what is wrong with which field."""
         try:
-            if path.stat().st_size > _MAX_BYTES:
-                raise ValueError(f"more than {_MAX_BYTES} bytes are no settings")
+            if path.stat().st_size > MAX_CONFIG_BYTES:
+                raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes are no settings")
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} cannot be read as a config: {error}") from error
@@ -387,12 +388,15 @@ class Config:
         problems = []
         for name, value in values.items():
             if name not in DEFAULTS:
-                problems.append(f"unknown setting {name!r}; remove it")
+                problems.append(f"unknown setting {name!r:.80}; remove it")
+                continue
+            if isinstance(value, str) and len(value) > _MAX_CHARACTERS:
+                problems.append(f"{name} has {len(value)} characters, and must be a name or a path")
                 continue
             expected = type(DEFAULTS[name])
             accepted = (int, float) if expected is float else expected
             if not isinstance(value, accepted) or isinstance(value, bool) != (expected is bool):
-                problems.append(f"{name}={value!r} must be of type {expected.__name__}")
+                problems.append(f"{name}={value!r:.80} must be of type {expected.__name__}")
         if problems:
             raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
         try:

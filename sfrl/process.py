@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import multiprocessing
 import os
@@ -49,6 +50,7 @@ class LearnerReport(NamedTuple):
 class CheckpointSaved(NamedTuple):
     path: str
     best_score: float | None  # that of best.pt, if this one was kept as such, too
+    is_last: bool = False  # it answers the request for the run's last one
 
 
 class CheckpointFailed(NamedTuple):
@@ -94,7 +96,7 @@ class Mailbox(Generic[M]):
 
     The kernel takes each message whole or not at all, and knows no lock that a killed process could
     leave locked. A message that finds no room is dropped and counted: statistics are not worth a
-    wait. Some hundreds of small ones fit.
+    wait. Some hundreds of small ones fit; one of more than `_MAX_MESSAGE_BYTES` never does.
     """
 
     def __init__(self) -> None:
@@ -108,12 +110,21 @@ class Mailbox(Generic[M]):
         """Messages lost so far, in whatever process."""
         return int(self._dropped.array[0])
 
-    def put(self, message: M, timeout_s: float = 0.0) -> None:
+    def put(self, message: M, timeout_s: float = 0.0) -> bool:
+        """Whether it was taken."""
+        data = pickle.dumps(message)
         self._sender.settimeout(timeout_s)
         try:
-            self._sender.send(pickle.dumps(message))
+            if len(data) <= _MAX_MESSAGE_BYTES:
+                self._sender.send(data)
+                return True
         except (BlockingIOError, TimeoutError):
-            self._dropped.array[0] += 1
+            pass
+        except OSError as error:  # larger than the kernel's own limit, or no memory of its own left
+            if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+        self._dropped.array[0] += 1
+        return False
 
     def get_all(self) -> list[M]:
         """What has arrived, oldest first; never waits."""

@@ -88,6 +88,32 @@ def test_a_resumed_run_drops_the_checkpoints_of_the_course_it_left(tmp_path):
     assert names(tmp_path) == ["latest-000000000100.pt", "latest-000000000150.pt"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe", "file"])
+def test_what_looks_like_a_newer_checkpoint_hinders_none(tmp_path, kind):
+    """A folder of the name, say; or a stranger's file, which is of a course that is not ours."""
+    folder = tmp_path / "checkpoints"
+    intruder = folder / "latest-999999999999.pt"
+    (tmp_path / "target").write_bytes(b"precious")
+    folder.mkdir()
+    match kind:
+        case "folder":
+            (intruder / "more").mkdir(parents=True)
+        case "link":
+            intruder.symlink_to(tmp_path / "target")
+        case "pipe":
+            os.mkfifo(intruder)
+        case "file":
+            intruder.write_bytes(b"no checkpoint")
+    for env_frames in (100, 200, 300, 400, 500):
+        path = checkpoint.save(tmp_path, make_state(), env_frames)
+        assert path.name == f"latest-{env_frames:012d}.pt"
+        assert checkpoint.load_latest(tmp_path).path == path
+    kept = [f"latest-{frames:012d}.pt" for frames in (300, 400, 500)]
+    assert [name for name in names(tmp_path) if name != intruder.name] == kept
+    assert os.path.lexists(intruder) == (kind != "file")
+    assert (tmp_path / "target").read_bytes() == b"precious"
+
+
 def test_find_by_name_and_by_path(tmp_path):
     latest = checkpoint.save(tmp_path, make_state(1), 100)
     best = checkpoint.save_best(tmp_path, make_state(2), score=3.5)
@@ -302,6 +328,16 @@ def test_a_run_with_a_damaged_config_is_passed_over_with_a_warning(tmp_path, cap
     (damaged / "config.json").write_text('{"env": "Po')
     assert checkpoint.newest_run(tmp_path, "Pong") == pong
     assert "damaged" in caplog.text
+
+
+def test_a_config_that_leads_nowhere_hides_no_other_run(tmp_path, caplog):
+    pong = make_run(tmp_path, "pong", "Pong", 1000)
+    for name, make in (("link", lambda p: p.symlink_to("nowhere")), ("pipe", os.mkfifo)):
+        config = make_run(tmp_path, name, "Pong", 2000) / "config.json"
+        config.unlink()
+        make(config)
+    assert checkpoint.newest_run(tmp_path, "Pong") == pong
+    assert "link/config.json is not JSON" in caplog.text
 
 
 def test_no_run_is_an_error_with_a_remedy(tmp_path):

@@ -25,6 +25,8 @@ from sfrl.config import DEFAULTS, Config, ConfigError
 from sfrl.metrics import MetricsWriter, RunMetrics, metrics_problem
 from sfrl.process import Mailbox
 from sfrl.roles import make_learner
+from sfrl.run_folder import RunFolderError, open_to_append
+from sfrl.shared_memory import unlink_segments
 from tests.test_checkpoint import make_state
 
 NUM_CASES = 10_000
@@ -279,7 +281,13 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, no_gigaby
         checkpoint.load(packed)
 
 
-@pytest.mark.parametrize("place", ["config.json", "log.txt", "checkpoints/latest-1.pt"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("config.json", "config.json.tmp", "log.txt", "metrics.jsonl", "events.out.tfevents.1"),
+        *("checkpoints", "checkpoints/latest-1.pt", "checkpoints/best.pt.tmp"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 def test_links_and_pipes_in_a_run_are_refused(tmp_path, place, kind):
     """A link would have another file written over, and a pipe be waited for without end."""
@@ -288,10 +296,33 @@ def test_links_and_pipes_in_a_run_are_refused(tmp_path, place, kind):
     path = run_dir / place
     path.parent.mkdir(parents=True)
     path.symlink_to(target) if kind == "link" else os.mkfifo(path)
-    with pytest.raises(ValueError, match="is neither a file nor a folder"):
-        cli.parse([f"--run-dir={run_dir}", "--resume"])
+    for more in (["--resume"], ["--env=CartPole-v1"]):
+        with pytest.raises(RunFolderError, match="is neither a file nor a folder"):
+            cli.parse([f"--run-dir={run_dir}", *more])
     assert enjoy.main([f"--run-dir={run_dir}"]) == 2
     assert target.read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    "place", ["config.json", "log.txt", "metrics.jsonl.tmp", "checkpoints/best.pt", "checkpoints"]
+)
+def test_a_folder_for_a_file_and_a_file_for_a_folder_are_refused(tmp_path, place):
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    path.touch() if place == "checkpoints" else path.mkdir()
+    for more in (["--resume"], ["--env=CartPole-v1"]):
+        with pytest.raises(RunFolderError, match=f"{path} is a .*, and must be a .*; move it away"):
+            cli.parse([f"--run-dir={tmp_path}", *more])
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_put_there_after_the_check_is_not_written_through_either(tmp_path, kind):
+    target, path = tmp_path / "target", tmp_path / "metrics.jsonl"
+    target.write_text("precious")
+    path.symlink_to(target) if kind == "link" else os.mkfifo(path)
+    with pytest.raises(OSError, match=r"Too many levels of symbolic links|Not a regular file"):
+        open_to_append(path)
+    assert target.read_text() == "precious"
 
 
 def test_what_is_written_replaces_a_link_and_not_its_target(tmp_path):
@@ -323,3 +354,35 @@ def test_curves_with_rubbish_in_them_are_cut_and_go_on(tmp_path):
     assert metrics_problem(state) is None
     assert metrics_problem({**state, "episodes": 10**400})
     assert metrics_problem({**state, "counters": {"learner_steps": 10**400}})
+    assert metrics_problem({**state, "time_s": 10**400})
+    assert metrics_problem({**state, "episode_returns": [0.0] * 1_000_000})
+    assert metrics_problem({**state, "counters": {"learner_steps": -1}})
+
+
+def test_a_counter_with_a_name_of_20_mb_is_refused_in_a_line(tmp_path):
+    """It would not fit into the request for the next checkpoint."""
+    state = RunMetrics().state()
+    state["counters"]["n" * 20_000_000] = 1
+    path = tmp_path / "x.pt"
+    torch.save(make_state() | {"version": checkpoint.FORMAT_VERSION, "metrics": state}, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of ours") as refusal:
+        checkpoint.load(path)
+    assert len(str(refusal.value)) < 1000
+
+
+@pytest.mark.parametrize("size", [128 << 10, 1 << 20, 20 << 20])
+def test_a_message_that_is_too_large_is_dropped_and_counted_and_the_next_arrives(size):
+    mailbox = Mailbox()
+    assert not mailbox.put("n" * size)
+    assert mailbox.put("small")
+    assert mailbox.put("n" * (100 << 10))
+    assert mailbox.get_all() == ["small", "n" * (100 << 10)]
+    assert mailbox.dropped == 1
+    unlink_segments()
+
+
+def test_long_texts_in_settings_do_not_fill_the_screen():
+    for values in ({"n" * 2_000_000: 1}, {"env": "n" * 2_000_000}, {"seed": "n" * 2_000_000}):
+        with pytest.raises(ConfigError) as refusal:
+            Config.from_dict(values, "x")
+        assert len(str(refusal.value)) < 300
