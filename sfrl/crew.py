@@ -28,6 +28,7 @@ from sfrl.process import (
     worker_loop,
 )
 from sfrl.roles import Shared, make_learner, make_policy_worker, make_rollout_worker, pin_and_nice
+from sfrl.shared_memory import MIB
 from sfrl.watchdog import Watchdog, component_names
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ POLL_S = 0.05  # how long the trainer sleeps between looks at its children
 _KILL_S = 2.0  # for a killed process to end
 _UNKILLABLE = "it does not even end when it is killed: the kernel waits, for a disk or a driver"
 _RESTART_WINDOW_S = 3600.0
+# Of the last checkpoint, after which the log tells that it is being written, and tells it again.
+_SAVING_TOLD_S = 2.0
+_SAVING_TOLD_AGAIN_S = 10.0
 
 
 class WorkerError(RuntimeError):
@@ -58,10 +62,14 @@ class Crew(Protocol):
     def take_reports(self) -> list[Report]:
         """What the workers have said since the last call, in order for each of them."""
 
-    def request_checkpoint(self, request: CheckpointRequest) -> None: ...
+    def request_checkpoint(self, request: CheckpointRequest) -> bool:
+        """Whether the learner will see the request."""
 
     def stop(self, timeout_s: float) -> list[str]:
         """End all workers; the learner serves its last checkpoint request before it goes.
+
+        That takes as long as the disk does: while the learner saves, no timeout ends it, but `kill`
+        does. Whatever is raised, no process is left.
 
         Returns:
             What happened to each that failed, or that was killed because it took longer; but for
@@ -160,8 +168,8 @@ class SerialCrew:
     def take_reports(self) -> list[Report]:
         return self._mailbox.get_all()
 
-    def request_checkpoint(self, request: CheckpointRequest) -> None:
-        self._requests.put(request)
+    def request_checkpoint(self, request: CheckpointRequest) -> bool:
+        return self._requests.put(request)
 
     def stop(self, timeout_s: float) -> list[str]:
         self._shared.stop.set()
@@ -316,19 +324,37 @@ class ProcessCrew:
         self._receive()
         return [self._received.popleft() for _ in range(len(self._received))]
 
-    def request_checkpoint(self, request: CheckpointRequest) -> None:
-        self._requests.put(request)
+    def request_checkpoint(self, request: CheckpointRequest) -> bool:
+        return self._requests.put(request)
 
     def stop(self, timeout_s: float) -> list[str]:
-        self._shared.stop.set()
-        self._shared.channels.wake_all()
-        deadline = time.monotonic() + timeout_s
+        try:
+            self._shared.stop.set()
+            self._shared.channels.wake_all()
+            return self._wait_for_the_end(timeout_s)
+        finally:
+            for process in self._processes.values():  # one that lives would keep us from ending
+                process.kill()
+
+    def _wait_for_the_end(self, timeout_s: float) -> list[str]:
+        started_s = last_saving_s = time.monotonic()
         complaints = []
-        for name, process in self._processes.items():
-            while process.exitcode is None and time.monotonic() < deadline:
+        for name, process in self._processes.items():  # the learner first, that saves
+            limit_s = self._stop_limit_s(name, timeout_s)
+            next_tell_s = started_s + _SAVING_TOLD_S
+            while process.exitcode is None and not self._is_killed:
+                now = time.monotonic()
+                if name == "learner" and self._shared.progress.is_saving:
+                    last_saving_s = now
+                    if now >= next_tell_s:
+                        next_tell_s = now + _SAVING_TOLD_AGAIN_S
+                        self._tell_of_saving(now - started_s)
+                elif now - last_saving_s >= limit_s:
+                    break
                 process.join(POLL_S)  # not longer: see `advance`
             if process.exitcode is None:
-                log.warning("%s did not stop within %.0f s; killing it", name, timeout_s)
+                if not self._is_killed:
+                    log.warning("%s did not stop within %.0f s; killing it", name, limit_s)
                 if not _killed(process):
                     complaints.append(f"{name} (pid {process.pid}) {_UNKILLABLE}")
         self._receive()
@@ -341,6 +367,20 @@ class ProcessCrew:
                 # While the run goes on it would be replaced; now nobody waits for its work.
                 log.warning("%s, while the run was stopping", self._obituary(name))
         return complaints
+
+    def _stop_limit_s(self, name: str, timeout_s: float) -> float:
+        """The learner looks up after a minibatch, and what it has learned is to be saved."""
+        shared = self._shared
+        if name == "learner" and shared.progress.learner_steps > 0:
+            return max(timeout_s, shared.config.stall_timeout)
+        return timeout_s
+
+    def _tell_of_saving(self, seconds: float) -> None:
+        log.warning(
+            "the last checkpoint is being written, for %.0f s so far (%.1f MiB); a second Ctrl-C "
+            "gives it up",
+            *(seconds, checkpoint.unfinished_bytes(self._shared.config.run_dir) / MIB),
+        )
 
     def kill(self) -> None:
         self._is_killed = True

@@ -42,6 +42,7 @@ class Progress:
         self._stepping = SharedArray("stepping", (workers, config.num_splits), np.int64)
         self._restarts = SharedArray("restarts", (workers,), np.int64)
         self._learner = SharedArray("learner-steps", (1,), np.int64)
+        self._saving = SharedArray("saving", (1,), np.int64)
         self._stages = SharedArray("stage-seconds", (num_components, _MAX_STAGES), np.float64)
         self.stepping[:] = -1
 
@@ -90,6 +91,15 @@ class Progress:
     def learner_steps(self, value: int) -> None:
         self._learner.array[0] = value
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether the learner writes a checkpoint, which takes as long as the disk does."""
+        return bool(self._saving.array[0])
+
+    @is_saving.setter
+    def is_saving(self, value: bool) -> None:
+        self._saving.array[0] = value
+
     def stage_seconds(self, component: int | slice, stages: Sequence[str]) -> NDArray[np.float64]:
         """[len(stages)], the row of one component, which alone writes it; a slice gives more."""
         return self._stages.array[component, : len(stages)]
@@ -115,6 +125,7 @@ class Progress:
             self._stepping,
             self._restarts,
             self._learner,
+            self._saving,
             self._stages,
         ):
             segment.unlink()

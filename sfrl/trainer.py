@@ -11,7 +11,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -44,6 +44,7 @@ STOP_TIMEOUT_S = 8.0
 FAILED_STOP_TIMEOUT_S = 4.0
 # While they start there is nothing to save, and one that imports torch would not look up.
 STARTING_STOP_TIMEOUT_S = 1.0
+FOLDER_LOOK_S = 1.0  # how often the trainer sees whether the run's folder is still there
 # A second Ctrl-C that comes earlier is none: `timeout` signals a process, and then its group.
 INSISTENCE_S = 0.5
 
@@ -93,6 +94,7 @@ class Trainer:
         self._started_s = time.monotonic() if started_s is None else started_s
         self.metrics = RunMetrics(start_s=self._started_s)
         self.resumed = None
+        self._unlock_folder: Callable[[], object] = lambda: None
         if config.resume:
             self._lock_folder()
             self.resumed = checkpoint.load_latest(self.run_dir)
@@ -107,6 +109,8 @@ class Trainer:
         self._write_problems: dict[str, str] = {}  # the latest reason, by what was not written
         self._best_saved = checkpoint.best_score(self.run_dir) if config.resume else None
         self._last_checkpoint = str(self.resumed.path) if self.resumed else None
+        self._is_last_saved = False
+        self._may_save = True  # as long as the folder is this run's
 
     def _make_shared(self) -> Shared:
         config = self.config
@@ -134,16 +138,18 @@ class Trainer:
 
         Raises:
             crew.WorkerError: a component failed. A checkpoint was written first if the learner was
-                still there to do it.
+                still there to do it; or the last checkpoint could not be written.
+            run_folder.RunFolderError: another run is, or has been, in the folder.
         """
         config = self.config
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if not config.resume:
             self._lock_folder()
+            run_folder.check_new(self.run_dir)
         resume_frames = self._first_frame if self.resumed else None
         resume_path = str(self.resumed.path) if self.resumed else None
         with ExitStack() as stack:
-            stack.callback(self._unlock_folder)
+            stack.callback(lambda: self._unlock_folder())  # the one of then
             stack.callback(unlink_segments)
             stack.enter_context(signals_to(self._note_signal))
             display = stack.enter_context(
@@ -173,17 +179,44 @@ class Trainer:
         return self._summary()
 
     def _lock_folder(self) -> None:
-        descriptor = run_folder.lock(self.run_dir)
-        self._unlock_folder = weakref.finalize(self, os.close, descriptor)
+        folder = run_folder.lock(self.run_dir)
+        self._unlock_folder()
+        self._folder = folder
+        self._unlock_folder = weakref.finalize(self, os.close, folder)
+
+    def _keep_folder(self) -> None:
+        """Make the run's folder anew if somebody has deleted it: the next checkpoint goes there.
+
+        Raises:
+            run_folder.RunFolderError: another run has begun in its place.
+        """
+        config_path = self.run_dir / "config.json"
+        try:
+            if not run_folder.is_at(self.run_dir, self._folder):
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+                self._lock_folder()
+                self._best_saved = None
+                log.warning("%s was deleted or moved; it has been made anew", self.run_dir)
+            if not config_path.exists():
+                self.config.save(config_path)
+        except run_folder.RunFolderError:
+            self._may_save = False
+            raise
+        except OSError as error:
+            self._write_failed("the run's folder", error)
 
     def _supervise(self, display: Display, writer: MetricsWriter) -> None:
         config = self.config
+        next_look = 0.0
         next_report = time.monotonic() + config.report_seconds
         next_checkpoint = time.monotonic() + config.checkpoint_seconds
         while not (reason := self._end_reason()):
             self.crew.advance()
             self._collect()
             now = time.monotonic()
+            if now >= next_look:
+                next_look = now + FOLDER_LOOK_S
+                self._keep_folder()
             if now >= next_report:
                 next_report = now + config.report_seconds
                 self._report(display, writer)
@@ -210,8 +243,10 @@ class Trainer:
                 case LearnerReport(metrics, lag_counts):
                     self.metrics.add_learner_stats(metrics)
                     self._lag_counts = self._lag_counts + np.asarray(lag_counts)
-                case CheckpointSaved(path, best_score):
+                case CheckpointSaved(path, best_score, is_last):
                     self._last_checkpoint = path
+                    self._is_last_saved |= is_last
+                    self._write_problems.pop("the checkpoint", None)
                     if best_score is None:
                         log.info("checkpoint: %s", path)
                     else:
@@ -254,30 +289,54 @@ class Trainer:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else error
         if self._write_problems.get(what) != reason:
             self._write_problems[what] = reason
-            log.warning("%s could not be written, and will be tried again: %s", what, reason)
+            outlook = "" if self.shared.stop.is_set else ", and will be tried again"
+            log.warning("%s could not be written%s: %s", what, outlook, reason)
 
     def _request_checkpoint(self, *, is_last: bool) -> None:
         """Ask for a checkpoint, which is also the best one if the score is a new best."""
         # The score of now, not the best since the last request: it is the weights of now it names.
         score = self.metrics.score
         is_best = score is not None and (self._best_saved is None or score > self._best_saved)
-        self.crew.request_checkpoint(
-            CheckpointRequest(self.metrics.state(), score if is_best else None, is_last)
-        )
+        request = CheckpointRequest(self.metrics.state(), score if is_best else None, is_last)
+        if not self.crew.request_checkpoint(request):
+            self._write_failed("the checkpoint", "the learner does not take the request")
 
     def _stop(self) -> list[str]:
-        """Save, and end all workers; returns what went wrong with them meanwhile."""
-        self._collect()
+        """Save, and end all workers; returns what went wrong meanwhile.
+
+        Whatever is raised in it, no worker is left.
+        """
         has_begun = self.shared.progress.learner_steps > 0
-        if has_begun:
-            self._request_checkpoint(is_last=True)
         timeout_s = STOP_TIMEOUT_S if has_begun else STARTING_STOP_TIMEOUT_S
         if sys.exception() is not None:  # one has failed: others may hang as well
             timeout_s = min(timeout_s, FAILED_STOP_TIMEOUT_S)
-        failures = self.crew.stop(timeout_s)
+        try:
+            self._collect()
+            if has_begun and self._may_save:
+                self._keep_folder()
+                self._request_checkpoint(is_last=True)
+            self._write_problems.clear()  # what was told long ago is told again: it is the end
+        finally:
+            failures = self.crew.stop(timeout_s)
         self._collect()
-        log.info("last checkpoint: %s", self._last_checkpoint or "none, training had not begun")
-        return failures if has_begun else []  # those were killed while they started
+        if not has_begun:
+            log.info("last checkpoint: %s", self._last_checkpoint or "none, training had not begun")
+            return []  # those were killed while they started
+        left = self._checkpoint_left()
+        if not self._is_last_saved:
+            reason = self._write_problems.get("the checkpoint")
+            what = "the last checkpoint was not written" + (f" ({reason})" if reason else "")
+            failures.append(f"{what}; what is left is {left}")
+            log.error("%s", failures[-1])
+        log.info("last checkpoint: %s", left)
+        return failures
+
+    def _checkpoint_left(self) -> str:
+        """The newest one that is there, whatever others may have deleted."""
+        last = self._last_checkpoint
+        if last is None or not os.path.exists(last):
+            last = next(map(str, checkpoint.latest_paths(self.run_dir)), None)
+        return last or "none"
 
     def _summary(self) -> Summary:
         progress = self.shared.progress
@@ -373,13 +432,27 @@ def _logging_to(path: Path, display: Display) -> Iterator[None]:
         for handler in handlers:
             root.removeHandler(handler)
         root.setLevel(level)
-        with suppress(OSError):  # of its last flush
-            file_handler.close()
+        file_handler.close()
 
 
-class _LogFile(logging.FileHandler):
-    """Loses lines where the disk is full; the terminal has them."""
+class _LogFile(logging.Handler):
+    """Loses lines where the disk is full; the terminal has them. Comes back if it is deleted."""
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exception(), OSError):
-            super().handleError(record)
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path.absolute()
+        self._file = run_folder.open_to_append(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
+            self._file = run_folder.reopened_to_append(self._path, self._file)
+            self._file.write(line)
+        except OSError:
+            pass
+        except Exception:  # as logging's own handlers do: a faulty line must not end the run
+            self.handleError(record)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

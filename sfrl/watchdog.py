@@ -36,7 +36,8 @@ class Watchdog:
 
     Every worker ends a lap of its `StageTimer` at least twice a second while it waits, and after
     every step of its environments, inference, minibatch or checkpoint. One whose times stand still
-    for too long hangs, unless it was stopped (SIGSTOP) or waits for a disk.
+    for too long hangs, unless it was stopped (SIGSTOP), waits for a disk, or saves a checkpoint:
+    file systems of user space (FUSE) let it wait in what looks like sleep.
     """
 
     def __init__(self, config: Config, progress: Progress) -> None:
@@ -135,6 +136,8 @@ class Watchdog:
         return done + self._progress.stepping[component].tobytes() if "rollout" in name else done
 
     def _is_suspended(self, name: str) -> bool:
+        if name == "learner" and self._progress.is_saving:
+            return True
         try:
             status = self._processes[name].status()
         except psutil.NoSuchProcess:

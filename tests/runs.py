@@ -44,13 +44,17 @@ class Ended:
 
 
 def start_training(
-    run_dir: Path | None, *flags: str, cwd: Path = ROOT, stdout: int | IO[str] = subprocess.PIPE
+    run_dir: Path | None,
+    *flags: str,
+    cwd: Path = ROOT,
+    stdout: int | IO[str] = subprocess.PIPE,
+    script: Path = ROOT / "train.py",
 ) -> subprocess.Popen[str]:
     """`train.py` with these flags, untuned unless they say so; the leader of a process group, like
     a job in a terminal."""
     where = [] if run_dir is None else [f"--run-dir={run_dir}"]
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "--tune=off", *where, *flags],
+        [sys.executable, str(script), "--tune=off", *where, *flags],
         cwd=cwd,
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -61,10 +65,14 @@ def start_training(
 
 @contextmanager
 def training(
-    run_dir: Path | None, *flags: str, cwd: Path = ROOT, stdout: int | IO[str] = subprocess.PIPE
+    run_dir: Path | None,
+    *flags: str,
+    cwd: Path = ROOT,
+    stdout: int | IO[str] = subprocess.PIPE,
+    script: Path = ROOT / "train.py",
 ) -> Iterator[subprocess.Popen[str]]:
     """`start_training`; when the block is left, every process of the run is ended for sure."""
-    process = start_training(run_dir, *flags, cwd=cwd, stdout=stdout)
+    process = start_training(run_dir, *flags, cwd=cwd, stdout=stdout, script=script)
     try:
         yield process
     finally:

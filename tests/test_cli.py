@@ -11,9 +11,12 @@ import psutil
 import pytest
 import torch
 
-from sfrl import cli, config
+from sfrl import checkpoint, cli, config, run_folder
 from sfrl.config import Config
+from sfrl.shared_memory import unlink_segments
+from sfrl.trainer import Trainer
 from tests.runs import TINY, finish, run_training, segments, training
+from tests.test_checkpoint import make_state
 
 # Other tools call these; more may come, none may go.
 FIXED_FLAGS = """
@@ -167,13 +170,66 @@ def test_the_folder_is_named_for_env_and_time_and_never_shared():
         assert Path(run_dir).name.startswith("tests.tiny_envs-Catch-v0-20")
 
 
-def test_a_folder_with_a_run_is_refused_without_resume():
-    saved_run("x", "--env=CartPole-v1")
-    with pytest.raises(config.ConfigError, match="already holds a run; add --resume"):
-        cli.parse(["--run-dir=x", "--env=CartPole-v1"])
-    Path("x/checkpoints/latest-000000000001.pt").unlink()
-    with pytest.raises(config.ConfigError, match="already holds a run; it has no checkpoint yet"):
-        cli.parse(["--run-dir=x", "--env=CartPole-v1"])
+@pytest.mark.parametrize(
+    ("left", "remedy"),
+    [
+        ("checkpoints/latest-000000000001.pt", "add --resume to go on with it"),
+        ("checkpoints/best.pt", "it has best.pt, which --resume does not use: name another folder"),
+        ("checkpoints/latest-000000000001.pt.tmp", "no checkpoint yet: delete its checkpoints, or"),
+        ("config.json", "no checkpoint yet: delete its config.json, or name another folder"),
+        ("metrics.jsonl", "no checkpoint yet: delete its metrics.jsonl, or name another folder"),
+        ("log.txt", "no checkpoint yet: delete its log.txt, or name another folder"),
+        (
+            "events.out.tfevents.1.host.2",
+            "no checkpoint yet: delete its events.out.tfevents.1.host",
+        ),
+    ],
+)
+def test_a_folder_with_anything_of_a_run_is_refused_without_resume(left, remedy, capsys):
+    path = Path("x") / left
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    assert cli.train(["--run-dir=x", "--env=CartPole-v1"]) == cli.EXIT_USAGE
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: run_dir=x already holds a run; ")
+    assert remedy in error
+    assert path.read_text() == "precious"
+    assert [p for p in Path("x").rglob("*") if p.is_file()] == [path]
+    with pytest.raises(run_folder.RunFolderError, match="already holds a run"):
+        Trainer(Config(run_dir="x", env="CartPole-v1", model="mlp", frameskip=1)).run()
+    unlink_segments()
+
+
+def test_a_run_may_begin_beside_files_of_others():
+    Path("x").mkdir()
+    Path("x/notes.txt").touch()
+    assert cli.parse(["--run-dir=x", "--env=CartPole-v1"]).run_dir == "x"
+
+
+def test_a_run_without_its_config_goes_on_with_that_of_its_checkpoint(caplog):
+    settings = saved_run("runs/x", "--env=CartPole-v1", "--gamma=0.5", "--train-seconds=9")
+    state = make_state() | {"config": dataclasses.asdict(settings)}
+    path = checkpoint.save("runs/x", state, 100)
+    Path("runs/x/config.json").unlink()
+    expected = dataclasses.replace(settings, resume=True, train_seconds=0.0)
+    assert cli.parse(["--resume", "--run-dir=runs/x"]) == expected
+    assert cli.parse(["--resume", "--env=CartPole-v1"]) == expected
+    assert f"runs/x/config.json is missing; going by the settings in {path}" in caplog.text
+    with pytest.raises(config.ConfigError, match=r"rnn_size=8 differs from the saved run's 0"):
+        cli.parse(["--resume", "--run-dir=runs/x", "--rnn-size=8"])
+
+
+def test_resume_advises_a_new_start_only_where_nothing_is_lost_by_it():
+    Path("x").mkdir()
+    remedy = "or start a run there without --resume"
+    with pytest.raises(checkpoint.CheckpointError, match=remedy):
+        cli.parse(["--resume", "--run-dir=x"])
+    for content in ("log.txt", "checkpoints/best.pt"):
+        (Path("x") / content).parent.mkdir(exist_ok=True)
+        (Path("x") / content).touch()
+        with pytest.raises(checkpoint.CheckpointError, match="holds no run to resume") as refusal:
+            cli.parse(["--resume", "--run-dir=x"])
+        assert remedy not in str(refusal.value)
 
 
 def test_resume_finds_the_newest_run_of_the_env():

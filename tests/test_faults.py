@@ -5,16 +5,24 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
 
-from sfrl import checkpoint
-from tests.runs import TINY, components, finish, has_trained, metrics, training, wait_for
-from tests.test_shutdown import COMPONENTS, assert_nothing_is_left, wait_until_trained
+from sfrl import checkpoint, cli
+from sfrl.trainer import STOP_TIMEOUT_S
+from tests.runs import ROOT, TINY, components, finish, has_trained, metrics, training, wait_for
+from tests.test_shutdown import (
+    COMPONENTS,
+    assert_nothing_is_left,
+    assert_stopped_in_order,
+    wait_until_trained,
+)
 
 
 def frames_per_s(run_dir) -> float:
@@ -304,3 +312,169 @@ def test_a_full_disk_is_told_and_survived(tmp_path):
     times = [record["time_s"] for record in records]
     gaps = [after - before for before, after in itertools.pairwise(times)]
     assert max(gaps) < 2, "records of the time without room were kept"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_left", [0, 1])
+def test_a_disk_that_is_full_at_the_end_fails_the_run_and_what_is_left_is_named(tmp_path, num_left):
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY, f"--checkpoint-seconds={0.5 if num_left else 600}") as process:
+        wait_until_trained(process, run_dir)
+        wait_for(lambda: len(checkpoint.latest_paths(run_dir)) >= num_left)
+        reason = "the checkpoint could not be written, and will be tried again: File too large"
+        log = run_dir / "log.txt"
+        components(process.pid)["learner"].rlimit(psutil.RLIMIT_FSIZE, (4096, 4096))
+        wait_for(lambda: not num_left or reason in log.read_text())
+        left = checkpoint.latest_paths(run_dir)[:1]
+        process.send_signal(signal.SIGINT)
+        ended = finish(process)
+    assert ended.code == 1
+    assert bool(left) == bool(num_left)
+    name = left[0] if left else "none"
+    text = f"the last checkpoint was not written (File too large); what is left is {name}\n"
+    assert ended.stderr.count(text) == 2, "by the log and by the program"
+    assert text in log.read_text()
+    assert "the checkpoint could not be written: File too large" in ended.stderr, "told again"
+    assert f"last checkpoint: {name}\n" in ended.stderr
+    assert "had not begun" not in ended.stderr
+    assert ended.summary == {}
+    assert checkpoint.latest_paths(run_dir)[:1] == left
+    assert_nothing_is_left(process.pid)
+
+
+SLOW_DISK = """
+import os, time
+sync = os.fsync
+def slow_sync(fd):
+    if "latest-" in os.readlink(f"/proc/self/fd/{fd}") and os.path.exists("FLAG"):
+        time.sleep(SECONDS)
+    sync(fd)
+os.fsync = slow_sync
+"""
+
+
+@pytest.fixture
+def slow_disk(tmp_path, monkeypatch):
+    """Lets checkpoints take so many seconds to reach the disk, once the file it gives is there.
+
+    Their writer sleeps meanwhile, as it seems to where a file system is a program (FUSE).
+    """
+
+    def make(seconds: float) -> Path:
+        flag = tmp_path / "slow"
+        text = SLOW_DISK.replace("SECONDS", str(seconds)).replace("FLAG", str(flag))
+        (tmp_path / "sitecustomize.py").write_text(text)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        return flag
+
+    return make
+
+
+@pytest.mark.slow
+def test_the_last_checkpoint_takes_as_long_as_the_disk(tmp_path, slow_disk):
+    flag = slow_disk(STOP_TIMEOUT_S + 3)
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY, "--stall-timeout=2") as process:
+        wait_until_trained(process, run_dir)
+        flag.touch()
+        process.send_signal(signal.SIGTERM)
+        ended = finish(process)
+    assert_stopped_in_order(ended, run_dir)
+    assert ended.seconds > STOP_TIMEOUT_S + 3
+    assert "the last checkpoint is being written, for 2 s so far (0.1 MiB)" in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_disk_that_takes_for_ever_ends_no_run_but_a_second_ctrl_c_does(tmp_path, slow_disk):
+    flag = slow_disk(600)
+    run_dir = tmp_path / "run"
+    flags = ["--checkpoint-seconds=0.2", "--stall-timeout=1"]
+    with training(run_dir, *TINY, *flags) as process:
+        wait_until_trained(process, run_dir)
+        flag.touch()
+        wait_for(lambda: list(run_dir.glob("checkpoints/*.tmp")))
+        known = len(metrics(run_dir))
+        wait_for(lambda: len(metrics(run_dir)) > known + 15)  # thrice the timeout
+        process.send_signal(signal.SIGINT)
+        log = run_dir / "log.txt"
+        wait_for(lambda: "a second Ctrl-C gives it up" in log.read_text())
+        process.send_signal(signal.SIGINT)
+        ended = finish(process)
+    assert ended.seconds < 5
+    assert ended.code == 1
+    [left, *_] = checkpoint.latest_paths(run_dir)
+    assert f"the last checkpoint was not written; what is left is {left}\n" in ended.stderr
+    assert "had not begun" not in ended.stderr
+    assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_is_deleted_comes_back(tmp_path):
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY, "--checkpoint-seconds=0.5") as process:
+        wait_until_trained(process, run_dir)
+        wait_for(lambda: checkpoint.latest_paths(run_dir))
+        settings, known = (run_dir / "config.json").read_text(), metrics(run_dir)
+        shutil.move(run_dir, tmp_path / "deleted")  # in one step: then nothing is written meanwhile
+        shutil.rmtree(tmp_path / "deleted")
+        wait_for(lambda: checkpoint.latest_paths(run_dir) and (run_dir / "config.json").exists())
+        assert cli.train([f"--run-dir={run_dir}", "--resume"]) == cli.EXIT_USAGE  # it is locked
+        process.send_signal(signal.SIGINT)
+        ended = finish(process)
+    assert_stopped_in_order(ended, run_dir)
+    assert (run_dir / "config.json").read_text() == settings
+    assert metrics(run_dir)[: len(known)] == known
+    log = (run_dir / "log.txt").read_text()
+    assert f"training CartPole-v1 in {run_dir}\n" in log, "the lines of before"
+    assert f"{run_dir} was deleted or moved; it has been made anew" in log
+    frames = ended.summary["env_frames"]
+    with training(run_dir, "--resume", f"--train-frames={frames + 100}") as process:
+        ended = finish(process)
+    assert_stopped_in_order(ended, run_dir)
+
+
+@pytest.mark.slow
+def test_a_run_whose_folder_is_another_runs_by_now_ends_and_leaves_it_alone(tmp_path):
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY) as first:
+        wait_until_trained(first, run_dir)
+        first.send_signal(signal.SIGSTOP)
+        shutil.rmtree(run_dir)
+        with training(run_dir, *TINY) as second:
+            wait_until_trained(second, run_dir)
+            first.send_signal(signal.SIGCONT)
+            ended = finish(first)
+            assert ended.code == 1
+            assert f"train.py: run_dir={run_dir} is in use by a run that still" in ended.stderr
+            assert not checkpoint.latest_paths(run_dir)
+            second.send_signal(signal.SIGINT)
+            assert_stopped_in_order(finish(second), run_dir)
+    assert_nothing_is_left(first.pid)
+
+
+FAILS_AT_THE_END = """
+import sys
+from sfrl.trainer import Trainer
+
+def fail(*_, **__):
+    raise ArithmeticError("a bug")
+
+if __name__ == "__main__":
+    Trainer._request_checkpoint = fail
+    from sfrl.cli import train
+    sys.exit(train(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_trainer_at_the_end_leaves_no_worker_and_fails_the_run(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    script, run_dir = tmp_path / "fails.py", tmp_path / "run"
+    script.write_text(FAILS_AT_THE_END)
+    with training(run_dir, *TINY, "--train-frames=2000", script=script) as process:
+        ended = finish(process)
+    assert ended.code == 1
+    assert "ArithmeticError: a bug" in ended.stderr
+    assert_nothing_is_left(process.pid)
