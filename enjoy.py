@@ -20,6 +20,7 @@ import tyro
 
 from sfrl import checkpoint, run_folder
 from sfrl.config import Config
+from sfrl.leaving import leave_after
 
 if TYPE_CHECKING:
     from sfrl.player import Player, Screen
@@ -72,6 +73,7 @@ class Args:
 def main(argv: Sequence[str]) -> int:
     """Run `enjoy.py` with these arguments; returns its exit code."""
     signals = _note_signals()
+    started_in = Path.cwd()  # an environment may go elsewhere
     with ExitStack() as stack:
         try:
             args = tyro.cli(Args, args=list(argv), description=__doc__)
@@ -85,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         "episode_return_mean": float(np.mean(returns)) if returns else None,
         "episode_return_std": float(np.std(returns)) if returns else None,
         "episode_returns": returns,
-        "video": args.video if args.video and Path(args.video).exists() else None,
+        "video": args.video if args.video and (started_in / args.video).exists() else None,
     }
     print(json.dumps(summary))
     return 0
@@ -102,6 +104,7 @@ def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
 
     from sfrl.player import Player, Video, Window, real_fps
 
+    video_path = Path(args.video).absolute()  # before an environment may go elsewhere
     is_path = args.checkpoint not in ("latest", "best")
     run_dir = args.run_dir or ("" if is_path else checkpoint.newest_run())
     if run_dir:
@@ -124,7 +127,7 @@ def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
     if args.window:
         screens.append(Window(f"{config.env}: {path}", fps))
     if args.video:
-        screens.append(Video(args.video, fps))
+        screens.append(Video(str(video_path), fps))
     for screen in screens:
         stack.callback(screen.close)
     return player, screens
@@ -159,4 +162,4 @@ def _note_signals() -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave_after(lambda: main(sys.argv[1:]))

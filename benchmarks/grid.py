@@ -71,7 +71,8 @@ def arrangement_of(config: Config) -> Arrangement:
 def tuned(args: Args) -> Config:
     """What train.py would choose, measured now. The training batch in it is everybody's."""
     argv = [f"--env={args.env}", "--run-dir=unused", *shlex.split(args.flags), "--tune=now"]
-    return cli.tuned(cli.parse(argv), argv)
+    config, spec = cli.parse_and_describe(argv)
+    return cli.tuned(config, argv, spec)
 
 
 def grid(args: Args, config: Config) -> list[Arrangement]:

@@ -30,6 +30,7 @@ __all__ = [
     "VecEnv",
     "describe",
     "env_kind",
+    "gymnasium_id",
     "make_vec_env",
     "obs_scale",
 ]
@@ -89,7 +90,7 @@ def make_vec_env(
             max_episode_frames=max_episode_frames,
             render=render,
         )
-    env_id = _gymnasium_id(name)
+    env_id = gymnasium_id(name)
     if frameskip not in (None, 1) or sticky_actions or episodic_life:
         raise ValueError(
             f"{frameskip=}, {sticky_actions=}, {episodic_life=}: these are for Atari games; "
@@ -103,7 +104,7 @@ def describe(name: str, frameskip: int | None = None) -> EnvSpec:
     game = atari_game(name)
     if game is not None:
         return describe_atari(game, FRAMESKIP if frameskip is None else frameskip)
-    return describe_gymnasium(_gymnasium_id(name))
+    return describe_gymnasium(gymnasium_id(name))
 
 
 def env_kind(name: str) -> EnvKind:
@@ -121,7 +122,7 @@ def atari_game(name: str) -> str | None:
     return games.get(name.lower().replace("_", ""))
 
 
-def _gymnasium_id(name: str) -> str:
+def gymnasium_id(name: str) -> str:
     """The registered id that a name means, once its module, if it names one, is imported."""
     module, _, env_id = name.rpartition(":")
     if module:

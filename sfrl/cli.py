@@ -18,7 +18,9 @@ from sfrl import checkpoint, run_folder
 from sfrl.config import CHOICES, DEFAULTS, Config, ConfigError
 from sfrl.crew import WorkerError
 from sfrl.defaults import defaults_for, resolve
+from sfrl.description import describe
 from sfrl.display import writing_never_waits
+from sfrl.shared_memory import Stopped
 from sfrl.trainer import Trainer, signals_to
 from sfrl.tuner import tune
 
@@ -46,11 +48,13 @@ def train(argv: Sequence[str]) -> int:
 
     with signals_to(note):
         try:
-            config = parse(argv)
+            config, spec = parse_and_describe(argv, signals)
             if not signals:
                 with signals_to(lambda _: sys.exit(0)):
-                    config = tuned(config, argv)
-            trainer = Trainer(config, signals, started_s)
+                    config = tuned(config, argv, spec)
+            trainer = Trainer(config, signals, started_s, spec)
+        except Stopped:  # by a signal, while the environment was looked at
+            return 0
         except (
             ValueError,
             MemoryError,
@@ -80,29 +84,44 @@ def train(argv: Sequence[str]) -> int:
         return 0
 
 
-def tuned(config: Config, argv: Sequence[str]) -> Config:
+def tuned(config: Config, argv: Sequence[str], spec: envs.EnvSpec) -> Config:
     """`config` as the tuner arranges it for this machine, with the flags in `argv` respected."""
     if config.tune == "off" or config.serial or config.resume:
         return config
-    return tune(config, fixed=_read_flags(argv))
+    return tune(config, _read_flags(argv), spec)
 
 
 def parse(argv: Sequence[str]) -> Config:
-    """The complete, checked settings of a run. `--help` prints and leaves.
+    """The settings of `parse_and_describe` alone."""
+    return parse_and_describe(argv)[0]
+
+
+def parse_and_describe(
+    argv: Sequence[str], signals: Sequence[int] = ()
+) -> tuple[Config, envs.EnvSpec]:
+    """The complete, checked settings of a run, and its environment. `--help` prints and leaves.
+
+    Args:
+        signals: with one in it the look at the environment is given up.
 
     Raises:
         ConfigError: the settings cannot work, or there is no such environment.
         run_folder.RunFolderError: the folder holds a run, or what no run has.
+        ValueError: the environment cannot be trained.
         checkpoint.CheckpointError: there is nothing to resume.
+        Stopped: there was a signal while the environment was looked at.
     """
     flags = _read_flags(argv)
     saved = _saved_settings(flags) if "resume" in flags else None
+    runs = RUNS.absolute()  # here: the user's code, which --model imports, may go elsewhere
     problems = []
     try:
+        spec = _describe(flags, saved, signals)
         defaults = saved or defaults_for(
             flags.get("env", Config.env),
             flags.get("loss", Config.loss),  # type: ignore[arg-type]  # _read_flags has checked it
             max(int(flags["num_workers"]), 1) if "num_workers" in flags else None,
+            spec,
         )
     except envs.UnknownEnvError as error:
         problems.append(str(error))  # and go on, to tell of the other problems at once
@@ -120,10 +139,21 @@ def parse(argv: Sequence[str]) -> Config:
         problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
-    config = resolve(config, envs.describe(config.env, config.frameskip))
+    if config.run_dir:
+        config = dataclasses.replace(config, run_dir=str(Path(config.run_dir).absolute()))
+    config = resolve(config, spec)
     if saved is not None:
         _check_resumable(saved, config)
-    return _with_run_dir(config)
+    return _with_run_dir(config, runs), dataclasses.replace(spec, frameskip=config.frameskip)
+
+
+def _describe(flags: dict[str, str], saved: Config | None, signals: Sequence[int]) -> envs.EnvSpec:
+    """The run's environment; an Atari game's frameskip is not settled yet."""
+    given = saved or Config()
+    timeout_s = float(flags.get("env_timeout", given.env_timeout))
+    if not timeout_s > 0:  # which is refused later, with all other problems
+        timeout_s = Config.env_timeout
+    return describe(flags.get("env", given.env), None, timeout_s, signals)
 
 
 class _UncheckedConfig(Config):
@@ -213,7 +243,7 @@ def _check_resumable(saved: Config, config: Config) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _with_run_dir(config: Config) -> Config:
+def _with_run_dir(config: Config, runs: Path) -> Config:
     """Name the run's folder, and see that no other run's is written over."""
     if config.run_dir:
         if not config.resume:
@@ -221,11 +251,11 @@ def _with_run_dir(config: Config) -> Config:
         return config
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
     name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir, number = RUNS / name, 2
+    run_dir, number = runs / name, 2
     while True:
         try:
             run_dir.mkdir(parents=True)  # here, so that it is ours: runs may start together
         except FileExistsError:
-            run_dir, number = RUNS / f"{name}~{number}", number + 1
+            run_dir, number = runs / f"{name}~{number}", number + 1
         else:
             return dataclasses.replace(config, run_dir=str(run_dir))

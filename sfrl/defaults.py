@@ -95,11 +95,17 @@ def _words(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
-def defaults_for(env: str, loss: Loss = Config.loss, num_workers: int | None = None) -> Config:
+def defaults_for(
+    env: str,
+    loss: Loss = Config.loss,
+    num_workers: int | None = None,
+    spec: envs.EnvSpec | None = None,
+) -> Config:
     """The settings that learn for this kind of environment, sized for this machine.
 
     Args:
         num_workers: rollout workers, where the user has decided; the training batch fits them.
+        spec: of `env`, where it is known; None: it is made once, here.
 
     Raises:
         envs.UnknownEnvError: there is no such game or id; the text names the nearest known ones.
@@ -108,8 +114,8 @@ def defaults_for(env: str, loss: Loss = Config.loss, num_workers: int | None = N
     # With more processes than cores another one fills a worker's wait, and inference batches of a
     # whole worker's environments are cheaper than of its halves.
     num_splits = 1 if cores <= 4 else 2
-    kind = envs.env_kind(env)
-    if kind == "atari":
+    spec = spec or envs.describe(env)
+    if spec.kind == "atari":
         num_workers = num_workers or (cores if cores <= 4 else cores - 1)
         config = Config(env=env)
     else:
@@ -125,10 +131,10 @@ def defaults_for(env: str, loss: Loss = Config.loss, num_workers: int | None = N
             ppo_clip=0.2,
             # One encoder for both lets the critic's errors move the policy, into traps that two
             # avoid; of vectors the second costs little (docs/experiments.md).
-            value_encoder="separate" if kind == "vector" else "shared",
+            value_encoder="separate" if spec.kind == "vector" else "shared",
             # Of a separate value network it only decides how often the gradient is clipped. Nearly
             # always is best: large errors do not count for more than others then.
-            value_coef=50.0 if kind == "vector" else 0.5,
+            value_coef=50.0 if spec.kind == "vector" else 0.5,
             normalize_returns=True,  # rewards come in all sizes here
         )
     if loss == "vtrace":

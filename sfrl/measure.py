@@ -24,7 +24,7 @@ from functools import partial
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Barrier
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from envs.atari import load_rom
 from sfrl.config import Config
 from sfrl.crew import signals_blocked
 from sfrl.defaults import available_cores
+from sfrl.leaving import leave_after
 from sfrl.process import CheckpointRequest, Mailbox, Report, Worker, die_with_parent
 from sfrl.roles import (
     Shared,
@@ -441,6 +442,6 @@ def interrupts_deferred() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _run_body(body: Callable[[], R], sender: connection.Connection) -> None:
+def _run_body(body: Callable[[], R], sender: connection.Connection) -> NoReturn:
     die_with_parent()
-    sender.send(body())
+    leave_after(lambda: sender.send(body()))

@@ -13,12 +13,13 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
 from setproctitle import setproctitle
 
 from envs import NonFiniteError
+from sfrl.leaving import leave
 from sfrl.metrics import MetricsState
 from sfrl.shared_memory import SharedArray, StopFlag, Stopped
 
@@ -183,12 +184,13 @@ def worker_loop(worker: Worker, stop: StopFlag) -> None:
     worker.close()
 
 
-def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> None:
+def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> NoReturn:
     """Turn this process into the component `name` and run `body`.
 
     An exception in `body` is sent to the trainer with its traceback and ends the process with
-    exit code 1. Ctrl-C reaches the whole process group, and some supervisors terminate all of it;
-    only the trainer acts on that. When it dies, however it dies, the kernel ends this process.
+    exit code 1; otherwise it ends with 0. Ctrl-C reaches the whole process group, and some
+    supervisors terminate all of it; only the trainer acts on that. When it dies, however it dies,
+    the kernel ends this process.
     """
     setproctitle(f"sfrl {name}")
     for signum in STOP_SIGNALS:
@@ -206,11 +208,17 @@ def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> 
         reports.put(failure, DELIVERY_TIMEOUT_S)
         sys.stderr.flush()
         os._exit(1)  # the usual way out waits for threads, which an environment may have left
+    leave(0)  # likewise
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the trainer goes (Linux)."""
+def die_with_parent(pid: int | None = None) -> None:
+    """Have the kernel kill this process when the trainer goes (Linux).
+
+    Args:
+        pid: the trainer's; None: that of multiprocessing's parent.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    if parent is None or os.getppid() != parent.pid:  # it had gone before the line above
+    if pid is None and (parent := multiprocessing.parent_process()) is not None:
+        pid = parent.pid
+    if os.getppid() != pid:  # it had gone before the line above
         raise SystemExit(1)

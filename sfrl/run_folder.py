@@ -17,8 +17,11 @@ class RunFolderError(ValueError):
     """The folder cannot be used for this; the text names it and says what to do."""
 
 
+_locks: set[int] = set()  # descriptors with a lock, of this process
+
+
 def lock(run_dir: Path) -> int:
-    """Keep other trainers out until the returned descriptor is closed, or this process dies.
+    """Keep other trainers out until `unlock` of what it returns, or this process dies.
 
     Raises:
         RunFolderError: another one is at work in it.
@@ -32,7 +35,23 @@ def lock(run_dir: Path) -> int:
             f"run_dir={run_dir} is in use by a run that still goes on; stop that one first, or "
             f"name another folder with --run-dir"
         ) from None
+    _locks.add(descriptor)
     return descriptor
+
+
+def unlock(descriptor: int) -> None:
+    if descriptor in _locks:
+        _locks.remove(descriptor)
+        os.close(descriptor)
+
+
+def _leave_to_parent() -> None:
+    """In a forked process: the locks are the parent's, and end with it alone."""
+    for descriptor in list(_locks):
+        unlock(descriptor)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)  # an environment with --serial may fork
 
 
 def check(run_dir: Path) -> None:

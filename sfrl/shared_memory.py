@@ -129,6 +129,17 @@ def _make_folder() -> tuple[Path, int]:
         os.close(descriptor)
 
 
+def _leave_to_parent() -> None:
+    """In a forked process: folder and lock are the parent's, and end with it alone."""
+    global _own_folder
+    if _own_folder is not None:
+        os.close(_own_folder[1])
+        _own_folder = None
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)  # an environment with --serial may fork
+
+
 def _lock(descriptor: int) -> bool:
     """Whether nobody else held the lock. It ends with the descriptor, or the process."""
     try:

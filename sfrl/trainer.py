@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import importlib
 import logging
 import os
@@ -22,6 +23,7 @@ import envs
 from sfrl import checkpoint, limits, run_folder
 from sfrl.config import Config
 from sfrl.crew import Crew, ProcessCrew, SerialCrew, WorkerError
+from sfrl.description import describe
 from sfrl.display import Display, make_display
 from sfrl.metrics import MetricsWriter, RunMetrics
 from sfrl.process import (
@@ -74,6 +76,7 @@ class Trainer:
         config: Config,
         signals: list[int] | None = None,
         started_s: float | None = None,
+        spec: envs.EnvSpec | None = None,
     ) -> None:
         """Look at everything that can be wrong before anything starts.
 
@@ -81,6 +84,7 @@ class Trainer:
             config: `run_dir` is set. With `resume` it holds the run to go on with.
             signals: those that the caller notes until `run` does. With one in it the run ends.
             started_s: when the run began, by the monotonic clock; None: now.
+            spec: the environment's description; None: it is looked at here.
 
         Raises:
             envs.UnknownEnvError, ValueError: the environment cannot be trained.
@@ -88,9 +92,11 @@ class Trainer:
                 memory, open files or processes for the run.
             checkpoint.CheckpointError: there is nothing to resume.
             run_folder.RunFolderError: another trainer is at work in the run's folder.
+            Stopped: there was a signal while the environment was looked at.
         """
-        self.config = config
-        self.run_dir = Path(config.run_dir)
+        # Absolute: with --serial an environment may change the working directory of this process.
+        self.run_dir = Path(config.run_dir).absolute()
+        self.config = config = dataclasses.replace(config, run_dir=str(self.run_dir))
         self._started_s = time.monotonic() if started_s is None else started_s
         self.metrics = RunMetrics(start_s=self._started_s)
         self.resumed = None
@@ -98,7 +104,9 @@ class Trainer:
         if config.resume:
             self._lock_folder()
             self.resumed = checkpoint.load_latest(self.run_dir)
-        self.shared = self._make_shared()
+        if spec is None:
+            spec = describe(config.env, config.frameskip, config.env_timeout, signals or ())
+        self.shared = self._make_shared(spec)
         self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
         self._first_frame = self.shared.progress.env_frames
         # Those received. The handler only appends, the loop acts.
@@ -112,12 +120,11 @@ class Trainer:
         self._is_last_saved = False
         self._may_save = True  # as long as the folder is this run's
 
-    def _make_shared(self) -> Shared:
+    def _make_shared(self, spec: envs.EnvSpec) -> Shared:
         config = self.config
         atexit.register(unlink_segments)  # however this process ends, but for SIGKILL
         for name in sweep_stale_segments():
             log.warning("removed %s, which a dead run had left in shared memory", name)
-        spec = envs.describe(config.env, config.frameskip)
         if not config.serial:
             limits.check(config, spec)
         shared = make_shared(config, spec)
@@ -182,7 +189,7 @@ class Trainer:
         folder = run_folder.lock(self.run_dir)
         self._unlock_folder()
         self._folder = folder
-        self._unlock_folder = weakref.finalize(self, os.close, folder)
+        self._unlock_folder = weakref.finalize(self, run_folder.unlock, folder)
 
     def _keep_folder(self) -> None:
         """Make the run's folder anew if somebody has deleted it: the next checkpoint goes there.
@@ -372,7 +379,7 @@ class Trainer:
 def slower_than_need_be(config: Config) -> list[str]:
     """Warnings about what costs speed and can be mended. The index queue tells of its own."""
     stand_ins = {}
-    if envs.env_kind(config.env) == "atari":
+    if envs.atari_game(config.env) is not None:
         stand_ins["envs._screen"] = "NumPy"
     if config.model in ("a3c_cnn", "nature_cnn") and "cuda" not in config.device:
         stand_ins["sfrl._images"] = "torch"

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-import envs
 from envs import EnvSpec
 from sfrl import measure
 from sfrl.config import Config, ConfigError
@@ -274,13 +273,13 @@ def _time_limit(seconds: int) -> Iterator[None]:
 # --- the start of a run ---
 
 
-def tune(config: Config, fixed: Collection[str]) -> Config:
+def tune(config: Config, fixed: Collection[str], spec: EnvSpec) -> Config:
     """`config` with the system's settings that suit this machine best, and with `tuned`.
 
     Settings in `fixed` stay: the user's. If the measurement fails all do, with a warning: training
     then meets the same fault, if it is one, and reports it in its own way.
     """
-    spec, cores, cached = envs.describe(config.env, config.frameskip), usable_cores(), read_cache()
+    cores, cached = usable_cores(), read_cache()
     key = cache_key(config, cores)
     costs = cached.get(key) if config.tune == "cached" else None
     if costs is None:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 # A look that comes later than this after the one before counts as this much: the trainer itself
 # was stopped or the machine asleep, and the workers have had no more time than it.
-_LONGEST_LOOK_S = 1.0
+LONGEST_LOOK_S = 1.0
 _SUSPICIOUS_S = 0.2  # so long a step is worth a look at the process's state
 _SUSPENSION_S = 10.0  # of a stopped process or a slow disk, after which the log tells
 START_LIMIT_S = 120.0  # until it has done its first work: imports, emulators, a first compilation
@@ -62,7 +62,7 @@ class Watchdog:
     def stalled(self) -> dict[str, str]:
         """Components that hang, and what to say of them."""
         now = time.monotonic()
-        passed_s = min(now - self._last_look_s, _LONGEST_LOOK_S)
+        passed_s = min(now - self._last_look_s, LONGEST_LOOK_S)
         self._last_look_s = now
         found = {}
         for name in self._processes:

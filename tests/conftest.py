@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import envs
 from sfrl.config import Config
 from sfrl.roles import Shared
 from sfrl.shared_memory import unlink_segments
@@ -19,7 +20,8 @@ def make_shared(tmp_path: Path) -> Iterator[Callable[..., Shared]]:
     """Makes what the processes of a run share, without the processes: `make_shared(seed=3)`."""
 
     def make(**settings: object) -> Shared:
-        return Trainer(Config(run_dir=str(tmp_path), **settings)).shared
+        config = Config(run_dir=str(tmp_path), **settings)
+        return Trainer(config, spec=envs.describe(config.env, config.frameskip)).shared
 
     yield make
     unlink_segments()

@@ -123,7 +123,12 @@ def test_a_buffer_that_shared_memory_cannot_hold_exits_with_2_and_leaves_nothing
 @pytest.mark.parametrize("form", ["--{}={}", "--{} {}"])
 @pytest.mark.parametrize("dash", ["-", "_"])
 def test_a_flag_may_have_dashes_or_underscores_and_its_value_may_stand_apart(form, dash):
-    given = {"env": "CartPole-v1", "run_dir": "x", "keep_checkpoints": "2", "gamma": "0.5"}
+    given = {
+        "env": "CartPole-v1",
+        "run_dir": os.path.abspath("x"),
+        "keep_checkpoints": "2",
+        "gamma": "0.5",
+    }
     args = [form.format(name.replace("_", dash), value) for name, value in given.items()]
     parsed = cli.parse([*" ".join(args).split(), f"--debug{dash}buffers", f"--no{dash}resume"])
     assert {name: str(getattr(parsed, name)) for name in given} == given
@@ -166,7 +171,7 @@ def test_the_folder_is_named_for_env_and_time_and_never_shared():
     assert first != second
     for run_dir in (first, second):
         assert Path(run_dir).is_dir()
-        assert Path(run_dir).parent == Path("runs")
+        assert Path(run_dir).parent == Path("runs").absolute()
         assert Path(run_dir).name.startswith("tests.tiny_envs-Catch-v0-20")
 
 
@@ -237,8 +242,8 @@ def test_resume_finds_the_newest_run_of_the_env():
     newest = saved_run("runs/new", "--env=CartPole-v1", "--gamma=0.5")
     saved_run("runs/other", "--env=Acrobot-v1")
     assert cli.parse(["--resume", "--env=CartPole-v1"]) == dataclasses.replace(newest, resume=True)
-    assert cli.parse(["--resume"]).run_dir == "runs/other"
-    assert cli.parse(["--resume", "--run_dir", "runs/old"]).run_dir == "runs/old"
+    assert cli.parse(["--resume"]).run_dir == os.path.abspath("runs/other")
+    assert cli.parse(["--resume", "--run_dir", "runs/old"]).run_dir == os.path.abspath("runs/old")
 
 
 def test_flags_override_saved_settings_and_a_time_limit_is_not_kept():
@@ -251,7 +256,7 @@ def test_flags_override_saved_settings_and_a_time_limit_is_not_kept():
 def test_a_resumed_run_may_be_moved():
     saved_run("x", "--env=CartPole-v1")
     Path("x").rename("y")
-    assert cli.parse(["--resume", "--run-dir=y"]).run_dir == "y"
+    assert cli.parse(["--resume", "--run-dir=y"]).run_dir == os.path.abspath("y")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+import envs
 from sfrl import cli, defaults, tuner
 from sfrl.bench import __main__ as bench
 from sfrl.config import Config
@@ -162,8 +163,8 @@ def test_a_flag_is_respected(flag, monkeypatch):
     name, value = flag.split("=")
     config = cli.parse(["--env=CartPole-v1", "--run-dir=x", f"--{flag}"])
     in_cache(config, PONG)
-    assert getattr(tuner.tune(config, ()), name) != int(value)
-    assert getattr(tuner.tune(config, [name]), name) == int(value)
+    assert getattr(tuner.tune(config, (), envs.describe(config.env)), name) != int(value)
+    assert getattr(tuner.tune(config, [name], envs.describe(config.env)), name) == int(value)
 
 
 def test_the_groups_memory_limit_counts_as_less_memory(tmp_path):
@@ -222,7 +223,7 @@ def test_what_is_cached_is_not_measured(capsys, monkeypatch):
     monkeypatch.setattr(tuner, "usable_cores", lambda: 2.0)
     config = cli.parse(["--env=CartPole-v1", "--run-dir=x"])
     in_cache(config, PONG)  # no CartPole is as slow
-    tuned = tuner.tune(config, ())
+    tuned = tuner.tune(config, (), envs.describe(config.env))
     assert "37% env stepping" in tuned.tuned
     assert tuned.precision == "bfloat16"
     assert capsys.readouterr().err == f"train.py: {tuned.tuned}\n"
@@ -232,10 +233,10 @@ def test_the_benchmark_measures_what_train_py_would_run(monkeypatch):
     monkeypatch.setattr(tuner, "usable_cores", lambda: 2.0)
     config = cli.parse(["--env=CartPole-v1", "--run-dir=x"])
     in_cache(config, PONG)
-    _, tuned = bench._read(["training", "--env=CartPole-v1"])
+    _, tuned, _ = bench._read(["training", "--env=CartPole-v1"])
     assert "37% env stepping" in tuned.tuned
     assert tuned.envs_per_worker == 8
-    _, untuned = bench._read(["training", "--env=CartPole-v1", "--tune=off"])
+    _, untuned, _ = bench._read(["training", "--env=CartPole-v1", "--tune=off"])
     assert untuned.envs_per_worker == 16
 
 
@@ -303,7 +304,7 @@ def test_train_py_measures_replaces_a_broken_cache_and_saves_what_it_decided(tmp
 def test_an_environment_that_breaks_leaves_the_defaults_and_is_told_of(capfd):
     env = "tests.faulty_env:Raises-v0"
     config = cli.parse([f"--env={env}", "--run-dir=x", "--tune=now"])
-    untuned = tuner.tune(config, ())
+    untuned = tuner.tune(config, (), envs.describe(config.env))
     assert untuned == dataclasses.replace(config, tuned=untuned.tuned)
     assert untuned.tuned.startswith("not tuned: a measuring process exited with 1")
     stderr = capfd.readouterr().err

@@ -54,12 +54,11 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     atexit.register(unlink_segments)
     try:
-        options, config = _read(argv)
+        options, config, spec = _read(argv)
     except (ValueError, CheckpointError, gymnasium.error.Error) as error:
         print(f"python -m sfrl.bench: {error}", file=sys.stderr)
         return cli.EXIT_USAGE
     sweep_stale_segments()
-    spec = envs.describe(config.env, config.frameskip)
     try:
         figures = measure_part(options.part, config, spec, options.seconds)
     except (measure.MeasureError, WorkerError, MemoryError) as error:
@@ -84,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
+def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config, envs.EnvSpec]:
     """Raises ConfigError or UnknownEnvError if the run's own flags cannot work."""
     parser = argparse.ArgumentParser(
         prog="python -m sfrl.bench",
@@ -108,12 +107,12 @@ def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
             parser.error(f"--plot draws simulation, sampling and training, not {part}")
         if importlib.util.find_spec("matplotlib") is None:
             parser.error("--plot needs matplotlib: pip install matplotlib")
-    config = cli.parse(["--run-dir=unused", *flags])
+    config, spec = cli.parse_and_describe(["--run-dir=unused", *flags])
     if part == "queue":
-        return options, config
+        return options, config, spec
     for text in slower_than_need_be(config):
         print(text, file=sys.stderr)
-    return options, cli.tuned(config, flags)
+    return options, cli.tuned(config, flags, spec), spec
 
 
 def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) -> Figures:

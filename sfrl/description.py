@@ -1,0 +1,182 @@
+"""What an environment looks like: found out once, in a process that does nothing else.
+
+An environment's constructor may start threads, fork, change the working directory, take a license,
+hang or crash. The trainer lives as long as the run and holds its locks, so it never makes one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import Pipe, connection
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import gymnasium
+from setproctitle import setproctitle
+
+import envs
+from envs import EnvSpec
+from sfrl.leaving import leave
+from sfrl.process import STOP_SIGNALS, die_with_parent
+from sfrl.shared_memory import Stopped
+from sfrl.watchdog import LONGEST_LOOK_S, START_LIMIT_S
+
+_POLL_S = 0.05
+_END_S = 2.0  # for the process to end, once it has told
+
+# Not multiprocessing's spawn, which would run the main module once more: a script that calls the
+# trainer with `serial` needs no `if __name__ == "__main__"`.
+_COMMAND = (
+    "import json, sys; sys.path[:], *given = json.loads(sys.argv[1]); "
+    "from sfrl.description import tell; tell(*given)"
+)
+
+
+class _Refusal(NamedTuple):
+    """Why there is no description."""
+
+    text: str
+    is_unknown: bool = False
+
+
+def describe(
+    env: str, frameskip: int | None, timeout_s: float, signals: Sequence[int] = ()
+) -> EnvSpec:
+    """`envs.describe`, in a process of its own unless it is an Atari game, which needs none.
+
+    Args:
+        timeout_s: for the environment to be made, --env-timeout.
+        signals: it is given up once there is one in it.
+
+    Raises:
+        envs.UnknownEnvError: no such name.
+        ValueError: it cannot be made, or not trained; the text tells why.
+        MemoryError: the process could not be started.
+        Stopped: there is a signal.
+    """
+    if envs.atari_game(env) is not None:
+        return envs.describe(env, frameskip)
+    receiver, sender = Pipe(duplex=False)
+    with receiver:
+        with sender:  # the child's alone: its end is then the end of the pipe
+            child = _start(env, sender)
+        try:
+            outcome = _receive(child, receiver, env, timeout_s, signals)
+            if isinstance(outcome, EnvSpec):
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(_END_S)  # a license or a port that it holds is free then
+                return outcome
+        finally:
+            child.kill()
+            child.wait()
+    if not outcome.is_unknown:
+        raise ValueError(outcome.text)
+    if env in gymnasium.registry:  # by the program itself that runs here, without a module's name
+        return envs.describe(env)
+    raise envs.UnknownEnvError(outcome.text)
+
+
+def _start(env: str, sender: connection.Connection) -> subprocess.Popen[bytes]:
+    given = json.dumps([sys.path, env, sender.fileno(), os.getpid()])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until it can be told of them
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", _COMMAND, given], pass_fds=[sender.fileno()], close_fds=True
+        )
+    except OSError as error:
+        raise MemoryError(
+            f"the process that describes {env} could not be started: {error}; the machine may be "
+            f"out of memory or at its limit of processes (ulimit -u)"
+        ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _receive(
+    child: subprocess.Popen[bytes],
+    receiver: connection.Connection,
+    env: str,
+    timeout_s: float,
+    signals: Sequence[int],
+) -> EnvSpec | _Refusal:
+    """What the child tells, or what is to be said of one that does not. Raises Stopped."""
+    doing, limit_s = "imported", max(START_LIMIT_S, timeout_s)
+    waited_s, last_look_s = 0.0, time.monotonic()
+    while waited_s < limit_s:
+        connection.wait([receiver], _POLL_S)
+        if signals:
+            raise Stopped
+        has_ended = child.poll() is not None  # asked first: it may have told and ended
+        if receiver.poll():
+            try:
+                message: EnvSpec | _Refusal | None = receiver.recv()
+            except EOFError:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(_END_S)
+                has_ended = True
+            else:
+                if message is not None:
+                    return message
+                doing, limit_s, waited_s = "made", timeout_s, 0.0
+        if has_ended:
+            return _Refusal(f"env={env} could not be {doing}: its process {_end_of(child)}")
+        now = time.monotonic()
+        waited_s += min(now - last_look_s, LONGEST_LOOK_S)  # not while this process was stopped
+        last_look_s = now
+    return _Refusal(
+        f"env={env} was not {doing} within {limit_s:g} s (env_timeout={timeout_s:g}); raise "
+        f"--env-timeout if it takes longer"
+    )
+
+
+def _end_of(child: subprocess.Popen[bytes]) -> str:
+    code: int | None = child.returncode
+    if code is None:
+        return "has closed all files"
+    known = {number.value: number.name for number in signal.Signals}
+    return f"exited with {code}" if code >= 0 else f"was killed by {known.get(-code, -code)}"
+
+
+# --- in the child ---
+
+
+def tell(env: str, descriptor: int, parent: int) -> NoReturn:
+    """Send None once the environment's module is imported, and then the description."""
+    setproctitle("sfrl description")
+    for signum in STOP_SIGNALS:  # the trainer acts on them; what is started here has its own way
+        signal.signal(signum, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    die_with_parent(parent)
+    sender = connection.Connection(descriptor, readable=False)
+    outcome: EnvSpec | _Refusal
+    try:
+        envs.gymnasium_id(env)
+        sender.send(None)
+        outcome = envs.describe(env)
+    except envs.UnknownEnvError as error:
+        outcome = _Refusal(str(error), is_unknown=True)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        outcome = _Refusal(_text_of(env, error))
+    sender.send(outcome)
+    leave(0)
+
+
+def _text_of(env: str, error: BaseException) -> str:
+    """Gymnasium's errors and our own say all; of others the type and the place are needed too."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    is_ours = Path(place.filename).parent == Path(envs.__file__).parent
+    if isinstance(error, gymnasium.error.Error) or is_ours:
+        return str(error)
+    text = " ".join(str(error).split())
+    return (
+        f"env={env} could not be made: {type(error).__name__}: {text} "
+        f"({place.filename}, line {place.lineno})"
+    )
