@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, Space
 from numpy.typing import NDArray
 
-from envs.rules import NonFiniteError, Rules
+from envs.rules import EnvError, NonFiniteError, Rules
 from envs.vec_env import (
     EnvKind,
     EnvSpec,
@@ -22,6 +22,8 @@ from envs.vec_env import (
 )
 
 log = logging.getLogger(__name__)
+
+_MAX_RESETS = 20  # in a row; that every second one fails is survived
 
 Env: TypeAlias = gymnasium.Env[NDArray[np.generic], int]
 
@@ -45,6 +47,7 @@ class GymnasiumVecEnv:
 
     A step with NaN or infinity in its observation or reward ends the episode before it: the
     observation is that of the step before, the reward 0, and the episode counts as truncated.
+    After a reset with NaN or infinity the environment is reset once more.
 
     Raises:
         ValueError: a space is not supported, or `render` with an environment that can't.
@@ -93,6 +96,22 @@ class GymnasiumVecEnv:
         return obs
 
     def _reset_one(self, i: int, env: Env, obs: ObsArray, seed: int | None = None) -> None:
+        """Start an episode, the first one of several tries that does not begin with NaN."""
+        for _ in range(_MAX_RESETS):
+            self._try_reset(i, env, obs, seed)
+            if np.isfinite(obs[i]).all():
+                return
+            seed = None  # with the same one it would begin in the same way
+            problem = f"NaN or infinity: its first observation is {obs[i].reshape(-1)!r:.100}"
+            error = self._rules.error(problem, i, self._num_steps)
+            self._warn_or_stop(error, "it is reset once more")
+        raise self._rules.error(
+            f"NaN or infinity in its first observation after {_MAX_RESETS} resets in a row",
+            i,
+            self._num_steps,
+        )
+
+    def _try_reset(self, i: int, env: Env, obs: ObsArray, seed: int | None) -> None:
         self.stepping[0] = i
         rules, step = self._rules, self._num_steps
         try:
@@ -102,8 +121,6 @@ class GymnasiumVecEnv:
             raise
         rules.spaces(env.observation_space, _discrete(rules.env_id, env.action_space), i)
         obs[i] = self._to_agent(rules.observation(observation, i, step))
-        if not np.isfinite(obs[i]).all():
-            raise rules.error(f"its first observation is {observation!r:.100}", i, step)
 
     def send(self, actions: NDArray[np.int64]) -> None:
         self._actions = actions.tolist()
@@ -153,15 +170,16 @@ class GymnasiumVecEnv:
                 f"NaN or infinity: reward {rewards[i]}, observation {obs[i].reshape(-1)!r:.100}"
             )
             error = self._rules.error(problem, i, self._num_steps)
-            if self._on_nan == "stop":
-                raise NonFiniteError(error)
-            self._num_nans += 1
-            if self._num_nans & (self._num_nans - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
-                log.warning(
-                    "%s; the episode was cut off before it (so far: %d)", error, self._num_nans
-                )
+            self._warn_or_stop(error, "the episode was cut off before it")
             obs[i], rewards[i] = self._last_obs[i], 0.0
             terminated[i], truncated[i] = False, True
+
+    def _warn_or_stop(self, error: EnvError, remedy: str) -> None:
+        if self._on_nan == "stop":
+            raise NonFiniteError(error)
+        self._num_nans += 1
+        if self._num_nans & (self._num_nans - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
+            log.warning("%s; %s (so far: %d)", error, remedy, self._num_nans)
 
     def state(self) -> None:
         """Gymnasium's environments tell nothing of their state."""

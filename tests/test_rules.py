@@ -8,7 +8,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 import envs
-from envs import EnvError
+from envs import EnvError, NonFiniteError
 from envs.rules import Rules
 
 NUM_GOOD_STEPS = 3
@@ -128,10 +128,56 @@ def test_an_observation_outside_its_space_is_told_once(caplog):
     assert record.getMessage().startswith(text)
 
 
-def test_a_nan_at_a_reset_is_an_error(monkeypatch):
-    monkeypatch.setattr(Breaks, "reset", lambda self, **_: (np.full(2, np.nan, np.float32), {}))
-    with pytest.raises(EnvError, match="Breaks-v0, env 0, step 0: its first observation is"):
-        envs.make_vec_env("Breaks-v0", 2, seed=0).reset()
+class Gaps(gymnasium.Env):
+    """Episodes of 3 steps, of which two in three begin with a value that is none."""
+
+    observation_space = Box(-10, 10, (2,), np.float32)
+    action_space = Discrete(2)
+    num_resets = 0
+    gaps = (0, 1)  # of each 3 resets
+
+    def reset(self, *, seed=None, options=None):
+        is_gap = self.num_resets % 3 in self.gaps
+        self.num_resets, self.num_steps = self.num_resets + 1, 0
+        return np.array([0, np.inf if is_gap else self.num_resets], np.float32), {}
+
+    def step(self, action):
+        self.num_steps += 1
+        return np.full(2, self.num_steps, np.float32), 1.0, self.num_steps == 3, False, {}
+
+
+gymnasium.register("Gaps-v0", Gaps)
+
+
+def test_an_episode_that_begins_with_nan_is_passed_over(caplog):
+    env = envs.make_vec_env("Gaps-v0", 2, seed=0)
+    with caplog.at_level(logging.WARNING):
+        first = env.reset()
+        rows = []
+        for _ in range(8):
+            env.send(np.zeros(2, np.int64))
+            rows.append(env.recv())
+    assert first.tolist() == [[0, 3], [0, 3]]
+    assert [row.obs[1].tolist() for row in rows[:4]] == [[1, 1], [2, 2], [3, 3], [0, 6]]
+    assert [row.rewards[1] for row in rows] == [1, 1, 1, 0] * 2
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 4, "of 12, the 1st, 2nd, 4th and 8th"
+    assert warnings[0].startswith(
+        "Gaps-v0, env 0, step 0: NaN or infinity: its first observation is "
+    )
+    assert warnings[0].endswith("; it is reset once more (so far: 1)")
+
+
+def test_nan_at_every_reset_is_an_error(monkeypatch):
+    monkeypatch.setattr(Gaps, "gaps", (0, 1, 2))
+    text = "Gaps-v0, env 0, step 0: NaN or infinity in its first observation after 20 resets"
+    with pytest.raises(EnvError, match=text):
+        envs.make_vec_env("Gaps-v0", 2, seed=0).reset()
+
+
+def test_nan_at_a_reset_ends_the_run_if_it_is_to():
+    with pytest.raises(NonFiniteError, match="Gaps-v0, env 0, step 0: NaN or infinity: its"):
+        envs.make_vec_env("Gaps-v0", 2, seed=0, on_nan="stop").reset()
 
 
 @pytest.mark.parametrize(
