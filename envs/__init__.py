@@ -13,6 +13,8 @@ import importlib
 
 import ale_py  # noqa: F401  registers its games with Gymnasium
 import gymnasium
+import numpy as np
+from numpy.typing import NDArray
 
 from envs.atari import FRAMESKIP, AtariVecEnv, describe_atari
 from envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium
@@ -58,6 +60,7 @@ def make_vec_env(
     max_episode_frames: int = 108_000,
     on_nan: OnNan = "skip",
     render: bool = False,
+    stepping: NDArray[np.int64] | None = None,
 ) -> VecEnv:
     """Make `num_envs` copies of an environment; env i is seeded by (`seed`, i).
 
@@ -68,7 +71,8 @@ def make_vec_env(
     `max_episode_frames` (30 minutes of play) concerns Atari only; the length of another
     environment's episodes is its registration's `max_episode_steps`. `on_nan` says what becomes of
     NaN and infinity, which no Atari game gives: "skip" cuts the episode off before. `frameskip`
-    defaults to 4 for Atari, 1 otherwise. `render=True` is for one environment.
+    defaults to 4 for Atari, 1 otherwise. `render=True` is for one environment. `stepping` is what
+    `VecEnv` has of this name, [1]; None: of its own.
 
     Raises:
         UnknownEnvError: no such name; the message lists the nearest ones.
@@ -89,6 +93,7 @@ def make_vec_env(
             episodic_life=episodic_life,
             max_episode_frames=max_episode_frames,
             render=render,
+            stepping=stepping,
         )
     env_id = gymnasium_id(name)
     if frameskip not in (None, 1) or sticky_actions or episodic_life:
@@ -96,7 +101,7 @@ def make_vec_env(
             f"{frameskip=}, {sticky_actions=}, {episodic_life=}: these are for Atari games; "
             f"leave them out for {name}"
         )
-    return GymnasiumVecEnv(env_id, num_envs, seed, on_nan=on_nan, render=render)
+    return GymnasiumVecEnv(env_id, num_envs, seed, on_nan=on_nan, render=render, stepping=stepping)
 
 
 def describe(name: str, frameskip: int | None = None) -> EnvSpec:

@@ -58,6 +58,7 @@ class AtariVecEnv:
         episodic_life: bool = False,
         max_episode_frames: int = 108_000,
         render: bool = False,
+        stepping: NDArray[np.int64] | None = None,
     ) -> None:
         if frameskip < 1:
             raise ValueError(f"frameskip={frameskip} must be at least 1")
@@ -69,11 +70,11 @@ class AtariVecEnv:
             _Game, game, frameskip, sticky_actions, episodic_life, max_episode_frames, render
         )
         self._seeds = env_seeds(seed, num_envs)
-        self._games = [self._make_game(seed) for seed in self._seeds]
+        self.stepping = np.full(1, -1, np.int64) if stepping is None else stepping
+        self._games = self._make_games()
         self._has_started = False
         self._obs = np.zeros((num_envs, *OBS_SHAPE), np.uint8)
         self._actions: list[int] = []
-        self.stepping = np.full(1, -1, np.int64)
         self.num_envs = num_envs
         self.observation_space: Box = Box(0, 255, OBS_SHAPE, np.uint8)
         self.action_space = Discrete(len(self._games[0].ale.getMinimalActionSet()))
@@ -81,11 +82,21 @@ class AtariVecEnv:
 
     def reset(self) -> ObsArray:
         if self._has_started:  # ALE can be seeded only before it loads the ROM
-            self._games = [self._make_game(seed) for seed in self._seeds]
+            self._games = self._make_games()
         self._has_started = True
-        for game, obs in zip(self._games, self._obs, strict=True):
-            game.restart(obs)
+        for i, game in enumerate(self._games):
+            self.stepping[0] = i
+            game.restart(self._obs[i])
+        self.stepping[0] = -1
         return self._obs
+
+    def _make_games(self) -> list[_Game]:
+        games = []
+        for i, seed in enumerate(self._seeds):
+            self.stepping[0] = i
+            games.append(self._make_game(seed))
+        self.stepping[0] = -1
+        return games
 
     def send(self, actions: NDArray[np.int64]) -> None:
         self._actions = actions.tolist()
@@ -114,7 +125,7 @@ class AtariVecEnv:
 
     def load_state(self, state: EnvState) -> None:
         if self._has_started:
-            self._games = [self._make_game(seed) for seed in self._seeds]
+            self._games = self._make_games()
         for game, saved in zip(self._games, state["games"], strict=True):
             game.load_state(saved)
         self._obs[:] = state["obs"]

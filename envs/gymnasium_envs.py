@@ -63,8 +63,14 @@ class GymnasiumVecEnv:
         *,
         on_nan: OnNan = "skip",
         render: bool = False,
+        stepping: NDArray[np.int64] | None = None,
     ) -> None:
-        self._envs = [_make(env_id, render) for _ in range(num_envs)]
+        self.stepping = np.full(1, -1, np.int64) if stepping is None else stepping
+        self._envs = []
+        for i in range(num_envs):
+            self.stepping[0] = i
+            self._envs.append(_make(env_id, render))
+        self.stepping[0] = -1
         own_space = self._envs[0].observation_space
         space, self._to_agent = _observation_layout(env_id, own_space)
         assert isinstance(own_space, Box)
@@ -80,7 +86,6 @@ class GymnasiumVecEnv:
         self._seeds = env_seeds(seed, num_envs)
         self._actions = [0] * num_envs
         self._ended = [False] * num_envs  # the next step only resets
-        self.stepping = np.full(1, -1, np.int64)
         self._on_nan = on_nan
         self._num_nans = 0
         self._num_steps = 0

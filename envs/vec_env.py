@@ -54,8 +54,8 @@ class VecEnv(Protocol):
     action_space: Discrete  # of a single environment; starts at 0
     frameskip: int  # emulated frames per decision; 1 if the environment has no such notion
     stepping: NDArray[np.int64]
-    """[1], the environment that steps or resets now, -1 if none: for a watchdog, who puts shared
-    memory here before the first `reset`."""
+    """[1], the environment that is made, steps or resets now, -1 if none: for a watchdog, who has
+    the environments made with shared memory here."""
 
     def reset(self) -> ObsArray:
         """Start all environments from their seeds. Every call gives the same start states."""

@@ -167,7 +167,8 @@ class Config:
     """Rollout workers that died or hung are started anew, this many times within an hour in all;
     then the run ends. 0: the first one ends it."""
     env_timeout: float = 60.0
-    """Seconds after which a step of an environment is given up, and its worker started anew."""
+    """Seconds after which the start, a reset or a step of an environment is given up, and its
+    worker started anew."""
     on_nan: Literal["skip", "stop"] = "skip"
     """NaN or infinity from an environment. skip: its episode is cut off before, with a warning.
     stop: the run ends. Neither ever reaches the learner."""

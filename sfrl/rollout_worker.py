@@ -36,6 +36,7 @@ class Split:
         seed: Sequence[int] = (),  # beside the config's and the index, if it is not the first one
         stepping: NDArray[np.int64] | None = None,  # [1], see `VecEnv`
         lent: Container[int] = (),  # slots that the learner has
+        timer: StageTimer | None = None,  # ends a lap between making them and their first reset
     ) -> None:
         self.index = index
         seeds = np.random.SeedSequence([config.seed, index, *seed])
@@ -48,9 +49,10 @@ class Split:
             episodic_life=config.episodic_life,
             max_episode_frames=config.max_episode_frames,
             on_nan=config.on_nan,
+            stepping=stepping,
         )
-        if stepping is not None:
-            self.env.stepping = stepping
+        if timer is not None:
+            timer.lap("env_step")
         self.obs = self.env.reset()  # [N, *obs_shape], what the next row shows
         self.ended = np.zeros(config.envs_per_split, np.bool_)  # [N], the next row only resets
         self.returns = np.zeros(config.envs_per_split, np.float64)  # [N], of the running episodes
@@ -141,7 +143,7 @@ class RolloutWorker:
         earlier = (restarts, int(progress.env_steps[-1]))
         seed = earlier if any(earlier) else ()
         self.splits = [
-            Split(split, config, seed, stepping[i : i + 1], lent)
+            Split(split, config, seed, stepping[i : i + 1], lent, self.timer)
             for i, split in enumerate(split_indices)
         ]
         self.stepping: deque[Split] = deque()  # actions sent, oldest first

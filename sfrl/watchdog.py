@@ -96,13 +96,17 @@ class Watchdog:
     def _limit(self, name: str) -> tuple[float, str]:
         config = self._config
         if name.startswith("rollout") and self._stepping(name) is not None:
-            return config.env_timeout, f" (env_timeout={config.env_timeout:g})"
+            text = f" (env_timeout={config.env_timeout:g}; raise --env-timeout if it takes as long)"
+            return config.env_timeout, text
+        flag = "env_timeout" if name.startswith("rollout") else "stall_timeout"
+        timeout_s: float = getattr(config, flag)
         if not self._has_worked(name):
-            return START_LIMIT_S, ""
+            limit_s = max(START_LIMIT_S, timeout_s)
+            return limit_s, f" (raise --{flag.replace('_', '-')} above {limit_s:g} to wait longer)"
         if name.startswith("rollout"):
-            return config.env_timeout, f" (env_timeout={config.env_timeout:g})"
+            return timeout_s, f" (env_timeout={timeout_s:g})"
         remedy = "raise it if a single minibatch takes as long"
-        return config.stall_timeout, f" (stall_timeout={config.stall_timeout:g}; {remedy})"
+        return timeout_s, f" (stall_timeout={timeout_s:g}; {remedy})"
 
     def _has_worked(self, name: str) -> bool:
         """Networks: once the first minibatch or inference is done, which warms much up."""
@@ -114,9 +118,11 @@ class Watchdog:
 
     def _place(self, name: str) -> str:
         if (step := self._stepping(name)) is not None:
-            return (
-                f"has been in a step of env {step[1]} of its split {step[0]}, {self._config.env},"
-            )
+            # The first lap ends when the first split's are made; later it may be a reset as well.
+            laps = self._progress.laps(self._names.index(name)).tobytes()
+            has_made = not self._first[name].startswith(laps)
+            doing = "in a step of" if has_made else "making"
+            return f"has been {doing} env {step[1]} of its split {step[0]}, {self._config.env},"
         if not self._has_worked(name):
             return "has not begun to work"
         return "has not got on"

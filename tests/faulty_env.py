@@ -54,6 +54,18 @@ class HangsAtClose(CartPoleEnv):
             time.sleep(3600)
 
 
+class SlowStart(CartPoleEnv):
+    """Takes its time twice: to be made, and for a reset."""
+
+    def __init__(self):
+        super().__init__()
+        time.sleep(0.9)
+
+    def reset(self, **kwargs):
+        time.sleep(0.9)
+        return super().reset(**kwargs)
+
+
 class Hangs(CartPoleEnv):
     """Its second environment never returns from step `NUM_GOOD_STEPS`."""
 
@@ -109,6 +121,7 @@ gymnasium.register("LeavesAHelper-v0", LeavesAHelper, max_episode_steps=500)
 gymnasium.register("RaisesBesideAThread-v0", RaisesBesideAThread, max_episode_steps=500)
 gymnasium.register("GivesNaN-v0", GivesNaN, max_episode_steps=500)
 gymnasium.register("Hangs-v0", Hangs, max_episode_steps=500)
+gymnasium.register("SlowStart-v0", SlowStart, max_episode_steps=500)
 gymnasium.register("SixthHangs-v0", SixthHangs, max_episode_steps=500)
 gymnasium.register("RaisesAtStart-v0", RaisesAtStart)
 gymnasium.register("Raises-v0", Raises, max_episode_steps=500)

@@ -1,13 +1,17 @@
 """Watchdog: what counts as hanging, and what is told of the rest. Whole runs: test_faults.py."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from sfrl import watchdog
+from sfrl.process import Mailbox
+from sfrl.roles import make_rollout_worker
 from sfrl.watchdog import Watchdog
 
 
@@ -34,7 +38,9 @@ def test_a_stopped_process_does_not_hang_but_is_told_of_once(
 ):
     monkeypatch.setattr(watchdog, "_SUSPENSION_S", 0.5)
     monkeypatch.setattr(watchdog, "START_LIMIT_S", 1.0)
-    shared = make_shared(env="CartPole-v1", frameskip=1, num_workers=1, batch_size=128)
+    shared = make_shared(
+        env="CartPole-v1", frameskip=1, num_workers=1, batch_size=128, stall_timeout=1.0
+    )
     watched = Watchdog(shared.config, shared.progress)
     process.send_signal(signal.SIGSTOP)
     watched.watch("learner", process.pid)
@@ -42,4 +48,40 @@ def test_a_stopped_process_does_not_hang_but_is_told_of_once(
     [text] = [record.getMessage() for record in caplog.records]
     assert text.startswith(f"learner (pid {process.pid}) has been stopped, or has waited")
     process.send_signal(signal.SIGCONT)
-    assert looks(watched, 2)[0] == "has not begun to work for 1 s"
+    assert looks(watched, 2)[0] == (
+        "has not begun to work for 1 s (raise --stall-timeout above 1 to wait longer)"
+    )
+
+
+SLOW_START = {"env": "tests.faulty_env:SlowStart-v0", "frameskip": 1, "model": "mlp"}
+
+
+def complaints_at_start(make_shared, num_envs: int, env_timeout: float) -> list[str]:
+    """What is said of a rollout worker, in a thread of this process, until it has begun."""
+    settings = {"num_workers": 1, "num_splits": 1, "batch_size": 32 * num_envs, "minibatches": 1}
+    settings |= {"envs_per_worker": num_envs, "env_timeout": env_timeout}
+    shared = make_shared(**SLOW_START, **settings)
+    watched = Watchdog(shared.config, shared.progress)
+    watched.watch("rollout-0", os.getpid())
+    worker = threading.Thread(target=make_rollout_worker, args=(shared, 0, Mailbox()))
+    worker.start()
+    complaints = []
+    while worker.is_alive():
+        complaints += looks(watched, 0.1)
+    return complaints
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_each_environment_has_its_own_time_to_start_and_to_reset(
+    make_shared, monkeypatch, num_envs
+):
+    monkeypatch.setattr(watchdog, "START_LIMIT_S", 1.5)
+    assert complaints_at_start(make_shared, num_envs, env_timeout=1.5) == []
+
+
+def test_one_that_takes_too_long_to_start_is_told_with_the_flag(make_shared, monkeypatch):
+    first = complaints_at_start(make_shared, 2, env_timeout=0.3)[0]
+    assert first == (
+        "has been making env 0 of its split 0, tests.faulty_env:SlowStart-v0, for 0.3 s "
+        "(env_timeout=0.3; raise --env-timeout if it takes as long)"
+    )
