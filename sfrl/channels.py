@@ -37,9 +37,10 @@ class Channels(NamedTuple):
 
 
 def make_channels(config: Config, stop: StopFlag) -> Channels:
-    """Queues that can never be full: each has room for every slot there is, twice.
+    """Queues that cannot be full: each has room for every slot there is, twice.
 
-    Once for a worker, and once for what was on its way to the one that died before it.
+    Once for a worker, and once for what was on its way to the one that died before it. More of the
+    dead may have asked a policy worker that is stopped: then their successor waits for room.
     """
     kind = resolve_queue_kind(config.queue)
     workers, policies, room = config.num_workers, config.num_policy_workers, 2 * config.num_slots

@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import signal
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +27,7 @@ from sfrl.process import (
     run_child,
     worker_loop,
 )
+from sfrl.restarts import RestartHistory
 from sfrl.roles import Shared, make_learner, make_policy_worker, make_rollout_worker, pin_and_nice
 from sfrl.shared_memory import MIB
 from sfrl.watchdog import Watchdog, component_names
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 POLL_S = 0.05  # how long the trainer sleeps between looks at its children
 _KILL_S = 2.0  # for a killed process to end
 _UNKILLABLE = "it does not even end when it is killed: the kernel waits, for a disk or a driver"
-_RESTART_WINDOW_S = 3600.0
 # Of the last checkpoint, after which the log tells that it is being written, and tells it again.
 _SAVING_TOLD_S = 2.0
 _SAVING_TOLD_AGAIN_S = 10.0
@@ -211,7 +211,8 @@ class ProcessCrew:
         self._bodies: dict[str, Callable[[], None]] = {}
         self._processes: dict[str, SpawnProcess] = {}
         self._watchdog = Watchdog(shared.config, shared.progress)
-        self._restarts: deque[tuple[float, str]] = deque()  # of the last hour: when, and why
+        self._histories: defaultdict[str, RestartHistory] = defaultdict(RestartHistory)
+        self._due_s: dict[str, float] = {}  # who waits to be started anew -> until when
         self._is_killed = False
         self._told: set[str] = set()  # components whose end has been told
 
@@ -268,7 +269,8 @@ class ProcessCrew:
         if fatal:
             raise WorkerError("\n".join(fatal))
         for name, text in failures.items():
-            self._restart(name, text)
+            self._restart_later(name, text)
+        self._restart_those_due()
 
     def _can_restart(self, name: str, ended: Collection[str]) -> bool:
         kind, _, index = name.partition("-")
@@ -284,23 +286,32 @@ class ProcessCrew:
         was_killed = name in ended and (self._processes[name].exitcode or 0) < 0
         return was_killed or bool(shared.progress.env_steps[own].any())
 
-    def _restart(self, name: str, why: str) -> None:
-        now = time.monotonic()
-        while self._restarts and now - self._restarts[0][0] > _RESTART_WINDOW_S:
-            self._restarts.popleft()
+    def _restart_later(self, name: str, why: str) -> None:
+        """Nobody waits meanwhile: the run goes on with the others, and may be stopped."""
+        now_s, history = time.monotonic(), self._histories[name]
+        delay_s = history.failed(now_s, why)
         limit = self._shared.config.max_worker_restarts
-        if len(self._restarts) >= limit:
-            causes = "\n".join(dict.fromkeys([*(cause for _, cause in self._restarts), why]))
+        if len(history.causes) > limit:
+            causes = "\n".join(dict.fromkeys(history.causes))
             raise WorkerError(
-                f"rollout workers failed {limit + 1} times within an hour "
+                f"{name} failed {limit + 1} times within an hour "
                 f"(max_worker_restarts={limit}):\n{causes}"
             )
-        self._restarts.append((now, why))
+        when = f" in {delay_s:g} s" if delay_s else ""
+        log.warning("%s; starting it anew%s (restart %d)", why, when, len(history.causes))
         self._failures.pop(name, None)
         self._told.discard(name)
-        self._shared.progress.restarts[int(name.partition("-")[2])] += 1
-        log.warning("%s; starting it anew (restart %d)", why, len(self._restarts))
-        self._spawn(name)
+        del self._processes[name]
+        self._watchdog.forget(name)
+        self._due_s[name] = now_s + delay_s
+
+    def _restart_those_due(self) -> None:
+        now_s = time.monotonic()
+        for name in [name for name, due_s in self._due_s.items() if due_s <= now_s]:
+            del self._due_s[name]
+            self._shared.progress.restarts[int(name.partition("-")[2])] += 1
+            self._histories[name].started(now_s)
+            self._spawn(name)
 
     def _obituary(self, name: str) -> str:
         process = self._processes[name]

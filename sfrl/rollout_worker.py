@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import envs
 from sfrl.channels import Channels
 from sfrl.config import Config
-from sfrl.index_queue import Message, unpack
+from sfrl.index_queue import Message, QueueFullError, unpack
 from sfrl.process import EpisodeEnded, Mailbox, Report
 from sfrl.progress import Progress
 from sfrl.timing import ROLLOUT_STAGES, StageTimer
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # Splits start this many times --rollout-length decisions apart, at most.
 _MAX_STAGGER = 8
+_RESEND_S = 0.05  # how often a request that finds no room is put again
 
 
 class Split:
@@ -147,6 +148,8 @@ class RolloutWorker:
             for i, split in enumerate(split_indices)
         ]
         self.stepping: deque[Split] = deque()  # actions sent, oldest first
+        self._has_forerunner = restarts > 0
+        self._unsent: deque[Split] = deque()  # their requests find no room in the queue
         for split in self.splits:
             if not restarts:
                 self._stagger(split, config.seed)
@@ -188,6 +191,8 @@ class RolloutWorker:
 
     def step(self) -> bool:
         """Send the actions that have come, then finish the split that has stepped longest."""
+        if self._unsent:
+            self._send_again()
         messages = self.inbox.get_many(self.buffer.num_slots)
         for message in messages:
             self._take(unpack(message))
@@ -255,8 +260,21 @@ class RolloutWorker:
     def _request_actions(self, split: Split) -> None:
         """Lend the row to the split's policy worker: its data is written, so put its index."""
         self.buffer.transfer(split.slot, Owner.ROLLOUT_WORKER, Owner.POLICY_WORKER)
+        self._put_request(split)
+
+    def _put_request(self, split: Split) -> None:
         queue = self.action_requests[split.index % len(self.action_requests)]
-        queue.put(self.buffer.message(split.slot, split.t), self.index)
+        try:
+            queue.put(self.buffer.message(split.slot, split.t), self.index)
+        except QueueFullError:
+            if not self._has_forerunner:
+                raise
+            # Of requests that the dead have left, to a policy worker that is stopped itself.
+            self._unsent.append(split)
+
+    def _send_again(self) -> None:
+        for _ in range(len(self._unsent)):
+            self._put_request(self._unsent.popleft())
 
     def state(self) -> dict[str, Any] | None:
         """None if the environments cannot tell theirs."""
@@ -272,7 +290,7 @@ class RolloutWorker:
         self.stepping = deque(self.splits[index - first] for index in state["stepping"])
 
     def wait(self, timeout_s: float) -> None:
-        self.inbox.wait(timeout_s)
+        self.inbox.wait(_RESEND_S if self._unsent else timeout_s)
         stalled = all(split.slot < 0 for split in self.splits)
         self.timer.lap("wait_slot" if stalled else "wait_actions")
 

@@ -59,6 +59,10 @@ class Watchdog:
         self._seen[name] = self._first[name] = self._done(name)
         self._still_s[name] = self._suspended_s[name] = 0.0
 
+    def forget(self, name: str) -> None:
+        """It has ended, and waits to be started anew."""
+        del self._processes[name]
+
     def stalled(self) -> dict[str, str]:
         """Components that hang, and what to say of them."""
         now = time.monotonic()

@@ -113,7 +113,7 @@ def test_an_environment_that_hangs_is_named_and_its_worker_replaced(tmp_path):
     assert ended.code == 1
     text = "has been in a step of env 1 of its split 0, tests.faulty_env:Hangs-v0, for 1 s"
     assert ended.stderr.count(text) == 3  # the restart, and both in what ends the run
-    assert "rollout workers failed 2 times within an hour (max_worker_restarts=1)" in ended.stderr
+    assert "rollout-0 failed 2 times within an hour (max_worker_restarts=1)" in ended.stderr
     assert_nothing_is_left(process.pid)
 
 

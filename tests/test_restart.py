@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sfrl import progress, rollout_worker, trajectory_buffer
+from sfrl import progress, restarts, rollout_worker, trajectory_buffer
 from sfrl.crew import ProcessCrew, WorkerError
 from sfrl.process import CheckpointRequest, Mailbox, Report, worker_loop
 from sfrl.roles import Shared, make_policy_worker, make_rollout_worker
@@ -126,6 +126,18 @@ def test_a_late_answer_and_the_successors_find_room_in_one_queue(make_shared):
     run.play(4 * T * N)
 
 
+def test_requests_of_many_dead_do_not_fill_the_queue(make_shared):
+    """The policy worker is stopped while one worker after the other asks, and dies."""
+    shared = make_shared(**LEDGER)
+    run = Serial(shared)
+    for _ in range(20):
+        run.start_worker()
+        run.worker.step()
+        shared.progress.restarts[0] += 1
+    run.start_worker()
+    run.play(8 * T * N)
+
+
 # --- through real processes, killed at any moment ---
 
 
@@ -167,7 +179,10 @@ def all_slots_move_on(crew: ProcessCrew, shared: Shared) -> None:
     advance_until(crew, lambda: (shared.buffer.released >= before + 2).all())
 
 
-def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(make_crew, caplog):
+def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(
+    make_crew, caplog, monkeypatch
+):
+    monkeypatch.setattr(restarts, "STEADY_S", 0.0)  # each restart at once
     rng = random.Random(1)
     crew, shared = make_crew(max_worker_restarts=100)
     all_slots_move_on(crew, shared)
@@ -190,6 +205,68 @@ def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(make_crew
     assert_accounts_are_right(shared)
 
 
+def test_workers_killed_while_their_policy_worker_is_stopped_find_it_again(make_crew, monkeypatch):
+    """Each asks for actions, and dies: more requests than their queue has room for."""
+    monkeypatch.setattr(restarts, "STEADY_S", 0.0)
+    settings = {"num_workers": 1, "slots_per_split": 1, "max_worker_restarts": 100}
+    crew, shared = make_crew(**settings)
+    all_slots_move_on(crew, shared)
+    policy = crew._processes["policy-0"].pid
+    os.kill(policy, signal.SIGSTOP)
+    for _ in range(4):
+        before = shared.buffer.generation.copy()
+        os.kill(crew._processes["rollout-0"].pid, signal.SIGKILL)
+        # All are reclaimed, and begun: the requests of each slot follow at once.
+        advance_until(crew, lambda before=before: (shared.buffer.generation >= before + 2).all())
+        end_s = time.monotonic() + 0.3
+        advance_until(crew, lambda end_s=end_s: time.monotonic() > end_s)
+    os.kill(policy, signal.SIGCONT)
+    all_slots_move_on(crew, shared)
+    assert shared.progress.restarts.sum() == 4
+    assert crew.stop(10) == []
+    assert_accounts_are_right(shared)
+
+
+def test_one_that_fails_again_and_again_is_started_later_each_time(make_crew, caplog):
+    crew, shared = make_crew()
+    all_slots_move_on(crew, shared)
+    for delay_s in (0, 1, 2):
+        os.kill(crew._processes["rollout-0"].pid, signal.SIGKILL)
+        killed_s, number = time.monotonic(), shared.progress.restarts.sum()
+        advance_until(crew, lambda number=number: shared.progress.restarts.sum() > number)
+        assert time.monotonic() - killed_s >= delay_s
+        before = shared.progress.env_steps[:-1].copy()
+        advance_until(crew, lambda before=before: (shared.progress.env_steps[:-1] > before).all())
+    texts = [text for text in caplog.messages if "starting it anew" in text]
+    assert [text.partition("; ")[2] for text in texts] == [
+        "starting it anew (restart 1)",
+        "starting it anew in 1 s (restart 2)",
+        "starting it anew in 2 s (restart 3)",
+    ]
+    os.kill(crew._processes["rollout-0"].pid, signal.SIGKILL)
+    advance_until(crew, lambda: "rollout-0" not in crew._processes)
+    started_s = time.monotonic()
+    assert crew.stop(10) == []
+    assert time.monotonic() - started_s < 3, "nobody waits for a restart that is due later"
+    assert shared.progress.restarts.sum() == 3
+
+
+def test_failures_follow_the_clock():
+    history = restarts.RestartHistory()
+    now_s, delays = 1000.0, []
+    for _ in range(9):
+        delays.append(history.failed(now_s, "the server is away"))
+        now_s += delays[-1]
+        history.started(now_s)
+        now_s += 1
+    assert delays == [0, 1, 2, 4, 8, 16, 32, 60, 60]
+    now_s += restarts.STEADY_S
+    assert history.failed(now_s, "another reason") == 0
+    assert len(history.causes) == 10
+    history.failed(now_s + restarts.WINDOW_S, "an hour later")
+    assert history.causes == ["another reason", "an hour later"]
+
+
 def test_too_many_restarts_end_the_run_and_tell_why(make_crew):
     crew, shared = make_crew(max_worker_restarts=1)
     all_slots_move_on(crew, shared)
@@ -199,7 +276,7 @@ def test_too_many_restarts_end_the_run_and_tell_why(make_crew):
             all_slots_move_on(crew, shared)
     with pytest.raises(WorkerError, match=r"2 times within an hour \(max_worker_restarts=1\)") as e:
         advance_until(crew, lambda: False)
-    assert str(e.value).count("rollout-1") == 2
+    assert str(e.value).count("rollout-1 (pid ") == 2
     assert str(e.value).count("SIGKILL") == 2
 
 

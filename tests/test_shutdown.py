@@ -172,7 +172,7 @@ def test_an_exception_in_a_worker_ends_the_run_with_its_traceback(tmp_path):
     with training(tmp_path / "run", *flags) as process:
         ended = finish(process)
     assert ended.code == 1
-    assert "train.py: rollout workers failed 2 times within an hour (max_wo" in ended.stderr
+    assert "train.py: rollout-0 failed 2 times within an hour (max_worker_restarts" in ended.stderr
     assert "rollout-0 (pid " in ended.stderr
     assert "exited with 1:\nTraceback (most recent call last):\n" in ended.stderr
     assert 'raise RuntimeError("the pole broke")\nRuntimeError: the pole broke\n' in ended.stderr

@@ -1,0 +1,41 @@
+"""When a rollout worker that failed is started anew: the oftener it fails, the later."""
+
+from __future__ import annotations
+
+from collections import deque
+
+WINDOW_S = 3600.0
+STEADY_S = 20.0  # one that has lived so long has worked: the next failure is a first one
+MAX_DELAY_S = 60.0
+
+
+class RestartHistory:
+    """The failures of one rollout worker within the last hour. Times are the monotonic clock's.
+
+    The first restart follows at once, as after a single accident. If that one fails soon as well,
+    something lasts, such as an outage of a simulator: it is given 1, 2, 4, ... seconds to pass.
+    """
+
+    def __init__(self) -> None:
+        self._failures: deque[tuple[float, str]] = deque()  # when, and why
+        self._num_setbacks = 0  # failures in a row, each soon after a restart
+        self._started_s: float | None = None  # the last restart
+
+    @property
+    def causes(self) -> list[str]:
+        """Oldest first."""
+        return [why for _, why in self._failures]
+
+    def failed(self, now_s: float, why: str) -> float:
+        """Note a failure; returns for how many seconds the restart is to wait."""
+        while self._failures and now_s - self._failures[0][0] > WINDOW_S:
+            self._failures.popleft()
+        self._failures.append((now_s, why))
+        is_setback = self._started_s is not None and now_s - self._started_s < STEADY_S
+        self._num_setbacks = self._num_setbacks + 1 if is_setback else 0
+        if self._num_setbacks == 0:
+            return 0.0
+        return float(min(2 ** (self._num_setbacks - 1), MAX_DELAY_S))
+
+    def started(self, now_s: float) -> None:
+        self._started_s = now_s
