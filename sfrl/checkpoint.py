@@ -72,8 +72,8 @@ class Checkpoint(NamedTuple):
 def save(run_dir: Path | str, state: Mapping[str, Any], env_frames: int, *, keep: int = 3) -> Path:
     """Write `checkpoints/latest-<env_frames>.pt` and remove all but the newest `keep`.
 
-    Checkpoints with more frames than this one go too: the run was resumed from before them, so
-    they belong to a course that it has left.
+    Checkpoints with more frames than this one get another name: the run was resumed from before
+    them since it could not read them, and others perhaps can.
 
     Args:
         run_dir: the run's folder; `checkpoints/` is created if missing.
@@ -93,11 +93,15 @@ def save(run_dir: Path | str, state: Mapping[str, Any], env_frames: int, *, keep
     _write(path, state)
     others = [other for other in latest_paths(run_dir) if other != path]
     older = [other for other in others if _frames_in(other) < env_frames]
-    for outdated in set(others) - set(older[: keep - 1]):
-        try:
+    try:
+        for outdated in older[keep - 1 :]:
             outdated.unlink(missing_ok=True)
-        except OSError as error:  # this one has been written all the same
-            log.warning("%s is outdated, but cannot be removed: %s", outdated, error.strerror)
+        for newer in set(others) - set(older):
+            aside = newer.with_name(f"{newer.name}.left")
+            os.replace(newer, aside)
+            log.warning("%s has more frames than the run; it is now %s", newer, aside.name)
+    except OSError as error:  # this one has been written all the same
+        log.warning("checkpoints that are outdated cannot be removed: %s", error)
     return path
 
 

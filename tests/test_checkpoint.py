@@ -80,12 +80,18 @@ def test_newest_is_by_frames_not_by_name(tmp_path):
     assert checkpoint.latest_paths(tmp_path) == [newer, older]
 
 
-def test_a_resumed_run_drops_the_checkpoints_of_the_course_it_left(tmp_path):
+def test_a_resumed_run_puts_aside_the_newer_checkpoints_that_it_could_not_read(tmp_path):
     for env_frames in (100, 200, 300):
         checkpoint.save(tmp_path, make_state(), env_frames)
     newest = checkpoint.save(tmp_path, make_state(), 150)  # it went on from 100
     assert checkpoint.latest_paths(tmp_path)[0] == newest
-    assert names(tmp_path) == ["latest-000000000100.pt", "latest-000000000150.pt"]
+    assert names(tmp_path) == [
+        "latest-000000000100.pt",
+        "latest-000000000150.pt",
+        "latest-000000000200.pt.left",
+        "latest-000000000300.pt.left",
+    ]
+    checkpoint.load(tmp_path / "checkpoints" / "latest-000000000300.pt.left")
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "pipe", "file"])
@@ -109,7 +115,7 @@ def test_what_looks_like_a_newer_checkpoint_hinders_none(tmp_path, kind):
         assert path.name == f"latest-{env_frames:012d}.pt"
         assert checkpoint.load_latest(tmp_path).path == path
     kept = [f"latest-{frames:012d}.pt" for frames in (300, 400, 500)]
-    assert [name for name in names(tmp_path) if name != intruder.name] == kept
+    assert [name for name in names(tmp_path) if intruder.name not in name] == kept
     assert os.path.lexists(intruder) == (kind != "file")
     assert (tmp_path / "target").read_bytes() == b"precious"
 
