@@ -1,13 +1,14 @@
 """What an environment must keep to, checked at every step: the first place where a fault shows."""
 
-import logging
 from typing import Literal
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-log = logging.getLogger(__name__)
+from envs.logs import own_logger
+
+log = own_logger(__name__)
 
 # The types that come, so that most checks are one look into a set.
 _NUMBERS = frozenset({float, int, np.float64, np.float32})

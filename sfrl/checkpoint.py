@@ -9,7 +9,6 @@ network, does without it.
 
 import io
 import json
-import logging
 import math
 import os
 import pickle
@@ -24,11 +23,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from envs.logs import own_logger
 from sfrl.config import MAX_CONFIG_BYTES, Config
 from sfrl.metrics import metrics_problem
 from sfrl.run_folder import open_new
 
-log = logging.getLogger(__name__)
+log = own_logger(__name__)
 
 # 1: networks saw images less their mean; 2: NatureCNN's first layer was 8x8; 3: returns were
 # normalized with their mean (`ValueHead` converts that).

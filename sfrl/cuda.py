@@ -5,7 +5,6 @@ Nothing here touches CUDA before it is asked to: all of it can be imported witho
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from envs.logs import own_logger
+
+log = own_logger(__name__)
 
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU's context
 _pinned: dict[int, NDArray[Any]] = {}  # by address

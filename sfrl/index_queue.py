@@ -8,7 +8,6 @@ put or get blocks the others for good.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from typing import Literal, NamedTuple, Protocol
@@ -17,6 +16,7 @@ import faster_fifo
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.logs import own_logger
 from sfrl.shared_memory import SharedArray, StopFlag, Stopped
 
 try:
@@ -28,7 +28,7 @@ else:
 
 QueueKind = Literal["lock-free", "faster-fifo"]
 
-logger = logging.getLogger(__name__)
+logger = own_logger(__name__)
 
 
 _SLOT_BITS, _T_BITS, _GENERATION_BITS = 20, 20, 24

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envs.logs import own_logger
 from sfrl import cuda, distributions
 from sfrl.channels import Channels
 from sfrl.config import Config
@@ -25,7 +25,7 @@ from sfrl.timing import POLICY_STAGES, StageTimer
 from sfrl.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.weights import WeightsReader
 
-log = logging.getLogger(__name__)
+log = own_logger(__name__)
 
 _NOTHING = torch.empty(0)
 

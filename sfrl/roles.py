@@ -7,11 +7,11 @@ of start-up and 200 MB.
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from envs import EnvSpec
+from envs.logs import own_logger
 from sfrl import checkpoint
 from sfrl.channels import Channels, make_channels
 from sfrl.config import Config
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sfrl.policy_worker import PolicyWorker
     from sfrl.rollout_worker import RolloutWorker
 
-log = logging.getLogger(__name__)
+log = own_logger(__name__)
 
 
 class Shared(NamedTuple):

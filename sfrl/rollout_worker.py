@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections import deque
 from collections.abc import Container, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import envs
+from envs.logs import own_logger
 from sfrl.channels import Channels
 from sfrl.config import Config
 from sfrl.index_queue import Message, QueueFullError, unpack
@@ -20,7 +20,7 @@ from sfrl.progress import Progress
 from sfrl.timing import ROLLOUT_STAGES, StageTimer
 from sfrl.trajectory_buffer import Owner, TrajectoryBuffer
 
-log = logging.getLogger(__name__)
+log = own_logger(__name__)
 
 # Splits start this many times --rollout-length decisions apart, at most.
 _MAX_STAGGER = 8

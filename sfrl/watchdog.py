@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 import numpy as np
 import psutil
 
+from envs.logs import own_logger
 from sfrl.config import Config
 from sfrl.progress import Progress
 from sfrl.timing import LEARNER_STAGES, POLICY_STAGES
 
-log = logging.getLogger(__name__)
+log = own_logger(__name__)
 
 # A look that comes later than this after the one before counts as this much: the trainer itself
 # was stopped or the machine asleep, and the workers have had no more time than it.
