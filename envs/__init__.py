@@ -4,6 +4,8 @@
     atari.py           Atari games: ALE, and screen.py's pictures
     gymnasium_envs.py  every other Gymnasium id, N in one thread
     rules.py           what those must keep to, checked at every step
+    forks.py           ends the forks of an environment that come back out of it
+    logs.py            loggers that no environment can silence
 
 Nothing here imports torch or sfrl.
 """

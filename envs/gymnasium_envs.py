@@ -1,6 +1,5 @@
 """Any Gymnasium id with Box observations and Discrete actions, N copies in one thread."""
 
-import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -9,6 +8,8 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, Space
 from numpy.typing import NDArray
 
+from envs.forks import end_if_forked
+from envs.logs import own_logger
 from envs.rules import EnvError, NonFiniteError, Rules
 from envs.vec_env import (
     EnvKind,
@@ -21,7 +22,7 @@ from envs.vec_env import (
     obs_scale,
 )
 
-log = logging.getLogger(__name__)
+log = own_logger(__name__)
 
 _MAX_RESETS = 20  # in a row; that every second one fails is survived
 
@@ -124,6 +125,7 @@ class GymnasiumVecEnv:
         except Exception as error:
             error.add_note(f"in the reset of {rules.env_id}, env {i}, at step {step}")
             raise
+        end_if_forked()
         rules.spaces(env.observation_space, _discrete(rules.env_id, env.action_space), i)
         obs[i] = self._to_agent(rules.observation(observation, i, step))
 
@@ -150,6 +152,7 @@ class GymnasiumVecEnv:
             except Exception as error:
                 error.add_note(f"in step {step} of {rules.env_id}, env {i}, with action {action}")
                 raise
+            end_if_forked()
             rewards[i] = rules.outcome(reward, *outcome[2:4], i, step)
             obs[i] = self._to_agent(rules.observation(observation, i, step))
         self.stepping[0] = -1

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import signal
 import time
+import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
+from envs.logs import own_logger
 from sfrl import checkpoint
 from sfrl.index_queue import LockFreeQueue
 from sfrl.limits import gpu_shortage_explained
@@ -24,7 +25,10 @@ from sfrl.process import (
     Mailbox,
     Report,
     Worker,
+    descendants,
+    one_thread_each,
     run_child,
+    terminate,
     worker_loop,
 )
 from sfrl.restarts import RestartHistory
@@ -32,7 +36,7 @@ from sfrl.roles import Shared, make_learner, make_policy_worker, make_rollout_wo
 from sfrl.shared_memory import MIB
 from sfrl.watchdog import Watchdog, component_names
 
-log = logging.getLogger(__name__)
+log = own_logger(__name__)
 
 POLL_S = 0.05  # how long the trainer sleeps between looks at its children
 _KILL_S = 2.0  # for a killed process to end
@@ -76,6 +80,13 @@ class Crew(Protocol):
             rollout workers, of whom a run that ends needs nothing more: the log tells of them.
         """
 
+    def expect_end(self) -> None:
+        """From now on nothing that ends is replaced, or fails the run before `stop` does.
+
+        A signal to the whole process group ends what environments depend on as well, such as their
+        simulators. For signal handlers.
+        """
+
     def kill(self) -> None:
         """End all processes at once. Async-signal safe, for the impatient user's second Ctrl-C."""
 
@@ -97,6 +108,10 @@ class SerialCrew:
         self._workers: list[Worker] = []
 
     def start(self, resume_path: str | None) -> None:
+        with _exits_told():
+            self._start(resume_path)
+
+    def _start(self, resume_path: str | None) -> None:
         import torch
 
         shared, config = self._shared, self._shared.config
@@ -158,7 +173,8 @@ class SerialCrew:
         """One round: every worker does what is ready."""
         try:
             # All of them, so no generator: any() would stop at the first that did something.
-            progressed = [worker.step() for worker in self._workers]
+            with _exits_told():
+                progressed = [worker.step() for worker in self._workers]
             if not any(progressed):
                 raise WorkerError("serial run: no worker has anything to do; a slot is lost")
         except BaseException:  # in the middle of a round, of which nobody could go on
@@ -177,12 +193,24 @@ class SerialCrew:
             worker.close()
         return []
 
+    def expect_end(self) -> None:
+        """Nothing is replaced here."""
+
     def kill(self) -> None:
         """There is no process to kill but this one."""
 
     @property
     def dropped_reports(self) -> int:
         return self._mailbox.dropped
+
+
+@contextmanager
+def _exits_told() -> Iterator[None]:
+    """An environment's `sys.exit()` is a fault like others: it must not end the trainer."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as error:  # no signal's: those are only noted here
+        raise WorkerError(f"serial run:\n{traceback.format_exc()}") from error
 
 
 class ProcessCrew:
@@ -213,7 +241,7 @@ class ProcessCrew:
         self._watchdog = Watchdog(shared.config, shared.progress)
         self._histories: defaultdict[str, RestartHistory] = defaultdict(RestartHistory)
         self._due_s: dict[str, float] = {}  # who waits to be started anew -> until when
-        self._is_killed = False
+        self._is_killed = self._is_ending = False
         self._told: set[str] = set()  # components whose end has been told
 
     def start(self, resume_path: str | None) -> None:
@@ -238,7 +266,7 @@ class ProcessCrew:
             args=(name, self._mailboxes[name], self._bodies[name]),
         )
         try:
-            with signals_blocked():
+            with signals_blocked(), one_thread_each() if "rollout" in name else nullcontext():
                 process.start()
         except OSError as error:
             raise WorkerError(
@@ -251,10 +279,15 @@ class ProcessCrew:
 
     def advance(self) -> None:
         """Sleep, but no longer than until a process ends: none ends before `stop`."""
-        sentinels = {process.sentinel: name for name, process in self._processes.items()}
-        connection.wait(list(sentinels), POLL_S)
-        # Not only those whose sentinel tells: helpers that an environment has started hold it open.
+        start_s = time.monotonic()
+        connection.wait([process.sentinel for process in self._processes.values()], POLL_S)
+        # Not only those whose sentinel tells: helpers that an environment has started hold it open,
+        # and an environment may close it.
         ended = [name for name, process in self._processes.items() if process.exitcode is not None]
+        if self._is_ending:
+            return
+        if not ended:
+            time.sleep(max(0.0, POLL_S - (time.monotonic() - start_s)))
         self._receive()
         failures = {name: self._obituary(name) for name in ended}
         for name, complaint in self._watchdog.stalled().items():
@@ -393,6 +426,9 @@ class ProcessCrew:
             *(seconds, checkpoint.unfinished_bytes(self._shared.config.run_dir) / MIB),
         )
 
+    def expect_end(self) -> None:
+        self._is_ending = True
+
     def kill(self) -> None:
         self._is_killed = True
         for process in self._processes.values():
@@ -404,25 +440,26 @@ class ProcessCrew:
 
 
 def _killed(process: SpawnProcess) -> bool:
-    """Kill it; whether it has ended then."""
+    """Kill it, and terminate what it has started; whether it has ended then."""
+    orphans = descendants(process.pid) if process.pid else []
     process.kill()
     process.join(_KILL_S)
+    terminate(orphans)
     return process.exitcode is not None
 
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Children inherit the blocked signals, so Ctrl-C cannot hit one before it ignores them.
+    """Children inherit the blocked signals: Ctrl-C cannot hit one before it has its handlers.
 
     Nor does the tuner's time limit end before a process that starts is known.
     """
     resource_tracker.ensure_running()  # unblocks them when it starts: let it start before
-    signals = (*STOP_SIGNALS, signal.SIGALRM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGALRM))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _learner_body(

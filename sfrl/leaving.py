@@ -51,5 +51,6 @@ def leave(code: int) -> NoReturn:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # nobody reads what is left: the code tells how it ended
+        # Nobody reads what is left, or an environment has closed it: the code tells how it ended.
+        with suppress(OSError, ValueError):
             stream.flush()

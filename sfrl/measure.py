@@ -36,7 +36,15 @@ from sfrl.config import Config
 from sfrl.crew import signals_blocked
 from sfrl.defaults import available_cores
 from sfrl.leaving import leave_after
-from sfrl.process import CheckpointRequest, Mailbox, Report, Worker, die_with_parent
+from sfrl.process import (
+    CheckpointRequest,
+    Mailbox,
+    Report,
+    Worker,
+    die_with_parent,
+    leave_stopping_to_the_trainer,
+    one_thread_each,
+)
 from sfrl.roles import (
     Shared,
     make_learner,
@@ -403,7 +411,8 @@ def _in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
         for body in bodies:
             receiver, sender = _SPAWN.Pipe(duplex=False)
             child = _SPAWN.Process(target=_run_body, args=(body, sender))
-            with interrupts_deferred(), signals_blocked():
+            # Also where it measures networks: these tell torch how many threads they want.
+            with interrupts_deferred(), signals_blocked(), one_thread_each():
                 child.start()
                 children[receiver] = child
             sender.close()  # the child's alone: its end is then the end of the pipe
@@ -443,5 +452,6 @@ def interrupts_deferred() -> Iterator[None]:
 
 
 def _run_body(body: Callable[[], R], sender: connection.Connection) -> NoReturn:
+    leave_stopping_to_the_trainer()
     die_with_parent()
     leave_after(lambda: sender.send(body()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import logging
 import multiprocessing
 import os
@@ -12,13 +13,18 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
+import psutil
 from setproctitle import setproctitle
 
 from envs import NonFiniteError
+from envs.forks import end_if_forked, notice_forks
+from envs.logs import logging_to
 from sfrl.leaving import leave
 from sfrl.metrics import MetricsState
 from sfrl.shared_memory import SharedArray, StopFlag, Stopped
@@ -187,28 +193,111 @@ def worker_loop(worker: Worker, stop: StopFlag) -> None:
 def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> NoReturn:
     """Turn this process into the component `name` and run `body`.
 
-    An exception in `body` is sent to the trainer with its traceback and ends the process with
-    exit code 1; otherwise it ends with 0. Ctrl-C reaches the whole process group, and some
-    supervisors terminate all of it; only the trainer acts on that. When it dies, however it dies,
-    the kernel ends this process.
+    Whatever `body` raises, `SystemExit` of an environment included, is sent to the trainer with its
+    traceback and ends the process with exit code 1; otherwise it ends with 0. When the trainer
+    dies, however it dies, the kernel ends this process.
     """
     setproctitle(f"sfrl {name}")
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
+    leave_stopping_to_the_trainer()
+    notice_forks()
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, handlers=[_NoticeHandler(reports)])
+    for file in (sys.stdout, sys.stderr):
+        if isinstance(file, io.TextIOWrapper):
+            # By lines, which a pipe keeps whole, whoever else writes to it.
+            file.reconfigure(line_buffering=True, errors="backslashreplace")
     logging.captureWarnings(True)
+    with logging_to(_NoticeHandler(reports)):
+        try:
+            body()
+        except Stopped:  # while it was still starting
+            pass
+        except BaseException as error:  # that of an environment may be of any kind
+            end_if_forked(error)
+            text = traceback.format_exc()[-_MAX_TEXT:]
+            failure = Failure(text, ends_run=isinstance(error, NonFiniteError))
+            try:
+                reports.put(failure, DELIVERY_TIMEOUT_S)
+            except OSError:  # an environment has closed what it did not open
+                sys.stderr.write(text)
+            terminate(descendants(os.getpid()))  # nobody will close the environments now
+            leave(1)  # the usual way out waits for threads, which an environment may have left
+        end_if_forked()
+        leave(0)  # likewise
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """The processes that it has started, and these have, as far as they live."""
     try:
-        body()
-    except Stopped:  # while it was still starting
-        pass
-    except Exception as error:
-        text = traceback.format_exc()[-_MAX_TEXT:]
-        failure = Failure(text, ends_run=isinstance(error, NonFiniteError))
-        reports.put(failure, DELIVERY_TIMEOUT_S)
-        sys.stderr.flush()
-        os._exit(1)  # the usual way out waits for threads, which an environment may have left
-    leave(0)  # likewise
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def terminate(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.terminate()
+
+
+# --- signals ---
+
+
+def leave_stopping_to_the_trainer() -> None:
+    """Have `STOP_SIGNALS` do nothing here; what is started from here gets an ordinary process.
+
+    They reach the whole process group from a terminal, or all of a run's processes from some
+    supervisors, and only the trainer acts on them. Were they ignored or blocked, an environment's
+    programs would inherit that, and could not be terminated. A handler is reset by exec, and by us
+    at fork. A SIGHUP that is ignored stays so: nohup set it, for all.
+    """
+    for signum in STOP_SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN or signum != signal.SIGHUP:
+            signal.signal(signum, _do_nothing)
+            signal.siginterrupt(signum, False)  # libraries may not expect EINTR
+    os.register_at_fork(after_in_child=_be_an_ordinary_fork)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # blocked until here, by `signals_blocked`
+
+
+def _do_nothing(_signum: int, _frame: FrameType | None) -> None:
+    pass
+
+
+def _be_an_ordinary_fork() -> None:
+    """Of an environment: `multiprocessing`, for example, terminates it by SIGTERM."""
+    for signum in STOP_SIGNALS:
+        if signal.getsignal(signum) is _do_nothing:
+            is_ctrl_c = signum == signal.SIGINT
+            signal.signal(signum, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+
+
+# --- threads of libraries ---
+
+_THREAD_LIMITS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "OPENCV_FOR_THREADS_NUM",
+)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """A process started in the block has one thread in NumPy and its like, not one for each core.
+
+    They read these variables when they are imported. Those that the user has set stay, and
+    OMP_NUM_THREADS, which most of them read as well, then says what the others are.
+    """
+    number = os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0]
+    added = [name for name in _THREAD_LIMITS if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, number))
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def die_with_parent(pid: int | None = None) -> None:

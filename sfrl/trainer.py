@@ -20,6 +20,7 @@ from types import FrameType
 import numpy as np
 
 import envs
+from envs.logs import logging_to, own_logger
 from sfrl import checkpoint, limits, run_folder
 from sfrl.config import Config
 from sfrl.crew import Crew, ProcessCrew, SerialCrew, WorkerError
@@ -39,7 +40,7 @@ from sfrl.roles import Shared, make_shared
 from sfrl.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.timing import COMPONENT_STAGES
 
-log = logging.getLogger(__name__)
+log = own_logger(__name__)
 
 # For the workers to finish, before they are killed. The learner writes a checkpoint meanwhile.
 STOP_TIMEOUT_S = 8.0
@@ -371,6 +372,7 @@ class Trainer:
         now = time.monotonic()
         if not self._signals:
             self._first_signal_s = now
+            self.crew.expect_end()
         elif now - self._first_signal_s > INSISTENCE_S:
             self.crew.kill()
         self._signals.append(signum)
@@ -427,18 +429,10 @@ def _logging_to(path: Path, display: Display) -> Iterator[None]:
     """Log lines go to the run's log file and to the terminal while the run lasts."""
     file_handler = _LogFile(path)
     file_handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.INFO)
-    handlers = (file_handler, display.log_handler)
-    for handler in handlers:
-        root.addHandler(handler)
     try:
-        yield
+        with logging_to(file_handler, display.log_handler):
+            yield
     finally:
-        for handler in handlers:
-            root.removeHandler(handler)
-        root.setLevel(level)
         file_handler.close()
 
 
