@@ -19,7 +19,7 @@ from sfrl.config import CHOICES, DEFAULTS, Config, ConfigError
 from sfrl.crew import WorkerError
 from sfrl.defaults import defaults_for, resolve
 from sfrl.description import describe
-from sfrl.display import writing_never_waits
+from sfrl.output import own_output
 from sfrl.shared_memory import Stopped
 from sfrl.trainer import Trainer, signals_to
 from sfrl.tuner import tune
@@ -43,14 +43,14 @@ def train(argv: Sequence[str]) -> int:
     def note(signum: int) -> None:
         """Nothing has started: what is being set up is finished or, the second time, given up."""
         if signals:
-            sys.exit(0)
+            sys.exit(EXIT_FAILURE if sys.exception() else 0)  # what is being told stays an error
         signals.append(signum)
 
     with signals_to(note):
         try:
             config, spec = parse_and_describe(argv, signals)
             if not signals:
-                with signals_to(lambda _: sys.exit(0)):
+                with signals_to(lambda _: sys.exit(0)), own_output():
                     config = tuned(config, argv, spec)
             trainer = Trainer(config, signals, started_s, spec)
         except Stopped:  # by a signal, while the environment was looked at
@@ -66,8 +66,8 @@ def train(argv: Sequence[str]) -> int:
         if signals:
             return 0
         try:
-            with writing_never_waits():
-                summary = trainer.run()
+            with own_output(last_line_follows=True) as output:
+                summary = trainer.run(output)
         except (WorkerError, checkpoint.CheckpointError, run_folder.RunFolderError) as error:
             print(f"train.py: {error}", file=sys.stderr)
             return EXIT_FAILURE

@@ -1,23 +1,24 @@
 """What the run looks like in the terminal: a live panel, or one plain line per interval.
 
 Both show the same record (see `sfrl.metrics`) and write to stdout; a closed display leaves stdout
-to the caller, so that the run's last line is its own.
+to the caller, so that the run's last line is its own. What environments print the panel shows above
+itself, as it does log lines.
 """
 
 import errno
 import logging
 import os
 import select
-import stat
 import sys
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from io import UnsupportedOperation
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleDimensions, Group
 from rich.live import Live
 from rich.logging import RichHandler
 from rich.panel import Panel
@@ -31,37 +32,11 @@ from sfrl.timing import COMPONENT_STAGES, is_waiting
 BAR_WIDTH = 24
 SPARK_WIDTH = 32
 SPARKS = "▁▂▃▄▅▆▇█"
+ASCII_SPARKS = "_.:-=+*#"  # for terminals of other encodings than UTF-8
 WORK_COLORS = ("green", "cyan", "yellow", "magenta")
 WAIT_COLOR = "grey37"
-
-
-@contextmanager
-def writing_never_waits() -> Iterator[None]:
-    """In the block, stdout and stderr raise BlockingIOError where they would wait.
-
-    A pipe that nobody reads, Ctrl-S in a terminal or a dead connection would otherwise stop the
-    trainer, and with it the checkpoints, the watchdog and the end of the run. They are opened anew
-    for this: who shares them, such as the shell, waits as before.
-    """
-    saved = {}
-    for file in (sys.stdout, sys.stderr):
-        try:
-            descriptor = file.fileno()
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                continue  # it has a place where writing goes on
-            own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        except OSError:  # no descriptor (in tests), a socket, or another user's terminal
-            continue
-        file.flush()
-        saved[descriptor] = os.dup(descriptor)
-        os.dup2(own, descriptor)
-        os.close(own)
-    try:
-        yield
-    finally:
-        for descriptor, original in saved.items():
-            os.dup2(original, descriptor)
-            os.close(original)
+SHOW_S = 0.25  # between two looks at what environments print, above the panel
+MAX_SHOWN = 4000  # characters of it each time
 
 
 class Display(ABC):
@@ -95,6 +70,8 @@ class Display(ABC):
 def make_display(
     is_terminal: bool,
     *,
+    out: TextIO | None = None,
+    err: TextIO | None = None,
     title: str = "",
     train_seconds: float | None = None,
     train_frames: int | None = None,
@@ -103,27 +80,52 @@ def make_display(
     """The live panel on a terminal that can redraw, plain lines otherwise.
 
     Args:
-        is_terminal: usually `sys.stdout.isatty()`.
+        is_terminal: usually `out.isatty()`.
+        out: where it is shown; None: stdout.
+        err: where log lines go, but for the panel's; None: stderr.
         title: what is being trained, for the panel.
         train_seconds: the `time_s` at which the run ends, if it does.
         train_frames: the `env_frames` at which the run ends, if it does.
-        console: where the panel goes; stdout unless given.
+        console: where the panel goes; `out` unless given.
     """
     end = _End(train_seconds, train_frames)
-    console = console or Console()
+    out = out or sys.stdout
+    console = console or Console(file=out)
     can_redraw = is_terminal and console.is_terminal and not console.is_dumb_terminal
-    return PanelDisplay(title, end, console) if can_redraw else PlainDisplay(end)
+    if can_redraw:
+        return PanelDisplay(title, end, console)
+    return PlainDisplay(end, out, err or sys.stderr)
 
 
 class PlainDisplay(Display):
-    """One line per record on stdout, flushed; log lines go to stderr."""
+    """One line per record, flushed; log lines go elsewhere, to stderr."""
 
-    def __init__(self, end: "_End") -> None:
+    def __init__(self, end: "_End", out: TextIO, err: TextIO) -> None:
         self._end = end
-        self.log_handler = logging.StreamHandler()
+        self._out = out
+        self.log_handler = _StreamHandler(err)
 
     def update(self, record: Record) -> None:
-        print(plain_line(record, self._end.seconds_left(record)), flush=True)
+        self._out.write(plain_line(record, self._end.seconds_left(record)) + "\n")  # in one piece
+        self._out.flush()
+
+
+class _LosesLines(logging.Handler):
+    """Where they cannot be written; log.txt has them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
+class _StreamHandler(_LosesLines, logging.StreamHandler[TextIO]):
+    pass
+
+
+class _PanelHandler(_LosesLines, RichHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if _takes_output(self.console):  # or rich would keep it
+            super().emit(record)
 
 
 class PanelDisplay(Display):
@@ -135,24 +137,43 @@ class PanelDisplay(Display):
 
     def __init__(self, title: str, end: "_End", console: Console) -> None:
         self.console = console
-        self.log_handler = RichHandler(console=console, show_path=False)
+        self.log_handler = _PanelHandler(console=console, show_path=False)
         self._title = title
         self._end = end
         self._scores: list[float] = []
+        self._ascii = console.options.ascii_only
+        self._next_show_s = 0.0
         # Redrawn only when there is something new: no thread, no processor time in between.
         self._live = Live(console=console, auto_refresh=False)
+        self._fit()
         self._live.start()
 
     def update(self, record: Record) -> None:
         if not _takes_output(self.console):
             # What it cannot write rich would keep, and more and more of it.
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        self._fit()
         if (score := record["episode_return_mean"]) is not None:
             self._scores.append(score)
-        body = Group(self._numbers(record), Text(), _time_bars(record))
+        body = Group(self._numbers(record), Text(), _time_bars(record, "#" if self._ascii else "█"))
         # Text, not markup: the title may hold a path with brackets.
-        title = Text(f"sfrl · {self._title}" if self._title else "sfrl")
+        dot = "-" if self._ascii else "·"
+        title = Text(f"sfrl {dot} {self._title}" if self._title else "sfrl")
         self._live.update(Panel(body, title=title, expand=False), refresh=True)
+
+    def show(self, text: str) -> bool:
+        """Show above the panel what an environment has printed, if need be the end of it.
+
+        False: not now. Each time the panel is drawn again.
+        """
+        now_s = time.monotonic()
+        if now_s < self._next_show_s or not _takes_output(self.console):
+            return False
+        self._next_show_s = now_s + SHOW_S
+        if len(text) > MAX_SHOWN:
+            text = "...\n" + text[-MAX_SHOWN:]
+        self.console.print(Text.from_ansi(text))
+        return True
 
     def close(self) -> None:
         if self._live.is_started:
@@ -161,6 +182,16 @@ class PanelDisplay(Display):
                 # Ends with the sequence that shows the cursor again, which must not stand before
                 # the caller's last line where a program reads the terminal.
                 self.console.line()
+
+    def _fit(self) -> None:
+        """To the terminal's size, for which rich asks descriptors 0 to 2: a run replaces two."""
+        with suppress(OSError):  # no terminal
+            columns, rows = os.get_terminal_size(self.console.file.fileno())
+            if columns and "COLUMNS" not in os.environ:
+                self.console.size = ConsoleDimensions(columns, rows)
+
+    def _sparks(self) -> str:
+        return sparkline(self._scores, SPARK_WIDTH, ASCII_SPARKS if self._ascii else SPARKS)
 
     def _numbers(self, record: Record) -> Table:
         seconds_left = self._end.seconds_left(record)
@@ -181,7 +212,7 @@ class PanelDisplay(Display):
             f"   best {_number(record['best_episode_return_mean'])}"
             f"   {_count(record['episodes'])} episodes",
         )
-        table.add_row("", Text(sparkline(self._scores, SPARK_WIDTH), style="green"))
+        table.add_row("", Text(self._sparks(), style="green"))
         table.add_row(
             "frames", f"{_count(record['env_frames'])}   {_clock(record['time_s'])}{left}"
         )
@@ -244,7 +275,7 @@ def _largest_stage(record: Record, component: str) -> str:
     return f" ({stage} {_percent(shares[stage])})" if shares[stage] > 0 else ""
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
+def sparkline(values: Sequence[float], width: int, sparks: str = SPARKS) -> str:
     """The course of the values in at most `width` characters, from their minimum to maximum."""
     if not values:
         return ""
@@ -252,8 +283,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
     # The last value of each of `columns` equal parts, so that the newest is always shown.
     picked = [values[(column + 1) * len(values) // columns - 1] for column in range(columns)]
     low, high = min(picked), max(picked)
-    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(SPARKS[round((value - low) * scale)] for value in picked)
+    scale = (len(sparks) - 1) / (high - low) if high > low else 0.0
+    return "".join(sparks[round((value - low) * scale)] for value in picked)
 
 
 class _End:
@@ -281,7 +312,7 @@ class _End:
         return min(1.0, max(done)) if done else None
 
 
-def _time_bars(record: Record) -> Table:
+def _time_bars(record: Record, block: str) -> Table:
     """For each component a bar of its stages, work first and colored, waiting last and grey."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
@@ -295,7 +326,7 @@ def _time_bars(record: Record) -> Table:
             # From the running total to the next one: rounded by itself, each part would be a
             # little off, and the bar too short or too long.
             end = total + (share or 0.0)
-            bar.append("█" * (round(end * BAR_WIDTH) - round(total * BAR_WIDTH)), style=color)
+            bar.append(block * (round(end * BAR_WIDTH) - round(total * BAR_WIDTH)), style=color)
             legend.append(f"{stage} {_percent(share)}", style=color).append("  ")
             total = end
         table.add_row(component, bar, legend)

@@ -25,8 +25,9 @@ from sfrl import checkpoint, limits, run_folder
 from sfrl.config import Config
 from sfrl.crew import Crew, ProcessCrew, SerialCrew, WorkerError
 from sfrl.description import describe
-from sfrl.display import Display, make_display
+from sfrl.display import Display, PanelDisplay, make_display
 from sfrl.metrics import MetricsWriter, RunMetrics
+from sfrl.output import Output
 from sfrl.process import (
     STOP_SIGNALS,
     CheckpointFailed,
@@ -141,8 +142,11 @@ class Trainer:
                 ) from error
         return shared
 
-    def run(self) -> Summary:
+    def run(self, output: Output | None = None) -> Summary:
         """Train until a limit, a signal or a failure.
+
+        Args:
+            output: where to write. None: stdout and stderr, for whose reader the run then waits.
 
         Raises:
             crew.WorkerError: a component failed. A checkpoint was written first if the learner was
@@ -150,6 +154,7 @@ class Trainer:
             run_folder.RunFolderError: another run is, or has been, in the folder.
         """
         config = self.config
+        output = output or Output(sys.stdout, sys.stderr)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if not config.resume:
             self._lock_folder()
@@ -162,12 +167,17 @@ class Trainer:
             stack.enter_context(signals_to(self._note_signal))
             display = stack.enter_context(
                 make_display(
-                    sys.stdout.isatty(),
+                    output.out.isatty(),
+                    out=output.out,
+                    err=output.err,
                     title=f"{config.env}  {self.run_dir}",
                     train_seconds=self._time_limit(),
                     train_frames=config.train_frames or None,
                 )
             )
+            if isinstance(display, PanelDisplay):
+                output.show = display.show
+                stack.callback(setattr, output, "show", None)
             stack.enter_context(_logging_to(self.run_dir / "log.txt", display))
             writer = stack.enter_context(MetricsWriter(self.run_dir, resume_frames=resume_frames))
             log.info("training %s in %s", config.env, self.run_dir)

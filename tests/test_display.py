@@ -94,24 +94,42 @@ print(json.dumps({"env_frames": 1}))
 """
 
 
-@pytest.mark.parametrize("terminal", [None, "xterm", "dumb"])
-def test_the_last_line_of_stdout_is_the_callers(terminal):
+def run_in(terminal: str | None, **env: str) -> list[str]:
+    """The lines that `RUN` prints to such a terminal, or to a pipe."""
     ours, theirs = pty.openpty() if terminal else os.pipe()
     child = subprocess.Popen(
         [sys.executable, "-c", RUN],
         stdout=theirs,
         stderr=theirs,
-        env=os.environ | {"TERM": terminal or ""},
+        env=os.environ | {"TERM": terminal or ""} | env,
     )
     os.close(theirs)
     with open(ours, errors="replace", newline="") as file:
         lines = list(read_lines(file))
     assert child.wait(timeout=60) == 0
+    return lines
+
+
+@pytest.mark.parametrize("terminal", [None, "xterm", "dumb"])
+def test_the_last_line_of_stdout_is_the_callers(terminal):
+    lines = run_in(terminal)
     assert json.loads(lines[-1]) == {"env_frames": 1}
     text = "".join(lines)
     assert "a warning" in text
     assert ("sfrl · Pong" in text) == (terminal == "xterm")
     assert ("| score -19.5 (2 episodes) |" in text) == (terminal != "xterm")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "koi8-r"])
+def test_a_terminal_of_another_encoding_gets_a_panel_in_ascii(encoding):
+    *lines, last = run_in("xterm", PYTHONIOENCODING=encoding)
+    assert json.loads(last) == {"env_frames": 1}
+    text = "".join(lines)
+    assert "sfrl - Pong" in text
+    assert "a warning" in text
+    assert "####" in text
+    assert text.isascii()
+    assert "\\u" not in text
 
 
 def read_lines(file):

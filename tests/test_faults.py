@@ -7,8 +7,9 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -205,27 +206,63 @@ def test_an_output_that_takes_nothing_is_told_and_survived(tmp_path):
     assert_nothing_is_left(process.pid)
 
 
-@pytest.mark.slow
-def test_a_pipe_that_nobody_reads_stops_nothing_but_the_last_line(tmp_path):
-    run_dir = tmp_path / "run"
+def full_pipe() -> tuple[int, int]:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
-    os.write(writer, b"." * 4096)  # full
-    with (
-        open(writer, "wb") as full,
-        training(run_dir, *TINY, "--train-seconds=8", stdout=full) as process,
-    ):
+    os.write(writer, b"." * 4096)
+    return reader, writer
+
+
+def full_socket() -> tuple[int, int]:
+    """As some supervisors give it. It cannot be opened anew."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    with suppress(BlockingIOError):
+        while writer.send(b"." * 4096):
+            pass
+    writer.setblocking(True)
+    return reader.detach(), writer.detach()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make_full", [full_pipe, full_socket])
+def test_a_reader_that_looks_away_stops_nothing_but_the_last_line(tmp_path, make_full):
+    """Nor an environment that prints, nor the start of another worker."""
+    run_dir = tmp_path / "run"
+    reader, writer = make_full()
+    prints = [*TINY[1:], "--env=tests.guest_env:Prints-v0"]
+    with open(writer, "wb") as full, training(run_dir, *prints, stdout=full) as process:
         assert os.get_blocking(writer), "who shares it is not disturbed"
+        wait_until_trained(process, run_dir)
+        components(process.pid)["rollout-0"].kill()
+        wait_for(lambda: metrics(run_dir)[-1]["worker_restarts"] == 1)
+        steps = metrics(run_dir)[-1]["learner_steps"]
+        wait_for(lambda: metrics(run_dir)[-1]["learner_steps"] > steps + 10)
+        process.send_signal(signal.SIGINT)
         log = run_dir / "log.txt"
-        wait_for(lambda: log.exists() and "last checkpoint: " in log.read_text())
+        wait_for(lambda: "last checkpoint: " in log.read_text())
         assert process.poll() is None  # it waits for somebody who reads the summary
         full.close()
         with open(reader) as output:
-            last_line = output.read().splitlines()[-1]
+            *lines, last = output.read().splitlines()
         ended = finish(process)
     assert ended.code == 0, ended.stderr
-    assert json.loads(last_line.lstrip("."))["run_dir"] == str(run_dir)
+    assert json.loads(last)["run_dir"] == str(run_dir)
+    assert "the program's line" in lines
+    assert ended.stderr.count("starting it anew") == 1
     assert checkpoint.latest_paths(run_dir)
+
+
+@pytest.mark.slow
+def test_a_log_is_in_utf_8_wherever_it_is_written(tmp_path, monkeypatch):
+    run_dir = tmp_path / "größe"
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with training(run_dir, *TINY, "--train-seconds=0.1") as process:
+        ended = finish(process)
+    assert ended.code == 0
+    assert "Logging error" not in ended.stderr
+    assert f"training CartPole-v1 in {run_dir}\n" in (run_dir / "log.txt").read_text("utf-8")
 
 
 @pytest.mark.slow
