@@ -12,7 +12,17 @@ def ignore_signals() -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
+def open_what_is_closed() -> None:
+    """The next file would get the number of a closed stdout, and all that is printed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
 if __name__ == "__main__":
+    open_what_is_closed()
     # Ctrl-C while the imports run ends it quietly; from then on cli.train handles signals.
     # Not sys.exit: a module that is being imported may catch the exception.
     for signum in (signal.SIGINT, signal.SIGTERM):

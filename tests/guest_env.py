@@ -70,18 +70,14 @@ class Hosts(CartPoleEnv):
 
 
 class Depends(CartPoleEnv):
-    """Asks a program at every step, and fails when it has ended."""
+    """Waits for a program in a step, and fails when that is killed."""
 
-    program = None
+    num_steps = 0
 
     def step(self, action):
-        if self.program is None:
-            self.program = subprocess.Popen(
-                ["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-            )
-        self.program.stdin.write(b"step\n")
-        if not self.program.stdout.read(5):
-            raise RuntimeError("the simulator has ended")
+        self.num_steps += 1
+        if self.num_steps > NUM_GOOD_STEPS:
+            subprocess.run(PROGRAM, check=True)
         return super().step(action)
 
 

@@ -8,6 +8,8 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -251,6 +253,20 @@ def test_a_reader_that_looks_away_stops_nothing_but_the_last_line(tmp_path, make
     assert "the program's line" in lines
     assert ended.stderr.count("starting it anew") == 1
     assert checkpoint.latest_paths(run_dir)
+
+
+@pytest.mark.slow
+def test_closed_outputs_are_no_other_files(tmp_path):
+    """`>&- 2>&-`, as some supervisors start their services."""
+    run_dir = tmp_path / "run"
+    arguments = [sys.executable, "train.py", *TINY, "--tune=off", f"--run-dir={run_dir}"]
+    closed = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *arguments, "--train-seconds=0.1"]
+    assert subprocess.run(closed, cwd=ROOT, timeout=90).returncode == 0
+    lines = (run_dir / "log.txt").read_text().splitlines()
+    assert len(lines) >= 3
+    for line in lines:
+        assert line[:2] == "20", "dates alone, and none of what is printed"
+    assert len(metrics(run_dir)) >= 1
 
 
 @pytest.mark.slow
