@@ -126,6 +126,8 @@ def _receive(
                 if message is not None:
                     return message
                 doing, limit_s, waited_s = "made", timeout_s, 0.0
+                last_look_s = time.monotonic()
+                continue  # it may have told the rest as well, and ended
         if has_ended:
             return _Refusal(f"env={env} could not be {doing}: its process {_end_of(child)}")
         now = time.monotonic()

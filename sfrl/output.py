@@ -239,8 +239,7 @@ class _Source:
             self.lines = last
 
     def pass_on(self, show: Callable[[str], bool] | None) -> None:
-        note = b"[%d bytes found no reader in time]\n" % self._num_lost if self._num_lost else b""
-        lines = note + self.lines
+        lines = self._with_note(self.lines)
         is_taken = (
             show(lines.decode(self._encoding, "backslashreplace"))
             if show
@@ -249,9 +248,13 @@ class _Source:
         if is_taken:
             self.lines, self._num_lost = b"", 0
 
+    def _with_note(self, lines: bytes) -> bytes:
+        lost = self._num_lost
+        return (b"[%d bytes found no reader in time]\n" % lost if lost else b"") + lines
+
     def close(self) -> None:
         """Leave no line open: what is written after it shall begin one."""
-        rest = self.lines + self._unfinished
+        rest = self._with_note(self.lines + self._unfinished)
         if rest:
             self._writer.leave(rest.removesuffix(b"\n") + b"\n")
         os.close(self.fd)

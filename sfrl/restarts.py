@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 WINDOW_S = 3600.0
-STEADY_S = 20.0  # one that has lived so long has worked: the next failure is a first one
+STEADY_S = 10.0  # one that has lived so long has worked: the next failure is a first one
 MAX_DELAY_S = 60.0
 
 

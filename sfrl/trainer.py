@@ -27,7 +27,7 @@ from sfrl.crew import Crew, ProcessCrew, SerialCrew, WorkerError
 from sfrl.description import describe
 from sfrl.display import Display, PanelDisplay, make_display
 from sfrl.metrics import MetricsWriter, RunMetrics
-from sfrl.output import Output
+from sfrl.output import ESCAPE, Output
 from sfrl.process import (
     STOP_SIGNALS,
     CheckpointFailed,
@@ -456,7 +456,7 @@ class _LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
+            line = f"{self.format(record)}\n".encode("utf-8", ESCAPE)
             self._file = run_folder.reopened_to_append(self._path, self._file)
             self._file.write(line)
         except OSError:

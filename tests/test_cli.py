@@ -196,7 +196,7 @@ def test_a_folder_with_anything_of_a_run_is_refused_without_resume(left, remedy,
     path.write_text("precious")
     assert cli.train(["--run-dir=x", "--env=CartPole-v1"]) == cli.EXIT_USAGE
     error = capsys.readouterr().err
-    assert error.startswith("train.py: run_dir=x already holds a run; ")
+    assert error.startswith(f"train.py: run_dir={Path('x').absolute()} already holds a run; ")
     assert remedy in error
     assert path.read_text() == "precious"
     assert [p for p in Path("x").rglob("*") if p.is_file()] == [path]
@@ -208,7 +208,7 @@ def test_a_folder_with_anything_of_a_run_is_refused_without_resume(left, remedy,
 def test_a_run_may_begin_beside_files_of_others():
     Path("x").mkdir()
     Path("x/notes.txt").touch()
-    assert cli.parse(["--run-dir=x", "--env=CartPole-v1"]).run_dir == "x"
+    assert cli.parse(["--run-dir=x", "--env=CartPole-v1"]).run_dir == os.path.abspath("x")
 
 
 def test_a_run_without_its_config_goes_on_with_that_of_its_checkpoint(caplog):

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from multiprocessing import connection
 from pathlib import Path
 
 import gymnasium
@@ -68,6 +69,17 @@ def test_what_cannot_be_made_is_told_in_one_line(env, text, capsys, tmp_path):
     assert text in line
     assert line.startswith("train.py: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_child_that_has_ended_before_anybody_looks_has_told_all(monkeypatch):
+    wait = connection.wait
+
+    def wait_for_its_end(receivers, _):
+        time.sleep(2)
+        return wait(receivers, 0)
+
+    monkeypatch.setattr(connection, "wait", wait_for_its_end)
+    assert describe("CartPole-v1", None, 60.0) == envs.describe("CartPole-v1")
 
 
 def test_a_signal_ends_the_look():
