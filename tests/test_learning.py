@@ -1,5 +1,7 @@
 """train.py learns, with its default settings, within a time that can be told."""
 
+import importlib.util
+import math
 import signal
 import time
 
@@ -10,24 +12,36 @@ from tests.runs import finish, interrupt, metrics, training
 WINDOW = 100  # episodes in `episode_return_mean`
 
 
-def seconds_until(score: float, limit_s: float, run_dir, *flags: str) -> float:
-    """Train until the mean of 100 episodes reaches `score`; then, or at the limit, end the run.
+def seconds_until(
+    score: float, limit_s: float, run_dir, *flags: str, max_decisions: float = math.inf
+) -> float:
+    """Train until the mean of 100 episodes reaches `score`; then, or at a limit, end the run.
 
     Raises AssertionError if it is not reached: the best mean is in the text.
     """
     started_s = time.monotonic()
     best = float("-inf")
-    with training(run_dir, *flags, "--report-seconds=1") as process:
+    decisions = 0
+    with training(run_dir, *flags, "--report-seconds=0.5") as process:
         while best < score and time.monotonic() - started_s < limit_s and process.poll() is None:
-            full = [r["episode_return_mean"] for r in metrics(run_dir) if r["episodes"] >= WINDOW]
+            records = metrics(run_dir)
+            decisions = records[-1]["env_steps"] if records else 0
+            full = [
+                r["episode_return_mean"]
+                for r in records
+                if r["episodes"] >= WINDOW and r["env_steps"] <= max_decisions
+            ]
             best = max([best, *full])
+            if decisions > max_decisions:
+                break
             time.sleep(0.1)
         seconds = time.monotonic() - started_s
         if process.poll() is None:
             interrupt(process, signal.SIGINT)
         ended = finish(process)
     assert ended.code == 0, ended.stderr
-    assert best >= score, f"mean return {best:.1f} after {seconds:.0f} s, not {score}"
+    told = f"mean return {best:.1f} after {seconds:.0f} s and {decisions} decisions, not {score}"
+    assert best >= score, told
     return seconds
 
 
@@ -40,3 +54,37 @@ def test_catch_is_learned_within_a_minute(tmp_path):
 @pytest.mark.parametrize("loss", ["appo", "vtrace"])
 def test_cartpole_is_learned_within_three_minutes(tmp_path, loss):
     seconds_until(475, 180, tmp_path / "run", "--env=CartPole-v1", f"--loss={loss}")
+
+
+@pytest.mark.slow
+def test_rewards_that_come_late_and_grow_a_thousandfold_are_learned(tmp_path):
+    """16 environments make 32,000 decisions in each phase, half of them resets."""
+    flags = ("--env=tests.tiny_envs:LateReward-v0", "--serial")
+    seconds_until(950, 120, tmp_path / "run", *flags, max_decisions=100_000)
+
+
+POINT = ("--env=tests.tiny_envs:Point-v0",)
+
+
+@pytest.mark.slow
+def test_a_way_out_that_costs_less_than_staying_is_no_trap(tmp_path):
+    seconds_until(-8, 120, tmp_path / "run", *POINT, max_decisions=150_000)
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [2, 3, 4, 5])
+def test_the_trap_is_avoided_with_every_seed(tmp_path, seed):
+    seconds_until(-8, 120, tmp_path / "run", *POINT, f"--seed={seed}", max_decisions=150_000)
+
+
+@pytest.mark.learning
+@pytest.mark.skipif(not importlib.util.find_spec("Box2D"), reason="needs gymnasium[box2d]")
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_lunar_lander_lands_with_the_flags_of_the_documents(tmp_path, seed):
+    """Not with the defaults: docs/experiments.md, "LunarLander"."""
+    flags = (
+        *("--env=LunarLander-v3", f"--seed={seed}", "--gamma=0.999", "--trace-lambda=0.98"),
+        *("--envs-per-worker=128", "--rollout-length=64", "--batch-size=128", "--minibatches=64"),
+        *("--entropy-coef=0.003", "--max-policy-lag=2000"),
+    )
+    seconds_until(200, 1200, tmp_path / "run", *flags, max_decisions=1_000_000)
