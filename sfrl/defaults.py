@@ -132,9 +132,6 @@ def defaults_for(
             # One encoder for both lets the critic's errors move the policy, into traps that two
             # avoid; of vectors the second costs little (docs/experiments.md).
             value_encoder="separate" if spec.kind == "vector" else "shared",
-            # Of a separate value network it only decides how often the gradient is clipped. Nearly
-            # always is best: large errors do not count for more than others then.
-            value_coef=50.0 if spec.kind == "vector" else 0.5,
             normalize_returns=True,  # rewards come in all sizes here
         )
     if loss == "vtrace":

@@ -148,8 +148,14 @@ class ActorCritic(nn.Module):
         return [[p for p in self.parameters() if id(p) not in names], value]
 
     def normalize_returns(self, returns: Tensor) -> Tensor:
-        """Values or targets in the units that the value loss uses; any shape."""
-        return self.value_head.normalize(returns)
+        """Values or targets in the units that the value loss uses; any shape.
+
+        With --normalize-returns that is the returns' size for a shared network, so that the value's
+        gradient does not drown the policy's. A network of its own has the layer's outputs as unit:
+        its gradient is then nearly always clipped, and no update counts for more than others.
+        """
+        unit = 1.0 if self.value_encoder is None else ValueHead.REACH
+        return self.value_head.normalize(returns, unit)
 
     def after_optimizer_step(
         self, vs: Tensor, mask: Tensor, was_applied: Tensor | bool = True
@@ -238,9 +244,9 @@ class ValueHead(nn.Module):
         outputs: Tensor = self.linear(features).squeeze(-1)
         return outputs * (self.size / self.REACH) if self.normalizes else outputs
 
-    def normalize(self, returns: Tensor) -> Tensor:
-        """Of size 1."""
-        return returns / self.size if self.normalizes else returns
+    def normalize(self, returns: Tensor, size: float = 1.0) -> Tensor:
+        """Returns of the usual size become as large as `size`."""
+        return returns * (size / self.size) if self.normalizes else returns
 
     @torch.no_grad()
     def update_size(self, returns: Tensor, mask: Tensor) -> None:

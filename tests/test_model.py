@@ -271,6 +271,16 @@ def test_separate_networks_share_no_parameter(name: str, rnn_size: int) -> None:
         assert not any(p.grad is not None and p.grad.any() for p in other)
 
 
+@pytest.mark.parametrize(("value_encoder", "size"), [("shared", 1.0), ("separate", 10.0)])
+def test_the_value_loss_is_in_units_of_the_size_or_of_the_layers_outputs(
+    value_encoder: str, size: float
+) -> None:
+    model = make("mlp", value_encoder=value_encoder, normalize_returns=True)
+    returns = 500 + 100 * torch.randn(20, 5)
+    model.after_optimizer_step(returns, torch.ones(20, 5, dtype=torch.bool))
+    assert model.normalize_returns(returns).square().mean().sqrt().item() == pytest.approx(size)
+
+
 @pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "own"])
 def test_pixels_are_divided_by_the_largest_that_the_space_allows(
     name: str,
