@@ -1,15 +1,8 @@
 """Train an agent: `python train.py --env=Pong`. `--help` lists every setting."""
 
-import atexit
 import os
 import signal
 import sys
-
-
-def ignore_signals() -> None:
-    """While Python ends, when it takes its handlers away and a signal would kill."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
 
 
 def open_what_is_closed() -> None:
@@ -27,7 +20,6 @@ if __name__ == "__main__":
     # Not sys.exit: a module that is being imported may catch the exception.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: os._exit(0))
-    atexit.register(ignore_signals)
 
     # Here, and not above, because every worker process imports this file once more.
     from sfrl.cli import train

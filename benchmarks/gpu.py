@@ -114,7 +114,7 @@ def row(what: str, value: str, must: str = "", aim: str = "") -> None:
 def main(args: Args) -> None:
     where = machine()
     print(where, flush=True)
-    one_epoch = "--loss=vtrace"
+    one_epoch = "--loss=vtrace --epochs=1"
     whole = bench(args, "all", [one_epoch])
     training = whole["training"]["frames_per_s"]
     found = settings_found(whole)

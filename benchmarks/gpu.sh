@@ -37,7 +37,7 @@ timeout $((525 - SECONDS + started)) python3 -m benchmarks.gpu | tee "$out/figur
 figures=${PIPESTATUS[0]}
 if [ $((SECONDS - started)) -lt 440 ]; then
     timeout $((530 - SECONDS + started)) python3 -m benchmarks.side_by_side --peer=plain-ppo \
-        --pairs=1 --seconds=40 --ours="--loss=vtrace --report-seconds=1" |
+        --pairs=1 --seconds=40 --ours="--loss=vtrace --epochs=1 --report-seconds=1" |
         tee "$out/side_by_side.log"
 fi
 echo "after $((SECONDS - started)) s: tests ended with $tests, figures with $figures"

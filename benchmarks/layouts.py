@@ -1,7 +1,7 @@
 """Policy worker and learner in two processes, in one with two threads, or in one by turns.
 
     python -m benchmarks.layouts
-    python -m benchmarks.layouts --rounds=3 --flags="--env=Breakout --loss=vtrace"
+    python -m benchmarks.layouts --rounds=3 --flags="--env=Breakout --loss=vtrace --epochs=1"
 
 The layouts train in turn with the same workers and settings (--flags, else the defaults; nothing is
 tuned). train.py has the first; the others are built here. By turns means that the policy answers

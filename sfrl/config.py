@@ -164,8 +164,8 @@ class Config:
 
     # --- faults ---
     max_worker_restarts: int = 10
-    """A rollout worker that died or hung is started anew, this many times within an hour, the
-    later the oftener; then the run ends. 0: the first one ends it."""
+    """A rollout worker that dies or hangs is started again, after a delay that grows if it fails
+    again soon. After this many restarts of one worker within an hour the run ends."""
     env_timeout: float = 60.0
     """Seconds after which the start, a reset or a step of an environment is given up, and its
     worker started anew."""

@@ -136,8 +136,10 @@ def defaults_for(
         )
     if loss == "vtrace":
         # Unlike PPO's ratio it has no clip that ends the pull of rows used before: with 4 epochs
-        # CartPole's policy collapses (entropy 0 within 500,000 frames).
-        config = dataclasses.replace(config, loss=loss, epochs=1)
+        # CartPole is learned more slowly than with 2, and Pong needs a lower rate as well
+        # (docs/experiments.md).
+        rate = 3e-4 if spec.kind == "atari" else config.learning_rate
+        config = dataclasses.replace(config, loss=loss, epochs=2, learning_rate=rate)
     # A training batch is one round of all environments. Policy lag, counted in optimizer steps,
     # then depends on epochs * minibatches alone, however many workers there are.
     round_size = num_workers * config.envs_per_worker * config.rollout_length

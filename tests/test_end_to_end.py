@@ -165,13 +165,15 @@ def test_a_serial_run_whose_environments_cannot_be_saved_starts_them_anew_and_sa
 
 
 @pytest.mark.slow
-def test_a_run_of_this_checkpoint_format_goes_on(tmp_path):
-    """A file written when format 3 was new: whoever changes the format keeps a way to read it."""
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_run_of_this_checkpoint_format_goes_on(tmp_path, version):
+    """Files written when the format was new: whoever changes it keeps a way to read them."""
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints").mkdir(parents=True)
     data = Path(__file__).parent / "data"
-    shutil.copy(data / "config-3.json", run_dir / "config.json")
-    shutil.copy(data / "checkpoint-3.pt", run_dir / "checkpoints" / "latest-000000004000.pt")
+    shutil.copy(data / f"config-{version}.json", run_dir / "config.json")
+    path = run_dir / "checkpoints" / "latest-000000004000.pt"
+    shutil.copy(data / f"checkpoint-{version}.pt", path)
     before = checkpoint.load_latest(run_dir).state["counters"]
     flags = (f"--run-dir={run_dir}", "--resume", "--train-frames=20000", "--lr-schedule=constant")
     ended = run_training(None, *flags)
