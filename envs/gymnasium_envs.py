@@ -250,7 +250,8 @@ def _observation_layout(
         )
     low, high = float(space.low.min()), float(space.high.max())
     if space.dtype != np.uint8 or len(space.shape) < 2:
-        if space.dtype != np.uint8 and len(space.shape) < 2:
+        is_uniform = bool((space.low == low).all() and (space.high == high).all())
+        if space.dtype != np.uint8 and (len(space.shape) < 2 or not is_uniform):
             low, high = -np.inf, np.inf  # bounds of single numbers say little of their usual size
         size = int(np.prod(space.shape))
         return Box(low, high, (size,), np.float32), lambda obs: np.asarray(obs).reshape(size)

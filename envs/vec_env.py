@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
+_MAX_SCALE = 65_536.0
 ObsArray = NDArray[np.uint8 | np.float32]
 EnvKind = Literal["atari", "image", "vector"]
 OnNan = Literal["skip", "stop"]
@@ -86,10 +87,11 @@ class VecEnv(Protocol):
 def obs_scale(space: Box) -> float:
     """The largest size of a number that the space allows, or 1 where it sets no bounds.
 
-    Divided by it, pixels of 0..255 and planes of 0..1 both reach up to 1.
+    Divided by it, pixels of 0..255 and planes of 0..1 both reach up to 1. Bounds beyond those of 16
+    bits are the largest numbers of a type rather than of the observations: they say nothing.
     """
     scale = max(abs(float(space.low.min())), abs(float(space.high.max())))
-    return scale if 0 < scale < np.inf else 1.0
+    return scale if 0 < scale <= _MAX_SCALE else 1.0
 
 
 def env_seeds(seed: int, num_envs: int) -> list[int]:

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
@@ -189,8 +189,9 @@ class SerialCrew:
 
     def stop(self, timeout_s: float) -> list[str]:
         self._shared.stop.set()
-        for worker in self._workers:
-            worker.close()
+        with _exits_told(), ExitStack() as stack:  # each is closed, whatever another one does
+            for worker in reversed(self._workers):  # the learner first, that saves
+                stack.callback(worker.close)
         return []
 
     def expect_end(self) -> None:
@@ -241,6 +242,7 @@ class ProcessCrew:
         self._watchdog = Watchdog(shared.config, shared.progress)
         self._histories: defaultdict[str, RestartHistory] = defaultdict(RestartHistory)
         self._due_s: dict[str, float] = {}  # who waits to be started anew -> until when
+        self._steps_before: dict[str, int] = {}  # restarted, and no decision yet -> those before
         self._is_killed = self._is_ending = False
         self._told: set[str] = set()  # components whose end has been told
 
@@ -306,18 +308,16 @@ class ProcessCrew:
         self._restart_those_due()
 
     def _can_restart(self, name: str, ended: Collection[str]) -> bool:
-        kind, _, index = name.partition("-")
+        kind = name.partition("-")[0]
         shared = self._shared
         if kind != "rollout" or not isinstance(shared.channels.trajectories, LockFreeQueue):
             return False  # a process killed in faster-fifo leaves its lock locked
-        per_worker = shared.config.num_slots // shared.config.num_workers
-        own = slice(int(index) * per_worker, (int(index) + 1) * per_worker)
         if name in self._failures and self._failures[name].ends_run:
             return False
         # What fails or hangs before its first decision does so every time; but for a kill by others
         # a worker is not to blame.
         was_killed = name in ended and (self._processes[name].exitcode or 0) < 0
-        return was_killed or bool(shared.progress.env_steps[own].any())
+        return was_killed or self._env_steps(name) > 0
 
     def _restart_later(self, name: str, why: str) -> None:
         """Nobody waits meanwhile: the run goes on with the others, and may be stopped."""
@@ -343,8 +343,18 @@ class ProcessCrew:
         for name in [name for name, due_s in self._due_s.items() if due_s <= now_s]:
             del self._due_s[name]
             self._shared.progress.restarts[int(name.partition("-")[2])] += 1
-            self._histories[name].started(now_s)
+            self._histories[name].restarted()
+            self._steps_before[name] = self._env_steps(name)
             self._spawn(name)
+        for name in [n for n, before in self._steps_before.items() if self._env_steps(n) > before]:
+            del self._steps_before[name]
+            self._histories[name].worked(now_s)
+
+    def _env_steps(self, name: str) -> int:
+        """Decisions of a rollout worker and its forerunners."""
+        per_worker = self._shared.config.num_slots // self._shared.config.num_workers
+        first = int(name.partition("-")[2]) * per_worker
+        return int(self._shared.progress.env_steps[first : first + per_worker].sum())
 
     def _obituary(self, name: str) -> str:
         process = self._processes[name]

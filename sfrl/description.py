@@ -1,7 +1,8 @@
 """What an environment looks like: found out once, in a process that does nothing else.
 
 An environment's constructor may start threads, fork, change the working directory, take a license,
-hang or crash. The trainer lives as long as the run and holds its locks, so it never makes one.
+hang or crash. The trainer lives as long as the run and holds its locks, so it makes none but with
+--serial, or where the program that calls it has registered the environment itself.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe, connection
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import BinaryIO, NamedTuple, NoReturn
 
 import gymnasium
 from setproctitle import setproctitle
@@ -25,11 +27,12 @@ from setproctitle import setproctitle
 import envs
 from envs import EnvSpec
 from sfrl.leaving import leave
-from sfrl.process import STOP_SIGNALS, die_with_parent
+from sfrl.process import STOP_SIGNALS, descendants, die_with_parent, terminate
 from sfrl.shared_memory import Stopped
 from sfrl.watchdog import LONGEST_LOOK_S, START_LIMIT_S
 
 _POLL_S = 0.05
+_MAX_LINE = 500  # bytes of what a process that died has printed last
 _END_S = 2.0  # for the process to end, once it has told
 
 # Not multiprocessing's spawn, which would run the main module once more: a script that calls the
@@ -65,18 +68,21 @@ def describe(
     if envs.atari_game(env) is not None:
         return envs.describe(env, frameskip)
     receiver, sender = Pipe(duplex=False)
-    with receiver:
+    # What it prints goes into a file, which never waits for a reader. The workers print it again.
+    with receiver, tempfile.TemporaryFile() as printed:
         with sender:  # the child's alone: its end is then the end of the pipe
-            child = _start(env, sender)
+            child = _start(env, sender, printed)
         try:
-            outcome = _receive(child, receiver, env, timeout_s, signals)
+            outcome = _receive(child, receiver, env, timeout_s, signals, printed)
             if isinstance(outcome, EnvSpec):
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(_END_S)  # a license or a port that it holds is free then
                 return outcome
         finally:
+            orphans = descendants(child.pid) if child.poll() is None else []
             child.kill()
             child.wait()
+            terminate(orphans)
     if not outcome.is_unknown:
         raise ValueError(outcome.text)
     if env in gymnasium.registry:  # by the program itself that runs here, without a module's name
@@ -84,12 +90,16 @@ def describe(
     raise envs.UnknownEnvError(outcome.text)
 
 
-def _start(env: str, sender: connection.Connection) -> subprocess.Popen[bytes]:
+def _start(env: str, sender: connection.Connection, printed: BinaryIO) -> subprocess.Popen[bytes]:
     given = json.dumps([sys.path, env, sender.fileno(), os.getpid()])
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until it can be told of them
     try:
         return subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, given], pass_fds=[sender.fileno()], close_fds=True
+            [sys.executable, "-c", _COMMAND, given],
+            pass_fds=[sender.fileno()],
+            close_fds=True,
+            stdout=printed,
+            stderr=printed,
         )
     except OSError as error:
         raise MemoryError(
@@ -106,6 +116,7 @@ def _receive(
     env: str,
     timeout_s: float,
     signals: Sequence[int],
+    printed: BinaryIO,
 ) -> EnvSpec | _Refusal:
     """What the child tells, or what is to be said of one that does not. Raises Stopped."""
     doing, limit_s = "imported", max(START_LIMIT_S, timeout_s)
@@ -129,7 +140,8 @@ def _receive(
                 last_look_s = time.monotonic()
                 continue  # it may have told the rest as well, and ended
         if has_ended:
-            return _Refusal(f"env={env} could not be {doing}: its process {_end_of(child)}")
+            end = f"{_end_of(child)}{_last_line(printed)}"
+            return _Refusal(f"env={env} could not be {doing}: its process {end}")
         now = time.monotonic()
         waited_s += min(now - last_look_s, LONGEST_LOOK_S)  # not while this process was stopped
         last_look_s = now
@@ -137,6 +149,14 @@ def _receive(
         f"env={env} was not {doing} within {limit_s:g} s (env_timeout={timeout_s:g}); raise "
         f"--env-timeout if it takes longer"
     )
+
+
+def _last_line(printed: BinaryIO) -> str:
+    """Often the reason."""
+    printed.seek(max(0, printed.seek(0, os.SEEK_END) - _MAX_LINE))
+    lines = printed.read().decode("utf-8", "backslashreplace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"; the last that it printed: {last}" if last else ""
 
 
 def _end_of(child: subprocess.Popen[bytes]) -> str:
@@ -168,6 +188,7 @@ def tell(env: str, descriptor: int, parent: int) -> NoReturn:
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         outcome = _Refusal(_text_of(env, error))
     sender.send(outcome)
+    terminate(descendants(os.getpid()))  # what the environment leaves behind
     leave(0)
 
 

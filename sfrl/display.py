@@ -43,7 +43,7 @@ class Display(ABC):
     """Shows one record per reporting interval. A context manager; closing twice is harmless.
 
     Attributes:
-        log_handler: for the root logger of this process: its lines do not tear what is shown.
+        log_handler: takes the log's lines, which do not tear what is shown.
     """
 
     log_handler: logging.Handler
@@ -172,7 +172,8 @@ class PanelDisplay(Display):
         self._next_show_s = now_s + SHOW_S
         if len(text) > MAX_SHOWN:
             text = "...\n" + text[-MAX_SHOWN:]
-        self.console.print(Text.from_ansi(text))
+        with suppress(OSError):  # a terminal that is gone: the text is lost, and others go on
+            self.console.print(Text.from_ansi(text))
         return True
 
     def close(self) -> None:

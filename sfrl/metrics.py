@@ -23,8 +23,9 @@ from sfrl.timing import COMPONENT_STAGES, is_waiting, shares
 EPISODE_WINDOW = 100  # the score is the mean of this many episodes, as in the literature
 
 _MAX_LINE = 1 << 20  # bytes of a record in metrics.jsonl, at most
-# What the learner may report. A name is added here and in docs/metrics.md, nowhere else.
 _MAX_COUNT = 1 << 62  # of what is counted, in a checkpoint that may be a stranger's
+
+# What the learner may report. A name is added here and in docs/metrics.md, nowhere else.
 LEARNER_MEANS = (
     "policy_loss",
     "value_loss",
@@ -259,9 +260,16 @@ class MetricsWriter:
         resume_frames: `env_frames` of the checkpoint that the run goes on from. Records beyond it
             tell of frames that will be played anew: they leave metrics.jsonl, and TensorBoard is
             told to hide them, so both hold one curve. None: every record stays.
+        is_ours: whether the folder is still this run's: no other's files are written.
     """
 
-    def __init__(self, run_dir: Path | str, *, resume_frames: int | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path | str,
+        *,
+        resume_frames: int | None = None,
+        is_ours: Callable[[], bool] = lambda: True,
+    ) -> None:
         # Imported here because it takes 0.3 s, and only the trainer's process ever writes.
         # (tensorboardX and torch.utils.tensorboard would import torch.)
         from tensorboard.compat.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
@@ -274,7 +282,8 @@ class MetricsWriter:
         lines_path = run_dir / "metrics.jsonl"
         if lines_path.exists():
             _cut_lines(lines_path, resume_frames)
-        self._lines = GrowingFile(lines_path, separator=b"\n")
+        self._is_ours = is_ours
+        self._lines = GrowingFile(lines_path, separator=b"\n", is_ours=is_ours)
         self._make_writer = record_writer.RecordWriter
         self._run_dir = run_dir
         self._begin_events(self._new_events_file())
@@ -285,7 +294,7 @@ class MetricsWriter:
 
     def _new_events_file(self) -> "GrowingFile":
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        return GrowingFile(self._run_dir / name)
+        return GrowingFile(self._run_dir / name, is_ours=self._is_ours)
 
     def _begin_events(self, file: "GrowingFile") -> None:
         # TensorBoard's own writer has a thread, which dies of a full disk.
@@ -371,12 +380,19 @@ class GrowingFile:
     Args:
         separator: with what every record ends. Given, a piece of a record that is left where others
             have cut the file is removed.
+        is_ours: whether the folder is still this run's: see `reopened_to_append`.
     """
 
     MAX_WAITING = 10_000
 
-    def __init__(self, path: Path, separator: bytes = b"") -> None:
+    def __init__(
+        self,
+        path: Path,
+        separator: bytes = b"",
+        is_ours: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._path = path
+        self._is_ours = is_ours
         self._separator = separator
         self._file: BinaryIO = open_to_append(path)
         self._size = self._file.seek(0, os.SEEK_END)  # as far as is known
@@ -401,7 +417,7 @@ class GrowingFile:
             self._file.truncate(self._size)
         elif self._is_torn:
             self._file.truncate(self._size)
-        self._file = reopened_to_append(self._path, self._file)
+        self._file = reopened_to_append(self._path, self._file, self._is_ours)
         self._size, self._is_torn = self._file.seek(0, os.SEEK_END), True
         written = 0
         while written < len(record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 WINDOW_S = 3600.0
-STEADY_S = 10.0  # one that has lived so long has worked: the next failure is a first one
+STEADY_S = 10.0  # one that has worked so long is well: the next failure is a first one
 MAX_DELAY_S = 60.0
 
 
@@ -19,7 +19,8 @@ class RestartHistory:
     def __init__(self) -> None:
         self._failures: deque[tuple[float, str]] = deque()  # when, and why
         self._num_setbacks = 0  # failures in a row, each soon after a restart
-        self._started_s: float | None = None  # the last restart
+        self._was_restarted = False
+        self._worked_since_s: float | None = None  # the first decision after the last restart
 
     @property
     def causes(self) -> list[str]:
@@ -31,11 +32,17 @@ class RestartHistory:
         while self._failures and now_s - self._failures[0][0] > WINDOW_S:
             self._failures.popleft()
         self._failures.append((now_s, why))
-        is_setback = self._started_s is not None and now_s - self._started_s < STEADY_S
+        worked_s = 0.0 if self._worked_since_s is None else now_s - self._worked_since_s
+        is_setback = self._was_restarted and worked_s < STEADY_S
         self._num_setbacks = self._num_setbacks + 1 if is_setback else 0
         if self._num_setbacks == 0:
             return 0.0
         return float(min(2 ** (self._num_setbacks - 1), MAX_DELAY_S))
 
-    def started(self, now_s: float) -> None:
-        self._started_s = now_s
+    def restarted(self) -> None:
+        self._was_restarted, self._worked_since_s = True, None
+
+    def worked(self, now_s: float) -> None:
+        """It has made a decision since it was restarted."""
+        if self._worked_since_s is None:
+            self._worked_since_s = now_s

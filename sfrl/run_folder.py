@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -137,16 +138,21 @@ def open_to_append(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "a+b", buffering=0)
 
 
-def reopened_to_append(path: Path, file: BinaryIO) -> BinaryIO:
+def reopened_to_append(path: Path, file: BinaryIO, is_ours: Callable[[], bool]) -> BinaryIO:
     """`file`, or if `path` is no longer that one, the file that it is now.
 
     If it was deleted it comes back with all that it held. If it was moved away, another begins.
+
+    Args:
+        is_ours: whether the folder is still this run's. Another run may have begun in its place.
 
     Raises:
         OSError: it cannot be made or filled; `file` is open still, so that it can be tried again.
     """
     if is_at(path, file.fileno()):
         return file
+    if not is_ours():
+        raise OSError(errno.ESTALE, "the folder is not this run's any more", str(path))
     if os.fstat(file.fileno()).st_nlink == 0 and not os.path.lexists(path):
         temporary = path.with_name(f"{path.name}.tmp")
         try:

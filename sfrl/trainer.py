@@ -178,8 +178,10 @@ class Trainer:
             if isinstance(display, PanelDisplay):
                 output.show = display.show
                 stack.callback(setattr, output, "show", None)
-            stack.enter_context(_logging_to(self.run_dir / "log.txt", display))
-            writer = stack.enter_context(MetricsWriter(self.run_dir, resume_frames=resume_frames))
+            stack.enter_context(_logging_to(self.run_dir / "log.txt", display, self._owns_folder))
+            writer = stack.enter_context(
+                MetricsWriter(self.run_dir, resume_frames=resume_frames, is_ours=self._owns_folder)
+            )
             log.info("training %s in %s", config.env, self.run_dir)
             for text in slower_than_need_be(config):
                 log.warning("%s", text)
@@ -202,6 +204,9 @@ class Trainer:
         self._folder = folder
         self._unlock_folder = weakref.finalize(self, run_folder.unlock, folder)
 
+    def _owns_folder(self) -> bool:
+        return self._may_save and run_folder.is_at(self.run_dir, self._folder)
+
     def _keep_folder(self) -> None:
         """Make the run's folder anew if somebody has deleted it: the next checkpoint goes there.
 
@@ -213,6 +218,11 @@ class Trainer:
             if not run_folder.is_at(self.run_dir, self._folder):
                 self.run_dir.mkdir(parents=True, exist_ok=True)
                 self._lock_folder()
+                if os.path.lexists(config_path):
+                    raise run_folder.RunFolderError(
+                        f"run_dir={self.run_dir} was deleted, and holds another run by now; this "
+                        f"one leaves it alone, and ends"
+                    )
                 self._best_saved = None
                 log.warning("%s was deleted or moved; it has been made anew", self.run_dir)
             if not config_path.exists():
@@ -292,7 +302,8 @@ class Trainer:
             discarded_steps=progress.discarded_steps(self.shared.buffer.is_filled),
         )
         try:
-            writer.write(record, self._lag_counts.tolist())
+            if self._may_save:
+                writer.write(record, self._lag_counts.tolist())
         except OSError as error:
             self._write_failed("metrics", error)
         try:
@@ -330,10 +341,10 @@ class Trainer:
             timeout_s = min(timeout_s, FAILED_STOP_TIMEOUT_S)
         try:
             self._collect()
+            self._write_problems.clear()  # what was told long ago is told again: it is the end
             if has_begun and self._may_save:
                 self._keep_folder()
                 self._request_checkpoint(is_last=True)
-            self._write_problems.clear()  # what was told long ago is told again: it is the end
         finally:
             failures = self.crew.stop(timeout_s)
         self._collect()
@@ -351,6 +362,8 @@ class Trainer:
 
     def _checkpoint_left(self) -> str:
         """The newest one that is there, whatever others may have deleted."""
+        if not self._may_save:
+            return "none, for its folder is another run's"
         last = self._last_checkpoint
         if last is None or not os.path.exists(last):
             last = next(map(str, checkpoint.latest_paths(self.run_dir)), None)
@@ -435,9 +448,9 @@ def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _logging_to(path: Path, display: Display) -> Iterator[None]:
+def _logging_to(path: Path, display: Display, is_ours: Callable[[], bool]) -> Iterator[None]:
     """Log lines go to the run's log file and to the terminal while the run lasts."""
-    file_handler = _LogFile(path)
+    file_handler = _LogFile(path, is_ours)
     file_handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     try:
         with logging_to(file_handler, display.log_handler):
@@ -449,15 +462,16 @@ def _logging_to(path: Path, display: Display) -> Iterator[None]:
 class _LogFile(logging.Handler):
     """Loses lines where the disk is full; the terminal has them. Comes back if it is deleted."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_ours: Callable[[], bool]) -> None:
         super().__init__()
         self._path = path.absolute()
+        self._is_ours = is_ours
         self._file = run_folder.open_to_append(path)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = f"{self.format(record)}\n".encode("utf-8", ESCAPE)
-            self._file = run_folder.reopened_to_append(self._path, self._file)
+            self._file = run_folder.reopened_to_append(self._path, self._file, self._is_ours)
             self._file.write(line)
         except OSError:
             pass

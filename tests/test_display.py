@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -235,3 +236,19 @@ def test_sparkline_runs_from_lowest_to_highest_and_ends_with_the_newest():
     thinned = sparkline([*range(99), -50], 10)
     assert len(thinned) == 10
     assert thinned[-1] == "▁"
+
+
+def test_what_is_shown_on_a_terminal_that_is_gone_is_lost_without_a_fault():
+    """Whoever passes it on, in a thread, must go on: else all who print would wait for it."""
+    ours, theirs = pty.openpty()
+    file = os.fdopen(theirs, "w", buffering=1)
+    try:
+        display = make_display(True, console=Console(file=file, force_terminal=True, width=80))
+        os.close(ours)
+        assert display.show("lost\n")
+        with pytest.raises(OSError, match="Input/output"):
+            os.write(theirs, b"x")
+        display.close()
+    finally:
+        with suppress(OSError):  # of the last flush
+            file.close()

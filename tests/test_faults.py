@@ -505,6 +505,23 @@ def test_a_run_whose_folder_is_another_runs_by_now_ends_and_leaves_it_alone(tmp_
     assert_nothing_is_left(first.pid)
 
 
+@pytest.mark.slow
+def test_a_run_whose_folder_another_run_has_had_leaves_all_its_files_alone(tmp_path):
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY) as first:
+        wait_until_trained(first, run_dir)
+        first.send_signal(signal.SIGSTOP)
+        shutil.rmtree(run_dir)
+        with training(run_dir, *TINY, "--train-frames=2000") as second:
+            assert finish(second).code == 0
+        files = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+        first.send_signal(signal.SIGCONT)
+        ended = finish(first)
+    assert ended.code == 1
+    assert f"run_dir={run_dir} was deleted, and holds another run by now" in ended.stderr
+    assert files == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+
 FAILS_AT_THE_END = """
 import sys
 from sfrl.trainer import Trainer

@@ -17,6 +17,8 @@ class Counting(gymnasium.Env):
     def __init__(self, first_obs, start=0, render_mode=None, bounds=None):
         low, high = (0, 255) if first_obs.dtype == np.uint8 else (-np.inf, np.inf)
         low, high = bounds or (low, high)
+        low, high = (np.asarray(b, first_obs.dtype) for b in (low, high))
+        low, high = (np.broadcast_to(b, first_obs.shape) for b in (low, high))
         self.observation_space = Box(low, high, first_obs.shape, first_obs.dtype)
         self.action_space = Discrete(3, start=start)
         self.first_obs = first_obs
@@ -140,6 +142,9 @@ def test_observations_are_laid_out_as_described(shape, dtype, kind, agent_shape)
         ((128,), np.uint8, (0, 255), 255.0),
         ((4,), np.float32, (-1000, 1000), 1.0),
         ((10, 10), np.float32, (0, np.inf), 1.0),
+        ((10, 10), np.float32, (-np.finfo(np.float32).max, np.finfo(np.float32).max), 1.0),
+        ((2, 3), np.int64, (np.iinfo(np.int64).min, np.iinfo(np.int64).max), 1.0),
+        ((1, 2), np.float32, (np.zeros((1, 2)), np.array([[1.0, 1e4]])), 1.0),
     ],
 )
 def test_images_are_scaled_by_the_bounds_of_their_space(shape, dtype, bounds, scale):

@@ -67,16 +67,12 @@ POINT = ("--env=tests.tiny_envs:Point-v0",)
 
 
 @pytest.mark.slow
-def test_a_way_out_that_costs_less_than_staying_is_no_trap(tmp_path):
-    seconds_until(-8, 120, tmp_path / "run", *POINT, max_decisions=150_000)
-
-
-@pytest.mark.learning
-@pytest.mark.parametrize("seed", [2, 3, 4, 5])
-def test_the_trap_is_avoided_with_every_seed(tmp_path, seed):
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+def test_a_way_out_that_costs_less_than_staying_is_no_trap(tmp_path, seed):
     seconds_until(-8, 120, tmp_path / "run", *POINT, f"--seed={seed}", max_decisions=150_000)
 
 
+@pytest.mark.slow
 @pytest.mark.learning
 @pytest.mark.skipif(not importlib.util.find_spec("Box2D"), reason="needs gymnasium[box2d]")
 @pytest.mark.parametrize("seed", [1, 2, 3])

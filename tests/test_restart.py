@@ -257,9 +257,10 @@ def test_failures_follow_the_clock():
     for _ in range(9):
         delays.append(history.failed(now_s, "the server is away"))
         now_s += delays[-1]
-        history.started(now_s)
-        now_s += 1
+        history.restarted()
+        now_s += 100  # to fail before its first decision may take long
     assert delays == [0, 1, 2, 4, 8, 16, 32, 60, 60]
+    history.worked(now_s)
     now_s += restarts.STEADY_S
     assert history.failed(now_s, "another reason") == 0
     assert len(history.causes) == 10
