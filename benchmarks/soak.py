@@ -25,9 +25,12 @@ import numpy as np
 import psutil
 import tyro
 
+from sfrl.restarts import STEADY_S
+
 ROOT = Path(__file__).parents[1]
 STOP_S = 60.0
 STANDSTILL_S = 10.0  # two reports, within which a killed worker must be back
+WELL_S = 10.0 + STEADY_S  # to start and to become well: one that dies before then is kept waiting
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Args:
     """What comes before is not compared: memory still fills up, and Pong's episodes get longer."""
     sample_seconds: float = 5.0
     kill_seconds: float = 30.0
-    """Mean time between two kills; at random, exponentially distributed."""
+    """Mean time between two kills; at random, exponentially distributed. None is killed twice
+    within `WELL_S`, as its restart would wait then."""
     memory_tolerance: float = 0.02
     """How much the median of the last third may lie above that of the first, after settling."""
     speed_tolerance: float = 0.15
@@ -98,14 +102,17 @@ class Run:
                 longest_s = max(longest_s, record["time_s"] - since_s)
         return longest_s
 
-    def kill_a_worker(self, rng: random.Random) -> None:
+    def kill_a_worker(self, rng: random.Random) -> bool:
+        """One that is well, if there is any; says whether."""
         try:
             workers = [p for p in self.processes() if "sfrl rollout-" in " ".join(p.cmdline())]
+            well = [p for p in workers if time.time() - p.create_time() > WELL_S]
         except psutil.Error:  # one comes or goes
-            return
-        if workers:
-            rng.choice(workers).kill()
+            return False
+        if well:
+            rng.choice(well).kill()
             self.kills += 1
+        return bool(well)
 
 
 def start(name: str, env: str, folder: Path, *flags: str) -> Run:
@@ -186,9 +193,9 @@ def watch(args: Args, folder: Path) -> list[Run]:
             if passed_s > args.settle_minutes * 60:
                 for run in runs:
                     run.sample()
-            if passed_s > next_kill_s and args.minutes * 60 - passed_s > STOP_S / 2:
+            is_due = passed_s > next_kill_s and args.minutes * 60 - passed_s > STOP_S / 2
+            if is_due and runs[0].kill_a_worker(rng):
                 next_kill_s = passed_s + rng.expovariate(1 / args.kill_seconds)
-                runs[0].kill_a_worker(rng)
             if any(run.process.poll() is not None for run in runs):
                 break
     finally:
