@@ -386,6 +386,8 @@ class Config:
         """Settings as `dataclasses.asdict` gave them. Raises ConfigError, naming `origin`."""
         if not isinstance(values, dict):
             raise ConfigError(f"{origin} must hold an object of settings, not {values!r:.40}")
+        if "value_encoder" not in values and values.get("model") == "mlp":
+            values = {**values, "model": "tanh_mlp"}  # its name before checkpoints of format 4
         problems = []
         for name, value in values.items():
             if name not in DEFAULTS:

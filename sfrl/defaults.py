@@ -13,7 +13,7 @@ import psutil
 import envs
 from sfrl.config import Config, ConfigError, Loss
 
-MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "mlp")
+MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "tanh_mlp")
 _CNN_MIN_SIZE = 36  # pixels: below, the strided convolutions of the first two leave nothing
 
 
@@ -124,7 +124,7 @@ def defaults_for(
             env=env,
             frameskip=1,
             reward_clip="none",
-            train_frames=4_000_000,
+            train_frames=1_000_000,
             checkpoint_seconds=60.0,
             minibatches=2,
             epochs=4,

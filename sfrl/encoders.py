@@ -24,8 +24,9 @@ def make_encoder(
     """See `sfrl.model.make_model` for the arguments and what is raised."""
     if ":" in name:
         return UserEncoder(user_class(name)(obs_shape), obs_is_image, obs_scale)
-    if name == "mlp":
-        return MLP(obs_shape, obs_scale)
+    mlps: dict[str, type[MLP | TanhMLP]] = {"mlp": MLP, "tanh_mlp": TanhMLP}
+    if name in mlps:
+        return mlps[name](obs_shape, obs_scale)
     cnns: dict[str, type[NatureCNN | ImpalaResNet]] = {
         "a3c_cnn": A3CCNN,
         "nature_cnn": NatureCNN,
@@ -33,7 +34,7 @@ def make_encoder(
     }
     if name not in cnns:
         raise ValueError(
-            f"model={name!r} is none of {', '.join([*cnns, 'mlp'])}; "
+            f"model={name!r} is none of {', '.join([*cnns, *mlps])}; "
             f"name an encoder of your own as module:Class"
         )
     if not obs_is_image or len(obs_shape) != 3:
@@ -190,7 +191,29 @@ class _ResidualBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two tanh layers of 64. Images are flattened."""
+    """Two layers of 64, each normalized (Ba et al. 2016, arXiv:1607.06450), then ReLU.
+
+    Images are flattened. Without the normalization a value network that has to reach returns of
+    hundreds drives its layers to where they no longer tell states apart (docs/experiments.md).
+    """
+
+    def __init__(self, obs_shape: tuple[int, ...], obs_scale: float) -> None:
+        super().__init__()
+        self.obs_scale = obs_scale
+        self.linear1 = nn.Linear(math.prod(obs_shape), 64)
+        self.norm1 = nn.LayerNorm(64)
+        self.linear2 = nn.Linear(64, 64)
+        self.norm2 = nn.LayerNorm(64)
+        init_orthogonal(self, HIDDEN_GAIN)
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        x = _scaled(obs, dtype, self.obs_scale).flatten(1)
+        x = self.norm1(self.linear1(x)).relu()
+        return F.relu(self.norm2(self.linear2(x)))
+
+
+class TanhMLP(nn.Module):
+    """Two tanh layers of 64 (Schulman et al. 2017, arXiv:1707.06347). Images are flattened."""
 
     def __init__(self, obs_shape: tuple[int, ...], obs_scale: float) -> None:
         super().__init__()

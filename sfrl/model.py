@@ -285,7 +285,8 @@ def make_model(
     """A fresh model on the CPU, float32, initialized from torch's global generator.
 
     Args:
-        name: "a3c_cnn", "nature_cnn", "impala_resnet", "mlp", or your own as "module:Class".
+        name: "a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "tanh_mlp", or your own as
+            "module:Class".
         obs_is_image: observations are uint8 pixels; for the CNNs, [C, H, W].
         obs_scale: encoders divide observations by it. None: 255 for images, 1 for the rest.
         value_encoder: "shared", or "separate" for a second encoder (and GRU) of the value's own.

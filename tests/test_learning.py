@@ -69,18 +69,12 @@ POINT = ("--env=tests.tiny_envs:Point-v0",)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
 def test_a_way_out_that_costs_less_than_staying_is_no_trap(tmp_path, seed):
-    seconds_until(-8, 120, tmp_path / "run", *POINT, f"--seed={seed}", max_decisions=150_000)
+    seconds_until(-8, 120, tmp_path / "run", *POINT, f"--seed={seed}", max_decisions=100_000)
 
 
 @pytest.mark.slow
 @pytest.mark.learning
 @pytest.mark.skipif(not importlib.util.find_spec("Box2D"), reason="needs gymnasium[box2d]")
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_lunar_lander_lands_with_the_flags_of_the_documents(tmp_path, seed):
-    """Not with the defaults: docs/experiments.md, "LunarLander"."""
-    flags = (
-        *("--env=LunarLander-v3", f"--seed={seed}", "--gamma=0.999", "--trace-lambda=0.98"),
-        *("--envs-per-worker=128", "--rollout-length=64", "--batch-size=128", "--minibatches=64"),
-        *("--entropy-coef=0.003", "--max-policy-lag=2000"),
-    )
-    seconds_until(200, 1200, tmp_path / "run", *flags, max_decisions=1_000_000)
+def test_lunar_lander_lands_within_a_million_decisions(tmp_path, seed):
+    seconds_until(200, 1200, tmp_path / "run", "--env=LunarLander-v3", f"--seed={seed}")

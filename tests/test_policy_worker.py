@@ -41,7 +41,7 @@ def make_policy(make_shared):
         torch.manual_seed(0)
         model = make_model("mlp", (4,), 2, obs_is_image=False, rnn_size=shared.config.rnn_size)
         with torch.no_grad():
-            model.policy_head.weight.mul_(100)  # probabilities far from uniform
+            model.policy_head.weight.mul_(300)  # probabilities far from uniform
         shared.weights.publish(model, version=3)
         return shared, model, make_policy_worker(shared, 0)
 
