@@ -1,5 +1,6 @@
 """Environments by name. `make_vec_env("Pong", ...)`, `make_vec_env("CartPole-v1", ...)`.
 
+    names.py           what a name means, and what is said of one that means nothing
     vec_env.py         the interface VecEnv, and its records StepResult and EnvSpec
     atari.py           Atari games: ALE, and screen.py's pictures
     gymnasium_envs.py  every other Gymnasium id, N in one thread
@@ -10,16 +11,18 @@
 Nothing here imports torch or sfrl.
 """
 
-import difflib
-import importlib
-
-import ale_py  # noqa: F401  registers its games with Gymnasium
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.atari import FRAMESKIP, AtariVecEnv, describe_atari
 from envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium
+from envs.names import (
+    UnknownEnvError,
+    UnsupportedEnvError,
+    atari_game,
+    gymnasium_id,
+    in_one_line,
+)
 from envs.rules import EnvError, NonFiniteError
 from envs.vec_env import EnvKind, EnvSpec, ObsArray, OnNan, StepResult, VecEnv, obs_scale
 
@@ -31,24 +34,16 @@ __all__ = [
     "ObsArray",
     "StepResult",
     "UnknownEnvError",
+    "UnsupportedEnvError",
     "VecEnv",
+    "atari_game",
     "describe",
     "env_kind",
     "gymnasium_id",
+    "in_one_line",
     "make_vec_env",
     "obs_scale",
 ]
-
-# The single-player games as ALE registers them: {"MsPacman": "ms_pacman", ...}.
-ATARI_GAMES: dict[str, str] = {
-    spec.name: spec.kwargs["game"]
-    for spec in gymnasium.registry.values()
-    if spec.namespace == "ALE"
-}
-
-
-class UnknownEnvError(ValueError):
-    """No Atari game and no Gymnasium id has this name."""
 
 
 def make_vec_env(
@@ -117,46 +112,3 @@ def describe(name: str, frameskip: int | None = None) -> EnvSpec:
 def env_kind(name: str) -> EnvKind:
     """Whether a name means an Atari game, another environment with images, or vectors."""
     return "atari" if atari_game(name) is not None else describe(name).kind
-
-
-def atari_game(name: str) -> str | None:
-    """The ROM id that a name means, None if it is no Atari name."""
-    spec = gymnasium.registry.get(name)
-    if spec is not None and spec.entry_point == "ale_py.env:AtariEnv":
-        game: str = spec.kwargs["game"]
-        return game
-    games = {game.lower(): rom for game, rom in ATARI_GAMES.items()}
-    return games.get(name.lower().replace("_", ""))
-
-
-def gymnasium_id(name: str) -> str:
-    """The registered id that a name means, once its module, if it names one, is imported."""
-    module, _, env_id = name.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise  # the module is there; something it imports is not
-            raise UnknownEnvError(f"{name}: there is no module {module!r} to import") from error
-    if env_id not in gymnasium.registry:
-        nearest = _nearest_names(env_id)
-        hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-        raise UnknownEnvError(
-            f"{name!r} is neither an Atari game nor a Gymnasium id; {hint}"
-            "An environment of your own is named module:Id-v0, so that it gets registered"
-        )
-    return env_id
-
-
-def _nearest_names(env_id: str) -> list[str]:
-    """At most three Atari games and three Gymnasium ids that are spelled like `env_id`."""
-    ids = [
-        spec.id for spec in gymnasium.registry.values() if spec.entry_point != "ale_py.env:AtariEnv"
-    ]
-    bare_name = env_id.rpartition("/")[2].partition("-v")[0]
-    nearest = []
-    for wanted, known in ((bare_name, list(ATARI_GAMES)), (env_id, ids)):
-        spelling = {name.lower(): name for name in known}
-        nearest += [spelling[m] for m in difflib.get_close_matches(wanted.lower(), spelling)]
-    return nearest

@@ -1,5 +1,6 @@
 """Any Gymnasium id with Box observations and Discrete actions, N copies in one thread."""
 
+import textwrap
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from envs.forks import end_if_forked
 from envs.logs import own_logger
+from envs.names import UnsupportedEnvError, what_it_needs
 from envs.rules import EnvError, NonFiniteError, Rules
 from envs.vec_env import (
     EnvKind,
@@ -223,7 +225,12 @@ def describe_gymnasium(env_id: str) -> EnvSpec:
 
 
 def _make(env_id: str, render: bool) -> Env:
-    env: Env = gymnasium.make(env_id, disable_env_checker=True)
+    try:
+        env: Env = gymnasium.make(env_id, disable_env_checker=True)
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        if (text := what_it_needs(env_id, error)) is None:
+            raise
+        raise UnsupportedEnvError(text) from error
     if not render:
         return env
     env.close()
@@ -238,13 +245,13 @@ def _observation_layout(
     env_id: str, space: Space[NDArray[np.generic]]
 ) -> tuple[Box, Callable[[NDArray[np.generic]], NDArray[np.generic]]]:
     """The observation space as the agent sees it, and the view that turns an observation so."""
-    if not isinstance(space, Box):
-        raise ValueError(
-            f"{env_id} has observation space {space}; supported is Box (an array). "
-            "gymnasium.wrappers.FlattenObservation turns Dict, Tuple and Discrete into one"
+    if not isinstance(space, Box) or 0 in space.shape:
+        raise UnsupportedEnvError(
+            f"{env_id} has observation space {_brief(space)}; supported is Box (an array), "
+            "not empty. gymnasium.wrappers.FlattenObservation turns Dict, Tuple, Discrete into one"
         )
     if space.dtype == np.uint8 and len(space.shape) > 3:
-        raise ValueError(
+        raise UnsupportedEnvError(
             f"{env_id} has images of shape {space.shape}; supported are [H, W], [H, W, C] and "
             "[C, H, W]. To stack images, make them grey first"
         )
@@ -265,5 +272,13 @@ def _observation_layout(
 
 def _discrete(env_id: str, space: Space[int]) -> Discrete:
     if not isinstance(space, Discrete):
-        raise ValueError(f"{env_id} has action space {space}; supported is Discrete")
+        raise UnsupportedEnvError(
+            f"{env_id} has action space {_brief(space)}; supported is Discrete, into which a "
+            "gymnasium.ActionWrapper of yours may turn it"
+        )
     return space
+
+
+def _brief(space: object) -> str:
+    """In one line: a Box may show all its bounds."""
+    return textwrap.shorten(str(space), 200, placeholder=" ...")

@@ -14,11 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe, connection
-from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
 
 import gymnasium
@@ -179,27 +177,18 @@ def tell(env: str, descriptor: int, parent: int) -> NoReturn:
     die_with_parent(parent)
     sender = connection.Connection(descriptor, readable=False)
     outcome: EnvSpec | _Refusal
+    doing = "imported"
     try:
         envs.gymnasium_id(env)
         sender.send(None)
+        doing = "made"
         outcome = envs.describe(env)
     except envs.UnknownEnvError as error:
         outcome = _Refusal(str(error), is_unknown=True)
+    except envs.UnsupportedEnvError as error:
+        outcome = _Refusal(str(error))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
-        outcome = _Refusal(_text_of(env, error))
+        outcome = _Refusal(f"env={env} could not be {doing}: {envs.in_one_line(error)}")
     sender.send(outcome)
     terminate(descendants(os.getpid()))  # what the environment leaves behind
     leave(0)
-
-
-def _text_of(env: str, error: BaseException) -> str:
-    """Gymnasium's errors and our own say all; of others the type and the place are needed too."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    is_ours = Path(place.filename).parent == Path(envs.__file__).parent
-    if isinstance(error, gymnasium.error.Error) or is_ours:
-        return str(error)
-    text = " ".join(str(error).split())
-    return (
-        f"env={env} could not be made: {type(error).__name__}: {text} "
-        f"({place.filename}, line {place.lineno})"
-    )

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from envs import in_one_line
 from sfrl.images import BLOCK, pixel_blocks
 
 HIDDEN_GAIN = math.sqrt(2)
@@ -50,14 +51,15 @@ def user_class(path: str) -> type[nn.Module]:
     """The class at "module:Class"."""
     module_name, _, class_name = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except ImportError as error:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ValueError(
-            f"model={path}: cannot import {module_name!r} ({error}); "
-            f"it must be importable from here, e.g. a file beside train.py"
+            f"model={path}: cannot import {module_name!r} ({in_one_line(error)}); it must be the "
+            f"name of a module: of a file where you start, or of an installed one"
         ) from error
-    except AttributeError as error:
-        raise ValueError(f"model={path}: {error}") from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        raise ValueError(f"model={path}: module {module_name!r} has no attribute {class_name!r}")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"model={path}: {class_name} must be a subclass of torch.nn.Module")
     return found

@@ -1,0 +1,191 @@
+"""What the name of an environment means, and what is said of a name that means nothing."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+
+import ale_py  # noqa: F401  registers its games with Gymnasium
+import gymnasium
+
+# The single-player games as ALE registers them: {"MsPacman": "ms_pacman", ...}.
+ATARI_GAMES: dict[str, str] = {
+    spec.name: spec.kwargs["game"]
+    for spec in gymnasium.registry.values()
+    if spec.namespace == "ALE"
+}
+
+_INSTALLED = frozenset(gymnasium.registry)  # the ids that need no module to be named
+_brought: dict[str, list[str]] = {}  # module that a user named -> ids that came with it
+# Of Gymnasium's own, besides MuJoCo's: what they need would be installed in vain.
+_CONTINUOUS = (
+    *("LunarLanderContinuous", "BipedalWalker", "BipedalWalkerHardcore", "CarRacing", "Pendulum"),
+    "CliffWalking",
+)
+_ALE_ENTRY_POINT = "ale_py.env:AtariEnv"
+_MAX_TEXT = 500  # characters of an error
+
+
+class UnsupportedEnvError(ValueError):
+    """An environment that cannot be trained, or not here; the text has its name and the reason."""
+
+
+class UnknownEnvError(UnsupportedEnvError):
+    """No Atari game and no Gymnasium id has this name."""
+
+
+def atari_game(name: str) -> str | None:
+    """The ROM id that a name means, None if it is no Atari name."""
+    spec = gymnasium.registry.get(name)
+    if spec is not None and spec.entry_point == _ALE_ENTRY_POINT:
+        game: str = spec.kwargs["game"]
+        return game
+    games = {game.lower(): rom for game, rom in ATARI_GAMES.items()}
+    return games.get(name.lower().replace("_", ""))
+
+
+def gymnasium_id(name: str) -> str:
+    """The registered id that a name means, once its module, if it names one, is imported.
+
+    Raises:
+        UnknownEnvError: there is none; the text lists the nearest ones.
+        Exception: what the module raises.
+    """
+    _check_form(name)
+    module, _, env_id = name.rpartition(":")
+    if module:
+        _import(name, module)
+    if env_id in gymnasium.registry:
+        return env_id
+    if module:
+        raise UnknownEnvError(_not_registered(module, env_id))
+    nearest = [*_nearest(_bare(env_id), ATARI_GAMES), *_nearest(env_id, _ids())]
+    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    raise UnknownEnvError(
+        f"{name!r} is neither an Atari game nor a Gymnasium id; {hint}"
+        "An environment of your own is named module:Id-v0, so that it gets registered"
+    )
+
+
+def _check_form(name: str) -> None:
+    """Raises UnknownEnvError if it names a file, or a module that cannot be one."""
+    module, colon, env_id = name.rpartition(":")
+    if not colon and env_id.endswith(".py"):
+        module, env_id = env_id, "Id-v0"
+    elif not colon or (module and module[0] != "." and "/" not in module and module[-3:] != ".py"):
+        return
+    stem = PurePath(module).name.removesuffix(".py").strip(".")
+    meant = ":".join(part for part in (stem, env_id) if part)
+    hint = f"; did you mean {meant}?" if meant else ""
+    raise UnknownEnvError(
+        f"{name!r} must be an Atari game, a Gymnasium id or module:Id-v0, with the module as "
+        f"Python's import names it, not as a file{hint}"
+    )
+
+
+def _import(name: str, module: str) -> None:
+    before = set(gymnasium.registry)
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there; something it imports is not
+        raise UnknownEnvError(
+            f"{name}: there is no module {module!r} to import; it must be a file where you start, "
+            f"or be installed{_hidden(module)}"
+        ) from error
+    _brought.setdefault(module, [name for name in gymnasium.registry if name not in before])
+
+
+def _not_registered(module: str, env_id: str) -> str:
+    """A module that could be imported, and an id that still is not there."""
+    found = sys.modules[module]
+    own = _brought[module]
+    meant = [f"{module}:{known}" for known in _nearest(env_id, own) or own[:3]]
+    meant = meant or _nearest(env_id, _ids())
+    where = getattr(found, "__file__", None) or f"module {module!r}"
+    if meant:
+        hint = f"did you mean {' or '.join(meant)}?"
+    elif isinstance(getattr(found, env_id, None), type):
+        hint = (
+            f'register its class: gymnasium.register("{env_id}-v0", {env_id}), and name it '
+            f"{module}:{env_id}-v0"
+        )
+    else:
+        hint = "it must call gymnasium.register (docs/adding-an-environment.md)"
+    problem = f"{where} registers no {env_id!r}" if env_id else "the environment's id is missing"
+    return f"{module}:{env_id}: {problem}; {hint}{_hidden(module)}"
+
+
+def _hidden(module: str) -> str:
+    """Of a module where the user stands that another one of the same name goes before."""
+    top = module.partition(".")[0]
+    file = getattr(sys.modules.get(top), "__file__", None)
+    if file is None:
+        return ""
+    found = Path(file).resolve()
+    here = Path.cwd().resolve()
+    for path in (here / f"{top}.py", here / top):
+        if path.exists() and path not in (found, *found.parents):
+            return f"; {path} is hidden by {file}: rename it"
+    return ""
+
+
+def what_it_needs(env_id: str, error: Exception) -> str | None:
+    """Why an environment of Gymnasium's own cannot be made, and the remedy; None: not its own."""
+    entry_point = gymnasium.registry[env_id].entry_point
+    is_gone = getattr(entry_point, "__module__", None) == "gymnasium.envs"  # a function that tells
+    if is_gone and env_id.startswith("GymV2"):
+        return (
+            f"{env_id} must be passed the environment that it wraps: install shimmy "
+            f'(pip install "shimmy[gym-v21]" or "shimmy[gym-v26]"), and register a function that '
+            f"returns the wrapped one (docs/adding-an-environment.md)"
+        )
+    if is_gone:
+        newest = f"{_bare(env_id)}-v5"
+        remedy = f'{env_id} has left Gymnasium; use {newest} (pip install "gymnasium[mujoco]")'
+    elif not str(entry_point).startswith("gymnasium.envs."):
+        return None
+    elif isinstance(error, ModuleNotFoundError):  # the others have a text of Gymnasium's
+        remedy = f'{env_id} needs {error.name}: pip install "gymnasium[jax]"'
+    else:
+        remedy = f"{env_id}: {error}"
+    if is_gone or ".mujoco." in str(entry_point) or _bare(env_id) in _CONTINUOUS:
+        remedy += ". But its action space is a Box, and supported is Discrete"
+    return remedy
+
+
+def _ids() -> list[str]:
+    """Gymnasium's, but for those that are there only to say that they have moved."""
+    specs = [gymnasium.registry[name] for name in sorted(_INSTALLED)]
+    return [
+        spec.id
+        for spec in specs
+        if isinstance(spec.entry_point, str) and spec.entry_point != _ALE_ENTRY_POINT
+    ]
+
+
+def _bare(env_id: str) -> str:
+    """Without namespace, version and what the older Atari ids say of settings."""
+    return re.split("-v|-ram|NoFrameskip|Deterministic", env_id.rpartition("/")[2])[0]
+
+
+def _nearest(wanted: str, known: Iterable[str]) -> list[str]:
+    """At most three that are spelled like it."""
+    spelling = {name.lower(): name for name in known}
+    return [spelling[match] for match in difflib.get_close_matches(wanted.lower(), spelling)]
+
+
+def in_one_line(error: BaseException) -> str:
+    """Type, text and place of an error of code that is not ours."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    file, line, text = place.filename, place.lineno, str(error)
+    if isinstance(error, SyntaxError) and error.filename:
+        file, line, text = error.filename, error.lineno, error.msg
+    where = "" if "importlib" in file else f" ({file}, line {line})"
+    return f"{type(error).__name__}: {' '.join(text.split())[:_MAX_TEXT]}{where}"

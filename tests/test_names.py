@@ -1,0 +1,122 @@
+"""What users type after --env=: every name means an environment, or one line tells why not."""
+
+import sys
+from pathlib import Path
+
+import gymnasium
+import pytest
+
+import envs
+from sfrl.description import describe
+
+ENV = """import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+gymnasium.register("{}-v0", CartPoleEnv, max_episode_steps=500)
+"""
+
+MODULES = {
+    "names_good.py": ENV.format("NamesGrid"),
+    "names_class.py": "class Grid: ...\n",
+    "names_broken.py": "def f(:\n",
+    "names_needy.py": "import a_package_that_is_not_there\n",
+    "names_raising.py": "raise LookupError('no\\nlevels')\n",
+    "names_exiting.py": "raise SystemExit(3)\n",
+    "names_refusing.py": "import gymnasium\n\n\ndef make():\n    raise KeyError('no\\nlevel')\n\n\n"
+    "gymnasium.register('Refusing-v0', make)\n",
+    "names_unnamed.py": "import gymnasium\n\ngymnasium.register('Unnamed-v0', 'nowhere_at:All')\n",
+    "tests/__init__.py": "raise RuntimeError('hides the other one')\n",
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder."""
+    for name, text in MODULES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (".names_good:NamesGrid-v0", "not as a file; did you mean names_good:NamesGrid-v0?"),
+        ("names_good.py", "not as a file; did you mean names_good:Id-v0?"),
+        ("names_good.py:NamesGrid-v0", "did you mean names_good:NamesGrid-v0?"),
+        ("../x/names_good:NamesGrid-v0", "did you mean names_good:NamesGrid-v0?"),
+        (":CartPole-v1", "did you mean CartPole-v1?"),
+        (":", "':' must be an Atari game, a Gymnasium id or module:Id-v0"),
+        ("", "'' is neither an Atari game nor a Gymnasium id"),
+        ("names_good:", "the environment's id is missing; did you mean names_good:NamesGrid-v0?"),
+        ("names_good:NamesGrid", "registers no 'NamesGrid'; did you mean names_good:NamesGrid-v0?"),
+        ("names_good:NamsGrd-v0", "did you mean names_good:NamesGrid-v0?"),
+        ("names_good:X", "did you mean names_good:NamesGrid-v0?"),
+        (
+            "names_class:Grid",
+            'gymnasium.register("Grid-v0", Grid), and name it names_class:Grid-v0',
+        ),
+        ("names_class:X-v0", "names_class.py registers no 'X-v0'; it must call gymnasium.register"),
+        ("nowhere:X-v0", "there is no module 'nowhere' to import; it must be a file where you"),
+        ("tests:X-v0", "tests is hidden by "),
+        ("tests.grid:X-v0", "tests is hidden by "),
+        ("LunarLander-v2", "did you mean LunarLander-v3"),
+        ("Reacher-v1", "did you mean Reacher-v5"),
+        ("PonkNoFrameskip-v4", "did you mean Pong"),
+    ],
+)
+def test_a_name_that_means_nothing_is_told_with_one_that_does(here, name, text):
+    with pytest.raises(envs.UnknownEnvError) as refusal:
+        envs.describe(name)
+    assert text in str(refusal.value)
+    assert name in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names_broken:X-v0", "imported: SyntaxError: invalid syntax ({}/names_broken.py, line 1)"),
+        ("names_needy:X-v0", "'a_package_that_is_not_there' ({}/names_needy.py, line 1)"),
+        ("names_raising:X-v0", "imported: LookupError: no levels ({}/names_raising.py, line 1)"),
+        ("names_exiting:X-v0", "imported: SystemExit: 3 ({}/names_exiting.py, line 1)"),
+        (
+            "names_refusing:Refusing-v0",
+            "made: KeyError: 'no\\nlevel' ({}/names_refusing.py, line 5",
+        ),
+        ("names_unnamed:Unnamed-v0", "made: ModuleNotFoundError: No module named 'nowhere_at'"),
+    ],
+)
+def test_a_fault_in_the_users_module_is_told_with_its_place(here, name, text):
+    with pytest.raises(ValueError, match=f"^env={name} could not be ") as refusal:
+        describe(name, None, 60)
+    assert text.format(here) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Gymnasium's, of ids out of date
+def test_each_of_gymnasiums_own_ids_can_be_made_or_has_its_remedy_told():
+    texts = {}
+    for env_id, spec in gymnasium.registry.items():
+        if str(spec.entry_point).startswith(("gymnasium.envs.", "<function _raise_")):
+            try:
+                envs.describe(env_id)
+            except envs.UnsupportedEnvError as refusal:
+                texts[env_id] = str(refusal)
+    assert "CartPole-v1" not in texts
+    assert len(texts) > 50
+    for env_id, text in texts.items():
+        assert text.startswith(env_id)
+        assert "pip install" in text or "; supported is " in text, text
+        assert "\n" not in text
+    assert "use Ant-v5" in texts["Ant-v2"]
+    for env_id in ("Ant-v2", "Ant-v4", "Ant-v5", "BipedalWalker-v3", "phys2d/Pendulum-v0"):
+        assert "Box" in texts[env_id], "what would have to be installed could not be trained"
+
+
+def test_each_of_ales_ids_means_a_game():
+    games = [s.id for s in gymnasium.registry.values() if s.entry_point == "ale_py.env:AtariEnv"]
+    assert len(games) > 100
+    assert all(envs.atari_game(env_id) for env_id in games)
