@@ -20,6 +20,7 @@ import tyro
 
 from sfrl import checkpoint, run_folder
 from sfrl.config import Config
+from sfrl.description import describe
 from sfrl.leaving import leave_after
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
     # The settings in the checkpoint, not those in the run's config.json: a resumed run may have
     # changed these since, and a checkpoint can be played wherever it was moved.
     config = Config.from_dict(state["config"], str(path))
+    describe(config.env, config.frameskip, config.env_timeout)  # tells why it cannot be made
     print(f"{config.env} by {path}", file=sys.stderr)
     torch.set_num_threads(1)  # one observation at a time is too little work to share
     player = Player(
@@ -162,4 +164,5 @@ def _note_signals() -> list[int]:
 
 
 if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # for the user's modules; last, so that it hides nothing
     leave_after(lambda: main(sys.argv[1:]))

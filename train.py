@@ -25,4 +25,5 @@ if __name__ == "__main__":
     from sfrl.cli import train
     from sfrl.leaving import leave_after
 
+    sys.path.append(os.getcwd())  # for the user's modules; last, so that it hides nothing
     leave_after(lambda: train(sys.argv[1:]))

@@ -93,7 +93,7 @@ def _start(env: str, sender: connection.Connection, printed: BinaryIO) -> subpro
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until it can be told of them
     try:
         return subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, given],
+            [sys.executable, "-P", "-c", _COMMAND, given],  # -P: without the user's json.py
             pass_fds=[sender.fileno()],
             close_fds=True,
             stdout=printed,

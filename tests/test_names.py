@@ -1,5 +1,8 @@
 """What users type after --env=: every name means an environment, or one line tells why not."""
 
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 
 import envs
 from sfrl.description import describe
+from tests.runs import ROOT, TIMEOUT_S, TINY, finish, training
 
 ENV = """import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -120,3 +124,35 @@ def test_each_of_ales_ids_means_a_game():
     games = [s.id for s in gymnasium.registry.values() if s.entry_point == "ale_py.env:AtariEnv"]
     assert len(games) > 100
     assert all(envs.atari_game(env_id) for env_id in games)
+
+
+@pytest.mark.slow
+def test_a_module_is_found_where_the_user_stands_and_hides_none_of_ours(tmp_path):
+    """In all processes of train.py, with --resume, in enjoy.py and in the benchmark."""
+    (tmp_path / "here_env.py").write_text(ENV.format("Here"))
+    for name in ("envs", "json", "psutil"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('hides the other one')\n")
+    flags = (*TINY[1:], "--env=here_env:Here-v0", "--train-frames=500")
+    with training(tmp_path / "run", *flags, cwd=tmp_path) as process:
+        ended = finish(process)
+    assert ended.code == 0, ended.stderr
+
+    def told(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+
+    wrong = "--gamma=2"  # is told alone, once the environment is found
+    resumed = told(str(ROOT / "train.py"), "--resume", "--run-dir=run", wrong)
+    assert resumed.stderr == "train.py: gamma=2.0 must lie between 0 and 1\n"
+    played = told(str(ROOT / "enjoy.py"), "--run-dir=run", "--episodes=1")
+    assert played.returncode == 0, played.stderr
+    shutil.rmtree(tmp_path / "json")  # Python itself looks here first for what `-m` needs
+    benched = told("-m", "sfrl.bench", "--env=here_env:Here-v0", wrong)
+    assert benched.stderr == "python -m sfrl.bench: gamma=2.0 must lie between 0 and 1\n"

@@ -9,7 +9,7 @@ import pytest
 
 import envs
 from sfrl import cli, defaults, tuner
-from sfrl.bench import __main__ as bench
+from sfrl.bench import command as bench
 from sfrl.config import Config
 from sfrl.throughput import Costs, predict
 from tests.runs import children, finish, interrupt, run_training, segments, training, wait_for

@@ -1,0 +1,171 @@
+"""Where the frames go on this machine: `python -m sfrl.bench`. docs/bench.md tells how to read it.
+
+Everything runs in turn: simulation before, between and after sampling and training, so that what
+else the machine does meanwhile weighs on both sides of their ratios alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import dataclasses
+import importlib.util
+import math
+import signal
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import gymnasium
+
+import envs
+from sfrl import cli, measure
+from sfrl.bench import queue, report
+from sfrl.bench.report import Figures
+from sfrl.bench.run import measure_run, recycler_body
+from sfrl.checkpoint import CheckpointError
+from sfrl.config import Config
+from sfrl.crew import WorkerError
+from sfrl.defaults import available_cores
+from sfrl.machine import machine
+from sfrl.shared_memory import sweep_stale_segments, unlink_segments
+from sfrl.trainer import slower_than_need_be
+
+STEPS = {  # of each part, in order
+    "all": [
+        *("emulator", "simulation", "rollout", "sampling", "simulation", "training", "simulation"),
+        *("inference", "learner"),
+    ],
+    "queue": ["queue"],
+    "simulation": ["emulator", "simulation"],
+    "sampling": ["rollout", "sampling"],
+    "training": ["rollout", "training"],
+    "inference": ["inference"],
+    "learner": ["learner"],
+}
+SIMULATION_WINDOWS = 2
+SAMPLING_WINDOWS = 3
+TRAINING_WINDOWS = 5
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark with these arguments; returns the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    atexit.register(unlink_segments)
+    try:
+        options, config, spec = _read(argv)
+    except (ValueError, CheckpointError, gymnasium.error.Error) as error:
+        print(f"python -m sfrl.bench: {error}", file=sys.stderr)
+        return cli.EXIT_USAGE
+    sweep_stale_segments()
+    try:
+        figures = measure_part(options.part, config, spec, options.seconds)
+    except (measure.MeasureError, WorkerError, MemoryError) as error:
+        print(f"python -m sfrl.bench: {error}", file=sys.stderr)
+        return cli.EXIT_FAILURE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    where = machine()
+    result = report.to_json(options.part, figures, where, config, spec)
+    print(*report.describe(where, config), *report.table(figures, spec), sep="\n")
+    if options.plot is not None:
+        from sfrl.bench import plot
+
+        title = (
+            f"{config.env} on {where['cores']} cores of {where['cpu']}, commit {where['commit']}"
+        )
+        plot.draw(report.core_us(figures), title, options.plot)
+    if options.json is not None:
+        with options.json.open("a") as file:
+            file.write(result + "\n")
+    print(result)
+    return 0
+
+
+def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config, envs.EnvSpec]:
+    """Raises ConfigError or UnknownEnvError if the run's own flags cannot work."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sfrl.bench",
+        usage=f"%(prog)s [{' | '.join(STEPS)}] [options] [any flag of train.py]",
+        description="Where the frames go on this machine, in about a minute and a half.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of a window (5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append the JSON object to it")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a decision's time")
+    flags = list(argv)
+    # Taken by hand: argparse would also look for it among the values of flags it does not know.
+    part = flags.pop(0) if flags and not flags[0].startswith("-") else "all"
+    options, flags = parser.parse_known_args(flags, argparse.Namespace(part=part))
+    if part not in STEPS:
+        parser.error(f"{part!r} is no part of the benchmark; choose from {', '.join(STEPS)}")
+    if not 0 < options.seconds < math.inf:
+        parser.error(f"--seconds={options.seconds:g} must be above 0, and finite")
+    if options.plot is not None:
+        if part in ("queue", "inference", "learner"):
+            parser.error(f"--plot draws simulation, sampling and training, not {part}")
+        if importlib.util.find_spec("matplotlib") is None:
+            parser.error("--plot needs matplotlib: pip install matplotlib")
+    config, spec = cli.parse_and_describe(["--run-dir=unused", *flags])
+    if part == "queue":
+        return options, config, spec
+    for text in slower_than_need_be(config):
+        print(text, file=sys.stderr)
+    return options, cli.tuned(config, flags, spec), spec
+
+
+def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) -> Figures:
+    figures, precisions = Figures(), measure.PRECISIONS
+    if config.precision != "auto":
+        precisions = (config.precision,)
+    simulations: list[measure.Simulation] = []
+    num_workers = max(config.num_workers, available_cores())
+    on_all_cores = dataclasses.replace(config, num_workers=num_workers)
+    for step in STEPS[part]:
+        print(f"measuring: {step}", file=sys.stderr)
+        match step:
+            case "queue":
+                figures.queue = queue.measure_all()
+            case "emulator":
+                if spec.kind == "atari":
+                    figures.emulator = measure.emulator(config, seconds, SIMULATION_WINDOWS)
+            case "simulation":
+                simulations.append(measure.simulation(on_all_cores, seconds, SIMULATION_WINDOWS))
+            case "rollout":
+                figures.rollout = measure.in_child(measure.rollout, config, spec, seconds)
+                python_us = figures.rollout.python_us
+            case "sampling":
+                figures.sampling = measure_run(
+                    config, spec, seconds, SAMPLING_WINDOWS, python_us, recycler_body
+                )
+            case "training":
+                figures.training = measure_run(config, spec, seconds, TRAINING_WINDOWS, python_us)
+            case "inference":
+                figures.inference = measure.in_child(
+                    measure.inference,
+                    config,
+                    spec,
+                    _batch_sizes(config),
+                    seconds,
+                    precisions,
+                    config.envs_per_split,
+                )
+            case "learner":
+                figures.learner = measure.in_child(
+                    measure.learner, config, spec, seconds, precisions
+                )
+    if simulations:
+        rates = tuple(rate for s in simulations for rate in s.decisions_per_s)
+        core_us = statistics.mean(s.core_us for s in simulations)
+        figures.simulation = measure.Simulation(rates, core_us)
+    return figures
+
+
+def _batch_sizes(config: Config) -> list[int]:
+    """From one split to all that a policy worker can have in one batch, doubling."""
+    most = min(config.policy_batch_size, config.splits * config.envs_per_split)
+    sizes = [config.envs_per_split]
+    while sizes[-1] * 2 <= most:
+        sizes.append(sizes[-1] * 2)
+    return sizes
