@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -16,17 +17,18 @@ from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
-import tyro
 
-from sfrl import checkpoint, run_folder
+from sfrl import checkpoint, run_folder, synonyms
 from sfrl.config import Config
 from sfrl.description import describe
+from sfrl.flags import parse_flags, read_flags
 from sfrl.leaving import leave_after
 
 if TYPE_CHECKING:
     from sfrl.player import Player, Screen
 
 EXIT_USAGE = 2
+REFUSALS = (ValueError, MemoryError, checkpoint.CheckpointError, gymnasium.error.Error)
 VIDEO_ENDINGS = (".mp4", ".gif")
 
 
@@ -51,7 +53,8 @@ class Args:
     max_steps: int = 0
     """Cut each episode off after this many decisions; its score so far counts. 0: never."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ValueError: the text lists every problem."""
         problems = [
             f"{name}={getattr(self, name)} must be at least {low}"
             for name, low in {"episodes": 1, "seed": 0, "max_steps": 0}.items()
@@ -77,9 +80,11 @@ def main(argv: Sequence[str]) -> int:
     started_in = Path.cwd()  # an environment may go elsewhere
     with ExitStack() as stack:
         try:
-            args = tyro.cli(Args, args=list(argv), description=__doc__)
+            read_flags(argv, dataclasses.asdict(Args()), {}, synonyms.OF_ENJOY)
+            args = parse_flags(argv, Args(), prog="enjoy.py", description=__doc__)
+            args.check()
             player, screens = _prepare(args, stack)
-        except (ValueError, checkpoint.CheckpointError, gymnasium.error.Error) as error:
+        except REFUSALS as error:
             print(f"enjoy.py: {error}", file=sys.stderr)
             return EXIT_USAGE
         returns = _watch(player, screens, args, signals)
@@ -109,6 +114,10 @@ def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
     is_path = args.checkpoint not in ("latest", "best")
     run_dir = args.run_dir or ("" if is_path else checkpoint.newest_run())
     if run_dir:
+        if not Path(run_dir).is_dir():
+            raise ValueError(
+                f"run_dir={run_dir} is no folder; leave it out for the newest in runs/"
+            )
         run_folder.check(Path(run_dir))
     state, path = checkpoint.find(run_dir, args.checkpoint)
     # The settings in the checkpoint, not those in the run's config.json: a resumed run may have

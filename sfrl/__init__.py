@@ -20,7 +20,9 @@ from sfrl.config import Config, ConfigError
 if TYPE_CHECKING:
     from sfrl.trainer import Summary, Trainer
 
-__all__ = ["Config", "ConfigError", "Summary", "Trainer"]
+__all__ = ["Config", "ConfigError", "Summary", "Trainer", "__version__"]
+
+__version__ = "0.1.0"  # pyproject.toml takes it from here
 
 
 def __getattr__(name: str) -> object:

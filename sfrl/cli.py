@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import sys
 import time
@@ -11,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium
-import tyro
 
 import envs
-from sfrl import checkpoint, run_folder
+from sfrl import checkpoint, run_folder, synonyms
 from sfrl.config import CHOICES, DEFAULTS, Config, ConfigError
 from sfrl.crew import WorkerError
 from sfrl.defaults import defaults_for, resolve
 from sfrl.description import describe
+from sfrl.flags import parse_flags, read_flags, whole_number
 from sfrl.output import own_output
 from sfrl.shared_memory import Stopped
 from sfrl.trainer import Trainer, signals_to
@@ -88,7 +87,7 @@ def tuned(config: Config, argv: Sequence[str], spec: envs.EnvSpec) -> Config:
     """`config` as the tuner arranges it for this machine, with the flags in `argv` respected."""
     if config.tune == "off" or config.serial or config.resume:
         return config
-    return tune(config, _read_flags(argv), spec)
+    return tune(config, read_flags(argv, DEFAULTS, CHOICES, synonyms.OF_TRAIN), spec)
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -111,7 +110,7 @@ def parse_and_describe(
         checkpoint.CheckpointError: there is nothing to resume.
         Stopped: there was a signal while the environment was looked at.
     """
-    flags = _read_flags(argv)
+    flags = read_flags(argv, DEFAULTS, CHOICES, synonyms.OF_TRAIN)
     saved = _saved_settings(flags) if "resume" in flags else None
     runs = RUNS.absolute()  # here: the user's code, which --model imports, may go elsewhere
     problems = []
@@ -119,17 +118,16 @@ def parse_and_describe(
         spec = _describe(flags, saved, signals)
         defaults = saved or defaults_for(
             flags.get("env", Config.env),
-            flags.get("loss", Config.loss),  # type: ignore[arg-type]  # _read_flags has checked it
-            max(int(flags["num_workers"]), 1) if "num_workers" in flags else None,
+            flags.get("loss", Config.loss),  # type: ignore[arg-type]  # read_flags has checked it
+            max(whole_number(flags["num_workers"]), 1) if "num_workers" in flags else None,
             spec,
         )
     except envs.UnknownEnvError as error:
         problems.append(str(error))  # and go on, to tell of the other problems at once
         defaults = Config()
-    unchecked = tyro.cli(
-        _UncheckedConfig,
-        args=list(argv),
-        default=_UncheckedConfig(**dataclasses.asdict(defaults)),
+    unchecked = parse_flags(
+        argv,
+        _UncheckedConfig(**dataclasses.asdict(defaults)),
         prog="train.py",
         description="Train an agent. See README.md.",
     )
@@ -161,63 +159,6 @@ class _UncheckedConfig(Config):
 
     def __post_init__(self) -> None:
         pass
-
-
-def _read_flags(argv: Sequence[str]) -> dict[str, str]:
-    """The flags as typed, by the setting's name; a switch has the value "".
-
-    tyro reads them for good. But it stops at the first problem, and it must be given the defaults,
-    which depend on some flags.
-
-    Raises:
-        ConfigError: lists all unknown flags and all values of a wrong type.
-    """
-    switches = {name for name, default in DEFAULTS.items() if isinstance(default, bool)}
-    switches |= {f"no_{name}" for name in switches} | {"help"}
-    flags: dict[str, str] = {}
-    problems: list[str] = []
-    args = list(argv)
-    while args:
-        arg = args.pop(0)
-        flag, has_value, value = ("--help" if arg == "-h" else arg).partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        if not flag.startswith("--"):
-            problems.append(f"{arg!r} is no flag; settings are given as --name=value")
-            continue
-        if name in switches:
-            if has_value:
-                problems.append(f"{arg} must have no value; use {flag}")
-        elif not has_value and args and not args[0].startswith("--"):
-            value = args.pop(0)
-        elif not has_value and name in DEFAULTS:
-            problems.append(f"{flag} needs a value; use {flag}=VALUE")
-            continue
-        flags[name] = value
-        if name not in switches and (problem := _value_problem(flag, name, value)):
-            problems.append(problem)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return flags
-
-
-def _value_problem(flag: str, name: str, value: str) -> str | None:
-    """What is wrong with the type of a single flag's value, or with the flag."""
-    if name not in DEFAULTS:
-        nearest = difflib.get_close_matches(name, DEFAULTS, n=3, cutoff=0.5)
-        hint = " or ".join(f"--{match.replace('_', '-')}" for match in nearest)
-        return f"{flag} is unknown; {f'did you mean {hint}?' if hint else '--help lists all flags'}"
-    if name in CHOICES:
-        choices = ", ".join(CHOICES[name])
-        return None if value in CHOICES[name] else f"{flag}={value} must be one of {choices}"
-    default = DEFAULTS[name]
-    if isinstance(default, str):
-        return None
-    try:
-        int(value) if isinstance(default, int) else float(value)
-    except ValueError:
-        kind = "a whole number" if isinstance(default, int) else "a number"
-        return f"{flag}={value} must be {kind}, like {flag}={default}"
-    return None
 
 
 def _saved_settings(flags: dict[str, str]) -> Config:

@@ -11,13 +11,12 @@ import atexit
 import dataclasses
 import importlib.util
 import math
+import os
 import signal
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import gymnasium
 
 import envs
 from sfrl import cli, measure
@@ -55,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     atexit.register(unlink_segments)
     try:
         options, config, spec = _read(argv)
-    except (ValueError, CheckpointError, gymnasium.error.Error) as error:
+    except (ValueError, MemoryError, CheckpointError, argparse.ArgumentError) as error:
         print(f"python -m sfrl.bench: {error}", file=sys.stderr)
         return cli.EXIT_USAGE
     sweep_stale_segments()
@@ -84,12 +83,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config, envs.EnvSpec]:
-    """Raises ConfigError or UnknownEnvError if the run's own flags cannot work."""
+    """Raises ValueError or argparse.ArgumentError if the flags cannot work."""
     parser = argparse.ArgumentParser(
         prog="python -m sfrl.bench",
         usage=f"%(prog)s [{' | '.join(STEPS)}] [options] [any flag of train.py]",
         description="Where the frames go on this machine, in about a minute and a half.",
         allow_abbrev=False,
+        exit_on_error=False,
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a window (5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the JSON object to it")
@@ -99,14 +99,18 @@ def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config, envs.EnvSpec
     part = flags.pop(0) if flags and not flags[0].startswith("-") else "all"
     options, flags = parser.parse_known_args(flags, argparse.Namespace(part=part))
     if part not in STEPS:
-        parser.error(f"{part!r} is no part of the benchmark; choose from {', '.join(STEPS)}")
+        raise ValueError(f"{part!r} is no part of the benchmark; choose from {', '.join(STEPS)}")
     if not 0 < options.seconds < math.inf:
-        parser.error(f"--seconds={options.seconds:g} must be above 0, and finite")
+        raise ValueError(f"--seconds={options.seconds:g} must be above 0, and finite")
+    for file in (options.json, options.plot):
+        place = file and (file if file.exists() else file.parent)
+        if place and (file.is_dir() or not os.access(place, os.W_OK)):
+            raise ValueError(f"{file} cannot be written; name a file in a folder of yours")
     if options.plot is not None:
         if part in ("queue", "inference", "learner"):
-            parser.error(f"--plot draws simulation, sampling and training, not {part}")
+            raise ValueError(f"--plot draws simulation, sampling and training, not {part}")
         if importlib.util.find_spec("matplotlib") is None:
-            parser.error("--plot needs matplotlib: pip install matplotlib")
+            raise ValueError("--plot needs matplotlib: pip install matplotlib")
     config, spec = cli.parse_and_describe(["--run-dir=unused", *flags])
     if part == "queue":
         return options, config, spec
