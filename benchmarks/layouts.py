@@ -149,4 +149,6 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    from benchmarks import layouts  # a process is told its body by the name of a module
+
+    layouts.main(tyro.cli(layouts.Args))

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
@@ -26,6 +26,7 @@ from sfrl.process import (
     Report,
     Worker,
     descendants,
+    main_module_hidden,
     one_thread_each,
     run_child,
     terminate,
@@ -268,7 +269,11 @@ class ProcessCrew:
             args=(name, self._mailboxes[name], self._bodies[name]),
         )
         try:
-            with signals_blocked(), one_thread_each() if "rollout" in name else nullcontext():
+            with ExitStack() as stack:
+                stack.enter_context(signals_blocked())
+                stack.enter_context(main_module_hidden())
+                if name.startswith("rollout"):
+                    stack.enter_context(one_thread_each())
                 process.start()
         except OSError as error:
             raise WorkerError(
@@ -460,12 +465,9 @@ def _killed(process: SpawnProcess) -> bool:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Children inherit the blocked signals: Ctrl-C cannot hit one before it has its handlers.
-
-    Nor does the tuner's time limit end before a process that starts is known.
-    """
+    """Children inherit the blocked signals: Ctrl-C cannot hit one before it has its handlers."""
     resource_tracker.ensure_running()  # unblocks them when it starts: let it start before
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGALRM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

@@ -33,8 +33,7 @@ _POLL_S = 0.05
 _MAX_LINE = 500  # bytes of what a process that died has printed last
 _END_S = 2.0  # for the process to end, once it has told
 
-# Not multiprocessing's spawn, which would run the main module once more: a script that calls the
-# trainer with `serial` needs no `if __name__ == "__main__"`.
+# Not multiprocessing's spawn, which sets a process up for much that this one does without.
 _COMMAND = (
     "import json, sys; sys.path[:], *given = json.loads(sys.argv[1]); "
     "from sfrl.description import tell; tell(*given)"
@@ -49,13 +48,19 @@ class _Refusal(NamedTuple):
 
 
 def describe(
-    env: str, frameskip: int | None, timeout_s: float, signals: Sequence[int] = ()
+    env: str,
+    frameskip: int | None,
+    timeout_s: float,
+    signals: Sequence[int] = (),
+    *,
+    is_serial: bool = False,
 ) -> EnvSpec:
     """`envs.describe`, in a process of its own unless it is an Atari game, which needs none.
 
     Args:
         timeout_s: for the environment to be made, --env-timeout.
         signals: it is given up once there is one in it.
+        is_serial: it is this process that will train, so that what it has registered is there.
 
     Raises:
         envs.UnknownEnvError: no such name.
@@ -83,8 +88,14 @@ def describe(
             terminate(orphans)
     if not outcome.is_unknown:
         raise ValueError(outcome.text)
-    if env in gymnasium.registry:  # by the program itself that runs here, without a module's name
-        return envs.describe(env)
+    env_id = env.removeprefix("__main__:")
+    if env_id in gymnasium.registry:  # by the program itself that runs here
+        if is_serial:
+            return envs.describe(env)
+        raise envs.UnknownEnvError(
+            f"env={env} is registered in this program alone, which workers, processes of their "
+            f"own, do not run; put it into a module, and name it as module:{env_id}"
+        )
     raise envs.UnknownEnvError(outcome.text)
 
 

@@ -16,10 +16,12 @@ import dataclasses
 import math
 import multiprocessing
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
@@ -43,6 +45,7 @@ from sfrl.process import (
     Worker,
     die_with_parent,
     leave_stopping_to_the_trainer,
+    main_module_hidden,
     one_thread_each,
 )
 from sfrl.roles import (
@@ -68,6 +71,14 @@ R = TypeVar("R")
 
 class MeasureError(RuntimeError):
     """A measuring process failed; its traceback is on stderr."""
+
+
+class _Limit(NamedTuple):
+    seconds: float
+    end_s: float  # by the monotonic clock
+
+
+_limit: ContextVar[_Limit | None] = ContextVar("_limit", default=None)
 
 
 class Simulation(NamedTuple):
@@ -412,12 +423,17 @@ def _in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
             receiver, sender = _SPAWN.Pipe(duplex=False)
             child = _SPAWN.Process(target=_run_body, args=(body, sender))
             # Also where it measures networks: these tell torch how many threads they want.
-            with interrupts_deferred(), signals_blocked(), one_thread_each():
+            with interrupts_deferred(), signals_blocked(), main_module_hidden(), one_thread_each():
                 child.start()
                 children[receiver] = child
             sender.close()  # the child's alone: its end is then the end of the pipe
         while len(results) < len(children):
-            for ready in connection.wait([c for c in children if c not in results]):
+            limit = _limit.get()
+            left_s = limit and max(0.0, limit.end_s - time.monotonic())
+            told = connection.wait([c for c in children if c not in results], left_s)
+            if limit and not told:
+                raise MeasureError(f"measuring took longer than {limit.seconds:g} s")
+            for ready in told:
                 assert isinstance(ready, connection.Connection)
                 try:
                     results[ready] = ready.recv()
@@ -436,11 +452,25 @@ def _in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
 
 
 @contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Processes in the block that have not told their results in time raise MeasureError."""
+    token = _limit.set(_Limit(seconds, time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+@contextmanager
 def interrupts_deferred() -> Iterator[None]:
     """While processes start, Ctrl-C waits: one half started could not be ended in order.
 
     To block the signal is not enough: it may reach another thread of this process, one of NumPy's.
+    Where this is not the main thread Ctrl-C does not come.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     received: list[int] = []
     previous = signal.signal(signal.SIGINT, lambda signum, _frame: received.append(signum))
     try:

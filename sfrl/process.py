@@ -270,7 +270,7 @@ def _be_an_ordinary_fork() -> None:
             signal.signal(signum, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
 
 
-# --- threads of libraries ---
+# --- what a process finds when it starts ---
 
 _THREAD_LIMITS = (
     "OMP_NUM_THREADS",
@@ -281,6 +281,23 @@ _THREAD_LIMITS = (
     "NUMEXPR_NUM_THREADS",
     "OPENCV_FOR_THREADS_NUM",
 )
+
+
+@contextmanager
+def main_module_hidden() -> Iterator[None]:
+    """A process started by spawn in the block does not run the program's main module once more.
+
+    `multiprocessing` lets it, because what it is to do may be defined there. Ours never is: so a
+    script needs no `if __name__ == "__main__"`, and `python -`, of which there is no file, works.
+    """
+    main = vars(sys.modules["__main__"])
+    hidden = {name: main[name] for name in main.keys() & {"__spec__", "__file__"}}
+    main["__spec__"] = None
+    main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        main.update(hidden)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -83,7 +84,8 @@ class Trainer:
         """Look at everything that can be wrong before anything starts.
 
         Args:
-            config: `run_dir` is set. With `resume` it holds the run to go on with.
+            config: complete, as `settings.settle` makes it; the class's defaults are Atari's. With
+                `resume` its `run_dir` holds the run to go on with.
             signals: those that the caller notes until `run` does. With one in it the run ends.
             started_s: when the run began, by the monotonic clock; None: now.
             spec: the environment's description; None: it is looked at here.
@@ -96,6 +98,8 @@ class Trainer:
             run_folder.RunFolderError: another trainer is at work in the run's folder.
             Stopped: there was a signal while the environment was looked at.
         """
+        if not config.run_dir:
+            raise ValueError("run_dir='' must name the run's folder; settings.settle makes one")
         # Absolute: with --serial an environment may change the working directory of this process.
         self.run_dir = Path(config.run_dir).absolute()
         self.config = config = dataclasses.replace(config, run_dir=str(self.run_dir))
@@ -107,7 +111,10 @@ class Trainer:
             self._lock_folder()
             self.resumed = checkpoint.load_latest(self.run_dir)
         if spec is None:
-            spec = describe(config.env, config.frameskip, config.env_timeout, signals or ())
+            spec = describe(
+                *(config.env, config.frameskip, config.env_timeout, signals or ()),
+                is_serial=config.serial,
+            )
         self.shared = self._make_shared(spec)
         self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
         self._first_frame = self.shared.progress.env_frames
@@ -185,6 +192,11 @@ class Trainer:
             log.info("training %s in %s", config.env, self.run_dir)
             for text in slower_than_need_be(config):
                 log.warning("%s", text)
+            if threading.current_thread() is not threading.main_thread():
+                log.warning(
+                    "this is not the main thread, which alone is told of signals: Ctrl-C and "
+                    "SIGTERM do not end the run in order, train_seconds and train_frames do"
+                )
             if resume_path:
                 log.info("going on from %s", resume_path)
             try:
@@ -432,7 +444,10 @@ def _is_importable(module: str) -> bool:
 
 @contextmanager
 def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
-    """`STOP_SIGNALS` call `handle`, and do nothing else."""
+    """`STOP_SIGNALS` call `handle`, and do nothing else. Only the main thread can have it so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def on_signal(signum: int, _frame: FrameType | None) -> None:
         handle(signum)

@@ -13,10 +13,9 @@ import itertools
 import json
 import math
 import os
-import signal
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +183,7 @@ def measure_costs(config: Config, spec: EnvSpec, cores: float) -> Costs:
     Raises:
         measure.MeasureError: something failed, or took longer than `TIME_LIMIT_S`.
     """
-    with _time_limit(TIME_LIMIT_S):
+    with measure.time_limit(TIME_LIMIT_S):
         alone, env_us = measure.in_child(_measure_parts, config, spec)
         busy = dataclasses.replace(_one_split(config, _ENVS[-1]), num_workers=math.ceil(cores))
         slowdown = max(1.0, measure.simulation(busy, 0.5).core_us / env_us)
@@ -254,22 +253,6 @@ def _line(sizes: Sequence[int], times_us: Sequence[float]) -> tuple[float, float
     return max(slope, 0.01), max(intercept, 0.01)
 
 
-@contextmanager
-def _time_limit(seconds: int) -> Iterator[None]:
-    """Raises MeasureError in the block once it has taken longer. For the main thread alone."""
-
-    def give_up(*_: object) -> None:
-        raise measure.MeasureError(f"measuring took longer than {seconds} s")
-
-    previous = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
-
-
 # --- the start of a run ---
 
 
@@ -300,7 +283,7 @@ def tune(config: Config, fixed: Collection[str], spec: EnvSpec) -> Config:
 
 
 def _say(text: str) -> None:
-    print(f"train.py: {text}", file=sys.stderr)
+    print(f"sfrl: {text}", file=sys.stderr)
 
 
 def cache_path() -> Path:

@@ -92,21 +92,12 @@ def test_a_signal_ends_the_look():
     assert time.monotonic() - started_s < 10
 
 
-def test_an_environment_of_a_script_needs_no_module(tmp_path):
-    """Nor does the script need a guard against being run once more."""
+def test_an_environment_of_this_program_needs_no_module_if_it_trains_by_itself():
     gymnasium.register("OfThisScript-v0", CartPoleEnv)
-    assert describe("OfThisScript-v0", None, 60).obs_shape == (4,)
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from sfrl.config import Config\nfrom sfrl.trainer import Trainer\n"
-        "config = Config(env='CartPole-v1', frameskip=1, model='mlp', serial=True, run_dir='run',\n"
-        "                num_workers=1, batch_size=128, train_frames=1000)\n"
-        "Trainer(config).run()\n"
-    )
-    command = [sys.executable, str(script)]
-    environment = {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert checkpoint.latest_paths(tmp_path / "run")
+    for name in ("OfThisScript-v0", "__main__:OfThisScript-v0"):
+        assert describe(name, None, 60, is_serial=True).obs_shape == (4,)
+        with pytest.raises(envs.UnknownEnvError, match="in this program alone, which workers"):
+            describe(name, None, 60)
 
 
 def test_the_trainer_looks_once_and_only_if_it_is_not_told(unruly):

@@ -135,7 +135,7 @@ MAY_CHANGE = {
 @pytest.mark.parametrize("env", ["Pong", "CartPole-v1"])
 @pytest.mark.parametrize("cores", [1, 1.5, 2, 16])
 def test_arrangements_leave_learning_alone_and_bound_the_environments(env, cores):
-    config = cli.defaults_for(env)
+    config = defaults.defaults_for(env)
     found = tuner.arrangements(config, (), cores)
     assert len(found) >= 2
     batch = config.batch_size * config.minibatches
@@ -152,7 +152,7 @@ def test_arrangements_leave_learning_alone_and_bound_the_environments(env, cores
 
 
 def test_a_small_batch_of_the_users_is_filled_by_one_round_of_all_environments():
-    config = dataclasses.replace(cli.defaults_for("Pong", num_workers=2), batch_size=128)
+    config = dataclasses.replace(defaults.defaults_for("Pong", num_workers=2), batch_size=128)
     for candidate in tuner.arrangements(config, ["batch_size"], 2):
         assert candidate.num_workers * candidate.envs_per_worker * 32 <= 4 * 128
 
@@ -226,7 +226,7 @@ def test_what_is_cached_is_not_measured(capsys, monkeypatch):
     tuned = tuner.tune(config, (), envs.describe(config.env))
     assert "37% env stepping" in tuned.tuned
     assert tuned.precision == "bfloat16"
-    assert capsys.readouterr().err == f"train.py: {tuned.tuned}\n"
+    assert capsys.readouterr().err == f"sfrl: {tuned.tuned}\n"
 
 
 def test_the_benchmark_measures_what_train_py_would_run(monkeypatch):
@@ -293,7 +293,7 @@ def test_train_py_measures_replaces_a_broken_cache_and_saves_what_it_decided(tmp
     assert ended.code == 0, ended.stderr
     saved = Config.load(tmp_path / "run/config.json")
     assert saved.tuned.startswith("tuned for ")
-    assert f"train.py: {saved.tuned}\n" in ended.stderr
+    assert f"sfrl: {saved.tuned}\n" in ended.stderr
     assert "will be replaced" in ended.stderr
     assert saved.precision == "float32"  # its observations are no pixels
     [costs] = tuner.read_cache().values()
@@ -310,7 +310,7 @@ def test_an_environment_that_breaks_leaves_the_defaults_and_is_told_of(capfd):
     stderr = capfd.readouterr().err
     assert "the pole broke" in stderr
     reason = untuned.tuned.partition(": ")[2]
-    assert f"train.py: not tuned, the defaults stay, as with --tune=off: {reason}" in stderr
+    assert f"sfrl: not tuned, the defaults stay, as with --tune=off: {reason}" in stderr
     assert not tuner.cache_path().exists()
 
 
