@@ -166,7 +166,7 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     if spec.kind != "atari":
         problems += _atari_only_problems(config)
     if ":" in model:
-        problems += _encoder_problems(model)
+        problems += _encoder_problems(dataclasses.replace(config, model=model), spec)
     elif model not in MODELS:
         nearest = difflib.get_close_matches(model, MODELS) or MODELS
         problems.append(
@@ -189,12 +189,32 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     return dataclasses.replace(config, model=model)
 
 
-def _encoder_problems(path: str) -> list[str]:
-    """Imports the user's module, and torch with it: only where --model names one."""
-    from sfrl.encoders import user_class
+def _encoder_problems(config: Config, spec: envs.EnvSpec) -> list[str]:
+    """Tries the user's encoder, and imports torch for it: only where --model names one."""
+    name = config.model
+    if name.startswith("__main__:") and not config.serial:
+        return [
+            f"model={name} is defined in this program alone, which workers, processes of their "
+            f"own, do not run; put it into a module, and name it as module{name[8:]}"
+        ]
+    from sfrl.model import try_model
 
+    is_image = spec.obs_dtype == "uint8"
+    precisions: tuple[str, ...] = (config.precision,)
+    if config.precision == "auto":  # vectors stay in float32 then
+        precisions = ("float32", "bfloat16") if is_image else ("float32",)
     try:
-        user_class(path)
+        try_model(
+            name,
+            spec.obs_shape,
+            spec.num_actions,
+            precisions,
+            obs_is_image=is_image,
+            obs_scale=spec.obs_scale,
+            value_encoder=config.value_encoder,
+            rnn_size=config.rnn_size,
+            normalize_returns=config.normalize_returns,
+        )
     except ValueError as error:
         return [str(error)]
     return []

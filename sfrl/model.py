@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import time
+import traceback
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +67,8 @@ class ActorCritic(nn.Module):
         self.state_size = rnn_size if value_encoder is None else 2 * rnn_size
         self._encoder_dtype = torch.float32
         num_features = _num_features(encoder, obs_shape, obs_is_image)
+        if value_encoder is not None:  # its lazy layers, if there are any, get their sizes now
+            _num_features(value_encoder, obs_shape, obs_is_image)
         self.core = _make_gru(num_features, rnn_size) if rnn_size else None
         is_shared = value_encoder is None or not rnn_size
         self.value_core = None if is_shared else _make_gru(num_features, rnn_size)
@@ -311,17 +316,60 @@ def make_model(
     )
 
 
+def try_model(
+    name: str,
+    obs_shape: Sequence[int],
+    num_actions: int,
+    precisions: Sequence[str],
+    **settings: Any,  # of `make_model`
+) -> None:
+    """See that a user's encoder can act and learn: on zeros, on the CPU, in all the precisions.
+
+    Raises:
+        ValueError: one line, that says what is wrong, and where.
+    """
+    precision = "float32"
+    try:
+        model = make_model(name, obs_shape, num_actions, **settings)
+        obs_dtype = torch.uint8 if model.obs_is_image else torch.float32
+        obs = torch.zeros(3, 2, *obs_shape, dtype=obs_dtype)  # [T+1, B, ...]
+        valid = torch.ones(3, 2, dtype=torch.bool)
+        for precision in precisions:
+            dtype: torch.dtype = getattr(torch, precision)
+            model.inference_copy(dtype).step(obs[0])
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                logits, values = model.unroll(obs, None, valid)
+            (logits.sum() + values.sum()).backward()
+    except Exception as error:  # of any kind: it is the user's code that runs here
+        place = traceback.extract_tb(error.__traceback__)
+        if (
+            isinstance(error, ValueError)
+            and Path(place[-1].filename).parent == Path(__file__).parent
+        ):
+            text = str(error)
+        else:
+            module = sys.modules.get(name.partition(":")[0])
+            users = [f for f in place if f.filename == getattr(module, "__file__", None)]
+            where = f" ({users[-1].filename}, line {users[-1].lineno})" if users else ""
+            text = f"{type(error).__name__} in {precision}: {' '.join(str(error).split())}{where}"
+        prefix = f"model={name}"
+        raise ValueError(text if text.startswith(prefix) else f"{prefix}: {text}") from error
+
+
 @torch.no_grad()
 def _num_features(encoder: nn.Module, obs_shape: tuple[int, ...], obs_is_image: bool) -> int:
     dtype = torch.uint8 if obs_is_image else torch.float32
     features: object = encoder(torch.zeros(2, *obs_shape, dtype=dtype), torch.float32)
-    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
-        got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(
-            f"an encoder must map [B, *{list(obs_shape)}] to features [B, F]; "
-            f"with B=2 it returned {got}"
-        )
-    return features.shape[1]
+    got = type(features).__name__
+    if isinstance(features, Tensor):
+        got = f"{list(features.shape)} {str(features.dtype).removeprefix('torch.')}"
+        is_batch = features.ndim == 2 and len(features) == 2 and features.shape[1] > 0
+        if is_batch and features.is_floating_point():
+            return features.shape[1]
+    raise ValueError(
+        f"an encoder must map [B, *{list(obs_shape)}] to features [B, F], floats; "
+        f"with B=2 it returned {got}"
+    )
 
 
 def _make_gru(input_size: int, rnn_size: int) -> nn.GRUCell:

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from pathlib import Path
 
@@ -6,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import envs
 from sfrl import images
+from sfrl.config import ConfigError
+from sfrl.defaults import defaults_for, resolve
 from sfrl.encoders import A3CCNN, CenteredCNN, ImpalaResNet, NatureCNN
 from sfrl.model import ActorCritic, ValueHead, make_model, pick_precision
 
@@ -456,12 +460,52 @@ def test_user_encoder_gets_scaled_images_in_the_compute_dtype(dtype: torch.dtype
         ("no_such_module:Encoder", "cannot import 'no_such_module'"),
         (f"{__name__}:NoSuchClass", "NoSuchClass"),
         (f"{__name__}:make", "must be a subclass of torch.nn.Module"),
-        (f"{__name__}:FlatFeatures", r"features [B, F]; with B=2 it returned [2, 84, 84]"),
+        (
+            f"{__name__}:FlatFeatures",
+            "features [B, F], floats; with B=2 it returned [2, 84, 84] float32",
+        ),
     ],
 )
 def test_unusable_encoder_is_a_clear_error(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("NoSize", "TypeError in float32: NoSize.__init__() takes 1 positional argument but 2"),
+        ("RaisesWhenMade", "KeyError in float32: 'width' ("),
+        ("TakesOthers", "RuntimeError in float32: mat1 and mat2 shapes cannot be multiplied (2x"),
+        ("FailsInForward", "AttributeError in float32: there are no features ("),
+        ("ReturnsTwo", "to features [B, F], floats; with B=2 it returned tuple"),
+        ("ReturnsRows", "to features [B, F], floats; with B=2 it returned [1, "),
+        ("ReturnsNothing", "to features [B, F], floats; with B=2 it returned [2, 0] float32"),
+        ("ReturnsWhole", "to features [B, F], floats; with B=2 it returned [2, "),
+        ("KnowsOneType", "RuntimeError in bfloat16: mat1 and mat2 must have the same dtype"),
+        ("CannotBeCopied", "TypeError in float32: cannot pickle '_thread.lock' object"),
+        ("CannotLearn", "RuntimeError in float32: one of the variables needed for gradient"),
+    ],
+)
+def test_an_encoder_that_cannot_work_is_told_in_a_line_before_anything_starts(
+    name: str, text: str
+) -> None:
+    env = "Pong" if "bfloat16" in text else "CartPole-v1"  # whose numbers are never rounded
+    path = f"tests.faulty_encoder:{name}"
+    config = dataclasses.replace(defaults_for(env), model=path)
+    with pytest.raises(ConfigError) as refusal:
+        resolve(config, envs.describe(env))
+    [line] = str(refusal.value).splitlines()
+    assert line.startswith(f"model={path}: ")
+    assert text in line
+    has_place = "tests/faulty_encoder.py, line " in line
+    assert has_place == any(kind in name for kind in ("Raises", "Fails", "Knows"))
+
+
+def test_lazy_layers_find_their_sizes_in_both_encoders() -> None:
+    config = dataclasses.replace(defaults_for("CartPole-v1"), model="tests.faulty_encoder:Lazy")
+    assert config.value_encoder == "separate"
+    assert resolve(config, envs.describe("CartPole-v1")) == config
 
 
 @pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet"])

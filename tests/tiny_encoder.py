@@ -3,6 +3,7 @@
 import time
 
 import torch
+from setproctitle import getproctitle
 from torch import Tensor, nn
 
 
@@ -38,9 +39,9 @@ class HangsWhenActing(HangsWhenLearning):
 
 
 class FindsNoMemory(HangsWhenLearning):
-    """What torch does when the GPU's memory is full."""
+    """What torch does when the GPU's memory is full, in the learner's process."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_the_one():
+        if self.is_the_one() and getproctitle() == "sfrl learner":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return super().forward(x)
