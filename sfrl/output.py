@@ -61,10 +61,9 @@ class BackgroundWriter(io.BufferedIOBase):
         self._error: OSError | None = None
         self._is_ending = False
         self._changed = threading.Condition()
-        self._fd: int | None = None
+        descriptor = _descriptor(file)
+        self._fd = None if descriptor is None else os.dup(descriptor)
         self._file = file
-        with suppress(io.UnsupportedOperation):  # a text in memory
-            self._fd = os.dup(file.fileno())
         self._thread = threading.Thread(target=self._work, name="output", daemon=True)
         self._thread.start()
 
@@ -200,10 +199,16 @@ def own_output(*, last_line_follows: bool = False) -> Iterator[Output]:
 
 def _are_one_file(first: TextIO, second: TextIO) -> bool:
     """Whether both are the same terminal, for example: then their lines keep their order."""
-    try:
-        return os.path.sameopenfile(first.fileno(), second.fileno())
-    except io.UnsupportedOperation:
-        return False
+    one, other = _descriptor(first), _descriptor(second)
+    return one is not None and other is not None and os.path.sameopenfile(one, other)
+
+
+def _descriptor(file: TextIO) -> int | None:
+    """None: a text in memory; or a notebook's output, which names its kernel's terminal."""
+    if isinstance(file, io.TextIOWrapper):
+        with suppress(io.UnsupportedOperation):
+            return file.fileno()
+    return None
 
 
 def _as_text(writer: BackgroundWriter, file: TextIO) -> TextIO:

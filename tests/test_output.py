@@ -1,6 +1,7 @@
 """What a run prints, and what others print meanwhile: nobody waits, and no line is torn."""
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -12,6 +13,7 @@ import time
 
 import pytest
 
+from sfrl.output import own_output
 from tests.runs import finish, wait_for
 
 # Its own lines, those of a program and those of Python, 200 of SIZE.
@@ -196,3 +198,21 @@ def test_what_an_encoding_lacks_is_escaped(tmp_path):
     process.stdout.reconfigure(encoding="latin-1")
     text, _ = process.communicate(timeout=30)
     assert text == "gr\\xf6\\xdfe \\u2588 \xff\ngr\\xf6\\xdfe\n"
+
+
+def test_a_notebook_shows_what_is_printed_though_it_names_its_kernels_terminal(
+    tmp_path, monkeypatch
+):
+    class Cell(io.StringIO):
+        def fileno(self):
+            return terminal.fileno()
+
+    with (tmp_path / "terminal").open("w+") as terminal:
+        cell = Cell()
+        monkeypatch.setattr(sys, "stdout", cell)
+        monkeypatch.setattr(sys, "stderr", cell)
+        with own_output(last_line_follows=True) as output:
+            output.out.write("own\n")
+            subprocess.run(["echo", "program"], check=True)
+        assert sorted(cell.getvalue().split()) == ["own", "program"]
+        assert (tmp_path / "terminal").read_text() == ""
