@@ -27,7 +27,7 @@ import tyro
 
 from benchmarks.runs import read_metrics, throughput
 from benchmarks.side_by_side import run
-from sfrl import cli
+from sfrl import cli, settings
 from sfrl.config import Config, ConfigError
 from sfrl.machine import machine
 
@@ -70,9 +70,10 @@ def arrangement_of(config: Config) -> Arrangement:
 
 def tuned(args: Args) -> Config:
     """What train.py would choose, measured now. The training batch in it is everybody's."""
-    argv = [f"--env={args.env}", "--run-dir=unused", *shlex.split(args.flags), "--tune=now"]
-    config, spec = cli.parse_and_describe(argv)
-    return cli.tuned(config, argv, spec)
+    flags = [f"--env={args.env}", "--run-dir=unused", *shlex.split(args.flags), "--tune=now"]
+    given = cli.read_flags(flags)
+    config, spec = settings.settle(given)
+    return settings.tuned(config, given, spec)
 
 
 def grid(args: Args, config: Config) -> list[Arrangement]:

@@ -1,5 +1,8 @@
 """sfrl: reinforcement learning at full speed on one workstation.
 
+    from sfrl import train
+    summary = train(env="CartPole-v1", train_frames=100_000)
+
     rollout worker --(slot, t)--> policy worker <--weights-- learner
       envs, no net <--actions----  batched inference          V-trace
            |  ^                                                |  ^
@@ -13,22 +16,31 @@ policy_worker.py, learner.py. crew.py puts them in processes, trainer.py watches
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
-from sfrl.config import Config, ConfigError
-
 if TYPE_CHECKING:
-    from sfrl.trainer import Summary, Trainer
-
-__all__ = ["Config", "ConfigError", "Summary", "Trainer", "__version__"]
+    from sfrl.api import train
+    from sfrl.checkpoint import CheckpointError
+    from sfrl.config import ConfigError
+    from sfrl.crew import WorkerError
+    from sfrl.trainer import Summary
 
 __version__ = "0.1.0"  # pyproject.toml takes it from here
 
+_PUBLIC = {
+    "CheckpointError": "sfrl.checkpoint",
+    "ConfigError": "sfrl.config",
+    "Summary": "sfrl.trainer",
+    "WorkerError": "sfrl.crew",
+    "train": "sfrl.api",
+}
+
+__all__ = ["CheckpointError", "ConfigError", "Summary", "WorkerError", "__version__", "train"]
+
 
 def __getattr__(name: str) -> object:
-    """Trainer on demand: every worker process imports this package and none needs it."""
-    if name in ("Summary", "Trainer"):
-        from sfrl import trainer
-
-        return getattr(trainer, name)
+    """On demand: every worker process imports this package and none needs these."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,10 +6,12 @@ The defaults here are Atari's; defaults.py has them by kind of environment and s
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -19,6 +21,7 @@ from sfrl.run_folder import open_new
 Loss = Literal["appo", "vtrace"]
 MAX_CONFIG_BYTES = 1 << 20  # of a config.json
 _MAX_CHARACTERS = 4096  # of a setting, in a file that may be a stranger's: the longest path
+_MAX_NAME = 80  # of what may be a misspelled setting
 _DEVICE = r"(cpu|cuda(:[0-9]{1,2})?)"
 MAX_INDEX = 1 << 20  # of a slot or a row: see index_queue.pack
 
@@ -31,7 +34,8 @@ class ConfigError(ValueError):
 class Config:
     # --- the run ---
     env: str = "Pong"
-    """An Atari game by name (Pong, Breakout, MsPacman, ...) or any Gymnasium id (CartPole-v1)."""
+    """An Atari game by name (Pong, Breakout, MsPacman, ...) or a Gymnasium id (CartPole-v1) with
+    Box observations and Discrete actions."""
     run_dir: str = ""
     """The run's folder. Empty: runs/<env>-<timestamp>; with --resume, the newest (of --env)."""
     resume: bool = False
@@ -388,18 +392,7 @@ class Config:
             raise ConfigError(f"{origin} must hold an object of settings, not {values!r:.40}")
         if "value_encoder" not in values and values.get("model") == "mlp":
             values = {**values, "model": "tanh_mlp"}  # its name before checkpoints of format 4
-        problems = []
-        for name, value in values.items():
-            if name not in DEFAULTS:
-                problems.append(f"unknown setting {name!r:.80}; remove it")
-                continue
-            if isinstance(value, str) and len(value) > _MAX_CHARACTERS:
-                problems.append(f"{name} has {len(value)} characters, and must be a name or a path")
-                continue
-            expected = type(DEFAULTS[name])
-            accepted = (int, float) if expected is float else expected
-            if not isinstance(value, accepted) or isinstance(value, bool) != (expected is bool):
-                problems.append(f"{name}={value!r:.80} must be of type {expected.__name__}")
+        problems = type_problems(values)
         if problems:
             raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
         try:
@@ -416,6 +409,30 @@ CHOICES: dict[str, tuple[str, ...]] = {
     if get_origin(hint) is Literal
 }
 """The values of those settings that have a fixed set of them."""
+
+
+def type_problems(values: Mapping[str, object]) -> list[str]:
+    """What is wrong with the names and types of settings that are to make a `Config`."""
+    problems = []
+    for name, value in values.items():
+        if name not in DEFAULTS:
+            hint = " or ".join(nearest_settings(name))
+            remedy = f"did you mean {hint}?" if hint else "remove it"
+            problems.append(f"unknown setting {name!r:.80}; {remedy}")
+            continue
+        if isinstance(value, str) and len(value) > _MAX_CHARACTERS:
+            problems.append(f"{name} has {len(value)} characters, and must be a name or a path")
+            continue
+        expected = type(DEFAULTS[name])
+        accepted = (int, float) if expected is float else expected
+        if not isinstance(value, accepted) or isinstance(value, bool) != (expected is bool):
+            problems.append(f"{name}={value!r:.80} must be of type {expected.__name__}")
+    return problems
+
+
+def nearest_settings(name: str) -> list[str]:
+    """At most three that are spelled like it."""
+    return difflib.get_close_matches(name[:_MAX_NAME], DEFAULTS, n=3, cutoff=0.5)
 
 
 def _nearest_multiple(value: int, unit: int) -> int:

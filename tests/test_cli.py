@@ -13,6 +13,7 @@ import torch
 
 from sfrl import checkpoint, cli, config, run_folder
 from sfrl.config import Config
+from sfrl.defaults import defaults_for
 from sfrl.shared_memory import unlink_segments
 from sfrl.trainer import Trainer
 from tests.runs import TINY, finish, run_training, segments, training
@@ -141,7 +142,7 @@ def test_help_has_every_flag_with_its_doc_and_the_default_of_the_kind_of_env(env
         cli.train(["--help", f"--env={env}"])
     assert leaving.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    defaults = dataclasses.asdict(cli.defaults_for(env))
+    defaults = dataclasses.asdict(defaults_for(env))
     assert set(FIXED_FLAGS.split()) <= {f"--{name.replace('_', '-')}" for name in defaults}
     for name, doc in field_docs().items():
         _, _, entry = text.partition(f" --{name.replace('_', '-')}")

@@ -28,6 +28,7 @@ from sfrl.config import Config
 from sfrl.crew import WorkerError
 from sfrl.defaults import available_cores
 from sfrl.machine import machine
+from sfrl.settings import settle, tuned
 from sfrl.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.trainer import slower_than_need_be
 
@@ -111,12 +112,13 @@ def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config, envs.EnvSpec
             raise ValueError(f"--plot draws simulation, sampling and training, not {part}")
         if importlib.util.find_spec("matplotlib") is None:
             raise ValueError("--plot needs matplotlib: pip install matplotlib")
-    config, spec = cli.parse_and_describe(["--run-dir=unused", *flags])
+    given = cli.read_flags(flags) | {"run_dir": "unused"}
+    config, spec = settle(given)
     if part == "queue":
         return options, config, spec
     for text in slower_than_need_be(config):
         print(text, file=sys.stderr)
-    return options, cli.tuned(config, flags, spec), spec
+    return options, tuned(config, given, spec), spec
 
 
 def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) -> Figures:

@@ -1,0 +1,115 @@
+"""`sfrl.train`: what `python train.py` does, for programs, notebooks and sweeps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from sfrl.output import own_output
+from sfrl.settings import settle, tuned
+from sfrl.shared_memory import Stopped, unlink_segments
+from sfrl.trainer import Summary, Trainer, signals_to
+
+_running = threading.Lock()
+
+
+def train(**settings: Any) -> Summary:
+    """Train an agent as `python train.py` does, and return how the run ended.
+
+        from sfrl import train
+
+        summary = train(env="CartPole-v1", train_frames=100_000)
+        print(summary.run_dir, summary.episode_return_mean)
+
+    It needs no `if __name__ == "__main__"`. Ctrl-C and SIGTERM end the run in order, with a
+    checkpoint, and then do what they do in the calling program: Ctrl-C raises KeyboardInterrupt.
+    Called in another thread than the main one, it takes no notice of them.
+
+    Args:
+        settings: the flags of `python train.py --help`, with underscores. What is left out is what
+            the command would take: what learns in this kind of environment, fitted to this machine.
+
+    Raises:
+        ValueError: a setting cannot work, or the environment cannot be trained; mostly ConfigError.
+        MemoryError: the machine lacks memory, open files or processes for the run.
+        CheckpointError: there is nothing to resume.
+        WorkerError: a component of the run failed. The text tells which, and its traceback.
+        OSError: the run's folder cannot be written.
+        RuntimeError: this process trains already.
+    """
+    started_s = time.monotonic()
+    signals: list[int] = []
+    summary = None
+
+    def give_up(signum: int) -> None:
+        signals.append(signum)
+        raise KeyboardInterrupt
+
+    def note(signum: int) -> None:
+        give_up(signum) if signals else signals.append(signum)
+
+    with only_run(), signals_to(note):
+        try:
+            given = {
+                k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in settings.items()
+            }
+            trainer = prepare(given, signals, give_up, started_s)
+            if not signals:
+                with own_output() as output:
+                    summary = trainer.run(output)
+        except (Stopped, KeyboardInterrupt):
+            if not signals:
+                raise
+    if signals:
+        signal.raise_signal(signals[0])  # now to whom it would have gone
+    if summary is None:  # he takes no notice, but there is nothing to return
+        raise KeyboardInterrupt
+    return summary
+
+
+def prepare(
+    given: Mapping[str, Any],
+    signals: list[int],
+    give_up: Callable[[int], None],
+    started_s: float,
+) -> Trainer:
+    """The trainer of a run with these settings, which has not started anything.
+
+    Args:
+        given: what the user has set.
+        signals: those that the caller notes.
+        give_up: called for a signal while the machine is measured. It raises something.
+        started_s: when the run began, by the monotonic clock.
+
+    Raises:
+        What `settle` and `Trainer` do.
+    """
+    config, spec = settle(given, signals)
+    if not signals:
+        with signals_to(give_up), own_output():
+            config = tuned(config, given, spec)
+    return Trainer(config, signals, started_s, spec)
+
+
+@contextmanager
+def only_run() -> Iterator[None]:
+    """Whatever happens in the block, it leaves no shared memory behind.
+
+    Raises:
+        RuntimeError: another thread of this process is in such a block. Both would write to the
+            same stdout, and share signals, locks and shared memory.
+    """
+    if not _running.acquire(blocking=False):
+        raise RuntimeError(
+            "this process trains already; start each run at the same time in a process of its own"
+        )
+    try:
+        yield
+    finally:
+        unlink_segments()
+        _running.release()

@@ -1,0 +1,150 @@
+"""`sfrl.train`: in whatever program it is called, and with the same settings as the command."""
+
+import multiprocessing
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
+
+import sfrl
+from sfrl import cli
+from sfrl.api import only_run
+from sfrl.config import Config
+from tests.runs import ROOT, TIMEOUT_S, TINY, has_trained, segments, wait_for
+
+gymnasium.register("Mine-v0", CartPoleEnv)
+CALL = """
+from sfrl import train
+
+settings = dict(
+    env="CartPole-v1", num_workers=1, envs_per_worker=8, rollout_length=8, batch_size=32,
+    minibatches=2, epochs=1, precision="float32", report_seconds=0.2, tune="off",
+    train_frames=300,
+)
+"""
+# No guard: were it run once more, by a worker, "begun" would have another line.
+SCRIPT = f"""{CALL}
+import asyncio, pathlib, threading
+
+with pathlib.Path("begun").open("a") as file:
+    file.write("once\\n")
+frames = []
+
+
+def work(**more):
+    frames.append(train(**settings, **more).env_frames)
+
+
+async def work_in_a_loop():
+    work(model="tests.faulty_encoder:Lazy", serial=True)
+
+
+thread = threading.Thread(target=work, kwargs={{"run_dir": pathlib.Path("first")}})
+thread.start()
+thread.join()
+asyncio.run(work_in_a_loop())
+assert len(frames) == 2, frames
+assert all(300 <= number < 5000 for number in frames), frames
+"""
+INTERRUPTED = f"""{CALL}
+settings.update(train_frames=0, lr_schedule="constant")
+try:
+    train(**settings, run_dir="first")
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+train(**settings, run_dir="second", serial=True)
+print("never")
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def run_python(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=2 * TIMEOUT_S)
+
+
+def test_a_script_needs_no_guard_and_trains_again_in_a_thread_and_within_an_event_loop():
+    Path("script.py").write_text(SCRIPT)
+    ended = run_python("script.py")
+    assert ended.returncode == 0, ended.stderr
+    assert Path("begun").read_text() == "once\n"
+    assert ended.stderr.count("this is not the main thread") == 1
+    [second] = Path("runs").iterdir()
+    assert second.name.startswith("CartPole-v1-20")
+    flags = [*TINY, "--tune=off", "--train-frames=300", f"--run-dir={Path('first').absolute()}"]
+    saved = Config.load(Path("first/config.json"))
+    shutil.rmtree("first")
+    assert saved == cli.parse(flags)
+
+
+def test_a_signal_ends_the_run_in_order_and_then_does_what_it_does_in_the_program():
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-"], text=True, **pipes) as program:
+        try:
+            program.stdin.write(INTERRUPTED)  # which has no file that could be run once more
+            program.stdin.close()
+            for folder, signum in (("first", signal.SIGINT), ("second", signal.SIGTERM)):
+                wait_for(lambda folder=folder: has_trained(Path(folder)))
+                program.send_signal(signum)
+            program.wait(TIMEOUT_S)
+        finally:
+            program.kill()
+        lines = program.stdout.read().splitlines()
+        assert program.returncode == -signal.SIGTERM, program.stderr.read()
+    assert "interrupted" in lines
+    assert "never" not in lines
+    for folder in ("first", "second"):
+        assert list(Path(folder, "checkpoints").glob("latest-*.pt"))
+    assert not segments(program.pid)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"evn": "Pong"}, "unknown setting 'evn'; did you mean env"),
+        ({"train_frames": 1e6}, "train_frames=1000000.0 must be of type int"),
+        ({"run_dir": None}, "run_dir=None must be of type str"),
+        ({"env": "CartPole-v1", "frameskip": 4}, "frameskip=4 is for Atari games"),
+        ({"env": "CartPole-v1", "gamma": 2.0, "loss": "ppo"}, "gamma=2.0 must lie"),
+        ({"env": "__main__:Mine-v0"}, "env=__main__:Mine-v0 is registered in this program alone"),
+        ({"env": "Mine-v0"}, "put it into a module, and name it as module:Mine-v0"),
+        (
+            {"env": "CartPole-v1", "model": "__main__:Net"},
+            "model=__main__:Net is defined in this program alone, which workers, processes of "
+            "their own, do not run; put it into a module, and name it as module:Net",
+        ),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_starts(settings, text, tmp_path):
+    with pytest.raises(sfrl.ConfigError) as refusal:
+        sfrl.train(**settings)
+    assert text in str(refusal.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_may_start_no_others_says_so(monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    with pytest.raises(sfrl.ConfigError, match="this process may start none"):
+        sfrl.train(env="Pong")
+
+
+def test_one_process_has_one_run_at_a_time():
+    with only_run(), pytest.raises(RuntimeError, match="this process trains already"):
+        sfrl.train(env="CartPole-v1")
+
+
+def test_workers_and_the_importing_program_are_spared_of_what_they_do_not_need():
+    look = "print(*sorted({'torch', 'tyro', 'sfrl.trainer'} & set(sys.modules)))"
+    loaded = run_python("-c", f"import sys, sfrl.rollout_worker; {look}; import sfrl.api; {look}")
+    assert loaded.stdout.splitlines() == ["", "sfrl.trainer"]
