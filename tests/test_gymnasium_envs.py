@@ -1,8 +1,14 @@
 """Gymnasium environments: against SyncVectorEnv, and how observations are laid out."""
 
+import itertools
+import re
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -230,6 +236,61 @@ def test_a_space_that_is_not_supported_is_named(name, message):
         envs.make_vec_env(name, 1, seed=0)
     with pytest.raises(ValueError, match=message):
         envs.describe(name)
+
+
+def spaces_of_every_kind() -> dict[str, spaces.Space]:
+    number, vector = spaces.Discrete(3), spaces.Box(-1, 1, (2,))
+    made = [
+        *(number, vector, spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Text(4)),
+        *(spaces.Dict(a=number), spaces.Tuple([number, vector]), spaces.OneOf([number, vector])),
+        *(spaces.Sequence(number), spaces.Graph(number, None)),
+    ]
+    return {type(space).__name__: space for space in made}
+
+
+class HasSpaces(gymnasium.Env):
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def table_of_spaces() -> dict[str, list[list[str]]]:
+    """README's, by "observations" and "actions": the names in each of its columns."""
+    lines = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
+    rows = [line.strip("|").split("|") for line in lines]
+    cells = {row[0].strip(): row[1:] for row in rows}
+    found = {row: cells[row] for row in ("observations", "actions")}
+    return {row: [re.findall(r"`(\w+)`", cell) for cell in of] for row, of in found.items()}
+
+
+@pytest.mark.parametrize("row", ["observations", "actions"])
+def test_spaces_are_supported_as_the_readme_says(row, monkeypatch):
+    known, columns = spaces_of_every_kind(), table_of_spaces()[row]
+    assert sorted(name for column in columns for name in column) == sorted(known)
+    for (name, space), is_flattened in itertools.product(known.items(), (False, True)):
+
+        def make(space=space, is_flattened=is_flattened):
+            others = {"observations": known["Box"], "actions": known["Discrete"]}
+            env = HasSpaces(*(others | {row: space}).values())
+            return gymnasium.wrappers.FlattenObservation(env) if is_flattened else env
+
+        monkeypatch.setitem(gymnasium.registry, "HasSpaces-v0", EnvSpec("HasSpaces-v0", make))
+        is_supported = name in columns[0] or (is_flattened and name in columns[1])
+        if not is_supported:
+            with pytest.raises(ValueError, match=f"{row[:-1]} space .*; supported is"):
+                envs.describe("HasSpaces-v0")
+            continue
+        env = envs.make_vec_env("HasSpaces-v0", 2, seed=0)
+        env.reset()
+        env.send(np.zeros(2, np.int64))
+        assert env.recv().obs.shape == (2, *envs.describe("HasSpaces-v0").obs_shape)
 
 
 def test_images_of_four_dimensions_are_refused_not_flattened():
