@@ -21,7 +21,6 @@ if __name__ == "__main__":
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: os._exit(0))
 
-    # Here, and not above, because every worker process imports this file once more.
     from sfrl.cli import train
     from sfrl.leaving import leave_after
 
