@@ -50,6 +50,9 @@ class Rules:
         self._has_warned = False
         self._known_spaces: dict[int, object] = {}  # copy -> its space, found to be the first's
 
+        else:  # rounded as observations are, or one that is at its bound would be beyond it
+            with np.errstate(over="ignore"):  # no float32 is beyond those that become infinite
+                low, high = low.astype(np.float32), high.astype(np.float32)
     def observation(self, observation: object, env: int, step: int) -> NDArray[np.generic]:
         """The observation of copy `env` at `step`. Raises EnvError unless it fits the space."""
         try:

@@ -157,6 +157,39 @@ def test_an_episode_that_begins_with_nan_is_passed_over(caplog):
         for _ in range(8):
             env.send(np.zeros(2, np.int64))
             rows.append(env.recv())
+class AtItsBounds(gymnasium.Env):
+    """Gives the ends of its space in turn, and after 4 steps what is a little beyond."""
+
+    observation_space = Box(np.array([-np.pi, 0.3]), np.array([np.pi, 1e300]), dtype=np.float64)
+    action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.num_steps = 0
+        return self.observation_space.low, {}
+
+    def step(self, action):
+        self.num_steps += 1
+        ends = (self.observation_space.low, np.array([np.pi, 0.3]))
+        observation = ends[self.num_steps % 2]
+        assert self.observation_space.contains(observation)
+        return observation * (1.000001 if self.num_steps > 4 else 1), 1.0, False, False, {}
+
+
+gymnasium.register("AtItsBounds-v0", AtItsBounds)
+
+
+def test_an_observation_at_the_bounds_of_its_space_is_within_them(caplog):
+    env = envs.make_vec_env("AtItsBounds-v0", 1, seed=0)
+    env.reset()
+    for _ in range(4):
+        env.send(np.zeros(1, np.int64))
+        env.recv()
+    assert not caplog.records
+    env.send(np.zeros(1, np.int64))
+    env.recv()
+    assert "element 0 of its observation is 3.1416" in caplog.text
+
+
     assert first.tolist() == [[0, 3], [0, 3]]
     assert [row.obs[1].tolist() for row in rows[:4]] == [[1, 1], [2, 2], [3, 3], [0, 6]]
     assert [row.rewards[1] for row in rows] == [1, 1, 1, 0] * 2
