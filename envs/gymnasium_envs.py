@@ -150,12 +150,14 @@ class GymnasiumVecEnv:
             self.stepping[0] = i
             action = self._first_action + self._actions[i]
             try:
-                observation, reward, terminated[i], truncated[i], _ = outcome = env.step(action)
+                observation, reward, is_terminated, is_truncated, _ = env.step(action)
             except Exception as error:
                 error.add_note(f"in step {step} of {rules.env_id}, env {i}, with action {action}")
                 raise
             end_if_forked()
-            rewards[i] = rules.outcome(reward, *outcome[2:4], i, step)
+            rewards[i], terminated[i], truncated[i] = rules.outcome(
+                reward, is_terminated, is_truncated, i, step
+            )
             obs[i] = self._to_agent(rules.observation(observation, i, step))
         self.stepping[0] = -1
         is_image = obs.dtype == np.uint8

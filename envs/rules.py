@@ -1,6 +1,6 @@
 """What an environment must keep to, checked at every step: the first place where a fault shows."""
 
-from typing import Literal
+from typing import Literal, NamedTuple, SupportsFloat
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
@@ -25,6 +25,14 @@ class NonFiniteError(EnvError):
     """It gave NaN or infinity, where that is to end the run."""
 
 
+class Outcome(NamedTuple):
+    """What a step came to, beside its observation."""
+
+    reward: float
+    terminated: bool
+    truncated: bool
+
+
 class Rules:
     """The rules of one environment's copies. The checks of a step take 1 us for each of them.
 
@@ -42,6 +50,9 @@ class Rules:
         if space.dtype == np.uint8:  # whose axes change places: the widest bounds for all pixels
             low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
             is_bounded = bool(low.any() or (high < np.iinfo(np.uint8).max).any())
+        else:  # rounded as observations are, or one that is at its bound would be beyond it
+            with np.errstate(over="ignore"):  # no float32 is beyond those that become infinite
+                low, high = low.astype(np.float32), high.astype(np.float32)
         self._bounds = (low, high) if is_bounded else None
         # Pixels stay uint8, where a larger integer would wrap around. All else becomes float32.
         self._casting: Literal["safe", "same_kind"] = (
@@ -50,9 +61,6 @@ class Rules:
         self._has_warned = False
         self._known_spaces: dict[int, object] = {}  # copy -> its space, found to be the first's
 
-        else:  # rounded as observations are, or one that is at its bound would be beyond it
-            with np.errstate(over="ignore"):  # no float32 is beyond those that become infinite
-                low, high = low.astype(np.float32), high.astype(np.float32)
     def observation(self, observation: object, env: int, step: int) -> NDArray[np.generic]:
         """The observation of copy `env` at `step`. Raises EnvError unless it fits the space."""
         try:
@@ -72,15 +80,32 @@ class Rules:
 
     def outcome(
         self, reward: object, terminated: object, truncated: object, env: int, step: int
-    ) -> float:
-        """The reward. Raises EnvError unless it is a number and the other two are booleans."""
+    ) -> Outcome:
+        """Raises EnvError unless the reward is a number and the other two are booleans.
+
+        Arrays and tensors of one element are what is in them.
+        """
         if type(reward) not in _NUMBERS and not isinstance(reward, _OTHER_NUMBERS):
-            raise self.error(f"its reward is {reward!r:.60}, and must be a number", env, step)
+            reward = self._number(reward, env, step)
         if type(terminated) not in _BOOLS:
-            raise self.error(f"its terminated is {terminated!r:.60}, not a bool", env, step)
+            terminated = self._bool("terminated", terminated, env, step)
         if type(truncated) not in _BOOLS:
-            raise self.error(f"its truncated is {truncated!r:.60}, not a bool", env, step)
-        return reward  # type: ignore[return-value]  # a number, as seen above
+            truncated = self._bool("truncated", truncated, env, step)
+        return Outcome(reward, terminated, truncated)  # type: ignore[arg-type]  # as seen above
+
+    def _number(self, reward: object, env: int, step: int) -> float:
+        plain = _plain(reward)
+        if isinstance(plain, _OTHER_NUMBERS):
+            return float(plain)
+        problem = f"its reward is {reward!r:.60}, and must be a number; return float(reward)"
+        raise self.error(problem, env, step)
+
+    def _bool(self, name: str, value: object, env: int, step: int) -> bool:
+        plain = _plain(value)
+        if isinstance(plain, bool):
+            return plain
+        problem = f"its {name} is {value!r:.60}, not a bool; return bool({name})"
+        raise self.error(problem, env, step)
 
     def spaces(self, space: object, actions: Discrete, env: int) -> None:
         """Raises EnvError if a copy's spaces are not those of the first, now that it resets."""
@@ -116,3 +141,13 @@ class Rules:
 
     def error(self, problem: str, env: int, step: int) -> EnvError:
         return EnvError(f"{self.env_id}, env {env}, step {step}: {problem}")
+
+
+def _plain(value: object) -> object:
+    """What is in an array or tensor of one element; what is none, as it is."""
+    try:
+        if hasattr(value, "item"):
+            return value.item()
+        return float(value) if isinstance(value, SupportsFloat) else value
+    except (TypeError, ValueError, RuntimeError):  # NumPy's, torch's, JAX's, of more elements
+        return value

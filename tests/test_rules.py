@@ -1,10 +1,13 @@
 """Environments that break the rules are told by name, copy and step."""
 
 import logging
+from decimal import Decimal
+from fractions import Fraction
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Discrete
 
 import envs
@@ -61,9 +64,15 @@ def play(fault, *, copy=1, **settings):
         ((0, np.array(["a", "b"])), r"observation is <U1\[2\], .* says float32\[2\]"),
         ((0, None), r"observation is object\[\]"),
         ((1, None), "reward is None, and must be a number"),
-        ((1, np.ones(1)), r"reward is array\(\[1\.\]\), and must be a number"),
-        ((2, None), "terminated is None, not a bool"),
-        ((3, 1), "truncated is 1, not a bool"),
+        ((1, np.ones(2)), r"reward is array\(\[1\., 1\.\]\), and .*; return float\(reward\)"),
+        ((1, torch.ones(2)), r"reward is tensor\(\[1\., 1\.\]\), and must be a number"),
+        ((1, "1"), "reward is '1', and must be a number"),
+        ((1, np.array("1")), "reward is array.*, and must be a number"),
+        ((1, np.complex64(1)), "reward is np.complex64.*, and must be a number"),
+        ((2, None), r"terminated is None, not a bool; return bool\(terminated\)"),
+        ((2, np.array([True, False])), r"terminated is array\(\[.*\]\), not a bool"),
+        ((3, 1), r"truncated is 1, not a bool; return bool\(truncated\)"),
+        ((3, {}), r"truncated is \{\}, not a bool"),
     ],
 )
 def test_a_broken_rule_is_told_by_copy_and_step(fault, text):
@@ -85,6 +94,26 @@ def test_numbers_for_a_vector_may_be_of_another_size():
 def test_numbers_of_other_types_are_taken():
     for fault in ((0, [1, 2]), (0, np.ones(2)), (1, np.int8(1)), (1, True), (2, np.bool_(False))):
         assert play(fault)[-1][1].rewards.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("of", [np.array, torch.tensor])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_arrays_and_tensors_of_one_element_are_what_is_in_them(of, shape):
+    def result(place, value):
+        return play((place, of(np.full(shape, value).tolist())))[NUM_GOOD_STEPS][1]
+
+    assert result(1, 2.5).rewards.tolist() == [1, 2.5]
+    assert result(1, 3).rewards.tolist() == [1, 3]
+    for value in (False, True):
+        assert result(2, value).terminated.tolist() == [False, value]
+        assert result(3, value).truncated.tolist() == [False, value]
+
+
+@pytest.mark.parametrize(
+    "reward", [torch.tensor(2.5, requires_grad=True), Decimal("2.5"), Fraction(5, 2)]
+)
+def test_whatever_float_makes_a_number_is_a_reward(reward):
+    assert play((1, reward))[-1][1].rewards.tolist() == [1, 2.5]
 
 
 BAD_VALUES = [
@@ -128,35 +157,6 @@ def test_an_observation_outside_its_space_is_told_once(caplog):
     assert record.getMessage().startswith(text)
 
 
-class Gaps(gymnasium.Env):
-    """Episodes of 3 steps, of which two in three begin with a value that is none."""
-
-    observation_space = Box(-10, 10, (2,), np.float32)
-    action_space = Discrete(2)
-    num_resets = 0
-    gaps = (0, 1)  # of each 3 resets
-
-    def reset(self, *, seed=None, options=None):
-        is_gap = self.num_resets % 3 in self.gaps
-        self.num_resets, self.num_steps = self.num_resets + 1, 0
-        return np.array([0, np.inf if is_gap else self.num_resets], np.float32), {}
-
-    def step(self, action):
-        self.num_steps += 1
-        return np.full(2, self.num_steps, np.float32), 1.0, self.num_steps == 3, False, {}
-
-
-gymnasium.register("Gaps-v0", Gaps)
-
-
-def test_an_episode_that_begins_with_nan_is_passed_over(caplog):
-    env = envs.make_vec_env("Gaps-v0", 2, seed=0)
-    with caplog.at_level(logging.WARNING):
-        first = env.reset()
-        rows = []
-        for _ in range(8):
-            env.send(np.zeros(2, np.int64))
-            rows.append(env.recv())
 class AtItsBounds(gymnasium.Env):
     """Gives the ends of its space in turn, and after 4 steps what is a little beyond."""
 
@@ -190,6 +190,35 @@ def test_an_observation_at_the_bounds_of_its_space_is_within_them(caplog):
     assert "element 0 of its observation is 3.1416" in caplog.text
 
 
+class Gaps(gymnasium.Env):
+    """Episodes of 3 steps, of which two in three begin with a value that is none."""
+
+    observation_space = Box(-10, 10, (2,), np.float32)
+    action_space = Discrete(2)
+    num_resets = 0
+    gaps = (0, 1)  # of each 3 resets
+
+    def reset(self, *, seed=None, options=None):
+        is_gap = self.num_resets % 3 in self.gaps
+        self.num_resets, self.num_steps = self.num_resets + 1, 0
+        return np.array([0, np.inf if is_gap else self.num_resets], np.float32), {}
+
+    def step(self, action):
+        self.num_steps += 1
+        return np.full(2, self.num_steps, np.float32), 1.0, self.num_steps == 3, False, {}
+
+
+gymnasium.register("Gaps-v0", Gaps)
+
+
+def test_an_episode_that_begins_with_nan_is_passed_over(caplog):
+    env = envs.make_vec_env("Gaps-v0", 2, seed=0)
+    with caplog.at_level(logging.WARNING):
+        first = env.reset()
+        rows = []
+        for _ in range(8):
+            env.send(np.zeros(2, np.int64))
+            rows.append(env.recv())
     assert first.tolist() == [[0, 3], [0, 3]]
     assert [row.obs[1].tolist() for row in rows[:4]] == [[1, 1], [2, 2], [3, 3], [0, 6]]
     assert [row.rewards[1] for row in rows] == [1, 1, 1, 0] * 2
