@@ -85,7 +85,8 @@ class GymnasiumVecEnv:
         self.action_space = Discrete(actions.n)
         self.frameskip = 1
         self._num_actions = int(actions.n)
-        self._first_action = int(actions.start)
+        # As the space samples them: np.int64, mostly, on which Gymnasium's users call `item`.
+        self._own_actions = list(np.arange(actions.n, dtype=actions.dtype) + actions.start)
         self._seeds = env_seeds(seed, num_envs)
         self._actions = [0] * num_envs
         self._ended = [False] * num_envs  # the next step only resets
@@ -148,7 +149,7 @@ class GymnasiumVecEnv:
                 self._reset_one(i, env, obs)
                 continue
             self.stepping[0] = i
-            action = self._first_action + self._actions[i]
+            action = self._own_actions[self._actions[i]]
             try:
                 observation, reward, is_terminated, is_truncated, _ = env.step(action)
             except Exception as error:

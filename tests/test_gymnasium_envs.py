@@ -49,6 +49,18 @@ class Invisible(Counting):
     metadata = {"render_modes": []}  # noqa: RUF012
 
 
+class OfType(Counting):
+    """Wants what its action space samples."""
+
+    def __init__(self, first_obs, dtype):
+        super().__init__(first_obs)
+        self.action_space = Discrete(3, start=5, dtype=dtype)
+
+    def step(self, action):
+        assert type(action) is type(self.action_space.sample())
+        return super().step(action)
+
+
 def register(env_id, *args, env_class=Counting, max_episode_steps=None, **kwargs):
     gymnasium.registry.pop(env_id, None)
     gymnasium.register(
@@ -190,6 +202,14 @@ def test_actions_of_a_space_that_starts_elsewhere_are_shifted():
     assert step(env, 2).rewards == [7]
     with pytest.raises(ValueError, match=r"0\.\.2"):
         env.send(np.array([3]))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+def test_actions_are_what_the_action_space_samples(dtype):
+    register("Counting-v0", np.zeros((2,), np.float32), env_class=OfType, dtype=dtype)
+    env = envs.make_vec_env("Counting-v0", 2, seed=0)
+    env.reset()
+    assert step(env, 2, 0).rewards.tolist() == [7, 5]
 
 
 def test_environments_have_seeds_of_their_own_that_the_seed_decides():
