@@ -1,7 +1,7 @@
 """Any Gymnasium id with Box observations and Discrete actions, N copies in one thread."""
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import gymnasium
@@ -98,6 +98,7 @@ class GymnasiumVecEnv:
     def reset(self) -> ObsArray:
         obs = self._empty_obs()
         for i, (env, seed) in enumerate(zip(self._envs, self._seeds, strict=True)):
+            _seed_spaces(env, seed)
             self._reset_one(i, env, obs, seed)
         self.stepping[0] = -1
         self._ended = [False] * self.num_envs
@@ -242,6 +243,26 @@ def _make(env_id: str, render: bool) -> Env:
     if "rgb_array" not in render_modes:
         raise ValueError(f"{env_id} can't be shown: its {render_modes=} lack 'rgb_array'")
     return gymnasium.make(env_id, disable_env_checker=True, render_mode="rgb_array")
+
+
+def _layers(env: object) -> Iterator[object]:
+    """An environment's wrappers, from the outermost on, and what they wrap."""
+    while isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
+        yield env
+        env = getattr(env, "env", None)
+
+
+def _seed_spaces(env: Env, seed: int) -> None:
+    """Those of every wrapper too: an environment may draw from its own, which it alone sees.
+
+    The seeds differ from `seed`, with which `reset` makes `np_random`: it would draw the same.
+    """
+    seeds = dict(zip(("action_space", "observation_space"), env_seeds(seed, 2), strict=True))
+    for layer in _layers(env):
+        for name, space_seed in seeds.items():
+            space = getattr(layer, name, None)
+            if isinstance(space, Space):
+                space.seed(space_seed)
 
 
 def _observation_layout(

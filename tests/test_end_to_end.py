@@ -39,6 +39,7 @@ CATCH = {
     "minibatches": 2,
     "train_frames": 4000,
 }
+GUESS = {**CATCH, "env": "tests.tiny_envs:Guess-v0", "train_frames": 1000}
 PONG = {
     "env": "Pong",
     "model": "nature_cnn",
@@ -59,7 +60,9 @@ def train_serially(run_dir, seed: int, **settings) -> tuple[Summary, dict]:
 
 
 @pytest.mark.parametrize(
-    "settings", [CATCH, {**CATCH, "rnn_size": 8}, PONG], ids=["Catch", "Catch with a GRU", "Pong"]
+    "settings",
+    [CATCH, {**CATCH, "rnn_size": 8}, GUESS, PONG],
+    ids=["Catch", "Catch with a GRU", "an environment that draws from its spaces", "Pong"],
 )
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path, settings):
     summary, first = train_serially(tmp_path / "1", seed=5, **settings)
@@ -158,10 +161,16 @@ def assert_same(first: object, second: object, place: str) -> None:
 def test_a_serial_run_whose_environments_cannot_be_saved_starts_them_anew_and_says_so(
     tmp_path, monkeypatch, caplog
 ):
-    config = Config(serial=True, precision="float32", run_dir=str(tmp_path / "1"), **CATCH)
+    """The seed and the decisions so far decide which: a copy of the run goes on in the same way."""
+    config = Config(serial=True, precision="float32", run_dir=str(tmp_path / "1"), **GUESS)
     config = interrupted(config, monkeypatch, 50)
+    copy = dataclasses.replace(config, run_dir=str(tmp_path / "2"))
+    shutil.copytree(config.run_dir, copy.run_dir)
     Trainer(config).run()
     assert "environments could not be saved; they start anew, from other seeds" in caplog.text
+    Trainer(copy).run()
+    first, again = (checkpoint.load_latest(c.run_dir).state["model"] for c in (config, copy))
+    assert all(first[name].equal(again[name]) for name in first)
 
 
 @pytest.mark.slow

@@ -61,6 +61,33 @@ class OfType(Counting):
         return super().step(action)
 
 
+class Draws(gymnasium.Env):
+    """The observation is drawn: by the generator of its own, and from both spaces."""
+
+    def __init__(self):
+        self.action_space = Discrete(100_000)
+        self.observation_space = Box(0, 100_000, (3,), np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.step(0)[0], {}
+
+    def step(self, action):
+        drawn = self.np_random.integers(100_000), self.action_space.sample()
+        return np.array([*drawn, self.observation_space.sample()[0]]), 1.0, False, False, {}
+
+
+class DrawsToo(gymnasium.ObservationWrapper):
+    """Adds what it draws from an action space of its own, which hides the environment's."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.action_space = Discrete(100_000)
+
+    def observation(self, observation):
+        return (observation + self.action_space.sample()) / 2
+
+
 def register(env_id, *args, env_class=Counting, max_episode_steps=None, **kwargs):
     gymnasium.registry.pop(env_id, None)
     gymnasium.register(
@@ -210,6 +237,22 @@ def test_actions_are_what_the_action_space_samples(dtype):
     env = envs.make_vec_env("Counting-v0", 2, seed=0)
     env.reset()
     assert step(env, 2, 0).rewards.tolist() == [7, 5]
+
+
+@pytest.mark.parametrize("make", [lambda: Draws(), lambda: DrawsToo(Draws())])
+def test_spaces_are_seeded_as_the_environments_are(make):
+    def draws(seed):
+        gymnasium.registry.pop("Draws-v0", None)
+        gymnasium.register("Draws-v0", make)
+        env = envs.make_vec_env("Draws-v0", 3, seed=seed)
+        rows = [env.reset(), step(env, 0, 0, 0).obs]
+        np.testing.assert_array_equal(env.reset(), rows[0])
+        return np.array(rows)
+
+    first = draws(0)
+    np.testing.assert_array_equal(first, draws(0))
+    both = np.concatenate([first, draws(1)])
+    assert len(np.unique(both)) == both.size, "the draws of all copies and generators differ"
 
 
 def test_environments_have_seeds_of_their_own_that_the_seed_decides():

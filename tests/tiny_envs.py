@@ -175,6 +175,30 @@ def _next_episode(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return first_rows
 
 
+class Guess(gymnasium.Env):
+    """An opponent draws from the action space: the reward is 1 if it draws the same action.
+
+    The observation means nothing, and is drawn too. Ten steps long.
+    """
+
+    observation_space = Box(-1, 1, (3,), np.float32)  # one for all copies
+    num_steps = 0
+
+    def __init__(self):
+        self.action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.num_steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.num_steps += 1
+        reward = float(action == self.action_space.sample())
+        return self.observation_space.sample(), reward, self.num_steps == 10, False, {}
+
+
+gymnasium.register("Guess-v0", Guess)
 gymnasium.register("Catch-v0", Catch)
 gymnasium.register("Point-v0", Point, max_episode_steps=100)
 gymnasium.register("LateReward-v0", LateReward)
