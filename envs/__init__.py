@@ -38,7 +38,6 @@ __all__ = [
     "VecEnv",
     "atari_game",
     "describe",
-    "env_kind",
     "gymnasium_id",
     "in_one_line",
     "make_vec_env",
@@ -107,8 +106,3 @@ def describe(name: str, frameskip: int | None = None) -> EnvSpec:
     if game is not None:
         return describe_atari(game, FRAMESKIP if frameskip is None else frameskip)
     return describe_gymnasium(gymnasium_id(name))
-
-
-def env_kind(name: str) -> EnvKind:
-    """Whether a name means an Atari game, another environment with images, or vectors."""
-    return "atari" if atari_game(name) is not None else describe(name).kind

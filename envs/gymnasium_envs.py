@@ -222,10 +222,11 @@ def describe_gymnasium(env_id: str) -> EnvSpec:
     env = _make(env_id, render=False)
     space, _ = _observation_layout(env_id, env.observation_space)
     num_actions = int(_discrete(env_id, env.action_space).n)
+    statistics = tuple(type(layer).__name__ for layer in _layers(env) if _has_statistics(layer))
     env.close()
     kind: EnvKind = "image" if space.dtype == np.uint8 else "vector"
     dtype, scale = str(space.dtype), obs_scale(space)
-    return EnvSpec(kind, space.shape, dtype, num_actions, frameskip=1, obs_scale=scale)
+    return EnvSpec(kind, space.shape, dtype, num_actions, 1, scale, statistics)
 
 
 def _make(env_id: str, render: bool) -> Env:
@@ -250,6 +251,12 @@ def _layers(env: object) -> Iterator[object]:
     while isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
         yield env
         env = getattr(env, "env", None)
+
+
+def _has_statistics(layer: object) -> bool:
+    """Whether it normalizes by what it has seen, as Gymnasium's wrappers and their copies do."""
+    has_some = any(type(value).__name__ == "RunningMeanStd" for value in vars(layer).values())
+    return has_some and bool(getattr(layer, "update_running_mean", True))  # no fixed ones
 
 
 def _seed_spaces(env: Env, seed: int) -> None:

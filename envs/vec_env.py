@@ -33,6 +33,7 @@ class EnvSpec:
     num_actions: int
     frameskip: int  # emulated frames per decision
     obs_scale: float = 1.0  # networks divide observations by it; see `obs_scale`
+    statistics: tuple[str, ...] = ()  # wrappers that normalize by what each copy has seen itself
 
 
 class VecEnv(Protocol):
@@ -78,7 +79,11 @@ class VecEnv(Protocol):
         """Go on as the environments went on of which this is the `state`; replaces `reset`."""
 
     def render(self) -> NDArray[np.uint8]:
-        """The picture a human would see now, [H, W, 3]. Needs `render=True` when made."""
+        """The picture a human would see now, [H, W, 3]. Needs `render=True` when made.
+
+        Raises:
+            EnvError: the environment gives none.
+        """
 
     def close(self) -> None:
         """Free emulators, threads and windows. Closing twice is allowed."""

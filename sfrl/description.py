@@ -99,6 +99,18 @@ def describe(
     raise envs.UnknownEnvError(outcome.text)
 
 
+def caveats(env: str, spec: EnvSpec) -> list[str]:
+    """What a user should know before the environment is trained, or played, as it is."""
+    if not spec.statistics:
+        return []
+    return [
+        f"{env}: the statistics of {' and '.join(spec.statistics)} are neither shared nor saved: "
+        f"each copy of the environment gathers its own, and loses them with --resume and in "
+        f"enjoy.py, where scores will differ. Use gymnasium.wrappers.RescaleObservation or "
+        f"TransformObservation with fixed numbers, and for rewards --normalize-returns"
+    ]
+
+
 def _start(env: str, sender: connection.Connection, printed: BinaryIO) -> subprocess.Popen[bytes]:
     given = json.dumps([sys.path, env, sender.fileno(), os.getpid()])
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until it can be told of them

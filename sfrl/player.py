@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import envs
+from envs.logs import own_logger
 from sfrl import distributions
 from sfrl.config import Config
+from sfrl.description import caveats
 from sfrl.model import make_model
 
 _DEFAULT_FPS = 30.0  # of a Gymnasium environment that names none
+log = own_logger(__name__)
+
 _CONSOLE_FPS = 60.0  # of the Atari 2600
 
 # libx264 in yuv420p is what every player plays; it needs even sizes. A palette of its own for
@@ -68,17 +72,20 @@ class Player:
         render: bool = False,
     ) -> None:
         """Raises ValueError if the environment cannot be made, or the weights do not fit it."""
-        with closing(make_env(config, seed, render=render)) as env:
-            model = make_model(
-                config.model,
-                env.observation_space.shape,
-                int(env.action_space.n),
-                obs_is_image=env.observation_space.dtype == np.uint8,
-                obs_scale=envs.obs_scale(env.observation_space),
-                value_encoder=config.value_encoder,
-                rnn_size=config.rnn_size,
-                normalize_returns=config.normalize_returns,
-            )
+        make_env(config, seed, render=render).close()  # here, where it is told if it can't be shown
+        spec = envs.describe(config.env, config.frameskip)
+        for text in caveats(config.env, spec):
+            log.warning("%s", text)
+        model = make_model(
+            config.model,
+            spec.obs_shape,
+            spec.num_actions,
+            obs_is_image=spec.obs_dtype == "uint8",
+            obs_scale=spec.obs_scale,
+            value_encoder=config.value_encoder,
+            rnn_size=config.rnn_size,
+            normalize_returns=config.normalize_returns,
+        )
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -133,7 +140,7 @@ def make_env(config: Config, seed: int, *, render: bool) -> envs.VecEnv:
 
 def real_fps(config: Config) -> float:
     """Decisions per second at the speed that the game is meant to be seen at."""
-    if envs.env_kind(config.env) == "atari":
+    if envs.atari_game(config.env) is not None:
         return _CONSOLE_FPS / config.frameskip
     with closing(gymnasium.make(config.env, disable_env_checker=True)) as env:
         return float(env.metadata.get("render_fps") or _DEFAULT_FPS)

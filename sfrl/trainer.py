@@ -25,7 +25,7 @@ from envs.logs import logging_to, own_logger
 from sfrl import checkpoint, limits, run_folder
 from sfrl.config import Config
 from sfrl.crew import Crew, ProcessCrew, SerialCrew, WorkerError
-from sfrl.description import describe
+from sfrl.description import caveats, describe
 from sfrl.display import Display, PanelDisplay, make_display
 from sfrl.metrics import MetricsWriter, RunMetrics
 from sfrl.output import ESCAPE, Output
@@ -115,6 +115,7 @@ class Trainer:
                 *(config.env, config.frameskip, config.env_timeout, signals or ()),
                 is_serial=config.serial,
             )
+        self._caveats = caveats(config.env, spec)
         self.shared = self._make_shared(spec)
         self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
         self._first_frame = self.shared.progress.env_frames
@@ -190,7 +191,7 @@ class Trainer:
                 MetricsWriter(self.run_dir, resume_frames=resume_frames, is_ours=self._owns_folder)
             )
             log.info("training %s in %s", config.env, self.run_dir)
-            for text in slower_than_need_be(config):
+            for text in [*self._caveats, *slower_than_need_be(config)]:
                 log.warning("%s", text)
             if threading.current_thread() is not threading.main_thread():
                 log.warning(

@@ -19,7 +19,18 @@ from sfrl.config import Config
 from sfrl.description import describe
 from sfrl.shared_memory import Stopped
 from sfrl.trainer import Trainer
-from tests.runs import ROOT, TIMEOUT_S, TINY, Ended, finish, group, segments, training, wait_for
+from tests.runs import (
+    ROOT,
+    TIMEOUT_S,
+    TINY,
+    Ended,
+    finish,
+    group,
+    run_training,
+    segments,
+    training,
+    wait_for,
+)
 
 UNRULY = [*TINY[1:], "--env=tests.unruly_env:Unruly-v0", "--train-frames=500", "--num-workers=1"]
 
@@ -48,6 +59,16 @@ def finish_beside_helpers(process: subprocess.Popen[str]) -> Ended:
 def test_it_says_what_a_look_in_this_process_says():
     for env in ("CartPole-v1", "tests.tiny_envs:Catch-v0", "Pong"):
         assert describe(env, None, 60) == envs.describe(env)
+
+
+def test_statistics_that_are_neither_shared_nor_saved_are_told_once(tmp_path):
+    ended = run_training(
+        tmp_path / "run", *TINY[1:], "--env=tests.tiny_envs:Normalized-v0", "--train-frames=300"
+    )
+    assert ended.code == 0, ended.stderr
+    [line] = [line for line in ended.stderr.splitlines() if "the statistics of" in line]
+    assert "Normalized-v0: the statistics of NormalizeObservation are neither shared nor" in line
+    assert line in (tmp_path / "run/log.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -366,6 +366,13 @@ def test_real_speed_is_60_frames_a_second_or_what_the_environment_says(env, fram
     assert real_fps(Config(env=env, frameskip=frameskip)) == fps
 
 
+def test_statistics_that_no_checkpoint_has_are_told(caplog):
+    config = Config(env="tests.tiny_envs:Normalized-v0", model="mlp", frameskip=1)
+    Player(config, fresh_weights(config), seed=0)
+    [record] = caplog.records
+    assert "the statistics of NormalizeObservation are neither shared nor saved" in record.message
+
+
 # --- the screens ---
 def test_a_video_of_odd_size_is_padded_to_an_even_one(tmp_path):
     path = tmp_path / "odd.mp4"

@@ -2,15 +2,18 @@
 
 import itertools
 import re
+from functools import partial, reduce
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import ClipReward, NormalizeObservation, NormalizeReward
 
 import envs
 
@@ -253,6 +256,35 @@ def test_spaces_are_seeded_as_the_environments_are(make):
     np.testing.assert_array_equal(first, draws(0))
     both = np.concatenate([first, draws(1)])
     assert len(np.unique(both)) == both.size, "the draws of all copies and generators differ"
+
+
+clipped = partial(ClipReward, min_reward=-1, max_reward=1)
+
+
+class Fixed(NormalizeObservation):
+    """By numbers that were found before."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.update_running_mean = False
+
+
+@pytest.mark.parametrize(
+    ("wrappers", "statistics"),
+    [
+        ([NormalizeObservation], ("NormalizeObservation",)),
+        ([NormalizeObservation, NormalizeReward], ("NormalizeReward", "NormalizeObservation")),
+        ([NormalizeReward, clipped], ("NormalizeReward",)),
+        ([Fixed], ()),
+        ([clipped], ()),
+    ],
+)
+def test_statistics_that_are_neither_shared_nor_saved_are_found(wrappers, statistics):
+    gymnasium.registry.pop("Wrapped-v0", None)
+    gymnasium.register(
+        "Wrapped-v0", lambda: reduce(lambda e, wrap: wrap(e), wrappers, CartPoleEnv())
+    )
+    assert envs.describe("Wrapped-v0").statistics == statistics
 
 
 def test_environments_have_seeds_of_their_own_that_the_seed_decides():

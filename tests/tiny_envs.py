@@ -7,7 +7,9 @@ import time
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.spaces import Box, Discrete
+from gymnasium.wrappers import NormalizeObservation
 from numpy.typing import NDArray
 
 
@@ -199,6 +201,7 @@ class Guess(gymnasium.Env):
 
 
 gymnasium.register("Guess-v0", Guess)
+gymnasium.register("Normalized-v0", lambda: NormalizeObservation(CartPoleEnv()))
 gymnasium.register("Catch-v0", Catch)
 gymnasium.register("Point-v0", Point, max_episode_steps=100)
 gymnasium.register("LateReward-v0", LateReward)
