@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import gymnasium
 import numpy as np
 
+import envs
 from sfrl import checkpoint, run_folder, synonyms
 from sfrl.config import Config
 from sfrl.description import describe
@@ -27,6 +28,7 @@ from sfrl.leaving import leave_after
 if TYPE_CHECKING:
     from sfrl.player import Player, Screen
 
+EXIT_FAILURE = 1
 EXIT_USAGE = 2
 REFUSALS = (ValueError, MemoryError, checkpoint.CheckpointError, gymnasium.error.Error)
 VIDEO_ENDINGS = (".mp4", ".gif")
@@ -87,7 +89,13 @@ def main(argv: Sequence[str]) -> int:
         except REFUSALS as error:
             print(f"enjoy.py: {error}", file=sys.stderr)
             return EXIT_USAGE
-        returns = _watch(player, screens, args, signals)
+        from sfrl.player import VideoError  # which `_prepare` has imported, with torch
+
+        try:
+            returns = _watch(player, screens, args, signals)
+        except (envs.EnvError, gymnasium.error.Error, VideoError) as error:
+            print(f"enjoy.py: {error}", file=sys.stderr)
+            return EXIT_FAILURE
     summary = {
         "episodes": len(returns),
         "episode_return_mean": float(np.mean(returns)) if returns else None,

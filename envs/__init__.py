@@ -4,6 +4,7 @@
     vec_env.py         the interface VecEnv, and its records StepResult and EnvSpec
     atari.py           Atari games: ALE, and screen.py's pictures
     gymnasium_envs.py  every other Gymnasium id, N in one thread
+    pictures.py        what those show, for videos
     rules.py           what those must keep to, checked at every step
     forks.py           ends the forks of an environment that come back out of it
     logs.py            loggers that no environment can silence

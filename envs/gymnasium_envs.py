@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from envs.forks import end_if_forked
 from envs.logs import own_logger
 from envs.names import UnsupportedEnvError, what_it_needs
+from envs.pictures import picture
 from envs.rules import EnvError, NonFiniteError, Rules
 from envs.vec_env import (
     EnvKind,
@@ -202,7 +203,11 @@ class GymnasiumVecEnv:
         raise NotImplementedError("Gymnasium's environments take no state")
 
     def render(self) -> NDArray[np.uint8]:
-        return np.asarray(self._envs[0].render(), np.uint8)
+        rendered: object = self._envs[0].render()
+        try:
+            return picture(rendered)
+        except ValueError as error:
+            raise self._rules.error(str(error), 0, self._num_steps) from error
 
     def close(self) -> None:
         for env in self._envs:
@@ -240,10 +245,11 @@ def _make(env_id: str, render: bool) -> Env:
         return env
     env.close()
     # Asked first: an environment that can't be shown may take no render_mode at all.
-    render_modes = env.metadata.get("render_modes", [])
-    if "rgb_array" not in render_modes:
-        raise ValueError(f"{env_id} can't be shown: its {render_modes=} lack 'rgb_array'")
-    return gymnasium.make(env_id, disable_env_checker=True, render_mode="rgb_array")
+    render_modes = env.metadata.get("render_modes") or []
+    for mode in ("rgb_array", "rgb_array_list"):
+        if mode in render_modes:
+            return gymnasium.make(env_id, disable_env_checker=True, render_mode=mode)
+    raise ValueError(f"{env_id} can't be shown: its {render_modes=} lack 'rgb_array'")
 
 
 def _layers(env: object) -> Iterator[object]:

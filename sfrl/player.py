@@ -13,6 +13,7 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
 
 import envs
@@ -22,13 +23,15 @@ from sfrl.config import Config
 from sfrl.description import caveats
 from sfrl.model import make_model
 
-_DEFAULT_FPS = 30.0  # of a Gymnasium environment that names none
 log = own_logger(__name__)
 
+_DEFAULT_FPS = 30.0  # of a Gymnasium environment that names none
 _CONSOLE_FPS = 60.0  # of the Atari 2600
 
 # libx264 in yuv420p is what every player plays; it needs even sizes. A palette of its own for
 # each picture keeps a game's few colours exact, and ffmpeg can write a GIF as its pictures come.
+# Without -gifflags it leaves out what is as in the picture before, but takes one of a single colour
+# to be that one. So a GIF of Pong is 2.7 times as large (0.6 KB a picture).
 _VIDEO_OPTIONS: dict[str, dict[str, Any]] = {  # ffmpeg's, by the file's ending
     ".mp4": {
         "codec": "libx264",
@@ -42,6 +45,7 @@ _VIDEO_OPTIONS: dict[str, dict[str, Any]] = {  # ffmpeg's, by the file's ending
         "output_params": [
             "-filter_complex",
             "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none",
+            *("-gifflags", "0"),
         ],
     },
 }
@@ -146,11 +150,23 @@ def real_fps(config: Config) -> float:
         return float(env.metadata.get("render_fps") or _DEFAULT_FPS)
 
 
+class VideoError(RuntimeError):
+    """The video cannot be written."""
+
+
 class Screen(Protocol):
     def show(self, picture: NDArray[np.uint8]) -> None:
-        """Show the next picture, [H, W, 3]; all have one size."""
+        """Show the next picture, [H, W, 3]; one of another size than the first is fitted to it."""
 
     def close(self) -> None: ...
+
+
+def _fit(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """As large as `size` (width, height) allows, between black bars; itself if it has that size."""
+    height, width, _ = picture.shape
+    if (width, height) == size:
+        return np.ascontiguousarray(picture)
+    return np.asarray(ImageOps.pad(Image.fromarray(picture), size))
 
 
 class Video:
@@ -159,17 +175,26 @@ class Video:
     def __init__(self, path: str, fps: float) -> None:
         self.path = path
         self.fps = fps
+        self._size = (0, 0)  # width, height
         self._writer: Generator[None, NDArray[np.uint8] | None, None] | None = None
 
     def show(self, picture: NDArray[np.uint8]) -> None:
         if self._writer is None:
             height, width, _ = picture.shape
+            self._size = (width, height)
             options = _VIDEO_OPTIONS[Path(self.path).suffix]
             self._writer = imageio_ffmpeg.write_frames(
-                self.path, (width, height), fps=self.fps, macro_block_size=1, **options
+                self.path, self._size, fps=self.fps, macro_block_size=1, **options
             )
             self._writer.send(None)
-        self._writer.send(np.ascontiguousarray(picture))
+        try:
+            self._writer.send(_fit(picture, self._size))
+        except OSError as error:
+            width, height = self._size
+            raise VideoError(
+                f"video={self.path}, with pictures of {width}x{height}, could not be written, for "
+                f"the reason that ffmpeg gives above"
+            ) from error
 
     def close(self) -> None:
         if self._writer is not None:
@@ -195,14 +220,15 @@ class Window:
 
     def show(self, picture: NDArray[np.uint8]) -> None:
         pygame = self._pygame
-        height, width, _ = picture.shape
         if not pygame.display.get_surface():
+            height, width, _ = picture.shape
             # Not only the first time: Gymnasium's own games quit pygame when they are closed.
             pygame.display.init()
             pygame.display.set_mode((width, height), pygame.SCALED | pygame.RESIZABLE)
             pygame.display.set_caption(self.title)
-        image = pygame.image.frombuffer(np.ascontiguousarray(picture), (width, height), "RGB")
-        pygame.display.get_surface().blit(image, (0, 0))
+        surface = pygame.display.get_surface()
+        size = surface.get_size()
+        surface.blit(pygame.image.frombuffer(_fit(picture, size), size, "RGB"), (0, 0))
         pygame.display.flip()
         if pygame.event.get(pygame.QUIT):
             signal.raise_signal(signal.SIGINT)

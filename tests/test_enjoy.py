@@ -18,7 +18,7 @@ import envs
 from sfrl import checkpoint
 from sfrl.config import Config
 from sfrl.model import make_model
-from sfrl.player import Player, Video, Window, make_env, real_fps
+from sfrl.player import Player, Video, VideoError, Window, make_env, real_fps
 from sfrl.rollout_worker import Split
 from tests.runs import ROOT, TIMEOUT_S, TINY, interrupt, run_training
 
@@ -374,6 +374,67 @@ def test_statistics_that_no_checkpoint_has_are_told(caplog):
 
 
 # --- the screens ---
+@pytest.mark.parametrize(
+    "kind", ["rgb", "rgba", "float", "int64", "channels_first", "list", "grey", "grows"]
+)
+def test_whatever_an_environment_shows_is_right_in_the_video(tmp_path, kind):
+    config = Config(env=f"tests.tiny_envs:Shows-{kind}-v0", model="mlp", frameskip=1)
+    player = Player(config, fresh_weights(config), seed=0, render=True)
+    video = Video(str(tmp_path / "game.gif"), fps=10)  # with exact colours
+    for index in range(2):
+        for moment in player.episode(index):
+            video.show(moment.picture)
+    video.close()
+    with opened(tmp_path / "game.gif") as reader:
+        pictures = np.stack(list(reader.iter_data()))[..., :3]
+    assert pictures.shape == (12, 30, 47, 3)
+    assert (pictures == ([99, 99, 99] if kind == "grey" else [255, 0, 0])).all()
+
+
+def test_an_environment_that_shows_nothing_is_told_in_one_line(tmp_path):
+    config = Config(env="tests.tiny_envs:Shows-none-v0", model="mlp", frameskip=1)
+    path = save_checkpoint(tmp_path, config, fresh_weights(config))
+    process = start_enjoy(
+        tmp_path, f"--checkpoint={path}", "--video=game.mp4", PYTHONPATH=str(ROOT)
+    )
+    stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1
+    assert stdout == ""
+    line = stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert line.startswith("enjoy.py: Shows-none-v0, env 0, step 0: render() gives None; supported")
+    assert not (tmp_path / "game.mp4").exists()
+
+
+def test_a_picture_of_another_size_is_fitted_between_black_bars(tmp_path):
+    video = Video(str(tmp_path / "game.gif"), fps=10)
+    for shape in ((20, 40, 3), (80, 80, 3), (5, 10, 3)):
+        video.show(np.full(shape, 200, np.uint8))
+    video.close()
+    with opened(tmp_path / "game.gif") as reader:
+        first, square, small = (frame[..., 0] for frame in reader.iter_data())
+    assert first.shape == (20, 40)
+    assert (first == 200).all()
+    assert (small == 200).all()
+    assert (square[:, 10:30] == 200).all()
+    assert (square[:, :10] == 0).all()
+    assert (square[:, 30:] == 0).all()
+
+
+def show_often(video, picture):
+    """More than a pipe holds."""
+    for _ in range(10):
+        video.show(picture)
+
+
+def test_a_video_that_ffmpeg_cannot_write_is_an_error(tmp_path, capfd):
+    video = Video(str(tmp_path / "game.mp4"), fps=10)
+    picture = np.zeros((10, 20_000, 3), np.uint8)
+    with pytest.raises(VideoError, match=r"game\.mp4, with pictures of 20000x10, could not be"):
+        show_often(video, picture)
+    assert "invalid width x height" in capfd.readouterr().err
+
+
 def test_a_video_of_odd_size_is_padded_to_an_even_one(tmp_path):
     path = tmp_path / "odd.mp4"
     video = Video(str(path), fps=10)

@@ -200,6 +200,50 @@ class Guess(gymnasium.Env):
         return self.observation_space.sample(), reward, self.num_steps == 10, False, {}
 
 
+class Shows(gymnasium.Env):
+    """Shows a red picture in the layout that `kind` names. Five steps long."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    observation_space = Box(-1, 1, (3,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, kind, render_mode=None):
+        self.kind = kind
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.num_steps = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.num_steps += 1
+        return np.zeros(3, np.float32), 1.0, self.num_steps == 5, False, {}
+
+    def render(self):
+        rgba = np.full((30, 47, 4), (255, 0, 0, 9), np.uint8)
+        rgb = rgba[..., :3]
+        kinds = {
+            "rgb": rgb,
+            "rgba": rgba,
+            "float": rgb / 255,
+            "int64": rgb.astype(np.int64),
+            "channels_first": rgb.transpose(2, 0, 1),
+            "grey": np.full(rgb.shape[:2], 99, np.uint8),
+            "list": [np.zeros_like(rgb), rgb],
+            "grows": np.full((30 * 2**self.num_steps, 47 * 2**self.num_steps, 3), rgb[0, 0]),
+            "none": None,
+        }
+        return kinds[self.kind]
+
+
+class ShowsLists(Shows):
+    metadata = {"render_modes": ["rgb_array_list"]}  # noqa: RUF012
+
+
+gymnasium.register("Shows-list-v0", ShowsLists, kwargs={"kind": "list"})
+for kind in ("rgb", "rgba", "float", "int64", "channels_first", "grey", "grows", "none"):
+    gymnasium.register(f"Shows-{kind}-v0", Shows, kwargs={"kind": kind})
 gymnasium.register("Guess-v0", Guess)
 gymnasium.register("Normalized-v0", lambda: NormalizeObservation(CartPoleEnv()))
 gymnasium.register("Catch-v0", Catch)
