@@ -18,6 +18,10 @@ processes.
 
 from __future__ import annotations
 
+import math
+import os
+import resource
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -31,6 +35,8 @@ from envs.vec_env import EnvSpec, EnvState, ObsArray, StepResult, env_seeds
 FRAMESKIP = 4
 OBS_SHAPE = (4, SIZE, SIZE)  # stacked pictures, height, width
 NOOP_MAX = 30
+_MAX_REPLAY = 250_000  # frames of an episode that is saved: 10 s
+_FRAMES_PER_S = 2_000  # that are played again at the very least; a usual core makes 25,000
 
 
 class AtariVecEnv:
@@ -119,15 +125,25 @@ class AtariVecEnv:
             np.array(truncated, np.bool_),
         )
 
-    def state(self) -> EnvState:
+    def state(self) -> EnvState | None:
+        if any(game.num_pressed > _MAX_REPLAY for game in self._games):
+            return None
         games = [game.state() for game in self._games]
         return {"games": games, "obs": self._obs.copy(), "actions": self._actions}
 
     def load_state(self, state: EnvState) -> None:
         if self._has_started:
             self._games = self._make_games()
-        for game, saved in zip(self._games, state["games"], strict=True):
-            game.load_state(saved)
+        pairs = list(zip(self._games, state["games"], strict=True))
+        num_frames = sum(game.check_state(saved) for game, saved in pairs)
+
+        def load() -> None:
+            for game, saved in pairs:
+                game.load_state(saved)
+
+        if not _ends_well(load, 2.0 + num_frames / _FRAMES_PER_S):
+            raise ValueError("a saved emulator's state is damaged: it cannot be played on")
+        load()
         self._obs[:] = state["obs"]
         self._actions = state["actions"]
         self._has_started = True
@@ -228,6 +244,21 @@ class _Game:
             **{name: getattr(self, name) for name in self._STATE},
         }
 
+    @property
+    def num_pressed(self) -> int:
+        """Frames since the last reset."""
+        return len(self._pressed)
+
+    def check_state(self, state: EnvState) -> int:
+        """The number of frames that `load_state` plays. Raises ValueError unless it may do so."""
+        buttons = state["buttons"]
+        longest = self._max_episode_frames + self._frameskip + NOOP_MAX + 1
+        if not 0 < buttons.size <= min(longest, _MAX_REPLAY):
+            raise ValueError(f"an episode of {buttons.size} frames cannot be played again")
+        if not np.isin(buttons, self._buttons).all():
+            raise ValueError("a saved episode has buttons that the game has not")
+        return int(buttons.size)
+
     def load_state(self, state: EnvState) -> None:
         """Play the episode again, at 0.2 s for 5,000 frames. For an emulator that is as loaded.
 
@@ -270,6 +301,25 @@ class _Game:
             self._screen.set_frame(which, self._frame)
         if self._colored is not None:
             self.ale.getScreenRGB(self._colored[which])
+
+
+def _ends_well(work: Callable[[], None], limit_s: float) -> bool:
+    """Whether a fork of this process does the work within this processor time, without an error.
+
+    The emulator believes the state that it is given: some of those that are damaged have it raise
+    errors of any kind, others never come back.
+    """
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            limit = math.ceil(limit_s)
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))  # then the kernel kills it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where the emulator tells of it
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def describe_atari(game: str, frameskip: int = FRAMESKIP) -> EnvSpec:

@@ -36,10 +36,13 @@ FORMAT_VERSION = 4
 _READABLE_VERSIONS = (3, FORMAT_VERSION)
 REQUIRED_KEYS = ("version", "model", "optimizer", "counters", "config", "rng")
 
+_MAX_PARTS = 300_000  # of a state, those in containers included; of 64 Atari games it has 2,000
+_MAX_DEPTH = 30  # of containers in containers: others walk them by recursion
+
 _LATEST_NAME = re.compile(r"latest-(\d+)\.pt")
 
 # What reading a damaged file was seen to raise (every bit of the archive's headers flipped, one by
-# one). The checksums of the contents are verified before torch unpickles anything.
+# one).
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -132,28 +135,19 @@ def best_score(run_dir: Path | str) -> float | None:
 def load(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint; its tensors are on the CPU.
 
-    The file's checksums are verified, and `weights_only` loading runs no code from it.
+    The checksums of what is read are verified, and no code runs from it (archive.py).
 
     Raises:
         CheckpointError: the file is missing, damaged, or not a checkpoint of this version.
     """
-    import torch
+    from sfrl import archive  # and torch
 
     path = Path(path)
     remedy = "delete it and use an earlier checkpoint (--checkpoint=latest does so by itself)"
     if path.exists() and not path.is_file():  # a pipe would be waited for without end
         raise CheckpointError(f"{path} is no file; check the path")
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if any(m.compress_type != zipfile.ZIP_STORED for m in members) or (
-                sum(m.file_size for m in members) > path.stat().st_size
-            ):
-                raise CheckpointError(f"{path} would unpack to more than its size; {remedy}")
-            damaged_member = archive.testzip()
-        if damaged_member is not None:
-            raise CheckpointError(f"{path} is damaged ({damaged_member}: bad checksum); {remedy}")
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = archive.read(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; check the path") from error
     except _DAMAGE as error:
@@ -170,19 +164,32 @@ def load(path: Path | str) -> dict[str, Any]:
             "use the version of sfrl that wrote it"
         )
     try:
-        record_sizes = [m.file_size for m in members if "/data/" in m.filename]
-        problem = next(_problems(state, record_sizes), None)
-    except (RecursionError, *MISFITS) as error:  # tensors of kinds that we do not write
+        problem = next(_problems(state), None)
+    except (RecursionError, *MISFITS) as error:
         raise CheckpointError(f"{path} cannot be read ({_reason(error)}); {remedy}") from error
     if problem:
         raise CheckpointError(f"{path} is not a checkpoint of ours ({problem}); {remedy}")
     return state
 
 
-def _problems(state: dict[str, Any], record_sizes: list[int]) -> Iterator[str]:
+def _problems(state: dict[str, Any]) -> Iterator[str]:
     """What in the file cannot come from `save`, where others would stumble over it."""
     import torch
 
+    # First, since what holds one list many times, nested, has more parts than anyone can walk.
+    for num_parts, (part, depth) in enumerate(_parts(state)):
+        match part:
+            case dict() if not all(isinstance(key, str | int) for key in part):
+                yield "a dict has keys that are neither texts nor whole numbers"
+            case (
+                torch.Tensor() | dict() | list() | tuple() | None | bool() | int() | float() | str()
+            ):
+                pass
+            case _:
+                yield f"a {type(part).__name__}"
+        if num_parts >= _MAX_PARTS or depth > _MAX_DEPTH:
+            yield f"it has more than {_MAX_PARTS} parts, or is nested more than {_MAX_DEPTH} deep"
+            return
     for key in REQUIRED_KEYS[1:]:
         if not isinstance(state[key], dict):
             yield f"its {key} is a {type(state[key]).__name__}"
@@ -190,42 +197,28 @@ def _problems(state: dict[str, Any], record_sizes: list[int]) -> Iterator[str]:
     for name, value in state["counters"].items():
         if not isinstance(value, int) or not 0 <= value < 2**62:
             yield f"its counter {name!r:.40} is {value!r:.40}"
+    encoders = ("encoder.", "value_encoder.") if ":" in str(state["config"].get("model")) else ()
     for name, value in state["model"].items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             yield f"its model has {name!r:.40}: {type(value).__name__}"
-    leaves = list(_leaves(state))
-    for value in leaves:
-        match value:
-            case torch.Tensor():
-                if value.layout != torch.strided or value.device.type != "cpu":
-                    yield f"a tensor of {value.layout} on {value.device}"
-                elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                    yield f"a tensor of {value.numel()} elements has less in the file"
-            case None | bool() | int() | float() | str():
-                pass
-            case _:
-                yield f"a {type(value).__name__}"
-    # torch takes a storage's size from the pickle: what is larger than its record would be read
-    # from memory that is not its own.
-    storages = [value.untyped_storage() for value in leaves if isinstance(value, torch.Tensor)]
-    claimed = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
-    if sorted(claimed.values()) != sorted(size for size in record_sizes if size):
-        yield "its tensors are not of the sizes of its records"
+        elif not name.startswith(encoders) and not value.isfinite().all():  # a user's may have such
+            yield f"its model has NaN or infinity in {name!r:.80}"
+    for part, _ in _parts(state["optimizer"]):
+        if isinstance(part, torch.Tensor) and not part.isfinite().all():
+            yield "its optimizer has NaN or infinity"
     if "metrics" in state and (problem := metrics_problem(state["metrics"])):
         yield f"its metrics: {problem}"
 
 
-def _leaves(tree: Any) -> Iterator[Any]:
-    """What is in the containers."""
-    match tree:
-        case dict():
-            for part in tree.values():
-                yield from _leaves(part)
-        case list() | tuple():
-            for part in tree:
-                yield from _leaves(part)
-        case _:
-            yield tree
+def _parts(tree: object) -> Iterator[tuple[object, int]]:
+    """The tree and all that is in its containers, and in theirs, with how many are around it."""
+    waiting = [(tree, 0)]
+    while waiting:
+        part, depth = waiting.pop()
+        yield part, depth
+        if isinstance(part, dict | list | tuple):
+            inner = part.values() if isinstance(part, dict) else part
+            waiting.extend((value, depth + 1) for value in inner)
 
 
 def load_latest(run_dir: Path | str) -> Checkpoint:
@@ -378,10 +371,8 @@ def saved_config(run_dir: Path) -> Config:
 
 
 def _reason(error: BaseException) -> str:
-    """The error in one line. torch's refusals fill a page, of which one sentence tells why."""
-    lines = str(error).splitlines() or [""]
-    sentence = next((line for line in lines if "WeightsUnpickler error" in line), lines[0])
-    return f"{type(error).__name__}: {sentence.strip().partition('. Please')[0]}"
+    """The error in one line, which may quote what is in the file."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
 
 
 def _folder(run_dir: Path | str) -> Path:

@@ -464,7 +464,7 @@ class Learner:
             checkpoint.CheckpointError: it is of another model or optimizer, or not a checkpoint.
         """
         try:
-            self.model.load_state_dict(state["model"])
+            self.model.load_weights(state["model"])
             load_portable_state(self.optimizer, state["optimizer"])
             self.progress.learner_steps = state["counters"]["learner_steps"]
             self.dropped_rows = state["counters"]["dropped_rows"]
@@ -473,8 +473,8 @@ class Learner:
             torch.set_rng_state(state["rng"]["torch"])
         except checkpoint.MISFITS as error:
             raise checkpoint.CheckpointError(
-                f"the checkpoint does not fit this run ({type(error).__name__}: {error}); go on "
-                f"with the code and the settings that wrote it, or start a new run"
+                f"the checkpoint does not fit this run ({type(error).__name__}: {error!s:.2000}); "
+                f"go on with the code and settings that wrote it, or start a new run"
             ) from error
 
     def wait(self, timeout_s: float) -> None:

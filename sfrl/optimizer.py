@@ -94,12 +94,12 @@ def load_portable_state(optimizer: torch.optim.Optimizer, state: dict[str, Any])
     """Go on from what `portable_state` gave, on this optimizer's device.
 
     Raises:
-        ValueError: what it has loaded is not of the parameters' shapes.
+        ValueError: what it has loaded is not of the parameters' shapes, or no such numbers.
     """
     own = optimizer.state_dict()["param_groups"]
-    kept = [{name: group[name] for name in _OWN_SETTINGS if name in group} for group in own]
     groups = [
-        {**saved, **of_device} for saved, of_device in zip(state["param_groups"], kept, strict=True)
+        {**settings, "params": saved["params"]}
+        for saved, settings in zip(state["param_groups"], own, strict=True)
     ]
     optimizer.load_state_dict({**state, "param_groups": groups})
     for group in optimizer.param_groups:
@@ -109,3 +109,6 @@ def load_portable_state(optimizer: torch.optim.Optimizer, state: dict[str, Any])
                     raise ValueError(
                         f"{name} of a parameter {list(parameter.shape)} is {value!r:.40}"
                     )
+                is_above = name == "step" or "sq" in name  # counts, and means of squares
+                if not value.isfinite().all() or (is_above and (value < 0).any()):
+                    raise ValueError(f"{name} has NaN, infinity or squares below 0")

@@ -21,7 +21,7 @@ from envs.logs import own_logger
 from sfrl import distributions
 from sfrl.config import Config
 from sfrl.description import caveats
-from sfrl.model import make_model
+from sfrl.model import check_rnn_size, make_model
 
 log = own_logger(__name__)
 
@@ -76,6 +76,14 @@ class Player:
         render: bool = False,
     ) -> None:
         """Raises ValueError if the environment cannot be made, or the weights do not fit it."""
+        misfit = (
+            f"the weights do not fit model={config.model} for {config.env}; play them with the "
+            f"code of the environment and the model that they were trained with."
+        )
+        try:
+            check_rnn_size(weights, config.rnn_size)
+        except ValueError as error:
+            raise ValueError(f"{misfit} {error}") from error
         make_env(config, seed, render=render).close()  # here, where it is told if it can't be shown
         spec = envs.describe(config.env, config.frameskip)
         for text in caveats(config.env, spec):
@@ -91,12 +99,9 @@ class Player:
             normalize_returns=config.normalize_returns,
         )
         try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(
-                f"the weights do not fit model={config.model} for {config.env}; play them with the "
-                f"code of the environment and the model that they were trained with. {error}"
-            ) from error
+            model.load_weights(weights)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{misfit} {error!s:.2000}") from error
         self.config = config
         self.model = model.inference_copy(torch.float32)
         self.seed = seed

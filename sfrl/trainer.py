@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 
@@ -110,6 +111,7 @@ class Trainer:
         if config.resume:
             self._lock_folder()
             self.resumed = checkpoint.load_latest(self.run_dir)
+            self._check_rnn_size(*self.resumed)
         if spec is None:
             spec = describe(
                 *(config.env, config.frameskip, config.env_timeout, signals or ()),
@@ -129,6 +131,14 @@ class Trainer:
         self._last_checkpoint = str(self.resumed.path) if self.resumed else None
         self._is_last_saved = False
         self._may_save = True  # as long as the folder is this run's
+
+    def _check_rnn_size(self, state: dict[str, Any], path: Path) -> None:
+        from sfrl.model import check_rnn_size
+
+        try:
+            check_rnn_size(state["model"], self.config.rnn_size)
+        except ValueError as error:
+            raise checkpoint.CheckpointError(f"{path} does not fit this run: {error}") from error
 
     def _make_shared(self, spec: envs.EnvSpec) -> Shared:
         config = self.config

@@ -9,16 +9,24 @@ import math
 import os
 import random
 import resource
+import shutil
+import time
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import enjoy
+import envs
+from envs.logs import own_logger
 from sfrl import checkpoint, cli
 from sfrl.checkpoint import CheckpointError
 from sfrl.config import DEFAULTS, Config, ConfigError
@@ -26,7 +34,7 @@ from sfrl.metrics import MetricsWriter, RunMetrics, metrics_problem
 from sfrl.process import Mailbox
 from sfrl.roles import make_learner
 from sfrl.run_folder import RunFolderError, open_to_append
-from sfrl.shared_memory import unlink_segments
+from sfrl.shared_memory import SHM_DIR, sweep_stale_segments, unlink_segments
 from tests.test_checkpoint import make_state
 
 NUM_CASES = 10_000
@@ -365,7 +373,7 @@ def test_a_counter_with_a_name_of_20_mb_is_refused_in_a_line(tmp_path):
     state["counters"]["n" * 20_000_000] = 1
     path = tmp_path / "x.pt"
     torch.save(make_state() | {"version": checkpoint.FORMAT_VERSION, "metrics": state}, path)
-    with pytest.raises(CheckpointError, match="not a checkpoint of ours") as refusal:
+    with pytest.raises(CheckpointError, match="its pickle has more than") as refusal:
         checkpoint.load(path)
     assert len(str(refusal.value)) < 1000
 
@@ -386,3 +394,281 @@ def test_long_texts_in_settings_do_not_fill_the_screen():
         with pytest.raises(ConfigError) as refusal:
             Config.from_dict(values, "x")
         assert len(str(refusal.value)) < 300
+
+
+def with_more(path: Path, **more: object) -> Path:
+    torch.save(make_state() | {"version": checkpoint.FORMAT_VERSION, **more}, path)
+    return path
+
+
+def nested(times: int, depth: int) -> list:
+    """10^30 lists to whoever walks it, and 30 in memory."""
+    tree: list = []
+    for _ in range(depth):
+        tree = [tree] * times
+    return tree
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """A few seconds of processor time at most: others may use the machine."""
+    start = time.process_time()
+    yield
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (nested(10, 25), "parts, or is nested more than"),
+        (nested(1, 100), "parts, or is nested more than"),
+        ([0] * 400_000, "parts, or is nested more than"),
+        ({(1, 2): 3}, "keys that are neither texts nor whole numbers"),
+        ({1.5: 3}, "keys that are neither texts nor whole numbers"),
+        ([10**700], "cannot be read"),
+        (bytearray(10), "bytearray, which is neither tensor nor plain type"),
+        ({1, 2}, "cannot be read"),
+        ("n" * 5_000_000, "its pickle has more than"),
+        (torch.zeros(3).to_sparse(), "is neither tensor nor plain type"),
+        (torch.nn.Parameter(torch.zeros(3)), "is neither tensor nor plain type"),
+        (torch.zeros(3, dtype=torch.complex64), "ComplexFloatStorage"),
+        (torch.zeros(4, device="meta"), "is neither tensor nor plain type"),
+        ([torch.zeros(1).expand(2) for _ in range(2)], "a tensor of 2 elements has less in"),
+    ],
+)
+def test_what_would_cost_its_readers_hours_or_gigabytes_is_refused(
+    tmp_path, no_gigabytes, more, message
+):
+    path = with_more(tmp_path / "x.pt", more=more)
+    with at_once(), pytest.raises(CheckpointError, match=message) as refusal:
+        checkpoint.load(path)
+    assert len(str(refusal.value)) < 1000
+
+
+CALL = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x10\x85R."  # of 64 GiB
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        CALL,
+        CALL.replace(b"builtins\nbytearray", b"torch\nFloatTensor"),
+        CALL.replace(b"builtins\nbytearray", b"torch._utils\n_rebuild_tensor_v2"),
+        b"\x80\x02}r\xff\xff\xff\x7f.",  # a memo of 2^31 places
+        b"\x80\x02" + b"]q\0" + b"h\0a" * 100 + b".",  # within itself
+        b"\x80\x02ccollections\nOrderedDict\nq\0)R}\x85b.",
+        b"\x80\x02ccollections\nOrderedDict\n}}b.",
+        b"\x80\x02" + b"(" * 4_000_000 + b".",
+        b"\x80\x02" + b"]" * 4_000_000 + b".",
+    ],
+)
+def test_a_pickle_that_asks_for_memory_gets_none(tmp_path, no_gigabytes, pickled):
+    path = with_more(tmp_path / "x.pt")
+    path.write_bytes(rewritten(path.read_bytes(), lambda _: pickled))
+    with at_once(), pytest.raises(CheckpointError, match=r"x\.pt"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "offset"),
+    [
+        ((2, 3), (3, 2**40), 0),
+        ((2, 3), (-3, 1), 3),
+        ((-2, -3), (3, 1), 0),
+        ((2**40, 0), (2**62, 1), 0),
+        ((6,), (1,), 1),
+        ((6,), (1,), -1),
+        ((1,) * 70, (1,) * 70, 0),
+        ((7,), (0,), 0),
+        ((2, 3), (1,), 0),
+        ((2.0, 3), (3, 1), 0),
+        (("2", 3), (3, 1), 0),
+    ],
+)
+def test_a_tensor_that_leaves_its_storage_is_refused(tmp_path, no_gigabytes, size, strides, offset):
+    class Liar(torch.Tensor):
+        pass
+
+    def reduce(self, protocol):
+        storage = torch.storage.TypedStorage(
+            wrap_storage=values.untyped_storage(), dtype=values.dtype, _internal=True
+        )
+        args = (storage, offset, size, strides, False, collections.OrderedDict())
+        return torch._utils._rebuild_tensor_v2, args
+
+    values = torch.arange(6.0)
+    liar = torch.zeros(1).as_subclass(Liar)
+    Liar.__reduce_ex__ = reduce
+    path = with_more(tmp_path / "x.pt", more=liar)
+    with at_once(), pytest.raises(CheckpointError, match=r"a tensor|cannot be read"):
+        checkpoint.load(path)
+
+
+def test_an_archive_has_one_table_of_contents(tmp_path, no_gigabytes):
+    """Other readers of zips may take the other one, and unpack what nobody has checked."""
+    path = with_more(tmp_path / "x.pt")
+    good = path.read_bytes()
+    other = with_more(tmp_path / "other.pt", more=torch.zeros(9)).read_bytes()
+    loaded = []
+    for content in (good + other, other + good, good + other[-98:], good + b"\0" * 30, good[:-98]):
+        path.write_bytes(content)
+        with suppress(CheckpointError):
+            loaded.append(set(checkpoint.load(path)))
+    assert len(loaded) <= 2  # of the last archive in the file, and all of it from there
+    for name in ("x/data.pkl", "x/data/0", "y/data.pkl"):
+        path.write_bytes(good)
+        with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            archive.writestr(name, b"")
+        with pytest.raises(CheckpointError, match=r"same name|did not write it"):
+            checkpoint.load(path)
+
+
+def test_an_archive_with_a_million_records_is_refused_before_they_are_read(tmp_path, no_gigabytes):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", b"")
+        archive.filelist *= 100_000
+    with at_once(), pytest.raises(CheckpointError, match="its table of contents has more than"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_weights_that_are_no_numbers_are_neither_played_nor_resumed(tmp_path, part, value):
+    state = make_state() | {"version": checkpoint.FORMAT_VERSION}
+    tensor = state["model"]["weight"] if part == "model" else state["optimizer"]["state"][0]["step"]
+    tensor.fill_(value)
+    path = tmp_path / "checkpoints" / "latest-1.pt"
+    path.parent.mkdir()
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=f"its {part} has NaN or infinity"):
+        checkpoint.load_latest(tmp_path)
+
+
+def test_a_model_is_made_only_as_large_as_its_weights(tmp_path, no_gigabytes, make_shared, capsys):
+    """Its GRU would take 43 GB, which nobody has to allocate to see that the file has none."""
+    shared = make_shared(env="CartPole-v1", frameskip=1, model="mlp", rnn_size=4)
+    state = make_learner(shared, Mailbox(), Mailbox(), None).state()
+    state["config"]["rnn_size"] = 60_000
+    run_dir = tmp_path / "run"
+    path = checkpoint.save(run_dir, state | {"metrics": RunMetrics().state()}, 1)
+    config = Config.from_dict(state["config"], "x")
+    dataclasses.replace(config, run_dir=str(run_dir)).save(run_dir / "config.json")
+    with at_once():
+        assert enjoy.main([f"--checkpoint={path}"]) == 2
+        assert cli.train([f"--run-dir={run_dir}", "--resume"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("rnn_size=60000 is not that of its weights, 4" in line for line in lines) == 2
+
+
+def saved_atari() -> tuple[envs.VecEnv, dict]:
+    env = envs.make_vec_env("Pong", 1, seed=1)
+    env.reset()
+    for _ in range(5):
+        env.send(np.zeros(1, np.int64))
+        env.recv()
+    state = env.state()
+    assert state is not None
+    return envs.make_vec_env("Pong", 1, seed=1), state
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda start: start[: len(start) // 2],
+        lambda start: np.zeros(0, np.uint8),
+        lambda start: np.full_like(start, 255),
+        lambda start: np.concatenate([start[:50], start[58:]]),
+    ],
+)
+def test_a_damaged_emulator_state_is_refused(damage):
+    """ALE raises errors of many kinds, or none: it never comes back."""
+    env, state = saved_atari()
+    [game] = state["games"]
+    game["start"] = damage(game["start"])
+    with pytest.raises(ValueError, match="a saved emulator's state is damaged"):
+        env.load_state(state)
+
+
+@pytest.mark.parametrize(
+    ("buttons", "message"),
+    [
+        (np.zeros(100_000_000, np.uint8), "of 100000000 frames cannot be played again"),
+        (np.zeros(0, np.uint8), "of 0 frames cannot be played again"),
+        (np.full(9, 200, np.uint8), "buttons that the game has not"),
+    ],
+)
+def test_a_saved_episode_is_no_longer_than_one_can_be(buttons, message):
+    env, state = saved_atari()
+    state["games"][0]["buttons"] = buttons
+    with at_once(), pytest.raises(ValueError, match=message):
+        env.load_state(state)
+
+
+def test_what_strangers_have_in_shared_memory_stops_nobody():
+    """Whoever may use the machine may put there what they like."""
+    prefix = SHM_DIR / f"sfrl-{os.getpid()}-stranger"
+    link, folder, fifo, file, theirs = (Path(f"{prefix}{i}") for i in range(5))
+    target = Path(f"{prefix}x").with_name("target-of-a-test")
+    try:
+        link.symlink_to(link)
+        target.mkdir()
+        (target / "precious").touch()
+        folder.symlink_to(target)
+        os.mkfifo(fifo)
+        file.touch()
+        theirs.mkdir()
+        os.chown(theirs, 12345, 12345)
+        assert sweep_stale_segments(os.getpid()) == []
+        assert (target / "precious").exists()
+        assert theirs.exists()
+    finally:
+        for path in (link, folder, fifo, file):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(theirs, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+
+
+ORDER = "\x1b]0;owned\x07\x9b2J\r"  # a terminal's new title, and an empty screen
+
+
+def test_no_text_of_a_stranger_gives_orders_to_the_terminal(tmp_path, capfd):
+    run_dir = tmp_path / f"run{ORDER}"
+    path = run_dir / "checkpoints" / "latest-1.pt"
+    path.parent.mkdir(parents=True)
+    state = make_state() | {"version": checkpoint.FORMAT_VERSION}
+    config = dataclasses.asdict(Config(env=ORDER, run_dir="x"))
+    (run_dir / "config.json").write_text(json.dumps(config))
+    torch.save(state | {"config": config}, path)
+    assert cli.train([f"--run-dir={run_dir}", "--resume"]) == 2
+    assert enjoy.main([f"--run-dir={run_dir}"]) == 2
+    torch.save(state | {"config": {ORDER: 1}, "version": ORDER}, path)
+    assert enjoy.main([f"--run-dir={run_dir}"]) == 2
+    torch.save(state | {"model": {ORDER: 1}}, path)
+    assert enjoy.main([f"--run-dir={run_dir}"]) == 2
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{ORDER}/data.pkl", b"")
+    assert enjoy.main([f"--run-dir={run_dir}"]) == 2
+    own_logger("sfrl.x").warning("%s", ORDER)
+    shown = "".join(capfd.readouterr())
+    assert shown.count("enjoy.py: ") == 4
+    assert "\\x1b]0;owned\\x07" in shown
+    assert not set("\x1b\x07\x9b\r") & set(shown)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"env": "Pong", "env": "Breakout"}',
+        '{"learning_rate": 1' + "0" * 400 + "}",
+        '{"seed": 1' + "0" * 400 + "}",
+        '{"gamma": NaN}',
+        '{"env": "\\u001b[2J"}',
+    ],
+)
+def test_settings_that_would_be_misread_are_refused(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        Config.load(path)
