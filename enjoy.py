@@ -19,6 +19,7 @@ import gymnasium
 import numpy as np
 
 import envs
+from envs.logs import printable
 from sfrl import checkpoint, run_folder, synonyms
 from sfrl.config import Config
 from sfrl.description import describe
@@ -87,14 +88,14 @@ def main(argv: Sequence[str]) -> int:
             args.check()
             player, screens = _prepare(args, stack)
         except REFUSALS as error:
-            print(f"enjoy.py: {error}", file=sys.stderr)
+            print(printable(f"enjoy.py: {error}"), file=sys.stderr)
             return EXIT_USAGE
         from sfrl.player import VideoError  # which `_prepare` has imported, with torch
 
         try:
             returns = _watch(player, screens, args, signals)
         except (envs.EnvError, gymnasium.error.Error, VideoError) as error:
-            print(f"enjoy.py: {error}", file=sys.stderr)
+            print(printable(f"enjoy.py: {error}"), file=sys.stderr)
             return EXIT_FAILURE
     summary = {
         "episodes": len(returns),
@@ -132,7 +133,7 @@ def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
     # changed these since, and a checkpoint can be played wherever it was moved.
     config = Config.from_dict(state["config"], str(path))
     describe(config.env, config.frameskip, config.env_timeout)  # tells why it cannot be made
-    print(f"{config.env} by {path}", file=sys.stderr)
+    print(printable(f"{config.env} by {path}"), file=sys.stderr)
     torch.set_num_threads(1)  # one observation at a time is too little work to share
     player = Player(
         config,

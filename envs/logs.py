@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _OWN = ("envs", "sfrl")
+# What terminals take for orders: control characters, but for the ends of lines and tabs, and those
+# that turn the direction of writing.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """The text with control characters as in Python's literals: a terminal would obey them.
+
+    They come from files of others: settings, folders' names, what a damaged file is said to hold.
+    """
+    return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class _OwnLogger(logging.Logger):
@@ -16,6 +28,7 @@ class _OwnLogger(logging.Logger):
         return level >= self.getEffectiveLevel()
 
     def handle(self, record: logging.LogRecord) -> None:
+        record.msg, record.args = printable(record.getMessage()), None
         if self.filter(record):
             self.callHandlers(record)
 

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 
 import envs
+from envs.logs import printable
 from sfrl import checkpoint, flags, run_folder, synonyms
 from sfrl.api import only_run, prepare
 from sfrl.config import CHOICES, DEFAULTS, Config
@@ -47,7 +48,7 @@ def train(argv: Sequence[str]) -> int:
             checkpoint.CheckpointError,
             gymnasium.error.Error,  # the environment misses a package, or its id is outdated
         ) as error:
-            print(f"train.py: {error}", file=sys.stderr)
+            _complain(str(error))
             return EXIT_USAGE
         if signals:
             return 0
@@ -55,19 +56,23 @@ def train(argv: Sequence[str]) -> int:
             with own_output(last_line_follows=True) as output:
                 summary = trainer.run(output)
         except (WorkerError, checkpoint.CheckpointError, run_folder.RunFolderError) as error:
-            print(f"train.py: {error}", file=sys.stderr)
+            _complain(str(error))
             return EXIT_FAILURE
         except OSError as error:
             if error.filename is None:
                 raise  # no file that the user could do something about
-            print(f"train.py: the run's folder cannot be written: {error}", file=sys.stderr)
+            _complain(f"the run's folder cannot be written: {error}")
             return EXIT_FAILURE
         try:
             print(json.dumps(dataclasses.asdict(summary)), flush=True)
         except OSError as error:  # a full disk, or a reader that has gone
-            print(f"train.py: the run's summary cannot be written: {error}", file=sys.stderr)
+            _complain(f"the run's summary cannot be written: {error}")
             return EXIT_FAILURE
         return 0
+
+
+def _complain(text: str) -> None:
+    print(printable(f"train.py: {text}"), file=sys.stderr)
 
 
 def parse(argv: Sequence[str]) -> Config:

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from envs.logs import printable
 from sfrl.run_folder import open_new
 
 Loss = Literal["appo", "vtrace"]
 MAX_CONFIG_BYTES = 1 << 20  # of a config.json
+_MAX_NUMBER = 1 << 62  # likewise: floats hold it, and so do the counters that it is compared with
 _MAX_CHARACTERS = 4096  # of a setting, in a file that may be a stranger's: the longest path
 _MAX_NAME = 80  # of what may be a misspelled setting
 _DEVICE = r"(cpu|cuda(:[0-9]{1,2})?)"
@@ -380,7 +382,7 @@ class Config:
         try:
             if path.stat().st_size > MAX_CONFIG_BYTES:
                 raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes are no settings")
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} cannot be read as a config: {error}") from error
         return cls.from_dict(values, str(path))
@@ -399,6 +401,14 @@ class Config:
             return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"in {origin}:\n{error}") from error
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object. Of two values of one name, programs take this one or that."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("it has two values of one name")
+    return values
 
 
 DEFAULTS: dict[str, object] = {f.name: f.default for f in dataclasses.fields(Config)}
@@ -422,6 +432,12 @@ def type_problems(values: Mapping[str, object]) -> list[str]:
             continue
         if isinstance(value, str) and len(value) > _MAX_CHARACTERS:
             problems.append(f"{name} has {len(value)} characters, and must be a name or a path")
+            continue
+        if isinstance(value, str) and value != printable(value):
+            problems.append(f"{name}={value!r:.80} has characters that are no text")
+            continue
+        if isinstance(value, int) and abs(value) >= _MAX_NUMBER:
+            problems.append(f"{name} must be below {_MAX_NUMBER}")
             continue
         expected = type(DEFAULTS[name])
         accepted = (int, float) if expected is float else expected

@@ -194,6 +194,17 @@ class ActorCritic(nn.Module):
             if not parameter.isfinite().all():
                 raise ValueError(f"{name} has NaN or infinity")
 
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take those of a checkpoint.
+
+        Raises:
+            ValueError: they are not this model's, or have NaN or infinity where it computes.
+        """
+        self.load_state_dict(weights)
+        for name, parameter in self.named_parameters():  # buffers of a user's may have infinity
+            if not parameter.isfinite().all():
+                raise ValueError(f"{name} has NaN or infinity")
+
     def inference_copy(self, dtype: torch.dtype) -> ActorCritic:
         """A copy to act with, its encoder's parameters in `dtype`, without gradients.
 
@@ -285,6 +296,20 @@ class ValueHead(nn.Module):
         self.linear.bias.mul_(scale)
         self.size.copy_(new_size)
         self.weight.copy_(new_weight)
+
+
+def check_rnn_size(weights: Mapping[str, Tensor], rnn_size: int) -> None:
+    """See that a model with this GRU is no larger than a checkpoint's weights, before one is made.
+
+    What else decides on its size is the environment and the code.
+
+    Raises:
+        ValueError: the weights are of a GRU of another size.
+    """
+    gru = weights.get("core.weight_hh")
+    found = 0 if gru is None else gru.shape[-1]
+    if found != rnn_size or (gru is not None and gru.shape != (3 * rnn_size, rnn_size)):
+        raise ValueError(f"rnn_size={rnn_size} is not that of its weights, {found}")
 
 
 def check_rnn_size(weights: Mapping[str, Tensor], rnn_size: int) -> None:

@@ -177,15 +177,18 @@ def unlink_segments() -> None:
 
 
 def sweep_stale_segments(pid: int | None = None) -> list[str]:
-    """Remove the segments of processes that have died, or of this one; return their folders."""
+    """Remove the segments of processes that have died, or of this one; return their folders.
+
+    Anybody may put anything there: only folders of this user are looked into.
+    """
     swept = []
     for folder in SHM_DIR.glob(f"sfrl-{pid or '*'}-*"):
         try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except (PermissionError, FileNotFoundError, NotADirectoryError):
-            continue  # another user's, or just gone, or not ours
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue  # a link, a file, another user's, or just gone
         try:
-            if _lock(descriptor):
+            if os.fstat(descriptor).st_uid == os.geteuid() and _lock(descriptor):
                 shutil.rmtree(folder, ignore_errors=True)
                 swept.append(folder.name)
         finally:

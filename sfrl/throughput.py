@@ -17,7 +17,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sfrl.config import Config
-from sfrl.measure import Precision
+from sfrl.measure import PRECISIONS, Precision
+
+_MAX_US = 1e9  # of a cost: a quarter of an hour
 
 
 class Costs(NamedTuple):
@@ -31,6 +33,16 @@ class Costs(NamedTuple):
     precision: Precision
     on_gpu: bool
     parallel: float = 0.0  # f: the share of learning that more threads divide among them
+
+    def problem(self) -> str | None:
+        """What keeps them from being costs, where they come from a file."""
+        if not all(type(us) in (int, float) and 0 < us < _MAX_US for us in self[:5]):
+            return f"costs must be numbers above 0 and below {_MAX_US:g}: {self[:5]!r:.100}"
+        if type(self.parallel) not in (int, float) or not 0 <= self.parallel <= 1:
+            return f"parallel={self.parallel!r:.40} must lie between 0 and 1"
+        if self.precision not in PRECISIONS or type(self.on_gpu) is not bool:
+            return f"{self.precision!r:.40} is no precision, or {self.on_gpu!r:.40} no bool"
+        return None
 
     def slower(self, factor: float) -> Costs:
         e, p, a, c, learn = (us * factor for us in self[:5])

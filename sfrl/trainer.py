@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import envs
-from envs.logs import logging_to, own_logger
+from envs.logs import logging_to, own_logger, printable
 from sfrl import checkpoint, limits, run_folder
 from sfrl.config import Config
 from sfrl.crew import Crew, ProcessCrew, SerialCrew, WorkerError
@@ -188,7 +188,7 @@ class Trainer:
                     output.out.isatty(),
                     out=output.out,
                     err=output.err,
-                    title=f"{config.env}  {self.run_dir}",
+                    title=printable(f"{config.env}  {self.run_dir}"),
                     train_seconds=self._time_limit(),
                     train_frames=config.train_frames or None,
                 )

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from envs import EnvSpec
+from envs.logs import printable
 from sfrl import measure
 from sfrl.config import Config, ConfigError
 from sfrl.defaults import available_cores, available_memory, usable_cores
@@ -38,6 +39,7 @@ _THREADS = (2, 4, 8)  # of the learner, where there are cores for them
 # estimate of what more of them would give (docs/experiments.md).
 _PARALLEL = 0.75
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
+_MAX_CACHE_BYTES = 8 << 20
 _MARGIN = 0.01  # predictions closer than this are equal
 # Microseconds of a GPU, for the estimate of what one would give: small beside any environment. The
 # two processes that drive it are not counted, hence "up to".
@@ -283,7 +285,7 @@ def tune(config: Config, fixed: Collection[str], spec: EnvSpec) -> Config:
 
 
 def _say(text: str) -> None:
-    print(f"sfrl: {text}", file=sys.stderr)
+    print(printable(f"sfrl: {text}"), file=sys.stderr)
 
 
 def cache_path() -> Path:
@@ -303,10 +305,13 @@ def read_cache() -> dict[str, Costs]:
     if not path.exists():
         return {}
     try:
+        if not path.is_file() or path.stat().st_size > _MAX_CACHE_BYTES:
+            raise ValueError(f"it is no file, or has more than {_MAX_CACHE_BYTES} bytes")
         cached = {key: Costs(**values) for key, values in json.loads(path.read_text()).items()}
-        if any(min(costs[:5]) <= 0 for costs in cached.values()):
-            raise ValueError("costs must be above 0")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        for costs in cached.values():
+            if problem := costs.problem():
+                raise ValueError(problem)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         _say(f"{path} cannot be read and will be replaced: {error}")
         return {}
     return cached

@@ -269,12 +269,25 @@ def test_the_key_holds_what_costs_depend_on_and_nothing_else(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[1]", '{"k": 1}', '{"k": {"env_us": 1.0}}', "unknown setting", "zero", "text"]
+    "text",
+    [
+        "",
+        "[1]",
+        '{"k": 1}',
+        '{"k": {"env_us": 1.0}}',
+        "unknown setting",
+        "zero",
+        "nan",
+        "huge",
+        "bool",
+        "text",
+    ],
 )
 def test_a_broken_cache_is_ignored_with_a_warning(text, capsys):
     in_cache(Config(), PONG)
     assert not capsys.readouterr().err
-    values = {"zero": 0.0, "text": "x", "unknown setting": 1.0}
+    values = {"zero": 0.0, "nan": math.nan, "huge": 10**400, "bool": True}
+    values |= {"text": "x", "unknown setting": 1.0}
     if text in values:
         name = "more" if text == "unknown setting" else "env_us"
         text = json.dumps({"k": {**PONG._asdict(), name: values[text]}})
