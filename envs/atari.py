@@ -125,6 +125,9 @@ class AtariVecEnv:
             np.array(truncated, np.bool_),
         )
 
+    def episode_info(self, env: int) -> dict[str, float]:
+        return {}
+
     def state(self) -> EnvState | None:
         if any(game.num_pressed > _MAX_REPLAY for game in self._games):
             return None

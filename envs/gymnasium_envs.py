@@ -1,12 +1,14 @@
 """Any Gymnasium id with Box observations and Discrete actions, N copies in one thread."""
 
+import re
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from itertools import islice
+from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces import Box, Dict, Discrete, Space, Text, Tuple
 from numpy.typing import NDArray
 
 from envs.forks import end_if_forked
@@ -27,6 +29,10 @@ from envs.vec_env import (
 
 log = own_logger(__name__)
 
+MAX_INFO = 32  # numbers of an `info` that are taken
+INFO_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_PICTURE_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA or a stack of four
+_MIN_PICTURE = 8  # pixels of a side; below it an array of floats is no picture
 _MAX_RESETS = 20  # in a row; that every second one fails is survived
 
 Env: TypeAlias = gymnasium.Env[NDArray[np.generic], int]
@@ -37,9 +43,13 @@ class GymnasiumVecEnv:
 
     Observations become what the networks expect:
 
-    - A uint8 array of shape [H, W], [H, W, C] or [C, H, W] is an image, and becomes
-      [C, H, W]. C is taken to be the smaller of the first and the last axis.
+    - A uint8 or bool array of shape [H, W], [H, W, C] or [C, H, W] is an image, and becomes
+      [C, H, W] of uint8. `_channel_axis` tells which axis is C.
+    - So is one of three axes of other numbers, if its space has one pair of bounds and it looks
+      like a picture: it becomes [C, H, W] of float32.
     - A Box of another kind is flattened to a float32 vector [D].
+
+    What is no plain case is told in `EnvSpec.reading`.
 
     Networks divide images, and all that has two axes or more or is uint8, by the largest number
     that its space allows (`obs_scale`). Vectors of other types stay as they are.
@@ -95,6 +105,7 @@ class GymnasiumVecEnv:
         self._num_nans = 0
         self._num_steps = 0
         self._last_obs = self._empty_obs()
+        self._infos: list[dict[str, Any]] = [{}] * num_envs  # of the last steps
 
     def reset(self) -> ObsArray:
         obs = self._empty_obs()
@@ -145,7 +156,7 @@ class GymnasiumVecEnv:
         terminated = np.zeros(self.num_envs, np.bool_)
         truncated = np.zeros(self.num_envs, np.bool_)
         self._num_steps += 1
-        rules, step = self._rules, self._num_steps
+        rules, step, infos = self._rules, self._num_steps, self._infos
         for i, env in enumerate(self._envs):
             if self._ended[i]:
                 self._reset_one(i, env, obs)
@@ -153,7 +164,7 @@ class GymnasiumVecEnv:
             self.stepping[0] = i
             action = self._own_actions[self._actions[i]]
             try:
-                observation, reward, is_terminated, is_truncated, _ = env.step(action)
+                observation, reward, is_terminated, is_truncated, infos[i] = env.step(action)
             except Exception as error:
                 error.add_note(f"in step {step} of {rules.env_id}, env {i}, with action {action}")
                 raise
@@ -196,6 +207,9 @@ class GymnasiumVecEnv:
         if self._num_nans & (self._num_nans - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
             log.warning("%s; %s (so far: %d)", error, remedy, self._num_nans)
 
+    def episode_info(self, env: int) -> dict[str, float]:
+        return _numbers(self._infos[env])
+
     def state(self) -> None:
         """Gymnasium's environments tell nothing of their state."""
 
@@ -225,13 +239,16 @@ def describe_gymnasium(env_id: str) -> EnvSpec:
         ValueError: a space is not supported.
     """
     env = _make(env_id, render=False)
-    space, _ = _observation_layout(env_id, env.observation_space)
+    own_space = env.observation_space
+    space, _ = _observation_layout(env_id, own_space)
+    assert isinstance(own_space, Box)
+    reading = _reading(env_id, own_space, space)
     num_actions = int(_discrete(env_id, env.action_space).n)
     statistics = tuple(type(layer).__name__ for layer in _layers(env) if _has_statistics(layer))
     env.close()
-    kind: EnvKind = "image" if space.dtype == np.uint8 else "vector"
+    kind: EnvKind = "image" if len(space.shape) == 3 else "vector"
     dtype, scale = str(space.dtype), obs_scale(space)
-    return EnvSpec(kind, space.shape, dtype, num_actions, 1, scale, statistics)
+    return EnvSpec(kind, space.shape, dtype, num_actions, 1, scale, statistics, reading)
 
 
 def _make(env_id: str, render: bool) -> Env:
@@ -284,38 +301,149 @@ def _observation_layout(
     """The observation space as the agent sees it, and the view that turns an observation so."""
     if not isinstance(space, Box) or 0 in space.shape:
         raise UnsupportedEnvError(
-            f"{env_id} has observation space {_brief(space)}; supported is Box (an array), "
-            "not empty. gymnasium.wrappers.FlattenObservation turns Dict, Tuple, Discrete into one"
+            f"{env_id} has observation space {_in_short(space)}; supported is Box (an array), not "
+            f"empty. {_advice(space)}".rstrip()
         )
-    if space.dtype == np.uint8 and len(space.shape) > 3:
+    shape, is_pixels = space.shape, space.dtype in (np.uint8, np.bool_)
+    if is_pixels and len(shape) > 3:
         raise UnsupportedEnvError(
-            f"{env_id} has images of shape {space.shape}; supported are [H, W], [H, W, C] and "
+            f"{env_id} has images of shape {shape}; supported are [H, W], [H, W, C] and "
             "[C, H, W]. To stack images, make them grey first"
         )
     low, high = float(space.low.min()), float(space.high.max())
-    if space.dtype != np.uint8 or len(space.shape) < 2:
-        is_uniform = bool((space.low == low).all() and (space.high == high).all())
-        if space.dtype != np.uint8 and (len(space.shape) < 2 or not is_uniform):
+    is_uniform = bool((space.low == low).all() and (space.high == high).all())
+    is_image = (is_pixels and len(shape) > 1) or (
+        is_uniform and np.isfinite((low, high)).all() and _is_picture(space)
+    )
+    if not is_image:
+        if not is_pixels and (len(shape) < 2 or not is_uniform):
             low, high = -np.inf, np.inf  # bounds of single numbers say little of their usual size
-        size = int(np.prod(space.shape))
+        size = int(np.prod(shape))
         return Box(low, high, (size,), np.float32), lambda obs: np.asarray(obs).reshape(size)
-    if len(space.shape) == 2:
-        return Box(low, high, (1, *space.shape), np.uint8), lambda obs: obs[np.newaxis]
+    dtype = np.uint8 if is_pixels else np.float32
+    if len(shape) == 2:
+        return Box(low, high, (1, *shape), dtype), lambda obs: obs[np.newaxis]
+    if _channel_axis(space) == 0:
+        return Box(low, high, shape, dtype), lambda obs: obs
+    return Box(low, high, (shape[2], *shape[:2]), dtype), lambda obs: obs.transpose(2, 0, 1)
+
+
+def _channel_axis(space: Box) -> int:
+    """Of an image with three axes: 0 or 2, as its `channel_axis` says, or else as its shape does.
+
+    The axis that is unlike two others of one size; if there is none, the smaller one.
+    """
     first, middle, last = space.shape
-    if first < last:
-        return Box(low, high, space.shape, np.uint8), lambda obs: obs
-    return Box(low, high, (last, first, middle), np.uint8), lambda obs: obs.transpose(2, 0, 1)
+    if (told := getattr(space, "channel_axis", None)) in (0, 2):
+        return int(told)
+    if first == middle:
+        return 2
+    return 0 if middle == last or first < last else 2
+
+
+def _is_picture(space: Box) -> bool:
+    if len(space.shape) != 3:
+        return False
+    axis = _channel_axis(space)
+    sides = space.shape[1:] if axis == 0 else space.shape[:2]
+    is_told = hasattr(space, "channel_axis")
+    return is_told or (space.shape[axis] in _PICTURE_CHANNELS and min(sides) >= _MIN_PICTURE)
+
+
+def _reading(env_id: str, own: Box, space: Box) -> str:
+    """What was assumed of observations, and how to have them read otherwise; "" if it is plain."""
+    what = f"{env_id}: observations {own.shape} of {own.dtype}"
+    if len(own.shape) < 2:
+        return ""
+    if len(space.shape) != 3:
+        axes = len(own.shape)
+        remedy = "; as an image they need three axes, [H, W, C] or [C, H, W]"
+        if axes == 3:
+            remedy = (
+                "; if they are images, give their space one pair of finite bounds, such as 0 and "
+                "1, and set observation_space.channel_axis to 0 or 2, the axis of the channels"
+            )
+        return f"{what} are flattened to a vector of {space.shape[0]} numbers{remedy}"
+    if len(own.shape) == 2 or hasattr(own, "channel_axis"):
+        return ""
+    channels, height, width = space.shape
+    if channels in _PICTURE_CHANNELS and channels < min(height, width):
+        return ""
+    axis = _channel_axis(own)
+    return (
+        f"{what} are read as {channels} channels of {height}x{width} pixels, since the "
+        f"{'first' if axis == 0 else 'last'} axis looks like that of the channels; if it is the "
+        f"other one, set observation_space.channel_axis = {2 - axis}, or = {axis} to say that this "
+        f"is right"
+    )
+
+
+def _in_short(space: Space[Any]) -> str:
+    """In one line; of a Dict or Tuple the parts' names, kinds and shapes."""
+    if not isinstance(space, Dict | Tuple):
+        return textwrap.shorten(str(space), 200, placeholder=" ...")  # a Box may show all bounds
+    parts = space.spaces.items() if isinstance(space, Dict) else enumerate(space.spaces)
+    texts = [
+        f"{key!r}: {type(part).__name__}{f' {part.shape} {part.dtype}' if part.shape else ''}"
+        for key, part in parts
+    ]
+    return f"{type(space).__name__} ({', '.join(texts)})"[:1000]
+
+
+def _advice(space: Space[Any]) -> str:
+    """How to make a Box of it, with the line to write."""
+    how = "Register a function that returns the environment in a wrapper: "
+    if isinstance(space, Dict | Tuple):
+        parts = dict(space.spaces) if isinstance(space, Dict) else dict(enumerate(space.spaces))
+        arrays = {key: part for key, part in parts.items() if isinstance(part, Box)}
+        if images := {key: part for key, part in arrays.items() if len(part.shape) > 1}:
+            key = max(images, key=lambda key: int(np.prod(images[key].shape)))
+            return (
+                f"{how}gymnasium.wrappers.TransformObservation(env, lambda obs: obs[{key!r}], "
+                f"env.observation_space[{key!r}]) shows the image alone"
+            )
+        flat = [key for key, part in parts.items() if _is_vector(part)]
+        if flat and isinstance(space, Dict):
+            return (
+                f"{how}gymnasium.wrappers.FlattenObservation("
+                f"gymnasium.wrappers.FilterObservation(env, {flat})) makes a vector of these"
+            )
+    if _is_vector(space):
+        return f"{how}gymnasium.wrappers.FlattenObservation(env) makes a vector of it"
+    return f"{how}a gymnasium.ObservationWrapper of your own has to make an array of it"
+
+
+def _is_vector(space: Space[Any]) -> bool:
+    """Whether it makes a vector; the places of a text's letters in the alphabet say nothing."""
+    return space.is_np_flattenable and not isinstance(space, Text)
+
+
+def _numbers(info: object) -> dict[str, float]:
+    """Those in an `info` that have plain names, `MAX_INFO` at most; the rest may be anything."""
+    numbers: dict[str, float] = {}
+    if not isinstance(info, dict):
+        return numbers
+    for name, value in islice(info.items(), 8 * MAX_INFO):
+        is_number = isinstance(value, bool | int | float | np.integer | np.floating | np.bool_) or (
+            isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "biuf"
+        )
+        if not is_number or not isinstance(name, str) or not INFO_NAME.fullmatch(name):
+            continue
+        try:
+            number = float(value)
+        except OverflowError:  # an int beyond all floats
+            continue
+        if np.isfinite(number):
+            numbers[name] = number
+        if len(numbers) == MAX_INFO:
+            break
+    return numbers
 
 
 def _discrete(env_id: str, space: Space[int]) -> Discrete:
     if not isinstance(space, Discrete):
         raise UnsupportedEnvError(
-            f"{env_id} has action space {_brief(space)}; supported is Discrete, into which a "
+            f"{env_id} has action space {_in_short(space)}; supported is Discrete, into which a "
             "gymnasium.ActionWrapper of yours may turn it"
         )
     return space
-
-
-def _brief(space: object) -> str:
-    """In one line: a Box may show all its bounds."""
-    return textwrap.shorten(str(space), 200, placeholder=" ...")

@@ -1,6 +1,6 @@
 """What the rest of the system knows of an environment: the interface and its two records."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -29,11 +29,12 @@ class EnvSpec:
 
     kind: EnvKind
     obs_shape: tuple[int, ...]  # atari, image: [C, H, W]; vector: [D]
-    obs_dtype: str  # "uint8" for atari and image, "float32" for vector
+    obs_dtype: str  # "uint8" for atari; uint8 or float32 for image; "float32" for vector
     num_actions: int
     frameskip: int  # emulated frames per decision
     obs_scale: float = 1.0  # networks divide observations by it; see `obs_scale`
     statistics: tuple[str, ...] = ()  # wrappers that normalize by what each copy has seen itself
+    reading: str = field(default="", compare=False)  # what was assumed of observations, if it was
 
 
 class VecEnv(Protocol):
@@ -71,6 +72,9 @@ class VecEnv(Protocol):
 
     def recv(self) -> StepResult:
         """Wait for the step that `send` started."""
+
+    def episode_info(self, env: int) -> dict[str, float]:
+        """The numbers in the `info` that came with the end of its episode; for right after it."""
 
     def state(self) -> EnvState | None:
         """All that decides what comes next, between any two calls; None if it cannot be had."""

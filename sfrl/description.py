@@ -101,14 +101,15 @@ def describe(
 
 def caveats(env: str, spec: EnvSpec) -> list[str]:
     """What a user should know before the environment is trained, or played, as it is."""
-    if not spec.statistics:
-        return []
-    return [
-        f"{env}: the statistics of {' and '.join(spec.statistics)} are neither shared nor saved: "
-        f"each copy of the environment gathers its own, and loses them with --resume and in "
-        f"enjoy.py, where scores will differ. Use gymnasium.wrappers.RescaleObservation or "
-        f"TransformObservation with fixed numbers, and for rewards --normalize-returns"
-    ]
+    texts = [spec.reading] if spec.reading else []
+    if spec.statistics:
+        texts.append(
+            f"{env}: the statistics of {' and '.join(spec.statistics)} are neither shared nor "
+            f"saved: each copy of the environment gathers its own, and loses them with --resume "
+            f"and in enjoy.py, where scores will differ. Use gymnasium.wrappers.RescaleObservation or "
+            f"TransformObservation with fixed numbers, and for rewards --normalize-returns"
+        )
+    return texts
 
 
 def _start(env: str, sender: connection.Connection, printed: BinaryIO) -> subprocess.Popen[bytes]:

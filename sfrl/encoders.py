@@ -39,10 +39,9 @@ def make_encoder(
             f"name an encoder of your own as module:Class"
         )
     if not obs_is_image or len(obs_shape) != 3:
-        kind = "uint8" if obs_is_image else "not uint8 pixels"
         raise ValueError(
-            f"model={name} needs uint8 images [C, H, W], but observations are {list(obs_shape)}, "
-            f"{kind}; choose --model=mlp"
+            f"model={name} needs images [C, H, W], but observations are {list(obs_shape)}; "
+            f"choose --model=mlp"
         )
     return cnns[name](obs_shape, obs_scale)
 

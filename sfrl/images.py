@@ -1,4 +1,4 @@
-"""uint8 images -> blocks of pixels, the first input of NatureCNN."""
+"""Images -> blocks of pixels, the first input of NatureCNN."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ BLOCK = 4
 
 
 def pixel_blocks(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 [B, C, H, W] -> `dtype` [B, 16*C, H//4, W//4] in channels_last: pixels of 4x4 blocks.
+    """[B, C, H, W] -> `dtype` [B, 16*C, H//4, W//4] in channels_last: pixels of 4x4 blocks.
 
     Channels are ordered (c, row in block, column in block). Rows and columns that fill no block are
-    dropped, as by a convolution with stride 4. On a CPU it is one pass in C++, where the extension
-    could be built.
+    dropped, as by a convolution with stride 4. Of uint8 on a CPU it is one pass in C++, where the
+    extension could be built.
     """
     batch_size, channels = images.shape[:2]
     height, width = images.shape[2] // BLOCK, images.shape[3] // BLOCK
-    if HAS_EXTENSION and images.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+    is_ours = images.dtype == torch.uint8 and dtype in (torch.float32, torch.bfloat16)
+    if HAS_EXTENSION and images.device.type == "cpu" and is_ours:
         shape = (batch_size, height, width, BLOCK * BLOCK * channels)
         pixels, blocks = images.contiguous().numpy(), torch.empty(shape, dtype=dtype)
         if dtype == torch.bfloat16:

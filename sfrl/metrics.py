@@ -11,12 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self, TypedDict
+from types import MappingProxyType, TracebackType
+from typing import BinaryIO, NotRequired, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.gymnasium_envs import INFO_NAME, MAX_INFO
 from sfrl.run_folder import open_new, open_to_append, reopened_to_append
 from sfrl.timing import COMPONENT_STAGES, is_waiting, shares
 
@@ -55,6 +56,7 @@ class MetricsState(TypedDict):
     episode_lengths: list[int]
     best_episode_return_mean: float | None
     counters: dict[str, int]
+    episode_info: NotRequired[dict[str, list[float]]]  # older checkpoints have none
 
 
 def metrics_problem(state: object) -> str | None:
@@ -73,6 +75,8 @@ def metrics_problem(state: object) -> str | None:
             and all(map(_is_count, value.values()))
         ),
     }
+    if not _are_infos(state.get("episode_info", {})):
+        return f"episode_info is {state['episode_info']!r:.40}"
     for name, holds in rules.items():
         if name not in state or not holds(state[name]):
             return f"{name} is {state.get(name)!r:.40}"
@@ -92,6 +96,15 @@ def _are_of_a_window(value: object) -> bool:
     return isinstance(value, list) and len(value) <= EPISODE_WINDOW and all(map(_is_number, value))
 
 
+def _are_infos(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= MAX_INFO
+        and all(isinstance(name, str) and INFO_NAME.fullmatch(name) for name in value)
+        and all(map(_are_of_a_window, value.values()))
+    )
+
+
 class RunMetrics:
     """Gathers what the processes report; `record` sums up the interval since the previous one.
 
@@ -106,6 +119,7 @@ class RunMetrics:
         self._episodes = 0
         self._returns: deque[float] = deque(maxlen=EPISODE_WINDOW)
         self._lengths: deque[int] = deque(maxlen=EPISODE_WINDOW)
+        self._infos: dict[str, deque[float]] = {}
         self._best_return_mean: float | None = None
         self._counters = dict.fromkeys(LEARNER_COUNTERS, 0)
         # Of the interval:
@@ -114,16 +128,23 @@ class RunMetrics:
         self._last_env_frames = 0
         self._last_stage_totals: dict[str, NDArray[np.float64]] = {}
 
-    def add_episode(self, episode_return: float, length: int) -> None:
+    def add_episode(
+        self, episode_return: float, length: int, info: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
         """Count a finished episode.
 
         Args:
             episode_return: sum of the rewards as the environment gave them (the game's score).
             length: decisions in the episode.
+            info: numbers that the environment tells of it. Of all that ever come the first
+                `MAX_INFO` names count.
         """
         self._episodes += 1
         self._returns.append(float(episode_return))
         self._lengths.append(int(length))
+        for name, value in info.items():
+            if name in self._infos or len(self._infos) < MAX_INFO:
+                self._infos.setdefault(name, deque(maxlen=EPISODE_WINDOW)).append(value)
         score, best = self.score, self._best_return_mean
         if score is not None and (best is None or score > best):
             self._best_return_mean = score
@@ -178,7 +199,8 @@ class RunMetrics:
             write_failures: checkpoints and records that the disk did not take, likewise.
 
         Returns:
-            Always the same names in the same order, each explained in docs/metrics.md.
+            Always the same names in the same order, each explained in docs/metrics.md; then those
+            of the environment, as they come up.
         """
         time_s = self._clock() - self._start
         interval_s = time_s - self._last_time_s
@@ -208,6 +230,7 @@ class RunMetrics:
         record["write_failures"] = int(write_failures)
         for component in COMPONENT_STAGES:
             record |= self._stage_shares(component, stage_totals.get(component))
+        record |= {f"info/{name}": _mean(values) for name, values in self._infos.items()}
 
         self._learner_stats.clear()
         self._last_time_s = time_s
@@ -223,6 +246,7 @@ class RunMetrics:
             "episode_lengths": list(self._lengths),
             "best_episode_return_mean": self._best_return_mean,
             "counters": dict(self._counters),
+            "episode_info": {name: list(values) for name, values in self._infos.items()},
         }
 
     def load_state(self, state: MetricsState, *, env_frames: int) -> None:
@@ -232,6 +256,10 @@ class RunMetrics:
         self._returns = deque(state["episode_returns"], maxlen=EPISODE_WINDOW)
         self._lengths = deque(state["episode_lengths"], maxlen=EPISODE_WINDOW)
         self._best_return_mean = state["best_episode_return_mean"]
+        self._infos = {
+            name: deque(values, maxlen=EPISODE_WINDOW)
+            for name, values in state.get("episode_info", {}).items()
+        }
         self._counters |= state["counters"]
         self._last_time_s = state["time_s"]
         self._last_env_frames = env_frames

@@ -34,9 +34,9 @@ class PolicyOutput(NamedTuple):
 class ActorCritic(nn.Module):
     """Policy and value of an observation, on one shared encoder or on one each.
 
-    Observations are [*, *obs_shape] as the environment gives them: uint8 [C, H, W] for images,
-    any real dtype for the rest. Initialization is orthogonal, with gain 0.01 for the policy head,
-    so that all actions start about equally likely, and 1 for the value head.
+    Observations are [*, *obs_shape] as the environment gives them: uint8 or float32 [C, H, W] for
+    images, any real dtype for the rest. Initialization is orthogonal, with gain 0.01 for the policy
+    head, so that all actions start about equally likely, and 1 for the value head.
 
     Recurrent state: zeros before an episode's first observation, else what the GRU made of the
     observation before. After a row that is not valid (an episode's final observation, see
@@ -127,8 +127,9 @@ class ActorCritic(nn.Module):
 
     def _encode(self, obs: Tensor) -> list[Tensor]:
         """[B, *obs_shape] -> [B, F] float32 for the policy and for the value; one if they share."""
-        if obs.shape[1:] != self.obs_shape or (self.obs_is_image and obs.dtype != torch.uint8):
-            kind = "uint8" if self.obs_is_image else "real numbers"
+        is_pixels = obs.dtype in (torch.uint8, torch.float32)
+        if obs.shape[1:] != self.obs_shape or (self.obs_is_image and not is_pixels):
+            kind = "uint8 or float32" if self.obs_is_image else "real numbers"
             raise ValueError(
                 f"observations must be [B, *{list(self.obs_shape)}] {kind}, "
                 f"got {list(obs.shape)} {obs.dtype}"
@@ -182,17 +183,6 @@ class ActorCritic(nn.Module):
         for module in self.modules():
             if isinstance(module, CenteredCNN):
                 module.center_weights(share)
-
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take those of a checkpoint.
-
-        Raises:
-            ValueError: they are not this model's, or have NaN or infinity where it computes.
-        """
-        self.load_state_dict(weights)
-        for name, parameter in self.named_parameters():  # buffers of a user's may have infinity
-            if not parameter.isfinite().all():
-                raise ValueError(f"{name} has NaN or infinity")
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take those of a checkpoint.
@@ -312,20 +302,6 @@ def check_rnn_size(weights: Mapping[str, Tensor], rnn_size: int) -> None:
         raise ValueError(f"rnn_size={rnn_size} is not that of its weights, {found}")
 
 
-def check_rnn_size(weights: Mapping[str, Tensor], rnn_size: int) -> None:
-    """See that a model with this GRU is no larger than a checkpoint's weights, before one is made.
-
-    What else decides on its size is the environment and the code.
-
-    Raises:
-        ValueError: the weights are of a GRU of another size.
-    """
-    gru = weights.get("core.weight_hh")
-    found = 0 if gru is None else gru.shape[-1]
-    if found != rnn_size or (gru is not None and gru.shape != (3 * rnn_size, rnn_size)):
-        raise ValueError(f"rnn_size={rnn_size} is not that of its weights, {found}")
-
-
 def make_model(
     name: str,
     obs_shape: Sequence[int],
@@ -342,7 +318,7 @@ def make_model(
     Args:
         name: "a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "tanh_mlp", or your own as
             "module:Class".
-        obs_is_image: observations are uint8 pixels; for the CNNs, [C, H, W].
+        obs_is_image: observations are pixels, uint8 or float32; for the CNNs, [C, H, W].
         obs_scale: encoders divide observations by it. None: 255 for images, 1 for the rest.
         value_encoder: "shared", or "separate" for a second encoder (and GRU) of the value's own.
         rnn_size: width of a GRU between encoder and heads; 0 for none.

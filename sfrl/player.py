@@ -92,7 +92,7 @@ class Player:
             config.model,
             spec.obs_shape,
             spec.num_actions,
-            obs_is_image=spec.obs_dtype == "uint8",
+            obs_is_image=len(spec.obs_shape) == 3,
             obs_scale=spec.obs_scale,
             value_encoder=config.value_encoder,
             rnn_size=config.rnn_size,

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Generic, NamedTuple, NoReturn, Protocol, TypeVar
@@ -45,6 +45,7 @@ class EpisodeEnded(NamedTuple):
 
     episode_return: float
     length: int
+    info: Mapping[str, float] = {}  # the numbers in its last `info`; nobody edits it
 
 
 class LearnerReport(NamedTuple):

@@ -154,7 +154,7 @@ def _make_model(shared: Shared, device: str) -> ActorCritic:
         config.model,
         spec.obs_shape,
         shared.num_actions,
-        obs_is_image=spec.obs_dtype == "uint8",
+        obs_is_image=len(spec.obs_shape) == 3,
         obs_scale=shared.obs_scale,
         value_encoder=config.value_encoder,
         rnn_size=config.rnn_size,

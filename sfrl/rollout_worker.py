@@ -75,8 +75,8 @@ class Split:
         if not self.ended.any():
             return result, []
         episodes = [
-            EpisodeEnded(float(self.returns[i]), int(self.lengths[i]))
-            for i in np.flatnonzero(self.ended)
+            EpisodeEnded(float(self.returns[i]), int(self.lengths[i]), self.env.episode_info(i))
+            for i in np.flatnonzero(self.ended).tolist()
         ]
         self.returns[self.ended] = 0
         self.lengths[self.ended] = 0

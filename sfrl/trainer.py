@@ -289,8 +289,8 @@ class Trainer:
     def _collect(self) -> None:
         for report in self.crew.take_reports():
             match report:
-                case EpisodeEnded(episode_return, length):
-                    self.metrics.add_episode(episode_return, length)
+                case EpisodeEnded(episode_return, length, info):
+                    self.metrics.add_episode(episode_return, length, info)
                 case LearnerReport(metrics, lag_counts):
                     self.metrics.add_learner_stats(metrics)
                     self._lag_counts = self._lag_counts + np.asarray(lag_counts)

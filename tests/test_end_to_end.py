@@ -17,6 +17,7 @@ from sfrl.crew import SerialCrew
 from sfrl.learner import Learner
 from sfrl.trainer import Summary, Trainer
 from tests.runs import (
+    TINY,
     components,
     finish,
     has_trained,
@@ -272,3 +273,15 @@ def test_train_py_trains_on_pong_and_goes_on_where_it_stopped(tmp_path):
 
 def _newest(records: list[dict], name: str) -> float:
     return next(r[name] for r in reversed(records) if r[name] is not None)
+
+
+def test_assumptions_are_told_at_start_and_numbers_in_info_become_metrics(tmp_path):
+    flags = ("--env=tests.tiny_envs:Planes-v0", "--train-frames=3000", "--lr-schedule=constant")
+    ended = run_training(tmp_path, *TINY[1:], *flags)
+    assert ended.code == 0, ended.stderr
+    told = "observations (10, 5, 7) of bool are read as 7 channels of 10x5 pixels"
+    assert told in ended.stderr
+    assert told in (tmp_path / "log.txt").read_text()
+    last = metrics(tmp_path)[-1]
+    assert last["info/is_success"] == pytest.approx((last["episode_return_mean"] + 1) / 2)
+    assert "info/note" not in last

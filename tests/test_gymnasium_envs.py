@@ -16,6 +16,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import ClipReward, NormalizeObservation, NormalizeReward
 
 import envs
+from sfrl.config import Config
+from sfrl.rollout_worker import Split
 
 
 class Counting(gymnasium.Env):
@@ -400,3 +402,160 @@ def test_images_of_four_dimensions_are_refused_not_flattened():
 def test_settings_of_atari_are_refused(setting):
     with pytest.raises(ValueError, match="Atari"):
         envs.make_vec_env("CartPole-v1", 1, seed=0, **setting)
+
+
+# --- readings that are assumed, and told ---
+
+
+def space_of(shape, dtype, low=0.0, high=1.0, channel_axis=None):
+    space = Box(low, high, shape, dtype)
+    if channel_axis is not None:
+        space.channel_axis = channel_axis
+    return space
+
+
+@pytest.mark.parametrize(
+    ("space", "agent_shape", "agent_dtype", "scale", "told"),
+    [
+        (space_of((84, 84, 3), np.float32), (3, 84, 84), "float32", 1.0, ""),
+        (space_of((3, 60, 80), np.float64, -1, 1), (3, 60, 80), "float32", 1.0, ""),
+        (space_of((60, 80, 3), np.float32, 0, 255), (3, 60, 80), "float32", 255.0, ""),
+        (space_of((60, 80, 3), np.int32, 0, 9), (3, 60, 80), "float32", 9.0, ""),
+        (space_of((10, 10, 4), np.bool_), (4, 10, 10), "uint8", 1.0, ""),
+        (space_of((10, 10), np.bool_), (1, 10, 10), "uint8", 1.0, ""),
+        (space_of((84, 84, 4), np.uint8, 0, 255), (4, 84, 84), "uint8", 255.0, ""),
+        (space_of((4, 84, 84), np.uint8, 0, 255), (4, 84, 84), "uint8", 255.0, ""),
+        (space_of((8, 8, 111), np.bool_), (111, 8, 8), "uint8", 1.0, "as 111 channels of 8x8"),
+        (space_of((8, 8, 111), np.uint8), (111, 8, 8), "uint8", 1.0, "111 channels of 8x8 pixels"),
+        (space_of((6, 7, 20), np.uint8), (6, 7, 20), "uint8", 1.0, "channel_axis = 2, or = 0 to"),
+        (space_of((6, 7, 20), np.uint8, channel_axis=2), (20, 6, 7), "uint8", 1.0, ""),
+        (space_of((6, 7, 20), np.float32), (840,), "float32", 1.0, "flattened to a vector of 840"),
+        (space_of((6, 7, 20), np.float32, channel_axis=2), (20, 6, 7), "float32", 1.0, ""),
+        (space_of((84, 84, 3), np.float32, 0, np.inf), (21168,), "float32", 1.0, "finite bounds"),
+        (space_of((5, 7), np.float32, -9, 9), (35,), "float32", 9.0, "to a vector of 35 numbers"),
+        (space_of((4,), np.float32), (4,), "float32", 1.0, ""),
+    ],
+)
+def test_what_is_assumed_of_observations_is_told(space, agent_shape, agent_dtype, scale, told):
+    first_obs = np.zeros(space.shape, space.dtype)
+    first_obs[0] = space.high.max() if np.isfinite(space.high.max()) else 5
+    register("Counting-v0", first_obs, bounds=(0, 1))
+    env_class = gymnasium.registry["Counting-v0"].entry_point
+
+    def make():
+        env = env_class()
+        env.observation_space = space
+        return env
+
+    gymnasium.registry.pop("Counting-v0")
+    gymnasium.register("Counting-v0", make)
+    spec = envs.describe("Counting-v0")
+    kind = "image" if len(agent_shape) == 3 else "vector"
+    assert spec == envs.EnvSpec(kind, agent_shape, agent_dtype, 3, 1, obs_scale=scale)
+    assert told in spec.reading
+    assert bool(told) == bool(spec.reading)
+    env = envs.make_vec_env("Counting-v0", 2, seed=0)
+    obs = env.reset()
+    assert (obs.shape, obs.dtype) == ((2, *agent_shape), agent_dtype)
+    moved = kind == "image" and len(space.shape) == 3 and agent_shape[0] == space.shape[2]
+    expected = np.moveaxis(first_obs, -1, 0) if moved else first_obs.reshape(agent_shape)
+    np.testing.assert_array_equal(obs, [expected] * 2)
+
+
+MISSION = gymnasium.spaces.Text(40)
+IMAGE = Box(0, 255, (7, 7, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("space", "names", "shape"),
+    [
+        (spaces.Dict(image=IMAGE, direction=Discrete(4), mission=MISSION), "'image'", (3, 7, 7)),
+        (
+            spaces.Dict(screen=Box(0, 255, (24, 32, 3), np.uint8), gamevariables=Box(-9, 9, (1,))),
+            "'screen'",
+            (3, 24, 32),
+        ),
+        (
+            spaces.Dict(goal=Box(-1, 1, (2,)), place=Box(-1, 1, (3,)), mission=MISSION),
+            "['goal', 'place']",
+            (5,),
+        ),
+        (spaces.Tuple((Discrete(3), IMAGE)), "obs[1]", (3, 7, 7)),
+        (spaces.Tuple((Discrete(3), Discrete(2))), "FlattenObservation(env)", (5,)),
+        (Discrete(5), "FlattenObservation(env)", (5,)),
+        (MISSION, "of your own", None),
+    ],
+)
+def test_the_advice_for_a_space_that_is_not_supported_works_as_printed(space, names, shape):
+    class Odd(Counting):
+        def __init__(self, **kwargs):
+            super().__init__(np.zeros(2, np.float32))
+            self.observation_space = space
+
+        def reset(self, *, seed=None, options=None):
+            return space.sample(), {}
+
+        def step(self, action):
+            return space.sample(), 0.0, False, False, {}
+
+    gymnasium.registry.pop("Odd-v0", None)
+    gymnasium.register("Odd-v0", Odd)
+    with pytest.raises(ValueError, match="Odd-v0 has observation space") as refusal:
+        envs.describe("Odd-v0")
+    text = str(refusal.value)
+    assert names in text
+    assert len(text) < 600
+    if shape is None:
+        return
+    line = text[text.index("gymnasium.wrappers") : text.rindex(")") + 1]
+    gymnasium.registry.pop("Odd-v0")
+    gymnasium.register("Odd-v0", lambda: eval(line, {"gymnasium": gymnasium, "env": Odd()}))
+    assert envs.describe("Odd-v0").obs_shape == shape
+    env = envs.make_vec_env("Odd-v0", 2, seed=0)
+    env.reset()
+    assert step(env, 0, 0).obs.shape == (2, *shape)
+
+
+INFO = {
+    "is_success": True,
+    "count": np.int64(3),
+    "array": np.array(2.5),
+    "float32": np.float32(0.5),
+    "nan": np.nan,
+    "huge": 10**400,
+    "text": "x",
+    "vector": np.zeros(3),
+    "complex": np.complex64(1),
+    "\x1b[2J": 1,
+    "n" * 1000: 1,
+    3: 4,
+    "nested": {"a": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        (INFO, {"is_success": 1.0, "count": 3.0, "array": 2.5, "float32": 0.5}),
+        ({f"n{i}": i for i in range(10**6)}, {f"n{i}": i for i in range(32)}),
+        (None, {}),
+    ],
+)
+def test_numbers_in_the_info_at_an_episodes_end_are_told(info, expected):
+    class Telling(Counting):
+        def step(self, action):
+            *outcome, _ = super().step(action)
+            return *outcome, info if outcome[2] else {"early": 1.0}
+
+    register("Telling-v0", np.zeros(2, np.float32), env_class=Telling)
+    gymnasium.registry["Telling-v0"].disable_env_checker = True
+    gymnasium.registry["Telling-v0"].order_enforce = False
+    config = Config(env="Telling-v0", num_splits=1, envs_per_worker=2, frameskip=1, batch_size=64)
+    split = Split(0, config)
+    for _ in range(2):
+        for is_last in (False, False, True):
+            split.env.send(np.zeros(2, np.int64))
+            _, episodes = split.recv()
+            assert [episode.info for episode in episodes] == [expected] * (2 * is_last)
+        split.env.send(np.zeros(2, np.int64))
+        assert split.recv()[1] == []

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import tracemalloc
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from envs.gymnasium_envs import MAX_INFO
 from sfrl.metrics import (
     EPISODE_WINDOW,
     LEARNER_COUNTERS,
@@ -16,6 +18,7 @@ from sfrl.metrics import (
     MetricsWriter,
     Record,
     RunMetrics,
+    metrics_problem,
 )
 from sfrl.timing import COMPONENT_STAGES
 
@@ -174,7 +177,8 @@ def test_every_logged_name_is_explained():
 
 def test_every_explained_name_is_logged():
     only_in_tensorboard = {"run/policy_lag"}
-    assert documented_names() - logged_names() == only_in_tensorboard
+    of_environments = {"info/<name>"}
+    assert documented_names() - logged_names() == only_in_tensorboard | of_environments
 
 
 # --- the files ---
@@ -329,3 +333,26 @@ def test_the_lines_of_a_month_are_cut_without_being_held_or_written_again(tmp_pa
     assert peak < 3 << 20
     assert path.stat().st_ino == before.st_ino
     assert read_lines(tmp_path)[-1]["env_frames"] == 2_990
+
+
+def test_numbers_of_episodes_have_means_of_their_own_and_stay_few():
+    metrics = RunMetrics(start_s=0.0)
+    for i in range(2 * EPISODE_WINDOW):
+        info = {"is_success": float(i >= 1.5 * EPISODE_WINDOW), f"changing{i}": 1.0}
+        metrics.add_episode(0.0, 1, info if i % 2 else {})
+    record = metrics.record(env_frames=1, env_steps=1, stage_totals={})
+    infos = {name: value for name, value in record.items() if name.startswith("info/")}
+    assert len(infos) == MAX_INFO
+    assert infos["info/is_success"] == 0.25
+    state = metrics.state()
+    assert metrics_problem(state) is None
+    resumed = RunMetrics(start_s=0.0)
+    resumed.load_state(state, env_frames=1)
+    assert resumed.state()["episode_info"] == state["episode_info"]
+    del state["episode_info"]  # as of older checkpoints
+    assert metrics_problem(state) is None
+    resumed.load_state(state, env_frames=1)
+    for wrong in ([], {"\x1b": [1.0]}, {"a": [math.nan]}, {"a": [1.0] * 101}, {"a": 1.0}):
+        assert metrics_problem({**state, "episode_info": wrong})
+    many = {f"n{i}": [1.0] for i in range(MAX_INFO + 1)}
+    assert metrics_problem({**state, "episode_info": many})

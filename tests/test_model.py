@@ -523,8 +523,15 @@ def test_observations_of_another_shape_or_dtype_raise() -> None:
     model = make()
     with pytest.raises(ValueError, match="observations must be"):
         model.step(random_obs(model, 2)[:, :, :80])
-    with pytest.raises(ValueError, match="uint8"):
-        model.step(random_obs(model, 2).float())
+    with pytest.raises(ValueError, match="uint8 or float32"):
+        model.step(random_obs(model, 2).double())
+
+
+@pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet"])
+def test_images_of_floats_are_seen_as_those_of_pixels(name: str) -> None:
+    model = make(name)
+    obs = random_obs(model, 2)
+    torch.testing.assert_close(model.step(obs.float()).logits, model.step(obs).logits)
 
 
 def test_guides_example_works_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,21 @@ class Catch(gymnasium.Env):
         return picture
 
 
+class Planes(Catch):
+    """Catch as seven planes of 0 and 1, which tells in `info` whether the ball was caught."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = Box(0, 1, (self.ROWS, self.COLUMNS, 7), np.bool_)
+
+    def _picture(self):
+        return np.repeat(super()._picture()[..., np.newaxis] > 0, 7, axis=2)
+
+    def step(self, action):
+        picture, reward, is_over, truncated, _ = super().step(action)
+        return picture, reward, is_over, truncated, {"is_success": reward > 0, "note": "x"}
+
+
 class Point(gymnasium.Env):
     """A point on a line, pushed left, not at all, or right; the reward is minus its distance to 0.
 
@@ -247,6 +262,7 @@ for kind in ("rgb", "rgba", "float", "int64", "channels_first", "grey", "grows",
 gymnasium.register("Guess-v0", Guess)
 gymnasium.register("Normalized-v0", lambda: NormalizeObservation(CartPoleEnv()))
 gymnasium.register("Catch-v0", Catch)
+gymnasium.register("Planes-v0", Planes)
 gymnasium.register("Point-v0", Point, max_episode_steps=100)
 gymnasium.register("LateReward-v0", LateReward)
 gymnasium.register("Ledger-v0", Ledger)
