@@ -633,7 +633,7 @@ def test_what_strangers_have_in_shared_memory_stops_nobody():
 ORDER = "\x1b]0;owned\x07\x9b2J\r"  # a terminal's new title, and an empty screen
 
 
-def test_no_text_of_a_stranger_gives_orders_to_the_terminal(tmp_path, capfd):
+def test_no_text_of_a_stranger_gives_orders_to_the_terminal(tmp_path, capfd, caplog):
     run_dir = tmp_path / f"run{ORDER}"
     path = run_dir / "checkpoints" / "latest-1.pt"
     path.parent.mkdir(parents=True)
@@ -651,7 +651,8 @@ def test_no_text_of_a_stranger_gives_orders_to_the_terminal(tmp_path, capfd):
         archive.writestr(f"{ORDER}/data.pkl", b"")
     assert enjoy.main([f"--run-dir={run_dir}"]) == 2
     own_logger("sfrl.x").warning("%s", ORDER)
-    shown = "".join(capfd.readouterr())
+    assert caplog.messages[-1] == r"\x1b]0;owned\x07\x9b2J\r"
+    shown = "".join([*capfd.readouterr(), *caplog.messages])
     assert shown.count("enjoy.py: ") == 4
     assert "\\x1b]0;owned\\x07" in shown
     assert not set("\x1b\x07\x9b\r") & set(shown)
