@@ -387,7 +387,7 @@ def _in_short(space: Space[Any]) -> str:
         f"{key!r}: {type(part).__name__}{f' {part.shape} {part.dtype}' if part.shape else ''}"
         for key, part in parts
     ]
-    return f"{type(space).__name__} ({', '.join(texts)})"[:1000]
+    return f"{type(space).__name__}({', '.join(texts)})"[:1000]
 
 
 def _advice(space: Space[Any]) -> str:
@@ -415,6 +415,9 @@ def _advice(space: Space[Any]) -> str:
 
 def _is_vector(space: Space[Any]) -> bool:
     """Whether it makes a vector; the places of a text's letters in the alphabet say nothing."""
+    if isinstance(space, Dict | Tuple):
+        parts = space.spaces.values() if isinstance(space, Dict) else space.spaces
+        return bool(parts) and all(map(_is_vector, parts))
     return space.is_np_flattenable and not isinstance(space, Text)
 
 

@@ -106,8 +106,9 @@ def caveats(env: str, spec: EnvSpec) -> list[str]:
         texts.append(
             f"{env}: the statistics of {' and '.join(spec.statistics)} are neither shared nor "
             f"saved: each copy of the environment gathers its own, and loses them with --resume "
-            f"and in enjoy.py, where scores will differ. Use gymnasium.wrappers.RescaleObservation or "
-            f"TransformObservation with fixed numbers, and for rewards --normalize-returns"
+            f"and in enjoy.py, where scores will differ. Use RescaleObservation or "
+            f"TransformObservation of gymnasium.wrappers with fixed numbers, and for rewards "
+            f"--normalize-returns"
         )
     return texts
 

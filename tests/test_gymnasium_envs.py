@@ -484,6 +484,8 @@ IMAGE = Box(0, 255, (7, 7, 3), np.uint8)
         (spaces.Tuple((Discrete(3), Discrete(2))), "FlattenObservation(env)", (5,)),
         (Discrete(5), "FlattenObservation(env)", (5,)),
         (MISSION, "of your own", None),
+        (spaces.Dict(), "of your own", None),
+        (spaces.Tuple((Discrete(3), MISSION)), "of your own", None),
     ],
 )
 def test_the_advice_for_a_space_that_is_not_supported_works_as_printed(space, names, shape):
