@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -80,9 +80,9 @@ class Args:
 def main(argv: Sequence[str]) -> int:
     """Run `enjoy.py` with these arguments; returns its exit code."""
     signals = _note_signals()
-    started_in = Path.cwd()  # an environment may go elsewhere
     with ExitStack() as stack:
         try:
+            started_in = run_folder.started_in()  # an environment may go elsewhere
             read_flags(argv, dataclasses.asdict(Args()), {}, synonyms.OF_ENJOY)
             args = parse_flags(argv, Args(), prog="enjoy.py", description=__doc__)
             args.check()
@@ -182,5 +182,6 @@ def _note_signals() -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.path.append(os.getcwd())  # for the user's modules; last, so that it hides nothing
+    with suppress(FileNotFoundError):  # of a folder that is gone, which is told of later
+        sys.path.append(os.getcwd())  # for the user's modules; last, so that it hides nothing
     leave_after(lambda: main(sys.argv[1:]))

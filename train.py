@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 
 
 def open_what_is_closed() -> None:
@@ -21,8 +22,16 @@ if __name__ == "__main__":
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: os._exit(0))
 
-    from sfrl.cli import train
-    from sfrl.leaving import leave_after
+    try:
+        from sfrl.cli import train
+        from sfrl.leaving import leave_after
+    except (ImportError, MemoryError) as error:
+        text = f"{error or type(error).__name__}"
+        sys.exit(
+            f"train.py: its packages cannot be loaded: {text}; install them (pip install -r "
+            f"requirements.txt), or raise the limit on memory (ulimit -v) if there is one"
+        )
 
-    sys.path.append(os.getcwd())  # for the user's modules; last, so that it hides nothing
+    with suppress(FileNotFoundError):  # of a folder that is gone, which is told of later
+        sys.path.append(os.getcwd())  # for the user's modules; last, so that it hides nothing
     leave_after(lambda: train(sys.argv[1:]))

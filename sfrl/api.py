@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from sfrl import limits, run_folder
 from sfrl.output import own_output
 from sfrl.settings import settle, tuned
 from sfrl.shared_memory import Stopped, unlink_segments
@@ -90,6 +91,7 @@ def prepare(
         What `settle` and `Trainer` do.
     """
     config, spec = settle(given, signals)
+    limits.check_machine(config)
     if not signals:
         with signals_to(give_up), own_output():
             config = tuned(config, given, spec)
@@ -98,7 +100,7 @@ def prepare(
 
 @contextmanager
 def only_run() -> Iterator[None]:
-    """Whatever happens in the block, it leaves no shared memory behind.
+    """Whatever happens in the block, it leaves no shared memory and no empty folder behind.
 
     Raises:
         RuntimeError: another thread of this process is in such a block. Both would write to the
@@ -112,4 +114,5 @@ def only_run() -> Iterator[None]:
         yield
     finally:
         unlink_segments()
+        run_folder.remove_empty()
         _running.release()

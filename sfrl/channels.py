@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sfrl import index_queue
 from sfrl.config import Config
 from sfrl.index_queue import IndexQueue, make_index_queue, resolve_queue_kind
 from sfrl.shared_memory import StopFlag
@@ -42,15 +43,29 @@ def make_channels(config: Config, stop: StopFlag) -> Channels:
     Once for a worker, and once for what was on its way to the one that died before it. More of the
     dead may have asked a policy worker that is stopped: then their successor waits for room.
     """
-    kind = resolve_queue_kind(config.queue)
-    workers, policies, room = config.num_workers, config.num_policy_workers, 2 * config.num_slots
-    return Channels(
-        action_requests=[
-            make_index_queue(kind, f"action-requests-{p}", workers, room, stop)
-            for p in range(policies)
-        ],
-        replies=[
-            make_index_queue(kind, f"replies-{w}", policies + 1, room, stop) for w in range(workers)
-        ],
-        trajectories=make_index_queue(kind, "trajectories", workers, room, stop),
+    kind, room = resolve_queue_kind(config.queue), _room(config)
+    requests, replies, [trajectories] = (
+        [make_index_queue(kind, name, num_producers, room, stop) for name in names]
+        for names, num_producers in _queues(config)
     )
+    return Channels(requests, replies, trajectories)
+
+
+def nbytes(config: Config) -> int:
+    """Shared memory that the queues of a run take, in bytes."""
+    kind, room = resolve_queue_kind(config.queue), _room(config)
+    return sum(len(names) * index_queue.nbytes(kind, n, room) for names, n in _queues(config))
+
+
+def _queues(config: Config) -> list[tuple[list[str], int]]:
+    """As `Channels` has them: names, and the number of producers of each."""
+    workers, policies = config.num_workers, config.num_policy_workers
+    return [
+        ([f"action-requests-{p}" for p in range(policies)], workers),
+        ([f"replies-{w}" for w in range(workers)], policies + 1),
+        (["trajectories"], workers),
+    ]
+
+
+def _room(config: Config) -> int:
+    return 2 * config.num_slots

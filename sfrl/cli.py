@@ -55,7 +55,12 @@ def train(argv: Sequence[str]) -> int:
         try:
             with own_output(last_line_follows=True) as output:
                 summary = trainer.run(output)
-        except (WorkerError, checkpoint.CheckpointError, run_folder.RunFolderError) as error:
+        except (
+            WorkerError,
+            MemoryError,  # a thread or a process that could not be started
+            checkpoint.CheckpointError,
+            run_folder.RunFolderError,
+        ) as error:
             _complain(str(error))
             return EXIT_FAILURE
         except OSError as error:

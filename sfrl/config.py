@@ -26,6 +26,9 @@ _MAX_CHARACTERS = 4096  # of a setting, in a file that may be a stranger's: the 
 _MAX_NAME = 80  # of what may be a misspelled setting
 _DEVICE = r"(cpu|cuda(:[0-9]{1,2})?)"
 MAX_INDEX = 1 << 20  # of a slot or a row: see index_queue.pack
+_MAX_COUNT = 2**53  # of an int, which is to stay exact as a float
+_MAX_SECONDS = 1e9  # 30 years
+_FLOAT32 = (2.0**-126, 3.4e38)  # what becomes neither 0 nor infinity there
 
 
 class ConfigError(ValueError):
@@ -253,6 +256,16 @@ class Config:
             "keep_checkpoints": 1,
             "max_worker_restarts": 0,
         }
+        at_most = {
+            "seed": 2**32 - 1,  # torch takes it times a million
+            "frameskip": 1000,
+            "torch_threads": 1024,  # all are started
+            "train_seconds": _MAX_SECONDS,
+            "report_seconds": _MAX_SECONDS,
+            "checkpoint_seconds": _MAX_SECONDS,
+            "env_timeout": _MAX_SECONDS,
+            "stall_timeout": _MAX_SECONDS,
+        }
         above_zero = (
             "ppo_clip",
             "reward_scale",
@@ -281,6 +294,13 @@ class Config:
                 problems.append(f"{name}={value} must be at least {at_least[name]}")
             elif name in above_zero and value <= 0:
                 problems.append(f"{name}={value} must be above 0")
+            elif name in at_most and value > at_most[name]:
+                problems.append(f"{name}={value} must be at most {at_most[name]:,.0f}")
+            elif isinstance(value, int) and value > _MAX_COUNT:
+                problems.append(f"{name}={value} must be at most 2^53={_MAX_COUNT}")
+            elif isinstance(value, float) and value and not _is_float32(value):
+                low, high = _FLOAT32
+                problems.append(f"{name}={value} must lie between {low:.3g} and {high:.3g} in size")
             elif name in between and not between[name][0] <= value <= between[name][1]:
                 low, high = between[name]
                 problems.append(f"{name}={value} must lie between {low} and {high}")
@@ -314,10 +334,18 @@ class Config:
                 f"batch_size={batch_size}"
             )
 
-        for name, value in (("rollout_length", self.rollout_length), ("num_slots", self.num_slots)):
-            if value >= MAX_INDEX:
+        slots = (
+            f"num_workers={self.num_workers} * num_splits={self.num_splits} * "
+            f"slots_per_split={self.slots_per_split}: num_slots={self.num_slots}"
+        )
+        sizes_told = {
+            f"rollout_length={self.rollout_length}": self.rollout_length,
+            slots: self.num_slots,
+        }
+        for told, size in sizes_told.items():
+            if size >= MAX_INDEX:
                 problems.append(
-                    f"{name}={value} must be below {MAX_INDEX}, what a queue's message can hold"
+                    f"{told} must be below {MAX_INDEX}, what a queue's message can hold; lower it"
                 )
 
         # With fewer slots than a training batch takes, all of them end up full, at a learner that
@@ -347,6 +375,11 @@ class Config:
 
     def _other_problems(self) -> list[str]:
         problems = []
+        if any(ord(character) < 32 for character in self.run_dir):
+            problems.append(
+                f"run_dir={self.run_dir!r} must have no control characters, such as ends of lines; "
+                f"name another folder"
+            )
         if not re.fullmatch(f"auto|{_DEVICE}", self.device):
             problems.append(f"device={self.device!r} must be auto, cpu, cuda or cuda:N")
         if not re.fullmatch(f"({_DEVICE}(,{_DEVICE})*)?", self.policy_devices):
@@ -370,10 +403,14 @@ class Config:
     def save(self, path: Path) -> None:
         """Write the file whole or, if killed meanwhile, leave the one that was there."""
         temporary = path.with_name(f"{path.name}.tmp")
-        with open_new(temporary) as file:
-            file.write((json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut may leave an empty file under the name
+        try:
+            with open_new(temporary) as file:
+                file.write((json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode())
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut may leave an empty file under the name
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         os.replace(temporary, path)
 
     @classmethod
@@ -449,6 +486,10 @@ def type_problems(values: Mapping[str, object]) -> list[str]:
 def nearest_settings(name: str) -> list[str]:
     """At most three that are spelled like it."""
     return difflib.get_close_matches(name[:_MAX_NAME], DEFAULTS, n=3, cutoff=0.5)
+
+
+def _is_float32(value: float) -> bool:
+    return _FLOAT32[0] <= abs(value) <= _FLOAT32[1]
 
 
 def _nearest_multiple(value: int, unit: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from envs.logs import own_logger
 from sfrl import checkpoint
 from sfrl.index_queue import LockFreeQueue
-from sfrl.limits import gpu_shortage_explained
+from sfrl.limits import memory_shortage_explained
 from sfrl.process import (
     STOP_SIGNALS,
     CheckpointRequest,
@@ -480,12 +480,12 @@ def _learner_body(
     requests: Mailbox[CheckpointRequest],
     resume_path: str | None,
 ) -> None:
-    with gpu_shortage_explained(shared.config):
+    with memory_shortage_explained(shared.config):
         worker_loop(make_learner(shared, reports, requests, resume_path), shared.stop)
 
 
 def _policy_body(shared: Shared, index: int) -> None:
-    with gpu_shortage_explained(shared.config):
+    with memory_shortage_explained(shared.config):
         worker_loop(make_policy_worker(shared, index), shared.stop)
 
 

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -72,7 +71,7 @@ def describe(
         return envs.describe(env, frameskip)
     receiver, sender = Pipe(duplex=False)
     # What it prints goes into a file, which never waits for a reader. The workers print it again.
-    with receiver, tempfile.TemporaryFile() as printed:
+    with receiver, os.fdopen(os.memfd_create("printed"), "w+b") as printed:
         with sender:  # the child's alone: its end is then the end of the pipe
             child = _start(env, sender, printed)
         try:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.logs import own_logger
-from sfrl.shared_memory import SharedArray, StopFlag, Stopped
+from sfrl.shared_memory import Field, SharedArray, StopFlag, Stopped, segment_bytes
 
 try:
     from sfrl._index_queue import RingQueue, memory_bytes
@@ -135,10 +135,12 @@ class LockFreeQueue:
         self.capacity = capacity
         self._stop = stop
         self._spin_us = spin_us
-        self._memory = memory or SharedArray(
-            f"queue-{name}", (memory_bytes(num_producers, capacity) // 8,), np.uint64
-        )
+        self._memory = memory or SharedArray(f"queue-{name}", *self.field(num_producers, capacity))
         self._rings = RingQueue(self._memory.array, num_producers, capacity, stop.word, spin_us)
+
+    @staticmethod
+    def field(num_producers: int, capacity: int) -> Field:
+        return (memory_bytes(num_producers, capacity) // 8,), np.uint64
 
     def __reduce__(self) -> tuple[type[LockFreeQueue], tuple[object, ...]]:
         # The memory crosses by name; the extension object is made anew over it.
@@ -195,11 +197,20 @@ class FasterFifoQueue:
         self.capacity = capacity
         self._stop = stop
         self._fifo: faster_fifo.Queue = faster_fifo.Queue(
-            max_size_bytes=num_producers * capacity * self._BYTES_PER_MESSAGE,
+            max_size_bytes=self._max_bytes(num_producers, capacity),
             dumps=_to_bytes,
             loads=_from_bytes,
         )
         self._received: deque[int] = deque()  # the consumer's: taken out of the fifo by `wait`
+
+    @classmethod
+    def _max_bytes(cls, num_producers: int, capacity: int) -> int:
+        return num_producers * capacity * cls._BYTES_PER_MESSAGE
+
+    @classmethod
+    def field(cls, num_producers: int, capacity: int) -> Field:
+        """Of multiprocessing's heap, which may take twice as much."""
+        return (2 * cls._max_bytes(num_producers, capacity),), np.uint8
 
     def put(self, message: int, producer: int = 0) -> None:
         self._put([message], producer)
@@ -292,10 +303,21 @@ def make_index_queue(
     `spin_us` is how long a lock-free `wait` looks before it sleeps: for machines with cores to
     spare; with few it takes the core from the producer it waits for.
     """
-    capacity = 1 << (capacity - 1).bit_length()  # what the rings need; the next power of two
+    capacity = _rounded(capacity)
     if kind == "lock-free":
         return LockFreeQueue(name, num_producers, capacity, stop, spin_us)
     return FasterFifoQueue(name, num_producers, capacity, stop)
+
+
+def nbytes(kind: QueueKind, num_producers: int, capacity: int) -> int:
+    """Shared memory that such a queue takes, in bytes."""
+    queue = LockFreeQueue if kind == "lock-free" else FasterFifoQueue
+    return segment_bytes(queue.field(num_producers, _rounded(capacity)))
+
+
+def _rounded(capacity: int) -> int:
+    """What the rings need: the next power of two."""
+    return 1 << (capacity - 1).bit_length()
 
 
 def _full_text(name: str, capacity: int, producer: int) -> str:

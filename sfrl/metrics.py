@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.gymnasium_envs import INFO_NAME, MAX_INFO
-from sfrl.run_folder import open_new, open_to_append, reopened_to_append
+from sfrl.run_folder import is_at, open_new, open_to_append, reopened_to_append
 from sfrl.timing import COMPONENT_STAGES, is_waiting, shares
 
 EPISODE_WINDOW = 100  # the score is the mean of this many episodes, as in the literature
@@ -314,7 +314,11 @@ class MetricsWriter:
         self._lines = GrowingFile(lines_path, separator=b"\n", is_ours=is_ours)
         self._make_writer = record_writer.RecordWriter
         self._run_dir = run_dir
-        self._begin_events(self._new_events_file())
+        try:
+            self._begin_events(self._new_events_file())
+        except OSError:
+            self._lines.close()
+            raise
         if resume_frames is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             # TensorBoard hides the events of this step and later that came before this one.
@@ -327,7 +331,11 @@ class MetricsWriter:
     def _begin_events(self, file: "GrowingFile") -> None:
         # TensorBoard's own writer has a thread, which dies of a full disk.
         self._events_file, self._events = file, self._make_writer(file)
-        self._add_event(None, file_version="brain.Event:2")
+        try:
+            self._add_event(None, file_version="brain.Event:2")
+        except OSError:
+            file.close()
+            raise
 
     def write(self, record: Record, policy_lag_counts: Sequence[int] | None = None) -> None:
         """Append one record. Files that were deleted come back with what they held.
@@ -363,6 +371,11 @@ class MetricsWriter:
             histogram = self._lag_histogram(policy_lag_counts)
             values.append(self._summary.Value(tag="run/policy_lag", histo=histogram))
         self._add_event(step, summary=self._summary(value=values))
+
+    def discard(self) -> None:
+        """Remove what it has written."""
+        self._lines.remove()
+        self._events_file.remove()
 
     def close(self) -> None:
         self._lines.close()
@@ -461,7 +474,14 @@ class GrowingFile:
         self._file.seek(start)
         return start + self._file.read(_MAX_LINE).rfind(self._separator) + len(self._separator)
 
+    def remove(self) -> None:
+        if is_at(self._path, self._file.fileno()):
+            self._path.unlink()
+
     def close(self) -> None:
+        """A file without one whole record is removed."""
+        if self._size == 0:
+            self.remove()
         self._file.close()
 
 

@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
+from sfrl.shared_memory import ShortageError
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -65,7 +67,7 @@ class BackgroundWriter(io.BufferedIOBase):
         self._fd = None if descriptor is None else os.dup(descriptor)
         self._file = file
         self._thread = threading.Thread(target=self._work, name="output", daemon=True)
-        self._thread.start()
+        _start(self._thread)
 
     def write(self, data: ReadableBuffer) -> int:
         """Raises BlockingIOError if too much waits already; then all of `data` is lost."""
@@ -180,9 +182,9 @@ def own_output(*, last_line_follows: bool = False) -> Iterator[Output]:
         sources.append(_Source(descriptor, writer, file.encoding or "utf-8"))
     end = os.eventfd(0)
     thread = threading.Thread(target=_pass_on, args=(output, sources, end), daemon=True)
-    thread.start()
     timeout_s: float | None = _LAST_LINES_S
     try:
+        _start(thread)
         yield output
         timeout_s = None if last_line_follows else _LAST_LINES_S
     finally:
@@ -191,10 +193,22 @@ def own_output(*, last_line_follows: bool = False) -> Iterator[Output]:
             os.dup2(original, descriptor)
             os.close(original)
         os.eventfd_write(end, 1)
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
         os.close(end)
         out.finish(timeout_s)
         err.finish(_LAST_LINES_S)
+
+
+def _start(thread: threading.Thread) -> None:
+    """Raises ShortageError if there is no room for one more."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise ShortageError(
+            f"a thread could not be started: {error}; the machine may be at its limit of "
+            f"processes (ulimit -u) or out of memory"
+        ) from error
 
 
 def _are_one_file(first: TextIO, second: TextIO) -> bool:

@@ -27,7 +27,7 @@ from envs.forks import end_if_forked, notice_forks
 from envs.logs import logging_to
 from sfrl.leaving import leave
 from sfrl.metrics import MetricsState
-from sfrl.shared_memory import SharedArray, StopFlag, Stopped
+from sfrl.shared_memory import Field, SharedArray, ShortageError, StopFlag, Stopped
 
 WAIT_TIMEOUT_S = 0.5
 DELIVERY_TIMEOUT_S = 1.0
@@ -107,11 +107,13 @@ class Mailbox(Generic[M]):
     wait. Some hundreds of small ones fit; one of more than `_MAX_MESSAGE_BYTES` never does.
     """
 
+    FIELD: Field = ((1,), np.int64)
+
     def __init__(self) -> None:
         self._receiver, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAILBOX_BYTES)
         self._receiver.setblocking(False)
-        self._dropped = SharedArray("dropped-messages", (1,), np.int64)
+        self._dropped = SharedArray("dropped-messages", *self.FIELD)
 
     @property
     def dropped(self) -> int:
@@ -214,7 +216,9 @@ def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> 
             pass
         except BaseException as error:  # that of an environment may be of any kind
             end_if_forked(error)
-            text = traceback.format_exc()[-_MAX_TEXT:]
+            # A shortage is of the machine: who reads of it needs no place in our code.
+            is_told = isinstance(error, ShortageError)
+            text = str(error) if is_told else traceback.format_exc()[-_MAX_TEXT:]
             failure = Failure(text, ends_run=isinstance(error, NonFiniteError))
             try:
                 reports.put(failure, DELIVERY_TIMEOUT_S)

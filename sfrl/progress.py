@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfrl.config import Config
-from sfrl.shared_memory import SharedArray
+from sfrl.shared_memory import Field, SharedArray, segment_bytes
 
 _MAX_STAGES = 8
 _COUNTS = ("env_steps", "begun_steps", "learned_steps", "restarts")
@@ -34,45 +34,28 @@ class Progress:
 
     def __init__(self, config: Config, frameskip: int) -> None:
         self.frameskip = frameskip
-        slots, workers = config.num_slots, config.num_workers
-        num_components = workers + config.num_policy_workers + 1
-        self._env_steps = SharedArray("env-steps", (slots + 1,), np.int64)
-        self._begun_steps = SharedArray("begun-steps", (slots,), np.int64)
-        self._learned_steps = SharedArray("learned-steps", (slots,), np.int64)
-        self._stepping = SharedArray("stepping", (workers, config.num_splits), np.int64)
-        self._restarts = SharedArray("restarts", (workers,), np.int64)
-        self._learner = SharedArray("learner-steps", (1,), np.int64)
-        self._saving = SharedArray("saving", (1,), np.int64)
-        self._stages = SharedArray("stage-seconds", (num_components, _MAX_STAGES), np.float64)
+        self._segments = {name: SharedArray(name, *f) for name, f in _fields(config).items()}
+        self._bind()
         self.stepping[:] = -1
+
+    def _bind(self) -> None:
+        # SharedArray.array is NDArray[Any]: the dtypes below are those of `_fields`.
+        self.env_steps: NDArray[np.int64] = self._segments["env-steps"].array
+        self.begun_steps: NDArray[np.int64] = self._segments["begun-steps"].array
+        self.learned_steps: NDArray[np.int64] = self._segments["learned-steps"].array
+        self.stepping: NDArray[np.int64] = self._segments["stepping"].array
+        self.restarts: NDArray[np.int64] = self._segments["restarts"].array
+        self._learner: NDArray[np.int64] = self._segments["learner-steps"].array
+        self._saving: NDArray[np.int64] = self._segments["saving"].array
+        self._stages: NDArray[np.float64] = self._segments["stage-seconds"].array
 
     @property
     def total_env_steps(self) -> int:
-        return int(self._env_steps.array.sum())
+        return int(self.env_steps.sum())
 
     @property
     def env_frames(self) -> int:
         return self.total_env_steps * self.frameskip
-
-    @property
-    def env_steps(self) -> NDArray[np.int64]:
-        return self._env_steps.array
-
-    @property
-    def begun_steps(self) -> NDArray[np.int64]:
-        return self._begun_steps.array
-
-    @property
-    def learned_steps(self) -> NDArray[np.int64]:
-        return self._learned_steps.array
-
-    @property
-    def stepping(self) -> NDArray[np.int64]:
-        return self._stepping.array
-
-    @property
-    def restarts(self) -> NDArray[np.int64]:
-        return self._restarts.array
 
     def discarded_steps(self, is_filled: NDArray[np.bool_]) -> int:
         """Decisions of this start that were lost with a worker, half a trajectory at most each.
@@ -85,24 +68,24 @@ class Progress:
 
     @property
     def learner_steps(self) -> int:
-        return int(self._learner.array[0])
+        return int(self._learner[0])
 
     @learner_steps.setter
     def learner_steps(self, value: int) -> None:
-        self._learner.array[0] = value
+        self._learner[0] = value
 
     @property
     def is_saving(self) -> bool:
         """Whether the learner writes a checkpoint, which takes as long as the disk does."""
-        return bool(self._saving.array[0])
+        return bool(self._saving[0])
 
     @is_saving.setter
     def is_saving(self, value: bool) -> None:
-        self._saving.array[0] = value
+        self._saving[0] = value
 
     def stage_seconds(self, component: int | slice, stages: Sequence[str]) -> NDArray[np.float64]:
         """[len(stages)], the row of one component, which alone writes it; a slice gives more."""
-        return self._stages.array[component, : len(stages)]
+        return self._stages[component, : len(stages)]
 
     def state(self) -> dict[str, NDArray[np.int64]]:
         """The counts of slots; not the times, which go on by the clock."""
@@ -114,18 +97,36 @@ class Progress:
 
     def laps(self, component: int) -> NDArray[np.float64]:
         """All times of one component: they change with every lap of its timer."""
-        laps: NDArray[np.float64] = self._stages.array[component]
+        laps: NDArray[np.float64] = self._stages[component]
         return laps
 
     def unlink(self) -> None:
-        for segment in (
-            self._env_steps,
-            self._begun_steps,
-            self._learned_steps,
-            self._stepping,
-            self._restarts,
-            self._learner,
-            self._saving,
-            self._stages,
-        ):
+        for segment in self._segments.values():
             segment.unlink()
+
+    def __getstate__(self) -> tuple[int, dict[str, SharedArray]]:
+        return self.frameskip, self._segments
+
+    def __setstate__(self, state: tuple[int, dict[str, SharedArray]]) -> None:
+        self.frameskip, self._segments = state
+        self._bind()
+
+
+def nbytes(config: Config) -> int:
+    """Shared memory that the counters of a run take, in bytes."""
+    return segment_bytes(*_fields(config).values())
+
+
+def _fields(config: Config) -> dict[str, Field]:
+    slots, workers = config.num_slots, config.num_workers
+    num_components = workers + config.num_policy_workers + 1
+    return {
+        "env-steps": ((slots + 1,), np.int64),
+        "begun-steps": ((slots,), np.int64),
+        "learned-steps": ((slots,), np.int64),
+        "stepping": ((workers, config.num_splits), np.int64),
+        "restarts": ((workers,), np.int64),
+        "learner-steps": ((1,), np.int64),
+        "saving": ((1,), np.int64),
+        "stage-seconds": ((num_components, _MAX_STAGES), np.float64),
+    }

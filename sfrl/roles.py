@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from envs import EnvSpec
 from envs.logs import own_logger
-from sfrl import checkpoint
+from sfrl import channels, checkpoint, progress, trajectory_buffer, weights
 from sfrl.channels import Channels, make_channels
 from sfrl.config import Config
+from sfrl.model_size import model_size
 from sfrl.process import CheckpointRequest, Mailbox, Report
 from sfrl.progress import Progress
-from sfrl.shared_memory import StopFlag
+from sfrl.shared_memory import StopFlag, segment_bytes
 from sfrl.trajectory_buffer import TrajectoryBuffer, slot_spec
 from sfrl.weights import Weights
 
@@ -60,6 +61,27 @@ def make_shared(config: Config, spec: EnvSpec) -> Shared:
         make_channels(config, stop),
         Weights(),
         Progress(config, spec.frameskip),
+    )
+
+
+class SharedBytes(NamedTuple):
+    """Shared memory that a run takes, in bytes."""
+
+    trajectories: int
+    weights: int
+    others: int
+
+
+def shared_bytes(config: Config, spec: EnvSpec) -> SharedBytes:
+    """Of all that `make_shared`, the crew and the learner allocate."""
+    num_mailboxes = config.num_workers + config.num_policy_workers + 2  # requests go the other way
+    return SharedBytes(
+        trajectory_buffer.nbytes(config.num_slots, slot_spec(config, spec)),
+        weights.nbytes(model_size(config, spec)),
+        segment_bytes(StopFlag.FIELD)
+        + channels.nbytes(config)
+        + progress.nbytes(config)
+        + num_mailboxes * segment_bytes(Mailbox.FIELD),
     )
 
 

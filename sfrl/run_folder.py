@@ -7,10 +7,15 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+UNTRAINED = "nothing was learned: a new run may begin in this folder"
+"""How the log of a run ends that leaves nothing else."""
+
+_MAX_LINE = 4096
 _FILES = ("config.json", "log.txt", "metrics.jsonl", "best.pt")  # and event files, `latest-*.pt`
 
 
@@ -19,6 +24,60 @@ class RunFolderError(ValueError):
 
 
 _locks: set[int] = set()  # descriptors with a lock, of this process
+_made: list[Path] = []  # folders that this process has made
+
+
+def started_in() -> Path:
+    """The working folder. Raises RunFolderError if it has been deleted."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"the folder where this was started is gone ({error.strerror}), and the processes of a "
+            f"run start in it; change to one that is there"
+        ) from error
+
+
+def make(run_dir: Path) -> None:
+    """A new folder. `remove_empty` removes it if nothing comes into it.
+
+    Raises:
+        FileExistsError: there is one.
+        RunFolderError: it cannot be made.
+    """
+    with problems_told(run_dir):
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir()
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise RunFolderError(_cannot_write(run_dir, error)) from error
+    _made.append(run_dir)
+
+
+def remove_empty() -> None:
+    """Those that `make` has made and nobody has used."""
+    while _made:
+        with suppress(OSError):  # there is something in it, or it is gone
+            _made.pop().rmdir()
+
+
+@contextmanager
+def problems_told(run_dir: Path) -> Iterator[None]:
+    """Raises RunFolderError, with the reason and a remedy, for an OSError in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(_cannot_write(run_dir, error)) from error
+
+
+def _cannot_write(run_dir: Path, error: OSError) -> str:
+    remedy = "name a folder of your own with --run-dir"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        remedy = "make room there (or raise ulimit -f), or name a folder elsewhere with --run-dir"
+    place = f" ({error.filename})" if error.filename else ""
+    return f"run_dir={run_dir} cannot be written: {error.strerror}{place}; {remedy}"
 
 
 def lock(run_dir: Path) -> int:
@@ -86,7 +145,7 @@ def check_new(run_dir: Path) -> None:
     """
     check(run_dir)
     found = sorted(entry.name for entry in _entries(run_dir) if _is_of_a_run(entry.name))
-    if not found:
+    if not found or (found == ["log.txt"] and _has_ended_untrained(run_dir / "log.txt")):
         return
     checkpoints = sorted(p for p in (run_dir / "checkpoints").glob("*.pt") if p.is_file())
     if any(path.name.startswith("latest-") for path in checkpoints):
@@ -96,6 +155,12 @@ def check_new(run_dir: Path) -> None:
     else:
         remedy = f"it has no checkpoint yet: delete its {', '.join(found)}, or name another folder"
     raise RunFolderError(f"run_dir={run_dir} already holds a run; {remedy}")
+
+
+def _has_ended_untrained(log: Path) -> bool:
+    with problems_told(log.parent), log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _MAX_LINE))
+        return file.read().endswith(f" {UNTRAINED}\n".encode())
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

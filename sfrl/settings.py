@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import envs
-from sfrl import checkpoint, run_folder
+from sfrl import checkpoint, limits, run_folder
 from sfrl.config import Config, ConfigError, type_problems
 from sfrl.defaults import defaults_for, resolve
 from sfrl.description import describe
@@ -42,7 +44,8 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
     """
     if problems := type_problems(given):
         raise ConfigError("\n".join(problems))
-    runs = RUNS.absolute()  # here: the user's code, which `model` imports, may go elsewhere
+    # Here: the user's code, which `model` imports, may go elsewhere.
+    runs = run_folder.started_in() / RUNS
     try:
         defaults, spec = defaults_of(given, signals)
     except envs.UnknownEnvError as error:
@@ -60,7 +63,7 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
     if problems:
         raise ConfigError("\n".join(problems))
     if config.run_dir:
-        config = dataclasses.replace(config, run_dir=str(Path(config.run_dir).absolute()))
+        config = dataclasses.replace(config, run_dir=str(_absolute(config.run_dir)))
     config = resolve(config, spec)
     if config.resume:
         _check_resumable(defaults, config)
@@ -88,21 +91,46 @@ def defaults_of(
 
 
 def tuned(config: Config, given: Mapping[str, Any], spec: envs.EnvSpec) -> Config:
-    """`config` as the tuner arranges it for this machine; what is given stays."""
-    if config.tune == "off" or config.serial or config.resume:
+    """`config` as it suits this machine; what is given stays.
+
+    The tuner arranges it, if it is to; and it is made to fit into shared memory.
+    """
+    if config.resume:
         return config
-    return tune(config, given, spec)
+    if config.tune != "off" and not config.serial:
+        config = tune(config, given, spec)
+    config, change = limits.fitted(config, given, spec)
+    if change:
+        print(f"sfrl: {change}", file=sys.stderr)
+    return config
 
 
 def _saved_settings(given: Mapping[str, Any]) -> Config:
     """Those of the run that is to go on. A time limit was that of its earlier start alone."""
     if given.get("run_dir"):
         run_dir = Path(given["run_dir"])
+        if given["run_dir"].startswith("~"):
+            run_dir = _absolute(given["run_dir"])
     else:
         run_dir = checkpoint.newest_run(RUNS, given.get("env"))
     run_folder.check(run_dir)
     saved = checkpoint.saved_config(run_dir)
     return dataclasses.replace(saved, run_dir=str(run_dir), train_seconds=0.0)
+
+
+def _absolute(run_dir: str) -> Path:
+    """With the home folder for `~`, which shells leave as it is within --run-dir=~/x.
+
+    Raises:
+        ConfigError: this user has none.
+    """
+    expanded = os.path.expanduser(run_dir)
+    if expanded.startswith("~") or (run_dir.startswith("~") and not os.path.isabs(expanded)):
+        raise ConfigError(
+            f"run_dir={run_dir} begins with ~, and there is no such home folder (HOME); name the "
+            f"folder in full, or as ./{run_dir} if that is its name"
+        )
+    return Path(expanded).absolute()
 
 
 def _check_resumable(saved: Config, config: Config) -> None:
@@ -128,7 +156,7 @@ def _with_run_dir(config: Config, runs: Path) -> Config:
     run_dir, number = runs / name, 2
     while True:
         try:
-            run_dir.mkdir(parents=True)  # here, so that it is ours: runs may start together
+            run_folder.make(run_dir)  # here, so that it is ours: runs may start together
         except FileExistsError:
             run_dir, number = runs / f"{name}~{number}", number + 1
         else:

@@ -11,11 +11,13 @@ it has gone.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import math
 import mmap
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,12 +29,17 @@ from numpy.typing import DTypeLike, NDArray
 
 SHM_DIR = Path("/dev/shm")
 MIB = 1024 * 1024
+Field = tuple[tuple[int, ...], DTypeLike]  # the shape of a segment, and what is in it
 _segment_numbers: Iterator[int] = itertools.count()
 _own_folder: tuple[Path, int] | None = None  # of this process, and the descriptor with its lock
 
 
 class Stopped(Exception):
     """The run is stopping: raised out of every blocking call, caught by the process loop alone."""
+
+
+class ShortageError(MemoryError):
+    """The machine lacks something that the run needs; the text has both numbers and the remedy."""
 
 
 class SharedArray:
@@ -42,7 +49,7 @@ class SharedArray:
         array: the view, [*shape] of `dtype`; the same memory in every process.
 
     Raises:
-        MemoryError: /dev/shm has less room than the array needs.
+        ShortageError: /dev/shm has less room than the array needs.
     """
 
     def __init__(
@@ -62,7 +69,14 @@ class SharedArray:
             os.posix_fallocate(fd, 0, num_bytes)
         except OSError as error:
             self.unlink()
-            raise MemoryError(_shortage_text(num_bytes, f"segment {self.path.name}")) from error
+            what = f"segment {self.path.name}"
+            if error.errno == errno.EFBIG:
+                limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+                raise ShortageError(
+                    f"{what} needs a file of {num_bytes} bytes in {SHM_DIR}, and the limit on "
+                    f"files is {limit} (ulimit -f); raise it"
+                ) from error
+            raise ShortageError(_shortage_text(num_bytes, what)) from error
         finally:
             os.close(fd)
 
@@ -90,8 +104,10 @@ class StopFlag:
         word: uint32 [1]; not 0 once the run is stopping.
     """
 
+    FIELD: Field = ((1,), np.uint32)
+
     def __init__(self) -> None:
-        self._shared = SharedArray("stop", (1,), np.uint32)
+        self._shared = SharedArray("stop", *self.FIELD)
 
     @property
     def word(self) -> NDArray[np.uint32]:
@@ -119,7 +135,10 @@ def segment_path(name: str) -> Path:
 def _make_folder() -> tuple[Path, int]:
     """A new folder, which only this user may enter, and the descriptor that holds its lock."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f"sfrl-{os.getpid()}-", dir=SHM_DIR))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"sfrl-{os.getpid()}-", dir=SHM_DIR))
+        except OSError as error:
+            raise ShortageError(_unusable_text(error.strerror)) from error
         try:
             descriptor = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:  # another process's sweep was faster
@@ -149,20 +168,35 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
+def segment_bytes(*fields: Field) -> int:
+    """What segments of these take in /dev/shm, which gives whole pages."""
+    sizes = [max(math.prod(shape) * np.dtype(dtype).itemsize, 1) for shape, dtype in fields]
+    return sum(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes)
+
+
 def shm_shortage(needed_bytes: int, what: str) -> str | None:
     """What to tell the user if /dev/shm has no room for `needed_bytes` of `what`, else None."""
-    if needed_bytes <= shutil.disk_usage(SHM_DIR).free:
-        return None
-    return _shortage_text(needed_bytes, what)
+    if not os.access(SHM_DIR, os.W_OK | os.X_OK):
+        return _unusable_text("it cannot be written" if SHM_DIR.is_dir() else "it is missing")
+    free = shutil.disk_usage(SHM_DIR).free
+    return None if needed_bytes <= free else _shortage_text(needed_bytes, what)
 
 
 def _shortage_text(needed_bytes: int, what: str) -> str:
     available = shutil.disk_usage(SHM_DIR).free
+    needed = f"{math.ceil(needed_bytes / MIB)}"
     return (
-        f"{what} needs {needed_bytes / MIB:.0f} MiB of shared memory, but {SHM_DIR} has "
+        f"{what} needs {needed} MiB of shared memory, but {SHM_DIR} has "
         f"{available / MIB:.0f} MiB available; lower --num-workers, --envs-per-worker or "
-        f"--rollout-length, or enlarge it (mount -o remount,size=8G {SHM_DIR}; "
-        f"in a container --shm-size=8g)"
+        f"--rollout-length, or enlarge it to {needed}m at least (mount -o remount,size=8g "
+        f"{SHM_DIR}; in a container --shm-size=8g)"
+    )
+
+
+def _unusable_text(why: str | None) -> str:
+    return (
+        f"{SHM_DIR}, where the processes of a run share memory, cannot be used: {why}; mount it, "
+        f"writable (mount -t tmpfs -o mode=1777 tmpfs {SHM_DIR})"
     )
 
 

@@ -11,9 +11,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -145,8 +146,7 @@ class Trainer:
         atexit.register(unlink_segments)  # however this process ends, but for SIGKILL
         for name in sweep_stale_segments():
             log.warning("removed %s, which a dead run had left in shared memory", name)
-        if not config.serial:
-            limits.check(config, spec)
+        limits.check(config, spec)
         shared = make_shared(config, spec)
         if self.resumed is not None:
             progress = shared.progress
@@ -169,17 +169,21 @@ class Trainer:
         Raises:
             crew.WorkerError: a component failed. A checkpoint was written first if the learner was
                 still there to do it; or the last checkpoint could not be written.
-            run_folder.RunFolderError: another run is, or has been, in the folder.
+            run_folder.RunFolderError: another run is, or has been, in the folder; or it cannot be
+                written.
         """
         config = self.config
         output = output or Output(sys.stdout, sys.stderr)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
         if not config.resume:
-            self._lock_folder()
+            with suppress(FileExistsError):
+                run_folder.make(self.run_dir)
+            with run_folder.problems_told(self.run_dir):
+                self._lock_folder()
             run_folder.check_new(self.run_dir)
         resume_frames = self._first_frame if self.resumed else None
         resume_path = str(self.resumed.path) if self.resumed else None
         with ExitStack() as stack:
+            stack.callback(run_folder.remove_empty)
             stack.callback(lambda: self._unlock_folder())  # the one of then
             stack.callback(unlink_segments)
             stack.enter_context(signals_to(self._note_signal))
@@ -196,10 +200,16 @@ class Trainer:
             if isinstance(display, PanelDisplay):
                 output.show = display.show
                 stack.callback(setattr, output, "show", None)
-            stack.enter_context(_logging_to(self.run_dir / "log.txt", display, self._owns_folder))
-            writer = stack.enter_context(
-                MetricsWriter(self.run_dir, resume_frames=resume_frames, is_ours=self._owns_folder)
-            )
+            with run_folder.problems_told(self.run_dir):
+                log_file = stack.enter_context(
+                    _logging_to(self.run_dir / "log.txt", display, self._owns_folder)
+                )
+                writer = stack.enter_context(
+                    MetricsWriter(
+                        self.run_dir, resume_frames=resume_frames, is_ours=self._owns_folder
+                    )
+                )
+            stack.enter_context(self._folder_left_in_order(log_file, writer))
             log.info("training %s in %s", config.env, self.run_dir)
             for text in [*self._caveats, *slower_than_need_be(config)]:
                 log.warning("%s", text)
@@ -210,16 +220,44 @@ class Trainer:
                 )
             if resume_path:
                 log.info("going on from %s", resume_path)
+            if not config.resume:
+                self._save_config()
             try:
                 self.crew.start(resume_path)
-                config.save(self.run_dir / "config.json")  # not of what cannot start
+                if config.resume:
+                    self._save_config()  # not of what cannot start
                 self._supervise(display, writer)
             finally:
                 failures = self._stop()
                 self._report(display, writer)
-        if failures:
-            raise WorkerError("\n".join(failures))
+            if failures:
+                raise WorkerError("\n".join(failures))
         return self._summary()
+
+    def _save_config(self) -> None:
+        with run_folder.problems_told(self.run_dir):
+            self.config.save(self.run_dir / "config.json")
+
+    @contextmanager
+    def _folder_left_in_order(self, log_file: _LogFile, writer: MetricsWriter) -> Iterator[None]:
+        """The log has the reason of a failure. A run that has learned nothing leaves that alone."""
+        try:
+            yield
+        finally:
+            error = sys.exception()
+            if error is not None:
+                log_file.note(f"the run failed: {_reason(error)}")
+            if self._has_learned_nothing() and self._owns_folder():
+                with suppress(OSError):  # somebody has changed the folder meanwhile, or its disk
+                    writer.discard()
+                    config_path = self.run_dir / "config.json"
+                    if config_path.exists() and Config.load(config_path) == self.config:
+                        config_path.unlink()
+                    log_file.note(run_folder.UNTRAINED)
+
+    def _has_learned_nothing(self) -> bool:
+        is_new = not self.config.resume and self.shared.progress.learner_steps == 0
+        return is_new and not any((self.run_dir / "checkpoints").glob("*"))
 
     def _lock_folder(self) -> None:
         folder = run_folder.lock(self.run_dir)
@@ -473,14 +511,21 @@ def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def _reason(error: BaseException) -> str:
+    """Of a fault in the trainer itself with its place, as Python tells it."""
+    if isinstance(error, (WorkerError, checkpoint.CheckpointError, ValueError, OSError)):
+        return str(error)
+    return "".join(traceback.format_exception(error))
+
+
 @contextmanager
-def _logging_to(path: Path, display: Display, is_ours: Callable[[], bool]) -> Iterator[None]:
+def _logging_to(path: Path, display: Display, is_ours: Callable[[], bool]) -> Iterator[_LogFile]:
     """Log lines go to the run's log file and to the terminal while the run lasts."""
     file_handler = _LogFile(path, is_ours)
     file_handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     try:
         with logging_to(file_handler, display.log_handler):
-            yield
+            yield file_handler
     finally:
         file_handler.close()
 
@@ -504,6 +549,14 @@ class _LogFile(logging.Handler):
         except Exception:  # as logging's own handlers do: a faulty line must not end the run
             self.handleError(record)
 
+    def note(self, text: str) -> None:
+        """A line for this file alone."""
+        self.handle(logging.makeLogRecord({"msg": text}))
+
     def close(self) -> None:
+        """If nothing could be written no file is left."""
+        descriptor = self._file.fileno()
+        if os.fstat(descriptor).st_size == 0 and run_folder.is_at(self._path, descriptor):
+            self._path.unlink()
         self._file.close()
         super().close()

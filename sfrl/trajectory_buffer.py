@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from envs import EnvSpec
 from sfrl.config import Config
 from sfrl.index_queue import Message, pack, unpack
-from sfrl.shared_memory import SharedArray, shm_shortage
+from sfrl.shared_memory import Field, SharedArray, segment_bytes
 
 
 class Owner(IntEnum):
@@ -80,7 +79,7 @@ class TrajectoryBuffer:
 
     Raises:
         ValueError: a size is below 1 (`state_size`: below 0).
-        MemoryError: /dev/shm has less room than `nbytes`; the text gives both in MiB.
+        ShortageError: /dev/shm has less room than `nbytes`.
     """
 
     def __init__(self, num_slots: int, spec: SlotSpec, *, debug: bool = False) -> None:
@@ -90,8 +89,6 @@ class TrajectoryBuffer:
         self.spec = spec
         self.debug = debug
         fields = _fields(num_slots, spec)
-        if shortage := shm_shortage(nbytes(num_slots, spec), "the trajectory buffer"):
-            raise MemoryError(shortage)
         self._segments = {name: SharedArray(name, *fields[name]) for name in fields}
         self._bind()
         if debug:
@@ -195,13 +192,10 @@ _POISONED = ("obs", "actions", "log_probs", "values", "rewards", "policy_version
 
 def nbytes(num_slots: int, spec: SlotSpec) -> int:
     """Shared memory that a buffer of these sizes takes, in bytes."""
-    return sum(
-        math.prod(shape) * np.dtype(dtype).itemsize
-        for shape, dtype in _fields(num_slots, spec).values()
-    )
+    return segment_bytes(*_fields(num_slots, spec).values())
 
 
-def _fields(num_slots: int, spec: SlotSpec) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+def _fields(num_slots: int, spec: SlotSpec) -> dict[str, Field]:
     step = (num_slots, spec.rollout_length, spec.num_envs)
     row = (num_slots, spec.rollout_length + 1, spec.num_envs)
     return {

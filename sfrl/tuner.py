@@ -26,9 +26,9 @@ from sfrl import measure
 from sfrl.config import Config, ConfigError
 from sfrl.defaults import available_cores, available_memory, usable_cores
 from sfrl.machine import machine
+from sfrl.roles import shared_bytes
 from sfrl.shared_memory import shm_shortage
 from sfrl.throughput import Costs, Rates, predict
-from sfrl.trajectory_buffer import nbytes, slot_spec
 
 TIME_LIMIT_S = 20  # of the whole measurement
 
@@ -168,9 +168,9 @@ def _count(number: int, thing: str) -> str:
 
 
 def _fits_memory(config: Config, spec: EnvSpec) -> bool:
-    buffer = nbytes(config.num_slots, slot_spec(config, spec))
+    shared = sum(shared_bytes(config, spec))
     others = config.num_workers * _ROLLOUT_BYTES + (config.num_policy_workers + 1) * _NETWORK_BYTES
-    return not shm_shortage(buffer, "") and buffer + others < available_memory()
+    return not shm_shortage(shared, "") and shared + others < available_memory()
 
 
 # --- the measurement ---
@@ -288,9 +288,12 @@ def _say(text: str) -> None:
     print(printable(f"sfrl: {text}"), file=sys.stderr)
 
 
-def cache_path() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root, "sfrl", "tuning.json")
+def cache_path() -> Path | None:
+    """None: this user has no folder of his own, as in a container without HOME."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(root):  # as the standard says
+        root = os.path.expanduser("~/.cache")
+    return Path(root, "sfrl", "tuning.json") if os.path.isabs(root) else None
 
 
 def cache_key(config: Config, cores: float) -> str:
@@ -302,15 +305,18 @@ def cache_key(config: Config, cores: float) -> str:
 
 def read_cache() -> dict[str, Costs]:
     path = cache_path()
-    if not path.exists():
+    if path is None:
         return {}
     try:
-        if not path.is_file() or path.stat().st_size > _MAX_CACHE_BYTES:
+        size = path.stat().st_size
+        if not path.is_file() or size > _MAX_CACHE_BYTES:
             raise ValueError(f"it is no file, or has more than {_MAX_CACHE_BYTES} bytes")
         cached = {key: Costs(**values) for key, values in json.loads(path.read_text()).items()}
         for costs in cached.values():
             if problem := costs.problem():
                 raise ValueError(problem)
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         _say(f"{path} cannot be read and will be replaced: {error}")
         return {}
@@ -319,6 +325,9 @@ def read_cache() -> dict[str, Costs]:
 
 def _write_cache(cached: dict[str, Costs]) -> None:
     path = cache_path()
+    if path is None:
+        _say("the measurement is not kept: this user has no home (HOME is not an absolute path)")
+        return
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

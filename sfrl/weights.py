@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sfrl.shared_memory import SharedArray, StopFlag, Stopped, segment_path
+from sfrl.shared_memory import (
+    Field,
+    SharedArray,
+    StopFlag,
+    Stopped,
+    segment_bytes,
+    segment_path,
+)
 
 if TYPE_CHECKING:  # the trainer and the rollout workers hold a Weights, too, without torch
     import torch
@@ -15,6 +22,7 @@ if TYPE_CHECKING:  # the trainer and the rollout workers hold a Weights, too, wi
 
 # Places in the header.
 _PUBLISHED, _STARTED, _VERSIONS, _BFLOAT16 = 0, 1, slice(2, 4), 4
+_HEADER: Field = ((5,), np.int64)
 _POLL_S = 0.01  # only at start, while the learner builds its model
 
 
@@ -35,7 +43,7 @@ class Weights:
     """
 
     def __init__(self) -> None:
-        self._header = SharedArray("weights-header", (5,), np.int64)
+        self._header = SharedArray("weights-header", *_HEADER)
         self._path = segment_path("weights")
         self._copies: torch.Tensor | None = None  # [2, number of values] float32
 
@@ -75,7 +83,7 @@ class Weights:
     def _attach(self, size: int, *, create: bool) -> torch.Tensor:
         import torch
 
-        return torch.from_numpy(SharedArray(self._path, (2, size), np.float32, create=create).array)
+        return torch.from_numpy(SharedArray(self._path, *_copies(size), create=create).array)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_copies": None}
@@ -120,6 +128,15 @@ class WeightsReader:
                 break  # not overwritten meanwhile: whole
         self._publication, self.version = publication, version
         return True
+
+
+def nbytes(size: int) -> int:
+    """Shared memory that the weights of a model of `size` numbers take, in bytes."""
+    return segment_bytes(_HEADER, _copies(size))
+
+
+def _copies(size: int) -> Field:
+    return (2, size), np.float32
 
 
 def _pin_for(tensor: torch.Tensor, copies: torch.Tensor) -> None:

@@ -32,6 +32,20 @@ class RaisesAtStart(CartPoleEnv):
         raise RuntimeError("there is no pole")
 
 
+class BreaksForGood(Raises):
+    """Once one of them has broken down no other one, in no process, begins."""
+
+    def reset(self, **kwargs):
+        if Path("broken").exists():
+            raise RuntimeError(f"no answer from {id(self):#x}")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        if self.num_steps == NUM_GOOD_STEPS:
+            Path("broken").touch()
+        return super().step(action)
+
+
 class HangsAtStart(CartPoleEnv):
     """Cannot be made, and says so in a file."""
 
@@ -124,6 +138,7 @@ gymnasium.register("Hangs-v0", Hangs, max_episode_steps=500)
 gymnasium.register("SlowStart-v0", SlowStart, max_episode_steps=500)
 gymnasium.register("SixthHangs-v0", SixthHangs, max_episode_steps=500)
 gymnasium.register("RaisesAtStart-v0", RaisesAtStart)
+gymnasium.register("BreaksForGood-v0", BreaksForGood, max_episode_steps=500)
 gymnasium.register("Raises-v0", Raises, max_episode_steps=500)
 gymnasium.register("HangsAtStart-v0", HangsAtStart)
 gymnasium.register("HangsAtClose-v0", HangsAtClose, max_episode_steps=500)

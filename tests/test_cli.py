@@ -299,5 +299,5 @@ def test_a_damaged_saved_config_exits_with_2(capsys):
 def test_a_folder_that_cannot_be_written_is_told_in_a_line():
     ended = run_training(Path("/proc/sfrl"), *TINY)
     assert ended.code == 1
-    assert "train.py: the run's folder cannot be written: [Errno " in ended.stderr
+    assert "train.py: run_dir=/proc/sfrl cannot be written: " in ended.stderr
     assert "Traceback" not in ended.stderr

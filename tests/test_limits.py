@@ -40,7 +40,8 @@ def test_too_many_workers_for_the_memory_end_it_before_it_starts(tmp_path):
     ended = limited(tmp_path, {}, "--num-workers=100000")
     assert ended.code == 2
     text = (
-        r"100002 processes and [\d,]+ MiB of trajectories need at least [\d,]+ MiB of memory, and"
+        r"100002 processes, [\d,]+ MiB of trajectories and a model of 0 MiB need at least "
+        r"[\d,]+ MiB of memory, and [\d,]+ MiB are free"
     )
     assert re.search(text, ended.stderr)
     assert "lower --num-workers=100000" in ended.stderr
@@ -51,6 +52,6 @@ def test_too_few_processes_in_the_control_group_are_told(make_shared, monkeypatc
     monkeypatch.setattr(limits, "available_processes", lambda: 3.0)
     with pytest.raises(
         limits.ShortageError,
-        match=r"needs 4 processes, and its control group has room for 3 \(pids.max\); lower",
+        match=r"needs 7 processes and threads, and its control group has room for 3 \(pids.max\); ",
     ):
         make_shared(env="CartPole-v1", frameskip=1, num_workers=1, batch_size=128)

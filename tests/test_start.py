@@ -1,0 +1,278 @@
+"""A start in a place that lacks something: one line that tells what, or it does not matter."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import envs
+from sfrl import channels, cli, index_queue, limits, model, run_folder
+from sfrl.config import Config
+from sfrl.model_size import model_size
+from sfrl.roles import shared_bytes
+from tests.runs import ROOT, SHM_DIR, TINY, finish, has_trained, run_training, training, wait_for
+
+PONG = (
+    "--tune=off --env=Pong --num-workers=1 --num-splits=1 --envs-per-worker=2 --rollout-length=8 "
+    "--batch-size=8 --minibatches=2 --epochs=1 --precision=float32 --train-seconds=0.1"
+)
+RUN = "--run-dir=run"
+MANY = 10**30
+NOBODY = "--reuid=12345 --regid=12345 --clear-groups"
+
+
+class Case(NamedTuple):
+    """`setup` is what bash does before; with `mounts` it may mount what only the run sees."""
+
+    setup: str
+    flags: str
+    texts: list[str]  # in each line on stderr, in order
+    code: int = 2
+    mounts: bool = False
+    become: str = ""  # setpriv's options: not root, or less than that
+
+
+REFUSED = {
+    "numbers": Case(
+        "",
+        f"{RUN} --seed={MANY} --train-frames={MANY} --train-seconds=nan --learning-rate=1e400 "
+        f"--report-seconds=1e300 --frameskip={MANY} --torch-threads={MANY} --epochs={MANY} "
+        f"--reward-scale=1e300 --optimizer-eps=1e-300 --gamma=nan --rnn-size={MANY}",
+        [
+            f"seed={MANY} must be at most 4,294,967,295",
+            "train_seconds=nan must be a finite",
+            f"train_frames={MANY} must be at most 2.53=",
+            f"frameskip={MANY} must be at most 1,000",
+            f"torch_threads={MANY} must be at most 1,024",
+            f"rnn_size={MANY} must be at most 2.53=",
+            f"epochs={MANY} must be at most 2.53=",
+            "gamma=nan must be a finite",
+            r"reward_scale=1e\+300 must lie between .* in size",
+            "optimizer_eps=1e-300 must lie between .* in size",
+            "learning_rate=inf must be a finite",
+            r"report_seconds=1e\+300 must be at most 1,000,000,000",
+        ],
+    ),
+    "workers": Case(
+        "", f"{RUN} --num-workers=1000000000", ["num_workers=1000000000 .* must be below .*; lower"]
+    ),
+    "environments": Case(
+        "",
+        f"{RUN} --envs-per-worker={10**12}",
+        [f"batch_size=8 must be .*{10**12}", "policy_batch_size=512 must be at least .*; try"],
+    ),
+    "rows": Case(
+        "",
+        f"{RUN} --rollout-length={10**12}",
+        [f"batch_size=8 must .*{10**12}", f"rollout_length={10**12} must be below .*; lower"],
+    ),
+    "model": Case(
+        "",
+        f"{RUN} --rnn-size={10**9}",
+        ["a model of .* MiB need .* MiB are free; lower .*--rnn-size=1000000000", "--shm-size="],
+    ),
+    "runs-is-a-file": Case(
+        "touch runs", "", ["runs/Pong-.* cannot be written: File exists .*; na"]
+    ),
+    "no-permission": Case(
+        "mkdir full && chown 12345 full && chmod 755 full",
+        "--run-dir=full/run",
+        ["run_dir=.* cannot be written: Permission denied"],
+        1,
+        become="--bounding-set=-dac_override,-dac_read_search",
+    ),
+    "read-only": Case(
+        "mount -t tmpfs -o ro tmpfs . && cd .", "", ["cannot be written: Read-only"], mounts=True
+    ),
+    "full-disk": Case(
+        "mkdir full && mount -t tmpfs -o size=4k tmpfs full",
+        "--run-dir=full/run",
+        ["^training Pong", "run_dir=.* cannot be written: No space left .*; make room"],
+        1,
+        mounts=True,
+    ),
+    "file-size": Case("ulimit -f 100", RUN, ["file of .* bytes .* limit on files is 102400 .*rai"]),
+    "missing-shm": Case(
+        "mkdir dev && mount --rbind /dev dev && mount -t tmpfs tmpfs /dev && "
+        "for f in null urandom; do touch /dev/$f; mount --bind dev/$f /dev/$f; done; "
+        "umount -l dev; rmdir dev",
+        RUN,
+        ["/dev/shm, .* cannot be used: it is missing; mount it"],
+        mounts=True,
+    ),
+    "read-only-shm": Case(
+        "mount -t tmpfs -o ro tmpfs /dev/shm",
+        RUN,
+        ["/dev/shm, .* cannot be used: it cannot be written; mount it"],
+        mounts=True,
+    ),
+    "small-shm": Case(
+        "mount -t tmpfs -o size=8M tmpfs /dev/shm",
+        RUN,
+        [r"trajectories 1, weights 13 MiB\) needs 14 MiB .* has 8 MiB available; .*--shm-size=8g"],
+        mounts=True,
+    ),
+    "addresses": Case("ulimit -v 600000", RUN, ["at least 800 MiB of addresses, .*586 MiB .*-v"]),
+    "data": Case("ulimit -d 200000", RUN, ["at least 250 MiB of addresses, .*195 MiB .*-d.*raise"]),
+    "processes": Case(
+        "ulimit -u 5",
+        "--run-dir=/dev/shm/never",
+        ["needs 7 processes and threads, .* limit is 5 .* raise"],
+        become=NOBODY,
+    ),
+    "folder-is-gone": Case(
+        "mkdir x && cd x && rmdir ../x", f"--run-dir={ROOT}/never", ["is gone .*; change to one"]
+    ),
+    "long-name": Case("", f"--run-dir={'a' * 300}", ["cannot be .*: File name too long; name"]),
+    "line-ends": Case("", "$'--run-dir=a\\nb'", [r"run_dir='a\\nb' must have no control"]),
+    "no-home": Case(
+        "unset HOME", "'--run-dir=~/run'", ["run_dir=~/run .* no such home"], become=NOBODY
+    ),
+    "no-such-home": Case("", "'--run-dir=~nobody-here/run'", ["run_dir=~nobody-here/run .* name"]),
+}
+
+
+def start(case: Case, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    enter = ["unshare", "-m"] if case.mounts else []
+    become = f"setpriv {case.become} {sys.executable}" if case.become else sys.executable
+    for needed in ([*enter, "true"], [*become.split(), "-c", ""]):
+        if subprocess.run(needed, check=False, capture_output=True).returncode:
+            pytest.skip(f"{needed} is not allowed here")
+    script = f"{case.setup or 'true'} && exec {become} {ROOT}/train.py {PONG} {case.flags}"
+    command = [*enter, "bash", "-c", script]
+    return subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=90)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in REFUSED.items()])
+def test_what_a_start_lacks_is_told_in_a_line_and_nothing_is_left(case, tmp_path):
+    ended = start(case, tmp_path)
+    error = ended.stderr.decode(errors="replace")
+    lines = error.removeprefix("train.py: ").splitlines()
+    assert ended.returncode == case.code, error
+    assert len(lines) == len(case.texts), error
+    assert all(re.search(text, line) for text, line in zip(case.texts, lines, strict=True)), error
+    left = {path.name for path in tmp_path.iterdir()} - {"runs", "full"}
+    assert not left
+    assert not (ROOT / "never").exists()
+
+
+ODD = {
+    "one-core-ascii-no-home-no-input": Case(
+        "unset HOME XDG_CACHE_HOME; export LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 "
+        "PYTHONIOENCODING=ascii TMPDIR=/nowhere; taskset -p -c 0 $$ >/dev/null; exec <&-",
+        "$'--run-dir=r\\xff\\xc3\\xa9'",
+        [],
+    ),
+    "all-closed": Case("exec <&- >&- 2>&-", RUN, []),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(ODD))
+def test_what_a_start_can_do_without_does_not_matter(name, tmp_path):
+    ended = start(ODD[name], tmp_path)
+    error = ended.stderr.decode(errors="replace")
+    assert ended.returncode == 0, error
+    assert "Traceback" not in error
+    assert "Logging error" not in error
+    [run] = tmp_path.iterdir()
+    assert "train_seconds=0.1 have passed" in (run / "log.txt").read_text(errors="replace")
+
+
+@pytest.mark.slow
+def test_what_is_counted_is_what_a_run_allocates(tmp_path):
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY, "--num-workers=2", "--batch-size=64", "--rnn-size=8") as process:
+        wait_for(lambda: has_trained(run_dir))
+        [folder] = SHM_DIR.glob(f"sfrl-{process.pid}-*")
+        allocated = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+    config = Config.load(run_dir / "config.json")
+    assert sum(shared_bytes(config, envs.describe(config.env))) == allocated
+
+
+@pytest.mark.parametrize("kind", ["lock-free", "faster-fifo"])
+def test_queues_of_both_kinds_are_counted(kind):
+    config = Config(queue=kind)
+    number = config.num_policy_workers + config.num_workers + 1
+    assert channels.nbytes(config) >= number * index_queue.nbytes(kind, 1, 2 * config.num_slots)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *[("a3c_cnn", (4, 36, 40)), ("nature_cnn", (3, 50, 61)), ("impala_resnet", (1, 9, 10))],
+        *[("mlp", (3, 8, 8)), ("mlp", (5,))],
+    ],
+)
+@pytest.mark.parametrize("value_encoder", ["shared", "separate"])
+@pytest.mark.parametrize("rnn_size", [0, 7])
+def test_a_model_is_as_large_as_is_counted_without_torch(name, shape, value_encoder, rnn_size):
+    spec = dataclasses.replace(envs.describe("Pong"), obs_shape=shape, num_actions=5)
+    for normalize in (False, True):
+        settings = {
+            "value_encoder": value_encoder,
+            "rnn_size": rnn_size,
+            "normalize_returns": normalize,
+        }
+        built = model.make_model(name, shape, 5, obs_is_image=len(shape) == 3, **settings)
+        numbers = sum(tensor.numel() for tensor in built.state_dict().values())
+        assert model_size(Config(model=name, **settings), spec) == numbers
+
+
+def test_a_container_of_docker_gets_one_slot_for_each_split(monkeypatch):
+    """Two workers of Pong's in 64 MiB."""
+    spec = envs.describe("Pong")
+    config = Config(model="nature_cnn", num_splits=1)
+    free = 64 * 2**20
+    monkeypatch.setattr(
+        "sfrl.shared_memory.shutil.disk_usage", lambda _: type("Usage", (), {"free": free})
+    )
+    assert sum(shared_bytes(config, spec)) > free
+    smaller, text = limits.fitted(config, (), spec)
+    assert smaller.slots_per_split == 1
+    assert sum(shared_bytes(smaller, spec)) < free
+    assert "slots_per_split=1, which is slower: the run (trajectories 57, weights 13 MiB)" in text
+    assert limits.fitted(config, ("slots_per_split",), spec) == (config, None)
+
+
+# --- a run that ends before it has learned anything ---
+
+
+@pytest.mark.slow
+def test_a_run_that_never_trained_leaves_its_reason_and_a_free_folder(tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "notes.txt").write_text("precious")
+    flags = [*TINY[1:], "--env=tests.faulty_env:RaisesAtStart-v0"]
+    for number in (1, 2):
+        ended = run_training(run_dir, *flags)
+        assert ended.code == 1
+        assert "already holds a run" not in ended.stderr
+        assert {path.name for path in run_dir.iterdir()} == {"log.txt", "notes.txt"}
+        text = (run_dir / "log.txt").read_text()
+        assert text.count("the run failed: rollout-0 (pid ") == number
+        assert text.count("RuntimeError: there is no pole") == number
+        assert text.endswith(f" {run_folder.UNTRAINED}\n")
+    assert cli.parse([*TINY, f"--run-dir={run_dir}"]).run_dir == str(run_dir)
+    with (run_dir / "log.txt").open("a") as log:
+        log.write("a line of somebody else's\n")
+    with pytest.raises(run_folder.RunFolderError, match=r"already holds a run; .* log\.txt"):
+        cli.parse([*TINY, f"--run-dir={run_dir}"])
+
+
+@pytest.mark.slow
+def test_one_failure_three_times_without_a_decision_ends_the_run(tmp_path):
+    run_dir = tmp_path / "run"
+    flags = [*TINY[1:], "--env=tests.faulty_env:BreaksForGood-v0"]
+    with training(run_dir, *flags, cwd=tmp_path) as process:
+        ended = finish(process)
+    assert ended.code == 1
+    assert ended.stderr.count("starting it anew") == 3  # the first one had worked
+    text = "rollout-0 failed 3 times in a row in the same way, before a single decision:"
+    for told in (ended.stderr, (run_dir / "log.txt").read_text()):
+        assert told.count(text) == 1
+        assert re.search(r"RuntimeError: no answer from 0x[0-9a-f]+$", told, re.MULTILINE)
