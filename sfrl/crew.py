@@ -32,7 +32,7 @@ from sfrl.process import (
     terminate,
     worker_loop,
 )
-from sfrl.restarts import RestartHistory
+from sfrl.restarts import MAX_REPEATS, RestartHistory
 from sfrl.roles import Shared, make_learner, make_policy_worker, make_rollout_worker, pin_and_nice
 from sfrl.shared_memory import MIB
 from sfrl.watchdog import Watchdog, component_names
@@ -309,7 +309,8 @@ class ProcessCrew:
         if fatal:
             raise WorkerError("\n".join(fatal))
         for name, text in failures.items():
-            self._restart_later(name, text)
+            is_kill = name in ended and self._processes[name].exitcode == -signal.SIGKILL
+            self._restart_later(name, text, is_kill=is_kill)
         self._restart_those_due()
 
     def _can_restart(self, name: str, ended: Collection[str]) -> bool:
@@ -324,10 +325,20 @@ class ProcessCrew:
         was_killed = name in ended and (self._processes[name].exitcode or 0) < 0
         return was_killed or self._env_steps(name) > 0
 
-    def _restart_later(self, name: str, why: str) -> None:
-        """Nobody waits meanwhile: the run goes on with the others, and may be stopped."""
+    def _restart_later(self, name: str, why: str, *, is_kill: bool) -> None:
+        """Nobody waits meanwhile: the run goes on with the others, and may be stopped.
+
+        Args:
+            is_kill: by others, who may do so as often as they like, for all that it tells.
+        """
         now_s, history = time.monotonic(), self._histories[name]
-        delay_s = history.failed(now_s, why)
+        has_worked = self._env_steps(name) > self._steps_before.get(name, 0)
+        delay_s = history.failed(now_s, why, has_worked=has_worked)
+        if history.num_repeats >= MAX_REPEATS and not is_kill:
+            raise WorkerError(
+                f"{name} failed {MAX_REPEATS} times in a row in the same way, before a single "
+                f"decision:\n{why}"
+            )
         limit = self._shared.config.max_worker_restarts
         if len(history.causes) > limit:
             causes = "\n".join(dict.fromkeys(history.causes))

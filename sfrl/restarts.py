@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 
 WINDOW_S = 3600.0
 STEADY_S = 10.0  # one that has worked so long is well: the next failure is a first one
 MAX_DELAY_S = 60.0
+MAX_REPEATS = 3  # of one failure, before a single decision: it will not pass
+_VARYING = re.compile(r"0x[0-9a-f]+|\d+")  # addresses, numbers of processes, times
 
 
 class RestartHistory:
     """The failures of one rollout worker within the last hour. Times are the monotonic clock's.
 
     The first restart follows at once, as after a single accident. If that one fails soon as well,
-    something lasts, such as an outage of a simulator: it is given 1, 2, 4, ... seconds to pass.
+    something lasts: it is given 1, 2, 4, ... seconds to pass.
+
+    Attributes:
+        num_repeats: how often in a row it has now failed in the same way without a decision.
     """
 
     def __init__(self) -> None:
@@ -21,14 +27,24 @@ class RestartHistory:
         self._num_setbacks = 0  # failures in a row, each soon after a restart
         self._was_restarted = False
         self._worked_since_s: float | None = None  # the first decision after the last restart
+        self.num_repeats = 0
+        self._last_reason = ""  # of a failure without a decision
 
     @property
     def causes(self) -> list[str]:
         """Oldest first."""
         return [why for _, why in self._failures]
 
-    def failed(self, now_s: float, why: str) -> float:
-        """Note a failure; returns for how many seconds the restart is to wait."""
+    def failed(self, now_s: float, why: str, *, has_worked: bool) -> float:
+        """Note a failure; returns for how many seconds the restart is to wait.
+
+        Args:
+            has_worked: it has made a decision since it was started.
+        """
+        reason = "" if has_worked else _VARYING.sub("#", why)
+        is_same = reason == self._last_reason
+        self.num_repeats = 0 if has_worked else self.num_repeats + 1 if is_same else 1
+        self._last_reason = reason
         while self._failures and now_s - self._failures[0][0] > WINDOW_S:
             self._failures.popleft()
         self._failures.append((now_s, why))
