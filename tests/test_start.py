@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 import envs
-from sfrl import channels, cli, index_queue, limits, model, run_folder
+from sfrl import channels, cli, index_queue, limits, model, run_folder, tuner
 from sfrl.config import Config
 from sfrl.model_size import model_size
 from sfrl.roles import shared_bytes
@@ -276,3 +276,18 @@ def test_one_failure_three_times_without_a_decision_ends_the_run(tmp_path):
     for told in (ended.stderr, (run_dir / "log.txt").read_text()):
         assert told.count(text) == 1
         assert re.search(r"RuntimeError: no answer from 0x[0-9a-f]+$", told, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("home", "cache"), [("~", ""), ("", "~/cache"), ("here", "here")])
+def test_without_a_home_nothing_is_cached_and_no_folder_is_named_for_it(
+    home, cache, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    if home:  # an empty one means the root folder
+        assert tuner.cache_path() is None
+        assert tuner.read_cache() == {}
+        tuner._write_cache({})
+        assert "the measurement is not kept: this user has no home" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
