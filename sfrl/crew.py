@@ -243,6 +243,7 @@ class ProcessCrew:
         self._watchdog = Watchdog(shared.config, shared.progress)
         self._histories: defaultdict[str, RestartHistory] = defaultdict(RestartHistory)
         self._due_s: dict[str, float] = {}  # who waits to be started anew -> until when
+        self._learner_steps_before = shared.progress.learner_steps
         self._steps_before: dict[str, int] = {}  # restarted, and no decision yet -> those before
         self._is_killed = self._is_ending = False
         self._told: set[str] = set()  # components whose end has been told
@@ -332,12 +333,12 @@ class ProcessCrew:
             is_kill: by others, who may do so as often as they like, for all that it tells.
         """
         now_s, history = time.monotonic(), self._histories[name]
-        has_worked = self._env_steps(name) > self._steps_before.get(name, 0)
-        delay_s = history.failed(now_s, why, has_worked=has_worked)
-        if history.num_repeats >= MAX_REPEATS and not is_kill:
+        delay_s = history.failed(now_s, why)
+        has_learned = self._shared.progress.learner_steps > self._learner_steps_before
+        if history.num_repeats >= MAX_REPEATS and not (has_learned or is_kill):
             raise WorkerError(
-                f"{name} failed {MAX_REPEATS} times in a row in the same way, before a single "
-                f"decision:\n{why}"
+                f"{name} failed {MAX_REPEATS} times in a row in the same way, before anything was "
+                f"learned:\n{why}"
             )
         limit = self._shared.config.max_worker_restarts
         if len(history.causes) > limit:

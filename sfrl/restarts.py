@@ -8,7 +8,7 @@ from collections import deque
 WINDOW_S = 3600.0
 STEADY_S = 10.0  # one that has worked so long is well: the next failure is a first one
 MAX_DELAY_S = 60.0
-MAX_REPEATS = 3  # of one failure, before a single decision: it will not pass
+MAX_REPEATS = 3  # of one failure, before anything is learned: it will not pass
 _VARYING = re.compile(r"0x[0-9a-f]+|\d+")  # addresses, numbers of processes, times
 
 
@@ -19,7 +19,7 @@ class RestartHistory:
     something lasts: it is given 1, 2, 4, ... seconds to pass.
 
     Attributes:
-        num_repeats: how often in a row it has now failed in the same way without a decision.
+        num_repeats: how often in a row it has now failed in the same way.
     """
 
     def __init__(self) -> None:
@@ -28,22 +28,17 @@ class RestartHistory:
         self._was_restarted = False
         self._worked_since_s: float | None = None  # the first decision after the last restart
         self.num_repeats = 0
-        self._last_reason = ""  # of a failure without a decision
+        self._last_reason = ""
 
     @property
     def causes(self) -> list[str]:
         """Oldest first."""
         return [why for _, why in self._failures]
 
-    def failed(self, now_s: float, why: str, *, has_worked: bool) -> float:
-        """Note a failure; returns for how many seconds the restart is to wait.
-
-        Args:
-            has_worked: it has made a decision since it was started.
-        """
-        reason = "" if has_worked else _VARYING.sub("#", why)
-        is_same = reason == self._last_reason
-        self.num_repeats = 0 if has_worked else self.num_repeats + 1 if is_same else 1
+    def failed(self, now_s: float, why: str) -> float:
+        """Note a failure; returns for how many seconds the restart is to wait."""
+        reason = _VARYING.sub("#", why)
+        self.num_repeats = self.num_repeats + 1 if reason == self._last_reason else 1
         self._last_reason = reason
         while self._failures and now_s - self._failures[0][0] > WINDOW_S:
             self._failures.popleft()

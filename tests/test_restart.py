@@ -255,34 +255,31 @@ def test_failures_follow_the_clock():
     history = restarts.RestartHistory()
     now_s, delays = 1000.0, []
     for _ in range(9):
-        delays.append(history.failed(now_s, "the server is away", has_worked=False))
+        delays.append(history.failed(now_s, "the server is away"))
         now_s += delays[-1]
         history.restarted()
         now_s += 100  # to fail before its first decision may take long
     assert delays == [0, 1, 2, 4, 8, 16, 32, 60, 60]
     history.worked(now_s)
     now_s += restarts.STEADY_S
-    assert history.failed(now_s, "another reason", has_worked=True) == 0
+    assert history.failed(now_s, "another reason") == 0
     assert len(history.causes) == 10
-    history.failed(now_s + restarts.WINDOW_S, "an hour later", has_worked=True)
+    history.failed(now_s + restarts.WINDOW_S, "an hour later")
     assert history.causes == ["another reason", "an hour later"]
 
 
-def test_failures_without_a_decision_are_the_same_but_for_addresses_and_numbers():
+def test_failures_are_the_same_but_for_addresses_and_numbers():
     history, repeats = restarts.RestartHistory(), []
-    for reason, has_worked in (
-        ("rollout-0 (pid 71): no answer", True),
-        ("rollout-0 (pid 72): no answer", False),
-        ("rollout-0 (pid 73): no answer", False),
-        ("rollout-0 (pid 74): another one", False),
-        ("rollout-0 (pid 75): <object at 0x7f3a>", False),
-        ("rollout-0 (pid 76): <object at 0xbeef>", False),
-        ("rollout-0 (pid 77): <object at 0xbee>", True),
-        ("rollout-0 (pid 78): <object at 0xbee>", False),
+    for reason in (
+        "rollout-0 (pid 72): no answer",
+        "rollout-0 (pid 73): no answer",
+        "rollout-0 (pid 74): another one",
+        "rollout-0 (pid 75): <object at 0x7f3a>",
+        "rollout-0 (pid 76): <object at 0xbeef>",
     ):
-        history.failed(1.0, reason, has_worked=has_worked)
+        history.failed(1.0, reason)
         repeats.append(history.num_repeats)
-    assert repeats == [0, 1, 2, 1, 1, 2, 0, 1]
+    assert repeats == [1, 2, 1, 1, 2]
 
 
 def test_too_many_restarts_end_the_run_and_tell_why(make_crew):

@@ -265,17 +265,29 @@ def test_a_run_that_never_trained_leaves_its_reason_and_a_free_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_failure_three_times_without_a_decision_ends_the_run(tmp_path):
+def test_one_failure_three_times_before_anything_is_learned_ends_the_run(tmp_path):
     run_dir = tmp_path / "run"
-    flags = [*TINY[1:], "--env=tests.faulty_env:BreaksForGood-v0"]
+    slow = ("--rollout-length=64", "--batch-size=512")  # it breaks down in the 51st step
+    flags = [*TINY[1:], *slow, "--env=tests.faulty_env:Raises-v0"]
     with training(run_dir, *flags, cwd=tmp_path) as process:
         ended = finish(process)
     assert ended.code == 1
-    assert ended.stderr.count("starting it anew") == 3  # the first one had worked
-    text = "rollout-0 failed 3 times in a row in the same way, before a single decision:"
+    assert ended.stderr.count("starting it anew") == 2
+    text = "rollout-0 failed 3 times in a row in the same way, before anything was learned:"
     for told in (ended.stderr, (run_dir / "log.txt").read_text()):
         assert told.count(text) == 1
-        assert re.search(r"RuntimeError: no answer from 0x[0-9a-f]+$", told, re.MULTILINE)
+        assert "RuntimeError: the pole broke" in told
+
+
+def test_one_failure_three_times_is_waited_out_once_something_is_learned(tmp_path):
+    """Of a simulator that is away for some minutes, say."""
+    flags = [*TINY[1:], "--env=tests.faulty_env:BreaksForGood-v0", "--max-worker-restarts=3"]
+    with training(tmp_path / "run", *flags, cwd=tmp_path) as process:
+        ended = finish(process)
+    assert ended.code == 1
+    assert ended.stderr.count("starting it anew") == 3
+    assert "rollout-0 failed 4 times within an hour (max_worker_restarts=3)" in ended.stderr
+    assert re.search(r"RuntimeError: no answer from 0x[0-9a-f]+$", ended.stderr, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("home", "cache"), [("~", ""), ("", "~/cache"), ("here", "here")])
