@@ -21,7 +21,6 @@ from sfrl.run_folder import open_new
 
 Loss = Literal["appo", "vtrace"]
 MAX_CONFIG_BYTES = 1 << 20  # of a config.json
-_MAX_NUMBER = 1 << 62  # likewise: floats hold it, and so do the counters that it is compared with
 _MAX_CHARACTERS = 4096  # of a setting, in a file that may be a stranger's: the longest path
 _MAX_NAME = 80  # of what may be a misspelled setting
 _DEVICE = r"(cpu|cuda(:[0-9]{1,2})?)"
@@ -297,7 +296,7 @@ class Config:
             elif name in at_most and value > at_most[name]:
                 problems.append(f"{name}={value} must be at most {at_most[name]:,.0f}")
             elif isinstance(value, int) and value > _MAX_COUNT:
-                problems.append(f"{name}={value} must be at most 2^53={_MAX_COUNT}")
+                problems.append(f"{name}={value!s:.40} must be at most 2^53={_MAX_COUNT}")
             elif isinstance(value, float) and value and not _is_float32(value):
                 low, high = _FLOAT32
                 problems.append(f"{name}={value} must lie between {low:.3g} and {high:.3g} in size")
@@ -472,9 +471,6 @@ def type_problems(values: Mapping[str, object]) -> list[str]:
             continue
         if isinstance(value, str) and value != printable(value):
             problems.append(f"{name}={value!r:.80} has characters that are no text")
-            continue
-        if isinstance(value, int) and abs(value) >= _MAX_NUMBER:
-            problems.append(f"{name} must be below {_MAX_NUMBER}")
             continue
         expected = type(DEFAULTS[name])
         accepted = (int, float) if expected is float else expected

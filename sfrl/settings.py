@@ -64,9 +64,11 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
         raise ConfigError("\n".join(problems))
     if config.run_dir:
         config = dataclasses.replace(config, run_dir=str(_absolute(config.run_dir)))
-    config = resolve(config, spec)
     if config.resume:
+        if config.model == "auto":
+            config = dataclasses.replace(config, model=defaults.model)
         _check_resumable(defaults, config)
+    config = resolve(config, spec)
     return _with_run_dir(config, runs), dataclasses.replace(spec, frameskip=config.frameskip)
 
 

@@ -271,7 +271,7 @@ def test_side_by_side_measures_both_for_real() -> None:
     args = side_by_side.Args(
         ours="--tune=off --report-seconds=0.5 --train-frames=30000 --epochs=1",  # ends by frames
         peer="plain-ppo",
-        peer_flags="--num-envs=2 --num-steps=16 --epochs=1 --seconds=5",
+        peer_flags="--num-envs=2 --num-steps=16 --epochs=1 --seconds=10",
         seconds=120,
     )
     assert side_by_side.measure_ours(args) > 0

@@ -1,6 +1,7 @@
 """enjoy.py as users call it, and the player and the screens that it is made of."""
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -252,7 +253,9 @@ def test_all_wrong_flags_are_named_at_once(tmp_path):
 
 def test_without_a_run_the_remedy_is_to_train_one(tmp_path):
     assert "no run with a checkpoint in runs/; train one first" in refusal(tmp_path)
-    assert "nowhere/checkpoints has no checkpoint" in refusal(tmp_path, "--run-dir=nowhere")
+    assert "run_dir=nowhere is no folder" in refusal(tmp_path, "--run-dir=nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "empty/checkpoints has no checkpoint" in refusal(tmp_path, "--run-dir=empty")
 
 
 def test_a_damaged_checkpoint_is_refused_and_nothing_written(tmp_path, pong):
@@ -429,12 +432,16 @@ def show_often(video, picture):
         video.show(picture)
 
 
+# imageio_ffmpeg leaves the pipe to the collector where ffmpeg has ended before it looks.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_video_that_ffmpeg_cannot_write_is_an_error(tmp_path, capfd):
     video = Video(str(tmp_path / "game.mp4"), fps=10)
     picture = np.zeros((10, 20_000, 3), np.uint8)
     with pytest.raises(VideoError, match=r"game\.mp4, with pictures of 20000x10, could not be"):
         show_often(video, picture)
     assert "invalid width x height" in capfd.readouterr().err
+    del video
+    gc.collect()
 
 
 def test_a_video_of_odd_size_is_padded_to_an_even_one(tmp_path):
