@@ -1,4 +1,4 @@
-"""What Sample Factory 2.1.1 does when something goes wrong, for the table of docs/reliability.md.
+"""What Sample Factory 2.1.1 does when something goes wrong, for docs/reliability.md.
 
     python -m benchmarks.sample_factory_faults
     python -m benchmarks.sample_factory_faults --faults learner-killed nan-reward --seconds=60

@@ -166,9 +166,8 @@ def logged_names() -> set[str]:
 
 
 def documented_names() -> set[str]:
-    """The names in the first column of the tables."""
-    cells = re.findall(r"^\|([^|]*)\|", DOCS.read_text(), flags=re.MULTILINE)
-    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    """The names that items of its lists begin with."""
+    return set(re.findall(r"^- `([^`]+)`", DOCS.read_text(), flags=re.MULTILINE))
 
 
 def test_every_logged_name_is_explained():
