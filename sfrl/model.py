@@ -232,7 +232,9 @@ class ValueHead(nn.Module):
     # What the layer has to put out for a return of the usual size. Its first outputs, of size 1,
     # then are small beside returns, like the policy's first preferences.
     REACH = 10.0
-    MAX_GROWTH = 30.0  # targets beyond so many sizes count as that many: a single glitch is not all
+    # Targets beyond so many sizes, the initial 1 included, count as that many: a single glitch is
+    # not all, and returns of a million from the start are caught up with within ten updates.
+    MAX_GROWTH = 30.0
 
     def __init__(self, num_features: int, normalize_returns: bool) -> None:
         super().__init__()
@@ -273,7 +275,7 @@ class ValueHead(nn.Module):
         """
         if not self.normalizes:
             return
-        limit = torch.where(self.weight > 0, self.MAX_GROWTH * self.size, torch.inf)
+        limit = self.MAX_GROWTH * self.size
         square = masked_mean(returns.clamp(-limit, limit).square(), mask)
         beta = self.BETA * (mask.any() & square.isfinite())
         new_weight = self.weight + beta * (1 - self.weight)

@@ -280,7 +280,7 @@ def test_the_value_loss_is_in_units_of_the_size_or_of_the_layers_outputs(
     value_encoder: str, size: float
 ) -> None:
     model = make("mlp", value_encoder=value_encoder, normalize_returns=True)
-    returns = 500 + 100 * torch.randn(20, 5)
+    returns = 5 + torch.randn(20, 5)
     model.after_optimizer_step(returns, torch.ones(20, 5, dtype=torch.bool))
     assert model.normalize_returns(returns).square().mean().sqrt().item() == pytest.approx(size)
 
@@ -332,7 +332,8 @@ def test_update_of_the_return_size_preserves_the_outputs() -> None:
     before = head(features).detach()
     for scale, shift in ((10.0, 300.0), (0.5, -2.0), (50.0, 0.0)):
         returns = shift + scale * torch.randn(16, 4)
-        head.update_size(returns, torch.ones(16, 4, dtype=torch.bool))
+        for _ in range(3):
+            head.update_size(returns, torch.ones(16, 4, dtype=torch.bool))
         torch.testing.assert_close(head(features).detach(), before, rtol=1e-4, atol=1e-4)
     assert head.size.item() > 50.0  # it did move
 
@@ -345,6 +346,28 @@ def test_the_first_update_takes_over_the_size_of_the_masked_targets() -> None:
     assert head.size.item() == pytest.approx(21.0**0.5)
     normalized = head.normalize(returns)[mask]
     assert normalized.square().mean().item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("usual", [1.0, 1000.0])
+def test_absurd_targets_in_the_first_update_are_forgotten(usual: float) -> None:
+    """One reward reaches all the targets before it: those of a whole trajectory."""
+    head = trained_head()
+    mask = torch.ones(32, 8, dtype=torch.bool)
+    returns = usual * torch.randn(32, 8)
+    returns[:, 3] = 1e18
+    head.update_size(returns, mask)
+    for _ in range(20):
+        head.update_size(usual * torch.randn(32, 8), mask)
+    assert 0.5 * usual < head.size.item() < 3 * usual
+
+
+@pytest.mark.parametrize("usual", [1e3, 1e6])
+def test_large_returns_from_the_start_are_the_unit_within_a_few_updates(usual: float) -> None:
+    head = trained_head()
+    mask = torch.ones(32, 8, dtype=torch.bool)
+    for _ in range(8):
+        head.update_size(usual * torch.randn(32, 8), mask)
+    assert 0.5 * usual < head.size.item() < 1.5 * usual
 
 
 def test_the_return_size_is_the_debiased_exponential_average() -> None:
@@ -374,7 +397,8 @@ def test_constant_returns_do_not_make_the_layer_grow() -> None:
     """A deviation would fall to nothing, and the layer grow by as much."""
     head = trained_head()
     mask = torch.ones(16, 4, dtype=torch.bool)
-    head.update_size(100 + 20 * torch.randn(16, 4), mask)
+    for _ in range(100):
+        head.update_size(100 + 20 * torch.randn(16, 4), mask)
     norm = head.linear.weight.norm().item()
     for _ in range(3000):
         head.update_size(torch.full((16, 4), 100.0), mask)
