@@ -17,6 +17,9 @@ import psutil
 ROOT = Path(__file__).parents[1]
 SHM_DIR = Path("/dev/shm")
 TIMEOUT_S = 90.0  # for what takes a few seconds on an idle machine
+AFTERMATH_S = 5.0  # for what is to come true after a run has ended
+
+_runs: list[subprocess.Popen[str]] = []  # those of `training`
 
 # CartPole with batches so small that the first optimizer steps come at once.
 TINY = (
@@ -73,9 +76,11 @@ def training(
 ) -> Iterator[subprocess.Popen[str]]:
     """`start_training`; when the block is left, every process of the run is ended for sure."""
     process = start_training(run_dir, *flags, cwd=cwd, stdout=stdout, script=script)
+    _runs.append(process)
     try:
         yield process
     finally:
+        _runs.remove(process)
         for member in group(process.pid):
             member.kill()
         process.communicate()
@@ -98,11 +103,20 @@ def run_training(run_dir: Path | None, *flags: str, timeout_s: float = TIMEOUT_S
 
 
 def wait_for(predicate: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
-    """Return as soon as the predicate is true. Raises TimeoutError if it does not become so."""
-    deadline = time.monotonic() + timeout_s
+    """Return as soon as the predicate is true.
+
+    Raises TimeoutError if it does not become so, or a run has ended meanwhile and it is not so
+    soon afterwards.
+    """
+    deadline, why = time.monotonic() + timeout_s, f"within {timeout_s:g} s"
+    living = [run for run in _runs if run.poll() is None]
     while not predicate():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not true within {timeout_s:g} s")
+        now = time.monotonic()
+        if codes := [run.returncode for run in living if run.poll() is not None]:
+            living, deadline = [], min(deadline, now + AFTERMATH_S)
+            why = f"although the run has ended, with exit code {codes[0]}"
+        if now > deadline:
+            raise TimeoutError(f"not true {why}")
         time.sleep(0.02)
 
 

@@ -46,6 +46,7 @@ def test_a_rollout_worker_that_is_killed_is_replaced_within_5_s(tmp_path, signum
         wait_for(lambda: metrics(run_dir)[-1]["worker_restarts"] == 1)
         known = len(metrics(run_dir))
         wait_for(lambda: any(r["frames_per_s"] > 0.5 * usual for r in metrics(run_dir)[known:]))
+        wait_for(lambda: "rollout-0" in components(process.pid))  # has its name by now
         assert time.monotonic() - killed_s < 5
         wait_for(lambda: components(process.pid).get("rollout-0", victim).pid != victim.pid)
         process.send_signal(signal.SIGINT)

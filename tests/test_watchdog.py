@@ -12,6 +12,7 @@ import pytest
 from sfrl import watchdog
 from sfrl.process import Mailbox
 from sfrl.roles import make_rollout_worker
+from sfrl.timing import LEARNER_STAGES
 from sfrl.watchdog import Watchdog
 
 
@@ -51,6 +52,20 @@ def test_a_stopped_process_does_not_hang_but_is_told_of_once(
     assert looks(watched, 2)[0] == (
         "has not begun to work for 1 s (raise --stall-timeout above 1 to wait longer)"
     )
+
+
+def test_a_learner_that_saves_does_not_hang_however_long_it_takes(make_shared, process):
+    shared = make_shared(
+        env="CartPole-v1", frameskip=1, num_workers=1, batch_size=128, stall_timeout=0.5
+    )
+    learner_laps = shared.progress.stage_seconds(2, LEARNER_STAGES)
+    watched = Watchdog(shared.config, shared.progress)
+    watched.watch("learner", process.pid)
+    learner_laps += 1.0  # it has worked, and then stands still
+    shared.progress.is_saving = True
+    assert looks(watched, 1.5) == []
+    shared.progress.is_saving = False
+    assert looks(watched, 1.5)[0].startswith("has not got on for 0.5 s (stall_timeout=0.5;")
 
 
 SLOW_START = {"env": "tests.faulty_env:SlowStart-v0", "frameskip": 1, "model": "mlp"}
