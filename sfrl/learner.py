@@ -418,20 +418,21 @@ class Learner:
         best_score = max((r.best_score for r in requests if r.best_score is not None), default=None)
         run_dir, frames = self.config.run_dir, state["counters"]["env_frames"]
         self.progress.is_saving = True
-        what = ""
+        what = "the checkpoint"
         try:
             path = checkpoint.save(run_dir, state, frames, keep=self.config.keep_checkpoints)
             self._tell(CheckpointSaved(str(path), None, request.is_last))
             self.timer.lap("checkpoint")
             if best_score is not None:
-                what = "best.pt: "
+                what = "best.pt"
                 checkpoint.save_best(run_dir, state, best_score)
                 self._tell(CheckpointSaved(str(path), best_score))
         except (
             OSError,
             checkpoint.CheckpointError,
         ) as error:  # full, or returns rubbish
-            self._tell(CheckpointFailed(what + (getattr(error, "strerror", None) or str(error))))
+            reason = getattr(error, "strerror", None) or str(error)
+            self._tell(CheckpointFailed(reason, what))
         self.progress.is_saving = False
         self.timer.lap("checkpoint")
         return request.is_last

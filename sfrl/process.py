@@ -65,6 +65,7 @@ class CheckpointFailed(NamedTuple):
     """The disk did not take it; those that were there still are."""
 
     reason: str
+    what: str = "the checkpoint"  # or best.pt
 
 
 class Notice(NamedTuple):

@@ -340,8 +340,9 @@ class Trainer:
                         log.info("checkpoint: %s", path)
                     else:
                         self._best_saved = best_score
-                case CheckpointFailed(reason):
-                    self._write_failed("the checkpoint", reason)
+                        self._write_problems.pop("best.pt", None)
+                case CheckpointFailed(reason, what):
+                    self._write_failed(what, reason)
                 case Notice(level, text):
                     log.log(level, "%s", text)
 
@@ -417,6 +418,12 @@ class Trainer:
             reason = self._write_problems.get("the checkpoint")
             what = "the last checkpoint was not written" + (f" ({reason})" if reason else "")
             failures.append(f"{what}; what is left is {left}")
+            log.error("%s", failures[-1])
+        elif reason := self._write_problems.get("best.pt"):
+            best = "no best.pt" if self._best_saved is None else "the best.pt before it"
+            failures.append(
+                f"best.pt was not written ({reason}); what is left is {left}, and {best}"
+            )
             log.error("%s", failures[-1])
         log.info("last checkpoint: %s", left)
         return failures

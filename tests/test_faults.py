@@ -396,6 +396,24 @@ def test_a_disk_that_is_full_at_the_end_fails_the_run_and_what_is_left_is_named(
     assert_nothing_is_left(process.pid)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--serial"]])
+def test_a_best_checkpoint_that_cannot_be_written_at_the_end_fails_the_run(tmp_path, more):
+    run_dir = tmp_path / "run"
+    with training(run_dir, *TINY, *more) as process:
+        wait_for(lambda: metrics(run_dir) and metrics(run_dir)[-1]["episodes"] > 100)
+        (run_dir / "checkpoints" / "best.pt").mkdir(parents=True)  # in its way
+        process.send_signal(signal.SIGINT)
+        ended = finish(process)
+    assert ended.code == 1
+    [left] = checkpoint.latest_paths(run_dir)
+    text = f"best.pt was not written (Is a directory); what is left is {left}, and no best.pt\n"
+    assert ended.stderr.count(text) == 2, "by the log and by the program"
+    assert "best.pt could not be written: Is a directory" in ended.stderr
+    assert ended.summary == {}
+    assert_nothing_is_left(process.pid)
+
+
 SLOW_DISK = """
 import os, time
 sync = os.fsync
