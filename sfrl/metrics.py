@@ -500,7 +500,8 @@ def _cut_lines(path: Path, resume_frames: int | None) -> None:
         good_bytes += len(line) if is_good_so_far else 0
     if not is_good_beyond:
         if good_bytes < path.stat().st_size:
-            os.truncate(path, good_bytes)
+            with open_to_append(path) as file:
+                file.truncate(good_bytes)
         return
     temporary = path.with_name(f"{path.name}.tmp")
     with open_new(temporary) as file:

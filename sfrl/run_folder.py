@@ -191,10 +191,22 @@ def open_new(path: Path) -> BinaryIO:
 def open_to_append(path: Path) -> BinaryIO:
     """The file, made if missing, unbuffered, to read and to write at its end.
 
+    A file that has other names as well (a hard link of a backup's, or a stranger's) is replaced by
+    a copy, so that what they name stays as it is.
+
     Raises:
         OSError: it is a link, a pipe or a device, which is neither followed nor waited for; or it
             cannot be written.
     """
+    file = _open_to_append(path)
+    if os.fstat(file.fileno()).st_nlink > 1:
+        with file:
+            _put_copy(file, path)
+        file = _open_to_append(path)
+    return file
+
+
+def _open_to_append(path: Path) -> BinaryIO:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -219,18 +231,22 @@ def reopened_to_append(path: Path, file: BinaryIO, is_ours: Callable[[], bool]) 
     if not is_ours():
         raise OSError(errno.ESTALE, "the folder is not this run's any more", str(path))
     if os.fstat(file.fileno()).st_nlink == 0 and not os.path.lexists(path):
-        temporary = path.with_name(f"{path.name}.tmp")
-        try:
-            with open_new(temporary) as copy:
-                file.seek(0)
-                shutil.copyfileobj(file, copy)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        os.replace(temporary, path)
+        _put_copy(file, path)
     new = open_to_append(path)
     file.close()
     return new
+
+
+def _put_copy(file: BinaryIO, path: Path) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with open_new(temporary) as copy:
+            file.seek(0)
+            shutil.copyfileobj(file, copy)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    os.replace(temporary, path)
 
 
 def is_at(path: Path, descriptor: int) -> bool:

@@ -35,6 +35,7 @@ from sfrl.process import Mailbox
 from sfrl.roles import make_learner
 from sfrl.run_folder import RunFolderError, open_to_append
 from sfrl.shared_memory import SHM_DIR, sweep_stale_segments, unlink_segments
+from tests.runs import TINY, run_training
 from tests.test_checkpoint import make_state
 
 NUM_CASES = 10_000
@@ -341,6 +342,24 @@ def test_what_is_written_replaces_a_link_and_not_its_target(tmp_path):
     assert target.read_text() == "precious"
     assert Config.load(tmp_path / "config.json") == Config()
     assert not (tmp_path / "config.json").is_symlink()
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_changes_no_file_of_a_copy_by_hard_links(tmp_path):
+    """As `cp -al` makes one: a backup."""
+    run_dir, backup = tmp_path / "run", tmp_path / "backup"
+    assert run_training(run_dir, *TINY, "--serial", "--train-frames=1000").code == 0
+    with (run_dir / "metrics.jsonl").open("a") as lines:
+        lines.write('{"env_fra')  # cut short by a kill: it goes first of all
+    shutil.copytree(run_dir, backup, copy_function=os.link)
+    before = {path: path.read_bytes() for path in backup.rglob("*") if path.is_file()}
+    assert run_training(run_dir, "--resume", "--train-frames=2000").code == 0
+    assert before == {path: path.read_bytes() for path in backup.rglob("*") if path.is_file()}
+    for name in ("log.txt", "metrics.jsonl"):
+        kept = before[backup / name].removesuffix(b'{"env_fra')
+        assert (run_dir / name).read_bytes().startswith(kept), name
+        assert (run_dir / name).stat().st_nlink == 1
+    assert not list(run_dir.rglob("*.tmp"))
 
 
 def test_a_deep_or_large_config_is_refused(tmp_path):
