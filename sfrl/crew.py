@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
+import threading
 import time
 import traceback
 from collections import defaultdict, deque
@@ -14,6 +16,7 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
+from envs.forks import end_if_forked, forks_noticed
 from envs.logs import own_logger
 from sfrl import checkpoint
 from sfrl.index_queue import LockFreeQueue
@@ -23,6 +26,7 @@ from sfrl.process import (
     CheckpointRequest,
     Failure,
     Mailbox,
+    Notice,
     Report,
     Worker,
     descendants,
@@ -45,6 +49,7 @@ _UNKILLABLE = "it does not even end when it is killed: the kernel waits, for a d
 # Of the last checkpoint, after which the log tells that it is being written, and tells it again.
 _SAVING_TOLD_S = 2.0
 _SAVING_TOLD_AGAIN_S = 10.0
+_SAVING_LOOK_S = 0.5  # how often a serial run sees whether there is something to tell
 
 
 class WorkerError(RuntimeError):
@@ -89,7 +94,10 @@ class Crew(Protocol):
         """
 
     def kill(self) -> None:
-        """End all processes at once. Async-signal safe, for the impatient user's second Ctrl-C."""
+        """End all work at once, and save nothing. For the impatient user's second Ctrl-C.
+
+        Called by signal handlers, in the thread that has called the other functions.
+        """
 
     @property
     def dropped_reports(self) -> int: ...
@@ -107,9 +115,14 @@ class SerialCrew:
         self._mailbox: Mailbox[Report] = Mailbox()
         self._requests: Mailbox[CheckpointRequest] = Mailbox()
         self._workers: list[Worker] = []
+        self._is_working = self._is_killed = False
+        self._ending_since_s: float | None = None  # on the monotonic clock
+        self._has_stopped = threading.Event()
+        self._settings = ExitStack()  # of this process, as long as environments live in it
 
     def start(self, resume_path: str | None) -> None:
-        with _exits_told():
+        threading.Thread(target=self._tell_of_saving, name="saving", daemon=True).start()
+        with self._working():
             self._start(resume_path)
 
     def _start(self, resume_path: str | None) -> None:
@@ -119,6 +132,8 @@ class SerialCrew:
         # The learner first: it publishes the weights that the policy workers wait for.
         self._learner = make_learner(shared, self._mailbox, self._requests, resume_path)
         self._policies = [make_policy_worker(shared, i) for i in range(config.num_policy_workers)]
+        self._settings.enter_context(one_thread_each())  # NumPy's own has started with more
+        self._settings.enter_context(forks_noticed(self._tell_of_fork))
         self._rollouts = [
             make_rollout_worker(shared, i, self._mailbox) for i in range(config.num_workers)
         ]
@@ -172,9 +187,10 @@ class SerialCrew:
 
     def advance(self) -> None:
         """One round: every worker does what is ready."""
+        progressed = [True]
         try:
             # All of them, so no generator: any() would stop at the first that did something.
-            with _exits_told():
+            with self._working():
                 progressed = [worker.step() for worker in self._workers]
             if not any(progressed):
                 raise WorkerError("serial run: no worker has anything to do; a slot is lost")
@@ -190,29 +206,75 @@ class SerialCrew:
 
     def stop(self, timeout_s: float) -> list[str]:
         self._shared.stop.set()
-        with _exits_told(), ExitStack() as stack:  # each is closed, whatever another one does
-            for worker in reversed(self._workers):  # the learner first, that saves
-                stack.callback(worker.close)
-        return []
+        self.expect_end()
+        try:
+            with self._working(), ExitStack() as stack:  # each is closed, whatever another one does
+                for worker in reversed(self._workers):  # the learner first, that saves
+                    stack.callback(self._close, worker)
+        finally:
+            self._has_stopped.set()
+            self._settings.close()
+        return ["serial run: it was given up by a second signal"] if self._is_killed else []
+
+    def _close(self, worker: Worker) -> None:
+        if not self._is_killed:
+            worker.close()
 
     def expect_end(self) -> None:
         """Nothing is replaced here."""
+        if self._ending_since_s is None:
+            self._ending_since_s = time.monotonic()
 
     def kill(self) -> None:
-        """There is no process to kill but this one."""
+        """Leave whatever a worker is doing now, by an exception."""
+        self._is_killed = True
+        if self._is_working:
+            raise _Killed
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """For where environments and networks work in this process.
+
+        An environment's `sys.exit()` is a fault like others: it must not end the trainer. Nor must
+        a fork of its own become a second one.
+        """
+        try:
+            self._is_working = True
+            try:
+                yield
+            finally:
+                self._is_working = False
+            end_if_forked()
+        except _Killed:
+            pass
+        except BaseException as error:
+            end_if_forked(error)
+            if isinstance(error, SystemExit | KeyboardInterrupt):  # no signal's: these are noted
+                raise WorkerError(f"serial run:\n{traceback.format_exc()}") from error
+            raise
+
+    def _tell_of_fork(self, text: str) -> None:
+        """In the fork, which has none of the threads that write the log."""
+        self._mailbox.put(Notice(logging.WARNING, text))
+
+    def _tell_of_saving(self) -> None:
+        """In a thread of its own: the one that saves cannot tell."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the main thread's
+        next_tell_s = _SAVING_TOLD_S
+        while not self._has_stopped.wait(_SAVING_LOOK_S):
+            if self._ending_since_s is not None and self._shared.progress.is_saving:
+                seconds = time.monotonic() - self._ending_since_s
+                if seconds >= next_tell_s:
+                    next_tell_s = seconds + _SAVING_TOLD_AGAIN_S
+                    _tell_of_saving(self._shared, seconds)
 
     @property
     def dropped_reports(self) -> int:
         return self._mailbox.dropped
 
 
-@contextmanager
-def _exits_told() -> Iterator[None]:
-    """An environment's `sys.exit()` is a fault like others: it must not end the trainer."""
-    try:
-        yield
-    except (SystemExit, KeyboardInterrupt) as error:  # no signal's: those are only noted here
-        raise WorkerError(f"serial run:\n{traceback.format_exc()}") from error
+class _Killed(BaseException):
+    """The user has given up. No environment catches it, as it might KeyboardInterrupt."""
 
 
 class ProcessCrew:
@@ -419,7 +481,7 @@ class ProcessCrew:
                     last_saving_s = now
                     if now >= next_tell_s:
                         next_tell_s = now + _SAVING_TOLD_AGAIN_S
-                        self._tell_of_saving(now - started_s)
+                        _tell_of_saving(self._shared, now - started_s)
                 elif now - last_saving_s >= limit_s:
                     break
                 process.join(POLL_S)  # not longer: see `advance`
@@ -446,13 +508,6 @@ class ProcessCrew:
             return max(timeout_s, shared.config.stall_timeout)
         return timeout_s
 
-    def _tell_of_saving(self, seconds: float) -> None:
-        log.warning(
-            "the last checkpoint is being written, for %.0f s so far (%.1f MiB); a second Ctrl-C "
-            "gives it up",
-            *(seconds, checkpoint.unfinished_bytes(self._shared.config.run_dir) / MIB),
-        )
-
     def expect_end(self) -> None:
         self._is_ending = True
 
@@ -464,6 +519,14 @@ class ProcessCrew:
     @property
     def dropped_reports(self) -> int:
         return sum(mailbox.dropped for mailbox in self._mailboxes.values())
+
+
+def _tell_of_saving(shared: Shared, seconds: float) -> None:
+    log.warning(
+        "the last checkpoint is being written, for %.0f s so far (%.1f MiB); a second Ctrl-C "
+        "gives it up",
+        *(seconds, checkpoint.unfinished_bytes(shared.config.run_dir) / MIB),
+    )
 
 
 def _killed(process: SpawnProcess) -> bool:

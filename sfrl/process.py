@@ -23,7 +23,7 @@ import psutil
 from setproctitle import setproctitle
 
 from envs import NonFiniteError
-from envs.forks import end_if_forked, notice_forks
+from envs.forks import end_if_forked, forks_noticed
 from envs.logs import logging_to
 from sfrl.leaving import leave
 from sfrl.metrics import MetricsState
@@ -203,14 +203,13 @@ def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> 
     """
     setproctitle(f"sfrl {name}")
     leave_stopping_to_the_trainer()
-    notice_forks()
     die_with_parent()
     for file in (sys.stdout, sys.stderr):
         if isinstance(file, io.TextIOWrapper):
             # By lines, which a pipe keeps whole, whoever else writes to it.
             file.reconfigure(line_buffering=True, errors="backslashreplace")
     logging.captureWarnings(True)
-    with logging_to(_NoticeHandler(reports)):
+    with logging_to(_NoticeHandler(reports)), forks_noticed():
         try:
             body()
         except Stopped:  # while it was still starting

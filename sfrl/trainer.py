@@ -505,8 +505,15 @@ def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
         yield
         return
 
+    pid = os.getpid()
+
     def on_signal(signum: int, _frame: FrameType | None) -> None:
-        handle(signum)
+        if os.getpid() == pid:
+            handle(signum)
+        else:  # a fork of an environment's, which `multiprocessing`, for example, terminates
+            is_ctrl_c = signum == signal.SIGINT
+            signal.signal(signum, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+            signal.raise_signal(signum)
 
     # A SIGHUP that is ignored was set so by nohup: the run is to outlive its terminal.
     noted = [s for s in STOP_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]

@@ -481,6 +481,32 @@ def test_a_disk_that_takes_for_ever_ends_no_run_but_a_second_ctrl_c_does(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("checkpoint_seconds", [0.2, 600])
+def test_a_serial_run_tells_of_a_slow_disk_and_gives_it_up_as_well(
+    tmp_path, slow_disk, checkpoint_seconds
+):
+    """Whether it saves when Ctrl-C comes, or begins to then."""
+    flag = slow_disk(600)
+    run_dir = tmp_path / "run"
+    flags = [f"--checkpoint-seconds={checkpoint_seconds}", "--serial"]
+    with training(run_dir, *TINY, *flags) as process:
+        wait_until_trained(process, run_dir)
+        flag.touch()
+        wait_for(lambda: checkpoint_seconds > 1 or list(run_dir.glob("checkpoints/*.tmp")))
+        process.send_signal(signal.SIGINT)
+        log = run_dir / "log.txt"
+        wait_for(lambda: "a second Ctrl-C gives it up" in log.read_text())
+        process.send_signal(signal.SIGINT)
+        ended = finish(process)
+    assert ended.seconds < 5
+    assert ended.code == 1
+    left = next(iter(checkpoint.latest_paths(run_dir)), "none")
+    assert f"the last checkpoint was not written; what is left is {left}\n" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
 def test_a_run_folder_that_is_deleted_comes_back(tmp_path):
     run_dir = tmp_path / "run"
     with training(run_dir, *TINY, "--checkpoint-seconds=0.5") as process:

@@ -44,14 +44,15 @@ def programs(pid: int) -> list:
 
 
 @pytest.mark.slow
-def test_an_environment_has_an_ordinary_process(tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [[], ["--serial"]])
+def test_an_environment_has_an_ordinary_process(tmp_path, monkeypatch, more):
     """Its programs can be terminated, its alarm comes; and a run to be stopped still is, in order.
 
     By SIGTERM: at Ctrl-C Python's forks print tracebacks, as they do everywhere.
     """
     monkeypatch.setenv(FACTS, str(tmp_path))
     run_dir = tmp_path / "run"
-    with training(run_dir, *flags("Hosts")) as process:
+    with training(run_dir, *flags("Hosts"), *more) as process:
         wait_until_trained(process, run_dir)
         assert len(programs(process.pid)) == 8
         interrupt(process, signal.SIGTERM)
@@ -112,13 +113,17 @@ def test_an_exit_in_a_serial_run_is_told(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_fork_that_comes_back_is_no_second_worker(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--serial"]])
+def test_a_fork_that_comes_back_is_no_second_worker(tmp_path, more):
     run_dir = tmp_path / "run"
-    with training(run_dir, *flags("ForksBack"), "--debug-buffers") as process:
+    with training(run_dir, *flags("ForksBack"), "--debug-buffers", *more) as process:
         wait_until_trained(process, run_dir)
         wait_for(lambda: metrics(run_dir)[-1]["env_steps"] > 8 * 300)
         alive = [p for p in children(process.pid) if p.status() != psutil.STATUS_ZOMBIE]
-        assert ["sfrl rollout-0" in " ".join(p.cmdline()) for p in alive].count(True) == 1
+        if more:
+            assert not alive
+        else:
+            assert ["sfrl rollout-0" in " ".join(p.cmdline()) for p in alive].count(True) == 1
         interrupt(process)
         ended = finish(process)
     assert ended.code == 0, ended.stderr
