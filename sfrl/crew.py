@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from envs.forks import end_if_forked, forks_noticed
 from envs.logs import own_logger
 from sfrl import checkpoint
+from sfrl.helpers import Helpers
 from sfrl.index_queue import LockFreeQueue
 from sfrl.limits import memory_shortage_explained
 from sfrl.process import (
@@ -303,6 +304,7 @@ class ProcessCrew:
         self._bodies: dict[str, Callable[[], None]] = {}
         self._processes: dict[str, SpawnProcess] = {}
         self._watchdog = Watchdog(shared.config, shared.progress)
+        self._helpers = Helpers()
         self._histories: defaultdict[str, RestartHistory] = defaultdict(RestartHistory)
         self._due_s: dict[str, float] = {}  # who waits to be started anew -> until when
         self._learner_steps_before = shared.progress.learner_steps
@@ -356,6 +358,9 @@ class ProcessCrew:
         ended = [name for name, process in self._processes.items() if process.exitcode is not None]
         if self._is_ending:
             return
+        for name in ended:
+            self._helpers.terminate(name)
+        self._helpers.look({n: p for n, p in self._processes.items() if n.startswith("rollout")})
         if not ended:
             time.sleep(max(0.0, POLL_S - (time.monotonic() - start_s)))
         self._receive()
@@ -466,8 +471,10 @@ class ProcessCrew:
             self._shared.channels.wake_all()
             return self._wait_for_the_end(timeout_s)
         finally:
-            for process in self._processes.values():  # one that lives would keep us from ending
-                process.kill()
+            for name, process in self._processes.items():
+                process.kill()  # one that lives would keep us from ending
+                if process.exitcode != 0:
+                    self._helpers.terminate(name)
 
     def _wait_for_the_end(self, timeout_s: float) -> list[str]:
         started_s = last_saving_s = time.monotonic()

@@ -69,6 +69,22 @@ class Hosts(CartPoleEnv):
             self.fork.join()
 
 
+class HangsHosting(Hosts):
+    """The first one leaves a program in the background as well; none of them ends in order."""
+
+    num_made = 0
+
+    def __init__(self):
+        super().__init__()
+        HangsHosting.num_made += 1
+        if HangsHosting.num_made == 1 and is_in_worker():
+            subprocess.run(["sh", "-c", "sleep 4242 &"], check=True)
+
+    def close(self):
+        if self.program is not None:
+            time.sleep(4242)
+
+
 class Depends(CartPoleEnv):
     """Waits for a program in a step, and fails when that is killed."""
 
@@ -137,5 +153,5 @@ class Prints(CartPoleEnv):
         return super().step(action)
 
 
-for guest in (Hosts, Depends, Exits, ForksBack, Closes, Prints):
+for guest in (Hosts, HangsHosting, Depends, Exits, ForksBack, Closes, Prints):
     gymnasium.register(f"{guest.__name__}-v0", guest, max_episode_steps=500)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ import sfrl
 from envs.logs import logging_to, own_logger
 from sfrl import checkpoint
 from sfrl.process import one_thread_each
+from sfrl.trainer import INSISTENCE_S
 from tests.guest_env import FACTS, PROGRAM
 from tests.runs import (
     TINY,
@@ -37,6 +39,10 @@ from tests.test_shutdown import (
 
 def flags(name: str) -> list[str]:
     return [*TINY[1:], f"--env=tests.guest_env:{name}-v0"]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def programs(pid: int) -> list:
@@ -89,6 +95,35 @@ def test_a_simulator_that_ctrl_c_ends_does_not_fail_the_run(tmp_path):
     assert "starting it anew" not in ended.stderr
     assert checkpoint.latest_paths(run_dir)
     assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_ctrl_c", [False, True])
+def test_a_killed_worker_leaves_no_program(tmp_path, monkeypatch, by_ctrl_c):
+    """Nor any fork. Those of the others, and what runs in the background on purpose, stay."""
+    monkeypatch.setenv(FACTS, str(tmp_path))
+    run_dir = tmp_path / "run"
+    more = ["--num-workers=2", "--envs-per-worker=4", "--batch-size=64"]
+    with training(run_dir, *flags("HangsHosting"), *more) as process:
+        wait_until_trained(process, run_dir)
+        own = psutil.Process(process.pid).children()  # forks carry their worker's name as well
+        workers = [p for p in own if "sfrl rollout" in " ".join(p.cmdline())]
+        wait_for(lambda: all(len(worker.children()) == 8 for worker in workers))
+        helpers = [worker.children() for worker in workers]
+        daemons = [p for p in programs(process.pid) if p not in [*helpers[0], *helpers[1]]]
+        assert len(daemons) == len(workers) == 2
+        time.sleep(1.5)  # the trainer looks once a second
+        if by_ctrl_c:  # the second one: the workers hang when they are to close
+            process.send_signal(signal.SIGINT)
+            time.sleep(INSISTENCE_S + 0.2)
+            process.send_signal(signal.SIGINT)
+            assert finish(process).code == 1
+            wait_for(lambda: not any(is_alive(p) for p in [*helpers[0], *helpers[1]]), 5)
+        else:
+            workers[0].kill()
+            wait_for(lambda: not any(is_alive(p) for p in helpers[0]), 5)
+            assert all(is_alive(p) for p in helpers[1])
+        assert all(is_alive(daemon) for daemon in daemons)
 
 
 @pytest.mark.slow
