@@ -12,7 +12,6 @@ import json
 import math
 import os
 import pickle
-import re
 import struct
 import zipfile
 import zlib
@@ -26,7 +25,7 @@ import numpy as np
 from envs.logs import own_logger
 from sfrl.config import MAX_CONFIG_BYTES, Config
 from sfrl.metrics import metrics_problem
-from sfrl.run_folder import open_new
+from sfrl.run_folder import LATEST_NAME, open_new
 
 log = own_logger(__name__)
 
@@ -39,7 +38,6 @@ REQUIRED_KEYS = ("version", "model", "optimizer", "counters", "config", "rng")
 _MAX_PARTS = 300_000  # of a state, those in containers included; of 64 Atari games it has 2,000
 _MAX_DEPTH = 30  # of containers in containers: others walk them by recursion
 
-_LATEST_NAME = re.compile(r"latest-(\d+)\.pt")
 
 # What reading a damaged file was seen to raise (every bit of the archive's headers flipped, one by
 # one).
@@ -298,7 +296,7 @@ def latest_paths(run_dir: Path | str) -> list[Path]:
     paths = [
         path
         for path in _folder(run_dir).glob("latest-*.pt")
-        if _LATEST_NAME.fullmatch(path.name) and _is_file(path)
+        if LATEST_NAME.fullmatch(path.name) and _is_file(path)
     ]
     return sorted(paths, key=_frames_in, reverse=True)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gymnasium
@@ -24,20 +26,25 @@ from sfrl.trainer import signals_to
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+READER_LIMIT_S = 5  # for whoever reads the summary of a run that a signal has ended
 
 
 def train(argv: Sequence[str]) -> int:
     """Run `train.py` with these arguments; returns its exit code."""
     started_s = time.monotonic()
     signals: list[int] = []
+    has_ended = False
 
     def note(signum: int) -> None:
-        """Nothing has started: what is being set up is finished or, the second time, given up."""
-        if signals:
+        """What is being set up is finished or, the second time, given up.
+
+        What the run has to say at its end is given up at once: perhaps nobody reads it.
+        """
+        if signals or has_ended:
             sys.exit(EXIT_FAILURE if sys.exception() else 0)  # what is being told stays an error
         signals.append(signum)
 
-    with only_run(), signals_to(note):
+    with only_run(), signals_to(note), ExitStack() as stack:
         try:
             trainer = prepare(read_flags(argv), signals, lambda _: sys.exit(0), started_s)
         except Stopped:  # by a signal, while the environment was looked at
@@ -55,6 +62,9 @@ def train(argv: Sequence[str]) -> int:
         try:
             with own_output(last_line_follows=True) as output:
                 summary = trainer.run(output)
+                has_ended = True
+                if signals:  # who ends it perhaps reads no more
+                    stack.enter_context(_leaving_after(READER_LIMIT_S))
         except (
             WorkerError,
             MemoryError,  # a thread or a process that could not be started
@@ -74,6 +84,17 @@ def train(argv: Sequence[str]) -> int:
             _complain(f"the run's summary cannot be written: {error}")
             return EXIT_FAILURE
         return 0
+
+
+@contextmanager
+def _leaving_after(seconds: int) -> Iterator[None]:
+    previous = signal.signal(signal.SIGALRM, lambda *_: sys.exit(0))
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def _complain(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -538,7 +539,10 @@ def _tell_of_saving(shared: Shared, seconds: float) -> None:
 
 def _killed(process: SpawnProcess) -> bool:
     """Kill it, and terminate what it has started; whether it has ended then."""
-    orphans = descendants(process.pid) if process.pid else []
+    orphans = []
+    if process.pid and process.is_alive():
+        os.kill(process.pid, signal.SIGSTOP)  # or it starts more of them while they are listed
+        orphans = descendants(process.pid)
     process.kill()
     process.join(_KILL_S)
     terminate(orphans)

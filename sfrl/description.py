@@ -24,7 +24,13 @@ from setproctitle import setproctitle
 import envs
 from envs import EnvSpec
 from sfrl.leaving import leave
-from sfrl.process import STOP_SIGNALS, descendants, die_with_parent, terminate
+from sfrl.process import (
+    STOP_SIGNALS,
+    descendants,
+    die_with_parent,
+    leave_stopping_to_the_trainer,
+    terminate,
+)
 from sfrl.shared_memory import Stopped
 from sfrl.watchdog import LONGEST_LOOK_S, START_LIMIT_S
 
@@ -195,9 +201,7 @@ def _end_of(child: subprocess.Popen[bytes]) -> str:
 def tell(env: str, descriptor: int, parent: int) -> NoReturn:
     """Send None once the environment's module is imported, and then the description."""
     setproctitle("sfrl description")
-    for signum in STOP_SIGNALS:  # the trainer acts on them; what is started here has its own way
-        signal.signal(signum, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    leave_stopping_to_the_trainer()
     die_with_parent(parent)
     sender = connection.Connection(descriptor, readable=False)
     outcome: EnvSpec | _Refusal

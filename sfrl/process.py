@@ -12,6 +12,7 @@ import pickle
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -259,12 +260,26 @@ def leave_stopping_to_the_trainer() -> None:
         if signal.getsignal(signum) is not signal.SIG_IGN or signum != signal.SIGHUP:
             signal.signal(signum, _do_nothing)
             signal.siginterrupt(signum, False)  # libraries may not expect EINTR
-    os.register_at_fork(after_in_child=_be_an_ordinary_fork)
+    os.register_at_fork(
+        before=_hold_signals, after_in_parent=_take_signals, after_in_child=_be_an_ordinary_fork
+    )
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # blocked until here, by `signals_blocked`
 
 
 def _do_nothing(_signum: int, _frame: FrameType | None) -> None:
     pass
+
+
+_held = threading.local()
+
+
+def _hold_signals() -> None:
+    """One that came to a fork before it has its own handlers would be lost."""
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def _take_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
 
 
 def _be_an_ordinary_fork() -> None:
@@ -273,6 +288,7 @@ def _be_an_ordinary_fork() -> None:
         if signal.getsignal(signum) is _do_nothing:
             is_ctrl_c = signum == signal.SIGINT
             signal.signal(signum, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+    _take_signals()
 
 
 # --- what a process finds when it starts ---

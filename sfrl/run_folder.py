@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import BinaryIO
 UNTRAINED = "nothing was learned: a new run may begin in this folder"
 """How the log of a run ends that leaves nothing else."""
 
+LATEST_NAME = re.compile(r"latest-(\d+)\.pt")  # of a checkpoint that --resume goes on from
 _MAX_LINE = 4096
 _FILES = ("config.json", "log.txt", "metrics.jsonl", "best.pt")  # and event files, `latest-*.pt`
 
@@ -147,11 +149,11 @@ def check_new(run_dir: Path) -> None:
     found = sorted(entry.name for entry in _entries(run_dir) if _is_of_a_run(entry.name))
     if not found or (found == ["log.txt"] and _has_ended_untrained(run_dir / "log.txt")):
         return
-    checkpoints = sorted(p for p in (run_dir / "checkpoints").glob("*.pt") if p.is_file())
-    if any(path.name.startswith("latest-") for path in checkpoints):
+    checkpoints = [entry.name for entry in _entries(run_dir / "checkpoints")]
+    if any(LATEST_NAME.fullmatch(name) for name in checkpoints):
         remedy = "add --resume to go on with it, or name another folder"
     elif checkpoints:
-        remedy = f"it has {checkpoints[0].name}, which --resume does not use: name another folder"
+        remedy = f"it has {checkpoints[0]}, which --resume does not use: name another folder"
     else:
         remedy = f"it has no checkpoint yet: delete its {', '.join(found)}, or name another folder"
     raise RunFolderError(f"run_dir={run_dir} already holds a run; {remedy}")

@@ -25,7 +25,7 @@ import numpy as np
 import envs
 from envs.logs import logging_to, own_logger, printable
 from sfrl import checkpoint, limits, run_folder
-from sfrl.config import Config
+from sfrl.config import Config, ConfigError
 from sfrl.crew import Crew, ProcessCrew, SerialCrew, WorkerError
 from sfrl.description import caveats, describe
 from sfrl.display import Display, PanelDisplay, make_display
@@ -248,7 +248,8 @@ class Trainer:
             if error is not None:
                 log_file.note(f"the run failed: {_reason(error)}")
             if self._has_learned_nothing() and self._owns_folder():
-                with suppress(OSError):  # somebody has changed the folder meanwhile, or its disk
+                # Somebody may have changed the folder meanwhile, or its disk.
+                with suppress(OSError, ConfigError):
                     writer.discard()
                     config_path = self.run_dir / "config.json"
                     if config_path.exists() and Config.load(config_path) == self.config:
@@ -411,7 +412,10 @@ class Trainer:
             failures = self.crew.stop(timeout_s)
         self._collect()
         if not has_begun:
-            log.info("last checkpoint: %s", self._last_checkpoint or "none, training had not begun")
+            # A first step that ended in this moment is not worth a checkpoint, nor an untruth.
+            begun = "only" if self.shared.progress.learner_steps else "not"
+            none = f"none, training had {begun} begun"
+            log.info("last checkpoint: %s", self._last_checkpoint or none)
             return []  # those were killed while they started
         left = self._checkpoint_left()
         if not self._is_last_saved:
@@ -541,7 +545,7 @@ def _logging_to(path: Path, display: Display, is_ours: Callable[[], bool]) -> It
         with logging_to(file_handler, display.log_handler):
             yield file_handler
     finally:
-        file_handler.close()
+        file_handler.end()
 
 
 class _LogFile(logging.Handler):
@@ -567,10 +571,14 @@ class _LogFile(logging.Handler):
         """A line for this file alone."""
         self.handle(logging.makeLogRecord({"msg": text}))
 
-    def close(self) -> None:
-        """If nothing could be written no file is left."""
+    def end(self) -> None:
+        """If nothing could be written no file is left.
+
+        Not `close`, which logging.config.dictConfig, called by an environment, calls on all there
+        are.
+        """
         descriptor = self._file.fileno()
         if os.fstat(descriptor).st_size == 0 and run_folder.is_at(self._path, descriptor):
             self._path.unlink()
         self._file.close()
-        super().close()
+        self.close()

@@ -153,5 +153,27 @@ class Prints(CartPoleEnv):
         return super().step(action)
 
 
-for guest in (Hosts, HangsHosting, Depends, Exits, ForksBack, Closes, Prints):
+class Reconfigures(CartPoleEnv):
+    """Has its own idea of logging, as applications do."""
+
+    def reset(self, **kwargs):
+        logging.config.dictConfig({"version": 1, "root": {"level": "ERROR", "handlers": []}})
+        return super().reset(**kwargs)
+
+
+class ForksAtInit(CartPoleEnv):
+    """Has a server from the start, which it ends itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.server = multiprocessing.get_context("fork").Process(target=time.sleep, args=(4242,))
+        self.server.start()
+
+    def close(self):
+        self.server.terminate()
+        self.server.join()
+
+
+GUESTS = (Hosts, HangsHosting, Depends, Exits, ForksBack, Closes, Prints, Reconfigures, ForksAtInit)
+for guest in GUESTS:
     gymnasium.register(f"{guest.__name__}-v0", guest, max_episode_steps=500)

@@ -181,7 +181,10 @@ def test_the_folder_is_named_for_env_and_time_and_never_shared():
     [
         ("checkpoints/latest-000000000001.pt", "add --resume to go on with it"),
         ("checkpoints/best.pt", "it has best.pt, which --resume does not use: name another folder"),
-        ("checkpoints/latest-000000000001.pt.tmp", "no checkpoint yet: delete its checkpoints, or"),
+        *[
+            (f"checkpoints/{name}", f"it has {name}, which --resume does not use: name another")
+            for name in ("latest-000000000001.pt.tmp", "latest-1.pt.left", "latest-1 (copy).pt")
+        ],
         ("config.json", "no checkpoint yet: delete its config.json, or name another folder"),
         ("metrics.jsonl", "no checkpoint yet: delete its metrics.jsonl, or name another folder"),
         ("log.txt", "no checkpoint yet: delete its log.txt, or name another folder"),

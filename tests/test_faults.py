@@ -257,6 +257,22 @@ def test_a_reader_that_looks_away_stops_nothing_but_the_last_line(tmp_path, make
 
 
 @pytest.mark.slow
+def test_a_summary_that_nobody_reads_is_given_up_at_a_signal(tmp_path):
+    run_dir = tmp_path / "run"
+    _, writer = full_pipe()
+    with (
+        open(writer, "wb") as full,
+        training(run_dir, *TINY, "--train-frames=2000", stdout=full) as process,
+    ):
+        log = run_dir / "log.txt"
+        wait_for(lambda: log.exists() and "last checkpoint: " in log.read_text())
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        ended = finish(process, timeout_s=10)
+    assert ended.code == 0, ended.stderr
+
+
+@pytest.mark.slow
 def test_closed_outputs_are_no_other_files(tmp_path):
     """`>&- 2>&-`, as some supervisors start their services."""
     run_dir = tmp_path / "run"

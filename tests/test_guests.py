@@ -149,6 +149,28 @@ def test_an_exit_in_a_serial_run_is_told(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--serial"]])
+def test_logging_of_its_own_leaves_ours_alone(tmp_path, more):
+    run_dir = tmp_path / "run"
+    with training(run_dir, *flags("Reconfigures"), *more, "--train-frames=2000") as process:
+        ended = finish(process)
+    assert ended.code == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "last checkpoint: " in (run_dir / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--serial"]])
+def test_a_server_that_its_constructor_forks_can_be_ended(tmp_path, more):
+    """In the process that describes it as well, where it is made first."""
+    env = [*flags("ForksAtInit"), "--env-timeout=20", "--train-frames=2000"]
+    with training(tmp_path / "run", *env, *more) as process:
+        ended = finish(process)
+    assert ended.code == 0, ended.stderr
+    assert_nothing_is_left(process.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--serial"]])
 def test_a_fork_that_comes_back_is_no_second_worker(tmp_path, more):
     run_dir = tmp_path / "run"
     with training(run_dir, *flags("ForksBack"), "--debug-buffers", *more) as process:
