@@ -58,14 +58,14 @@ def test_a_broken_import_inside_the_named_module_is_shown_as_it_is(tmp_path, mon
 
 
 def test_the_named_module_registers_its_environment(tmp_path, monkeypatch):
-    (tmp_path / "my_module.py").write_text(
+    (tmp_path / "registering_module.py").write_text(
         "import gymnasium\n"
         "gymnasium.register('MyCartPole-v0',\n"
         "    entry_point='gymnasium.envs.classic_control:CartPoleEnv')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert envs.describe("my_module:MyCartPole-v0").obs_shape == (4,)
-    assert envs.make_vec_env("my_module:MyCartPole-v0", 2, seed=0).reset().shape == (2, 4)
+    assert envs.describe("registering_module:MyCartPole-v0").obs_shape == (4,)
+    assert envs.make_vec_env("registering_module:MyCartPole-v0", 2, seed=0).reset().shape == (2, 4)
 
 
 def test_torch_is_not_imported():
