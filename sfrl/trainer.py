@@ -27,6 +27,7 @@ from envs.logs import logging_to, own_logger, printable
 from sfrl import checkpoint, limits, run_folder
 from sfrl.config import Config, ConfigError
 from sfrl.crew import Crew, ProcessCrew, SerialCrew, WorkerError
+from sfrl.defaults import resolve
 from sfrl.description import caveats, describe
 from sfrl.display import Display, PanelDisplay, make_display
 from sfrl.metrics import MetricsWriter, RunMetrics
@@ -86,14 +87,14 @@ class Trainer:
         """Look at everything that can be wrong before anything starts.
 
         Args:
-            config: complete, as `settings.settle` makes it; the class's defaults are Atari's. With
+            config: complete, as `sfrl.train` makes it; the class's defaults are Atari's. With
                 `resume` its `run_dir` holds the run to go on with.
             signals: those that the caller notes until `run` does. With one in it the run ends.
             started_s: when the run began, by the monotonic clock; None: now.
-            spec: the environment's description; None: it is looked at here.
+            spec: the environment's description, which `config` fits; None: it is looked at here.
 
         Raises:
-            envs.UnknownEnvError, ValueError: the environment cannot be trained.
+            envs.UnknownEnvError, ValueError: the environment cannot be trained, or not so.
             MemoryError: /dev/shm is too small for the trajectory buffer, or the machine lacks
                 memory, open files or processes for the run.
             checkpoint.CheckpointError: there is nothing to resume.
@@ -118,6 +119,7 @@ class Trainer:
                 *(config.env, config.frameskip, config.env_timeout, signals or ()),
                 is_serial=config.serial,
             )
+            self.config = _resolved(config, spec)
         self._caveats = caveats(config.env, spec)
         self.shared = self._make_shared(spec)
         self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
@@ -471,6 +473,16 @@ class Trainer:
         elif now - self._first_signal_s > INSISTENCE_S:
             self.crew.kill()
         self._signals.append(signum)
+
+
+def _resolved(config: Config, spec: envs.EnvSpec) -> Config:
+    try:
+        return resolve(config, spec)
+    except ConfigError as error:
+        problems = "; ".join(str(error).splitlines())
+        raise ConfigError(
+            f"a Trainer takes complete settings, which sfrl.train makes of those given: {problems}"
+        ) from error
 
 
 def slower_than_need_be(config: Config) -> list[str]:

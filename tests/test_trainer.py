@@ -3,7 +3,9 @@
 import sys
 import time
 
-from sfrl.config import Config
+import pytest
+
+from sfrl.config import Config, ConfigError
 from sfrl.metrics import EPISODE_WINDOW
 from sfrl.process import CheckpointFailed, CheckpointSaved
 from sfrl.shared_memory import unlink_segments
@@ -19,6 +21,17 @@ def test_the_clock_runs_from_the_command_on(tmp_path):
     trainer = Trainer(config(tmp_path), started_s=time.monotonic() - 100)
     assert 100 <= trainer.metrics.state()["time_s"] < 200
     assert 100 <= trainer._summary().seconds < 200
+    unlink_segments()
+
+
+def test_settings_that_are_not_complete_are_refused_or_completed(tmp_path):
+    with pytest.raises(ConfigError) as refusal:
+        Trainer(Config(env="CartPole-v1", run_dir=str(tmp_path)))
+    assert str(refusal.value) == (
+        "a Trainer takes complete settings, which sfrl.train makes of those given: "
+        "frameskip=4 is for Atari games, and CartPole-v1 is none; leave it out"
+    )
+    assert Trainer(config(tmp_path, model="auto")).config.model == "mlp"
     unlink_segments()
 
 
