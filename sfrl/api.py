@@ -12,11 +12,13 @@ from typing import Any
 
 from sfrl import limits, run_folder
 from sfrl.output import own_output
+from sfrl.process import TrainsOnImportError, serves_a_run
 from sfrl.settings import settle, tuned
 from sfrl.shared_memory import Stopped, unlink_segments
 from sfrl.trainer import Summary, Trainer, signals_to
 
 _running = threading.Lock()
+_running_in: int | None = None  # the thread that holds it
 
 
 def train(**settings: Any) -> Summary:
@@ -27,9 +29,9 @@ def train(**settings: Any) -> Summary:
         summary = train(env="CartPole-v1", train_frames=100_000)
         print(summary.run_dir, summary.episode_return_mean)
 
-    It needs no `if __name__ == "__main__"`. Ctrl-C and SIGTERM end the run in order, with a
-    checkpoint, and then do what they do in the calling program: Ctrl-C raises KeyboardInterrupt.
-    Called in another thread than the main one, it takes no notice of them.
+    It needs no `if __name__ == "__main__"`, but in a module that a run imports. Ctrl-C and SIGTERM
+    end the run in order, with a checkpoint, and then do what they do in the calling program: Ctrl-C
+    raises KeyboardInterrupt. Called in another thread than the main one it takes no notice of them.
 
     Args:
         settings: the flags of `python train.py --help`, with underscores. What is left out is what
@@ -41,7 +43,7 @@ def train(**settings: Any) -> Summary:
         CheckpointError: there is nothing to resume.
         WorkerError: a component of the run failed. The text tells which, and its traceback.
         OSError: the run's folder cannot be written.
-        RuntimeError: this process trains already.
+        RuntimeError: this process trains already; or it serves a run, and imports what calls this.
     """
     started_s = time.monotonic()
     signals: list[int] = []
@@ -104,15 +106,21 @@ def only_run() -> Iterator[None]:
 
     Raises:
         RuntimeError: another thread of this process is in such a block. Both would write to the
-            same stdout, and share signals, locks and shared memory.
+            same stdout, and share signals, locks and shared memory. Or the block would be within
+            one: a run has imported a module that begins another.
     """
+    global _running_in
+    if serves_a_run() or _running_in == threading.get_ident():
+        raise TrainsOnImportError
     if not _running.acquire(blocking=False):
         raise RuntimeError(
             "this process trains already; start each run at the same time in a process of its own"
         )
+    _running_in = threading.get_ident()
     try:
         yield
     finally:
         unlink_segments()
         run_folder.remove_empty()
+        _running_in = None
         _running.release()

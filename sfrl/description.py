@@ -26,6 +26,7 @@ from envs import EnvSpec
 from sfrl.leaving import leave
 from sfrl.process import (
     STOP_SIGNALS,
+    TrainsOnImportError,
     descendants,
     die_with_parent,
     leave_stopping_to_the_trainer,
@@ -215,6 +216,8 @@ def tell(env: str, descriptor: int, parent: int) -> NoReturn:
         outcome = _Refusal(str(error), is_unknown=True)
     except envs.UnsupportedEnvError as error:
         outcome = _Refusal(str(error))
+    except TrainsOnImportError as error:
+        outcome = _Refusal(f"env={env} could not be {doing}: {error}")
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         outcome = _Refusal(f"env={env} could not be {doing}: {envs.in_one_line(error)}")
     sender.send(outcome)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from envs import in_one_line
 from sfrl.images import BLOCK, pixel_blocks
+from sfrl.process import TrainsOnImportError
 
 HIDDEN_GAIN = math.sqrt(2)
 
@@ -51,6 +52,8 @@ def user_class(path: str) -> type[nn.Module]:
     module_name, _, class_name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
+    except TrainsOnImportError as error:
+        raise ValueError(f"model={path}: {error}") from error
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ValueError(
             f"model={path}: cannot import {module_name!r} ({in_one_line(error)}); it must be the "

@@ -101,6 +101,16 @@ class CheckpointRequest(NamedTuple):
 M = TypeVar("M")
 
 
+class TrainsOnImportError(RuntimeError):
+    """A module that a run has imported calls `sfrl.train`, which would import it once more."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this module calls sfrl.train when it is imported: put the call under "
+            "if __name__ == '__main__'"
+        )
+
+
 class Mailbox(Generic[M]):
     """Messages that are not of fixed size, from one process to one other: a pair of sockets.
 
@@ -217,8 +227,8 @@ def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> 
             pass
         except BaseException as error:  # that of an environment may be of any kind
             end_if_forked(error)
-            # A shortage is of the machine: who reads of it needs no place in our code.
-            is_told = isinstance(error, ShortageError)
+            # Not of our code: who reads of it needs no place there.
+            is_told = isinstance(error, (ShortageError, TrainsOnImportError))
             text = str(error) if is_told else traceback.format_exc()[-_MAX_TEXT:]
             failure = Failure(text, ends_run=isinstance(error, NonFiniteError))
             try:
@@ -338,12 +348,22 @@ def one_thread_each() -> Iterator[None]:
             del os.environ[name]
 
 
+_serves_a_run = False
+
+
+def serves_a_run() -> bool:
+    """Whether a run has started this process."""
+    return _serves_a_run
+
+
 def die_with_parent(pid: int | None = None) -> None:
-    """Have the kernel kill this process when the trainer goes (Linux).
+    """Have the kernel kill this process when the trainer goes (Linux): it serves a run.
 
     Args:
         pid: the trainer's; None: that of multiprocessing's parent.
     """
+    global _serves_a_run
+    _serves_a_run = True
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if pid is None and (parent := multiprocessing.parent_process()) is not None:
         pid = parent.pid

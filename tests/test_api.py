@@ -1,10 +1,12 @@
 """`sfrl.train`: in whatever program it is called, and with the same settings as the command."""
 
 import multiprocessing
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
@@ -15,6 +17,7 @@ import sfrl
 from sfrl import cli
 from sfrl.api import only_run
 from sfrl.config import Config
+from sfrl.measure import MeasureError, in_child
 from tests.runs import ROOT, TIMEOUT_S, TINY, has_trained, segments, wait_for
 
 gymnasium.register("Mine-v0", CartPoleEnv)
@@ -51,6 +54,21 @@ asyncio.run(work_in_a_loop())
 assert len(frames) == 2, frames
 assert all(300 <= number < 5000 for number in frames), frames
 """
+OWN = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+from sfrl import train
+
+gymnasium.register("Own-v0", CartPoleEnv, max_episode_steps=500)
+"""
+GUARD = "if __name__ == '__main__': "
+CHILDREN = (
+    "import multiprocessing\nif multiprocessing.parent_process(): "  # not where it is looked at
+)
+NET = "from tests.faulty_encoder import Lazy as Net\n"
+IMPORTED = (
+    "this module calls sfrl.train when it is imported: put the call under if __name__ == '__main__'"
+)
 INTERRUPTED = f"""{CALL}
 settings.update(train_frames=0, lr_schedule="constant")
 try:
@@ -133,6 +151,40 @@ def test_what_cannot_work_is_told_before_anything_starts(settings, text, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ('env="own:Own-v0"', "env=own:Own-v0 could not be imported"),
+        ('env="CartPole-v1", model="own:Net"', "model=own:Net"),
+    ],
+)
+def test_a_script_that_a_run_imports_is_told_of_the_guard_that_it_needs(given, text):
+    Path("own.py").write_text(f"{OWN}{NET if 'Net' in given else ''}train({given}, tune='off')")
+    ended = run_python("own.py")
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].endswith(f"Error: {text}: {IMPORTED}")
+    assert not Path("runs").exists()
+
+
+def test_a_script_that_a_run_imports_trains_if_its_call_is_guarded():
+    settings = 'settings | dict(env="own:Own-v0", run_dir="run")'
+    Path("own.py").write_text(f"{CALL}{OWN}{GUARD}train(**({settings}))")
+    ended = run_python("own.py")
+    assert ended.returncode == 0, ended.stderr
+    assert list(Path("run/checkpoints").iterdir())
+
+
+def test_no_process_of_a_run_begins_another(capfd):
+    Path("own.py").write_text(f"{OWN}{CHILDREN}train(env='own:Own-v0')")
+    Path("script.py").write_text(f"{CALL}train(**settings | dict(env='own:Own-v0'))")
+    ended = run_python("script.py")
+    assert ended.stderr.endswith(f"\n{IMPORTED}\n")
+    assert "WorkerError: rollout-0 (pid" in ended.stderr
+    with pytest.raises(MeasureError):
+        in_child(runpy.run_path, "own.py")
+    assert capfd.readouterr().err.splitlines()[-1].endswith(f"Error: {IMPORTED}")
+
+
 def test_a_process_that_may_start_no_others_says_so(monkeypatch):
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
     with pytest.raises(sfrl.ConfigError, match="this process may start none"):
@@ -140,8 +192,10 @@ def test_a_process_that_may_start_no_others_says_so(monkeypatch):
 
 
 def test_one_process_has_one_run_at_a_time():
-    with only_run(), pytest.raises(RuntimeError, match="this process trains already"):
-        sfrl.train(env="CartPole-v1")
+    with only_run(), ThreadPoolExecutor() as threads:
+        second = threads.submit(sfrl.train, env="CartPole-v1")
+        with pytest.raises(RuntimeError, match="this process trains already"):
+            second.result()
 
 
 def test_workers_and_the_importing_program_are_spared_of_what_they_do_not_need():
