@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from sfrl import limits, run_folder
+from sfrl.config import DEFAULTS
 from sfrl.output import own_output
 from sfrl.process import TrainsOnImportError, serves_a_run
 from sfrl.settings import settle, tuned
@@ -58,9 +61,7 @@ def train(**settings: Any) -> Summary:
 
     with only_run(), signals_to(note):
         try:
-            given = {
-                k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in settings.items()
-            }
+            given = {name: _plain(name, value) for name, value in settings.items()}
             trainer = prepare(given, signals, give_up, started_s)
             if not signals:
                 with own_output() as output:
@@ -73,6 +74,17 @@ def train(**settings: Any) -> Summary:
     if summary is None:  # he takes no notice, but there is nothing to return
         raise KeyboardInterrupt
     return summary
+
+
+def _plain(name: str, value: object) -> object:
+    """A path as text, NumPy's scalars as Python's, and 1e6 whole where a whole number is due."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer() and type(DEFAULTS.get(name)) is int:
+        return int(value)
+    return value
 
 
 def prepare(

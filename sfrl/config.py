@@ -457,13 +457,20 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """The values of those settings that have a fixed set of them."""
 
 
-def type_problems(values: Mapping[str, object]) -> list[str]:
-    """What is wrong with the names and types of settings that are to make a `Config`."""
+def type_problems(
+    values: Mapping[str, object], synonyms: Mapping[str, str] | None = None
+) -> list[str]:
+    """What is wrong with the names and types of settings that are to make a `Config`.
+
+    Args:
+        synonyms: what to do instead of a setting of another name (synonyms.py).
+    """
     problems = []
     for name, value in values.items():
         if name not in DEFAULTS:
             hint = " or ".join(nearest_settings(name))
-            remedy = f"did you mean {hint}?" if hint else "remove it"
+            nearest = f"did you mean {hint}?" if hint else "remove it"
+            remedy = (synonyms or {}).get(name.lower(), nearest)
             problems.append(f"unknown setting {name!r:.80}; {remedy}")
             continue
         if isinstance(value, str) and len(value) > _MAX_CHARACTERS:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import envs
-from sfrl import checkpoint, limits, run_folder
+from sfrl import checkpoint, limits, run_folder, synonyms
 from sfrl.config import Config, ConfigError, type_problems
 from sfrl.defaults import defaults_for, resolve
 from sfrl.description import describe
@@ -42,7 +42,7 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
         checkpoint.CheckpointError: there is nothing to resume.
         Stopped: there was a signal while the environment was looked at.
     """
-    if problems := type_problems(given):
+    if problems := type_problems(given, synonyms.OF_PYTHON):
         raise ConfigError("\n".join(problems))
     # Here: the user's code, which `model` imports, may go elsewhere.
     runs = run_folder.started_in() / RUNS

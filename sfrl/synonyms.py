@@ -6,6 +6,8 @@ OpenAI's Baselines, with underscores. A line here completes "--name is unknown; 
 
 from __future__ import annotations
 
+import re
+
 from sfrl.config import DEFAULTS
 
 _LOGS = "curves are in TensorBoard's files and metrics.jsonl in the run's folder (docs/metrics.md)"
@@ -13,7 +15,7 @@ _FRAMES = "use --train-frames, which counts emulated frames: on Atari 4 for each
 
 _OF_TRAIN = {
     "use --env": "env_id env_name environment environment_name env_type gym_id game task",
-    "use --num-workers=N --envs-per-worker=K, which make N x K environments": (
+    "use --num-workers=N and --envs-per-worker=K, which make N x K environments": (
         "num_envs n_envs nenvs n_env num_env num_environments env_num total_agents"
     ),
     "use --envs-per-worker": (
@@ -163,7 +165,15 @@ def _by_name(names: dict[str, str]) -> dict[str, str]:
     return {name: remedy for remedy, line in names.items() for name in line.split()}
 
 
+def _in_python(remedy: str) -> str:
+    """For `sfrl.train`: its arguments are the flags, with underscores. Commands stay commands."""
+    if "enjoy.py" in remedy:
+        return remedy
+    return re.sub("--([a-z-]+)", lambda flag: flag[1].replace("-", "_"), remedy)
+
+
 OF_TRAIN = _by_name(_OF_TRAIN)
+OF_PYTHON = {name: _in_python(remedy) for name, remedy in OF_TRAIN.items()}
 OF_ENJOY = dict.fromkeys(
     (*DEFAULTS, *OF_TRAIN), "a checkpoint has the settings that it was trained with"
 ) | _by_name(_OF_ENJOY)

@@ -1,5 +1,7 @@
 """`sfrl.train`: in whatever program it is called, and with the same settings as the command."""
 
+import dataclasses
+import math
 import multiprocessing
 import runpy
 import shutil
@@ -10,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 
 import sfrl
 from sfrl import cli
 from sfrl.api import only_run
-from sfrl.config import Config
+from sfrl.config import Config, type_problems
 from sfrl.measure import MeasureError, in_child
 from tests.runs import ROOT, TIMEOUT_S, TINY, has_trained, segments, wait_for
 
@@ -131,7 +134,14 @@ def test_a_signal_ends_the_run_in_order_and_then_does_what_it_does_in_the_progra
     ("settings", "text"),
     [
         ({"evn": "Pong"}, "unknown setting 'evn'; did you mean env"),
-        ({"train_frames": 1e6}, "train_frames=1000000.0 must be of type int"),
+        ({"lr": 1e-3}, "unknown setting 'lr'; use learning_rate"),
+        ({"n_steps": 8, "Render": True}, "unknown setting 'n_steps'; use rollout_length"),
+        ({"n_envs": 8}, "use num_workers=N and envs_per_worker=K, which make N x K environments"),
+        ({"Render": True}, "trained: python enjoy.py --window, or --video=FILE.mp4"),
+        ({"train_frames": 1e6 + 0.5}, "train_frames=1000000.5 must be of type int"),
+        ({"train_frames": math.inf}, "train_frames=inf must be of type int"),
+        ({"train_frames": "10m"}, "train_frames='10m' must be of type int"),
+        ({"tune": np.float32(1)}, "tune=1.0 must be of type str"),
         ({"run_dir": None}, "run_dir=None must be of type str"),
         ({"env": "CartPole-v1", "frameskip": 4}, "frameskip=4 is for Atari games"),
         ({"env": "CartPole-v1", "gamma": 2.0, "loss": "ppo"}, "gamma=2.0 must lie"),
@@ -149,6 +159,27 @@ def test_what_cannot_work_is_told_before_anything_starts(settings, text, tmp_pat
         sfrl.train(**settings)
     assert text in str(refusal.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_may_be_of_numpy_and_whole_ones_floats():
+    sfrl.train(
+        env="CartPole-v1",
+        run_dir="run",
+        serial=np.bool_(True),
+        num_workers=np.int64(1),
+        envs_per_worker=8.0,
+        rollout_length=np.uint8(8),
+        batch_size=32,
+        minibatches=np.float32(2),
+        train_frames=1e2,
+        learning_rate=np.float32(0.001),
+        gamma=np.float64(0.5),
+    )
+    saved = Config.load(Path("run/config.json"))
+    assert (saved.train_frames, saved.envs_per_worker, saved.minibatches) == (100, 8, 2)
+    assert (saved.serial, saved.rollout_length, saved.gamma) == (True, 8, 0.5)
+    assert saved.learning_rate == pytest.approx(0.001)
+    assert not type_problems(dataclasses.asdict(saved))  # 1.0 for 1 would be one
 
 
 @pytest.mark.parametrize(

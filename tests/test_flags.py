@@ -74,6 +74,8 @@ def test_no_synonym_is_a_flag_and_every_remedy_names_flags_that_there_are():
             named = re.findall(r"--([a-z-]+)", remedy)
             assert {name.replace("-", "_") for name in named} <= known, remedy
     assert not DEFAULTS.keys() & synonyms.OF_TRAIN.keys()
+    for remedy in synonyms.OF_PYTHON.values():
+        assert "--" not in remedy or "python enjoy.py" in remedy
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_no_synonym_is_a_flag_and_every_remedy_names_flags_that_there_are():
             "train.py",
             "--num-envs 8 --total_timesteps=1e6 --track --no-cuda",
             [
-                "--num-envs is unknown; use --num-workers=N --envs-per-worker=K, which make N x K",
+                "--num-envs is unknown; use --num-workers=N and --envs-per-worker=K, which",
                 "--total_timesteps is unknown; use --train-frames",
                 "--track is unknown; curves are in TensorBoard's files",
                 "--no-cuda is unknown; use --device=cuda or --device=cpu",
