@@ -313,7 +313,7 @@ def _observation_layout(
     low, high = float(space.low.min()), float(space.high.max())
     is_uniform = bool((space.low == low).all() and (space.high == high).all())
     is_image = (is_pixels and len(shape) > 1) or (
-        is_uniform and np.isfinite((low, high)).all() and _is_picture(space)
+        is_uniform and np.isfinite((low, high)).all() and _is_picture(env_id, space)
     )
     if not is_image:
         if not is_pixels and (len(shape) < 2 or not is_uniform):
@@ -323,30 +323,43 @@ def _observation_layout(
     dtype = np.uint8 if is_pixels else np.float32
     if len(shape) == 2:
         return Box(low, high, (1, *shape), dtype), lambda obs: obs[np.newaxis]
-    if _channel_axis(space) == 0:
+    if _channel_axis(env_id, space) == 0:
         return Box(low, high, shape, dtype), lambda obs: obs
     return Box(low, high, (shape[2], *shape[:2]), dtype), lambda obs: obs.transpose(2, 0, 1)
 
 
-def _channel_axis(space: Box) -> int:
+def _told_axis(env_id: str, space: Box) -> int | None:
+    """What `channel_axis` says, 0 or 2; None if it says nothing. Raises UnsupportedEnvError."""
+    told: object = getattr(space, "channel_axis", None)
+    if told is None:
+        return None
+    if not isinstance(told, int | np.integer) or told not in (0, 2, -1):
+        raise UnsupportedEnvError(
+            f"{env_id}: observation_space.channel_axis={told!r:.60} must be 0 or 2, the axis of "
+            f"an image's channels; set it to one of them, or leave it out"
+        )
+    return int(told) % 3
+
+
+def _channel_axis(env_id: str, space: Box) -> int:
     """Of an image with three axes: 0 or 2, as its `channel_axis` says, or else as its shape does.
 
     The axis that is unlike two others of one size; if there is none, the smaller one.
     """
     first, middle, last = space.shape
-    if (told := getattr(space, "channel_axis", None)) in (0, 2):
-        return int(told)
+    if (told := _told_axis(env_id, space)) is not None:
+        return told
     if first == middle:
         return 2
     return 0 if middle == last or first < last else 2
 
 
-def _is_picture(space: Box) -> bool:
+def _is_picture(env_id: str, space: Box) -> bool:
     if len(space.shape) != 3:
         return False
-    axis = _channel_axis(space)
+    axis = _channel_axis(env_id, space)
     sides = space.shape[1:] if axis == 0 else space.shape[:2]
-    is_told = hasattr(space, "channel_axis")
+    is_told = _told_axis(env_id, space) is not None
     return is_told or (space.shape[axis] in _PICTURE_CHANNELS and min(sides) >= _MIN_PICTURE)
 
 
@@ -364,12 +377,12 @@ def _reading(env_id: str, own: Box, space: Box) -> str:
                 "1, and set observation_space.channel_axis to 0 or 2, the axis of the channels"
             )
         return f"{what} are flattened to a vector of {space.shape[0]} numbers{remedy}"
-    if len(own.shape) == 2 or hasattr(own, "channel_axis"):
+    if len(own.shape) == 2 or _told_axis(env_id, own) is not None:
         return ""
     channels, height, width = space.shape
     if channels in _PICTURE_CHANNELS and channels < min(height, width):
         return ""
-    axis = _channel_axis(own)
+    axis = _channel_axis(env_id, own)
     return (
         f"{what} are read as {channels} channels of {height}x{width} pixels, since the "
         f"{'first' if axis == 0 else 'last'} axis looks like that of the channels; if it is the "

@@ -429,6 +429,7 @@ def space_of(shape, dtype, low=0.0, high=1.0, channel_axis=None):
         (space_of((8, 8, 111), np.uint8), (111, 8, 8), "uint8", 1.0, "111 channels of 8x8 pixels"),
         (space_of((6, 7, 20), np.uint8), (6, 7, 20), "uint8", 1.0, "channel_axis = 2, or = 0 to"),
         (space_of((6, 7, 20), np.uint8, channel_axis=2), (20, 6, 7), "uint8", 1.0, ""),
+        (space_of((6, 7, 20), np.uint8, channel_axis=-1), (20, 6, 7), "uint8", 1.0, ""),
         (space_of((6, 7, 20), np.float32), (840,), "float32", 1.0, "flattened to a vector of 840"),
         (space_of((6, 7, 20), np.float32, channel_axis=2), (20, 6, 7), "float32", 1.0, ""),
         (space_of((84, 84, 3), np.float32, 0, np.inf), (21168,), "float32", 1.0, "finite bounds"),
@@ -460,6 +461,25 @@ def test_what_is_assumed_of_observations_is_told(space, agent_shape, agent_dtype
     moved = kind == "image" and len(space.shape) == 3 and agent_shape[0] == space.shape[2]
     expected = np.moveaxis(first_obs, -1, 0) if moved else first_obs.reshape(agent_shape)
     np.testing.assert_array_equal(obs, [expected] * 2)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("told", [1, 3, -3, "last", 2.0, [2], np.arange(2)])
+def test_a_channel_axis_that_is_none_is_refused_and_silences_nothing(told, dtype):
+    env_id = "Counting-v0"
+    register(env_id, np.zeros((6, 7, 20), dtype), bounds=(0, 1))
+    env_class = gymnasium.registry[env_id].entry_point
+
+    def make():
+        env = env_class()
+        env.observation_space = space_of((6, 7, 20), dtype, channel_axis=told)
+        return env
+
+    gymnasium.registry.pop(env_id)
+    gymnasium.register(env_id, make)
+    problem = re.escape(f"{env_id}: observation_space.channel_axis={told!r} must be 0 or 2")
+    with pytest.raises(envs.UnsupportedEnvError, match=problem):
+        envs.describe(env_id)
 
 
 MISSION = gymnasium.spaces.Text(40)
