@@ -85,6 +85,9 @@ def main(argv: Sequence[str]) -> int:
             started_in = run_folder.started_in()  # an environment may go elsewhere
             read_flags(argv, dataclasses.asdict(Args()), {}, synonyms.OF_ENJOY)
             args = parse_flags(argv, Args(), prog="enjoy.py", description=__doc__)
+            paths = {name: getattr(args, name) for name in ("run_dir", "checkpoint", "video")}
+            paths = {name: run_folder.expanded(name, path) for name, path in paths.items()}
+            args = dataclasses.replace(args, **paths)
             args.check()
             player, screens = _prepare(args, stack)
         except REFUSALS as error:

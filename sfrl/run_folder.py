@@ -40,6 +40,24 @@ def started_in() -> Path:
         ) from error
 
 
+def expanded(setting: str, path: str) -> str:
+    """With the home folder for `~`, which shells leave as it is within --run-dir=~/x.
+
+    Raises:
+        RunFolderError: this user has none.
+    """
+    if not path.startswith("~"):
+        return path
+    own_home = os.environ.get("HOME", "/")  # "" would make /x of ~/x
+    found = os.path.expanduser(path)
+    if not os.path.isabs(found) or (path[1:2] in ("", "/") and not own_home):
+        raise RunFolderError(
+            f"{setting}={path} begins with ~, and there is no such home folder (HOME); name it in "
+            f"full, or as ./{path} if that is its name"
+        )
+    return found
+
+
 def make(run_dir: Path) -> None:
     """A new folder. `remove_empty` removes it if nothing comes into it.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,7 +36,7 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
 
     Raises:
         ConfigError: the settings cannot work, or there is no such environment.
-        run_folder.RunFolderError: the folder holds a run, or what no run has.
+        run_folder.RunFolderError: the folder holds a run, or what no run has; or `~` means none.
         ValueError: the environment cannot be trained.
         checkpoint.CheckpointError: there is nothing to resume.
         Stopped: there was a signal while the environment was looked at.
@@ -63,7 +62,8 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
     if problems:
         raise ConfigError("\n".join(problems))
     if config.run_dir:
-        config = dataclasses.replace(config, run_dir=str(_absolute(config.run_dir)))
+        run_dir = Path(run_folder.expanded("run_dir", config.run_dir)).absolute()
+        config = dataclasses.replace(config, run_dir=str(run_dir))
     if config.resume:
         if config.model == "auto":
             config = dataclasses.replace(config, model=defaults.model)
@@ -110,29 +110,12 @@ def tuned(config: Config, given: Mapping[str, Any], spec: envs.EnvSpec) -> Confi
 def _saved_settings(given: Mapping[str, Any]) -> Config:
     """Those of the run that is to go on. A time limit was that of its earlier start alone."""
     if given.get("run_dir"):
-        run_dir = Path(given["run_dir"])
-        if given["run_dir"].startswith("~"):
-            run_dir = _absolute(given["run_dir"])
+        run_dir = Path(run_folder.expanded("run_dir", given["run_dir"]))
     else:
         run_dir = checkpoint.newest_run(RUNS, given.get("env"))
     run_folder.check(run_dir)
     saved = checkpoint.saved_config(run_dir)
     return dataclasses.replace(saved, run_dir=str(run_dir), train_seconds=0.0)
-
-
-def _absolute(run_dir: str) -> Path:
-    """With the home folder for `~`, which shells leave as it is within --run-dir=~/x.
-
-    Raises:
-        ConfigError: this user has none.
-    """
-    expanded = os.path.expanduser(run_dir)
-    if expanded.startswith("~") or (run_dir.startswith("~") and not os.path.isabs(expanded)):
-        raise ConfigError(
-            f"run_dir={run_dir} begins with ~, and there is no such home folder (HOME); name the "
-            f"folder in full, or as ./{run_dir} if that is its name"
-        )
-    return Path(expanded).absolute()
 
 
 def _check_resumable(saved: Config, config: Config) -> None:

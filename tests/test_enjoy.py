@@ -51,9 +51,9 @@ def enjoy(cwd, *flags, **environment):
     return json.loads(stdout.splitlines()[-1])
 
 
-def refusal(cwd, *flags):
+def refusal(cwd, *flags, **environment):
     """What `enjoy.py` says when it refuses these flags."""
-    process = start_enjoy(cwd, *flags)
+    process = start_enjoy(cwd, *flags, **environment)
     stdout, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == EXIT_USAGE, stderr
     assert stdout == ""
@@ -145,6 +145,16 @@ def test_the_same_seed_gives_the_same_returns_however_flags_are_spelled(trained)
     first = enjoy(trained, "--run-dir=runs/cartpole", "--max-steps=200", *flags)
     second = enjoy(trained, "--run_dir=runs/cartpole", "--max_steps=200", *flags)
     assert first == second
+
+
+def test_a_tilde_is_the_home_folder_as_in_train_py(trained, tmp_path):
+    [path, *_] = (trained / "runs/cartpole/checkpoints").glob("latest-*.pt")
+    flags = [f"--checkpoint=~/runs/cartpole/checkpoints/{path.name}", "--video=~/film.gif"]
+    summary = enjoy(tmp_path, *flags, "--episodes=1", "--max-steps=3", HOME=str(trained))
+    assert summary["video"] == f"{trained}/film.gif"
+    assert not list(tmp_path.iterdir())
+    message = refusal(tmp_path, "--run-dir=~/x", HOME="")
+    assert "run_dir=~/x begins with ~, and there is no such home folder" in message
 
 
 def test_deterministic_takes_the_likeliest_action_where_other_play_samples(tmp_path):

@@ -132,6 +132,7 @@ REFUSED = {
     "no-home": Case(
         "unset HOME", "'--run-dir=~/run'", ["run_dir=~/run .* no such home"], become=NOBODY
     ),
+    "empty-home": Case("export HOME=", "'--run-dir=~/run2'", ["run_dir=~/run2 .* no such home"]),
     "no-such-home": Case("", "'--run-dir=~nobody-here/run'", ["run_dir=~nobody-here/run .* name"]),
 }
 
