@@ -259,6 +259,8 @@ class Config:
             "seed": 2**32 - 1,  # torch takes it times a million
             "frameskip": 1000,
             "torch_threads": 1024,  # all are started
+            "minibatches": 1000,  # the learner has a row of numbers for each, of each epoch
+            "epochs": 1000,
             "train_seconds": _MAX_SECONDS,
             "report_seconds": _MAX_SECONDS,
             "checkpoint_seconds": _MAX_SECONDS,

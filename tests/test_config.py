@@ -58,6 +58,7 @@ IMPOSSIBLE = [
         {"policy_batch_size": 4},
         "policy_batch_size=4 must be at least the 8 environments .* try policy_batch_size=8",
     ),
+    ({"epochs": 10**15}, "epochs=1000000000000000 must be at most 1,000"),
     ({"c_clip": 2.0}, r"c_clip=2.0 must not exceed rho_clip=1.0 .* try c_clip=1.0"),
     (
         {"train_frames": 0},
