@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import resource
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from itertools import accumulate, pairwise
 
 import psutil
 
@@ -75,8 +77,16 @@ def _num_processes(config: Config) -> int:
 
 def _shm_shortage(config: Config, spec: EnvSpec) -> str | None:
     needed = shared_bytes(config, spec)
-    parts = f"trajectories {needed.trajectories / MIB:.0f}, weights {needed.weights / MIB:.0f}"
-    return shm_shortage(sum(needed), f"the run ({parts} MiB)")
+    ends = [0, *(math.ceil(total / MIB) for total in accumulate(needed))]  # the parts add up
+    names = ("trajectories", "weights", "queues and reports")
+    sizes = (end - start for start, end in pairwise(ends))
+    parts = ", ".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
+    what = f"the run ({parts} MiB)"
+    if needed.weights <= needed.trajectories + needed.others:
+        return shm_shortage(sum(needed), what)
+    rnn = f"lower --rnn-size={config.rnn_size}, " if config.rnn_size else ""
+    remedy = f"{rnn}choose a smaller model than --model={config.model}"
+    return shm_shortage(sum(needed), what, remedy)
 
 
 def _memory_problems(config: Config, spec: EnvSpec) -> list[str]:

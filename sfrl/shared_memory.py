@@ -174,22 +174,24 @@ def segment_bytes(*fields: Field) -> int:
     return sum(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes)
 
 
-def shm_shortage(needed_bytes: int, what: str) -> str | None:
+_FEWER = "lower --num-workers, --envs-per-worker or --rollout-length"
+
+
+def shm_shortage(needed_bytes: int, what: str, remedy: str = _FEWER) -> str | None:
     """What to tell the user if /dev/shm has no room for `needed_bytes` of `what`, else None."""
     if not os.access(SHM_DIR, os.W_OK | os.X_OK):
         return _unusable_text("it cannot be written" if SHM_DIR.is_dir() else "it is missing")
     free = shutil.disk_usage(SHM_DIR).free
-    return None if needed_bytes <= free else _shortage_text(needed_bytes, what)
+    return None if needed_bytes <= free else _shortage_text(needed_bytes, what, remedy)
 
 
-def _shortage_text(needed_bytes: int, what: str) -> str:
-    available = shutil.disk_usage(SHM_DIR).free
-    needed = f"{math.ceil(needed_bytes / MIB)}"
+def _shortage_text(needed_bytes: int, what: str, remedy: str = _FEWER) -> str:
+    room = shutil.disk_usage(SHM_DIR)
+    size = math.ceil((room.used + needed_bytes) / MIB)  # what others have there stays
     return (
-        f"{what} needs {needed} MiB of shared memory, but {SHM_DIR} has "
-        f"{available / MIB:.0f} MiB available; lower --num-workers, --envs-per-worker or "
-        f"--rollout-length, or enlarge it to {needed}m at least (mount -o remount,size=8g "
-        f"{SHM_DIR}; in a container --shm-size=8g)"
+        f"{what} needs {math.ceil(needed_bytes / MIB)} MiB of shared memory, but {SHM_DIR} has "
+        f"{room.free / MIB:.0f} MiB available; {remedy}, or enlarge it (mount -o "
+        f"remount,size={size}m {SHM_DIR}; in a container --shm-size={size}m)"
     )
 
 

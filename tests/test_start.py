@@ -73,7 +73,10 @@ REFUSED = {
     "model": Case(
         "",
         f"{RUN} --rnn-size={10**9}",
-        ["a model of .* MiB need .* MiB are free; lower .*--rnn-size=1000000000", "--shm-size="],
+        [
+            "a model of .* MiB need .* MiB are free; lower .*--rnn-size=1000000000",
+            "MiB available; lower --rnn-size=1000000000, choose a smaller model .*--shm-size=",
+        ],
     ),
     "runs-is-a-file": Case(
         "touch runs", "", ["runs/Pong-.* cannot be written: File exists .*; na"]
@@ -113,7 +116,10 @@ REFUSED = {
     "small-shm": Case(
         "mount -t tmpfs -o size=8M tmpfs /dev/shm",
         RUN,
-        [r"trajectories 1, weights 13 MiB\) needs 14 MiB .* has 8 MiB available; .*--shm-size=8g"],
+        [
+            r"trajectories 2, weights 12, queues and reports 0 MiB\) needs 14 MiB .* has 8 MiB "
+            r"available; choose a smaller model than --model=.*size=14m.*--shm-size=14m"
+        ],
         mounts=True,
     ),
     "addresses": Case("ulimit -v 600000", RUN, ["at least 800 MiB of addresses, .*586 MiB .*-v"]),
