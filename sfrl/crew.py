@@ -40,7 +40,7 @@ from sfrl.process import (
 )
 from sfrl.restarts import MAX_REPEATS, RestartHistory
 from sfrl.roles import Shared, make_learner, make_policy_worker, make_rollout_worker, pin_and_nice
-from sfrl.shared_memory import MIB
+from sfrl.shared_memory import MIB, ShortageError, Stopped
 from sfrl.watchdog import Watchdog, component_names
 
 log = own_logger(__name__)
@@ -251,9 +251,9 @@ class SerialCrew:
             pass
         except BaseException as error:
             end_if_forked(error)
-            if isinstance(error, SystemExit | KeyboardInterrupt):  # no signal's: these are noted
-                raise WorkerError(f"serial run:\n{traceback.format_exc()}") from error
-            raise
+            if isinstance(error, Stopped | ShortageError | WorkerError | checkpoint.CheckpointError):
+                raise  # who reads of these needs no place in our code
+            raise WorkerError(f"serial run:\n{traceback.format_exc()}") from error
 
     def _tell_of_fork(self, text: str) -> None:
         """In the fork, which has none of the threads that write the log."""

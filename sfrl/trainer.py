@@ -248,7 +248,7 @@ class Trainer:
         finally:
             error = sys.exception()
             if error is not None:
-                log_file.note(f"the run failed: {_reason(error)}")
+                log_file.note(printable(f"the run failed: {_reason(error)}"))
             if self._has_learned_nothing() and self._owns_folder():
                 # Somebody may have changed the folder meanwhile, or its disk.
                 with suppress(OSError, ConfigError):

@@ -29,7 +29,7 @@ class RaisesAtStart(CartPoleEnv):
     """Can be made, once, for a look at its spaces; not played."""
 
     def reset(self, **kwargs):
-        raise RuntimeError("there is no pole")
+        raise RuntimeError("there is no \x1b[31mpole")
 
 
 class BreaksForGood(Raises):

@@ -122,13 +122,26 @@ def test_an_environment_that_hangs_is_named_and_its_worker_replaced(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_environment_that_never_worked_ends_the_run_at_once(tmp_path):
-    flags = [*TINY[1:], "--env=tests.faulty_env:RaisesAtStart-v0"]
+@pytest.mark.parametrize("more", [[], ["--serial"]])
+def test_an_environment_that_never_worked_ends_the_run_at_once(tmp_path, more):
+    flags = [*TINY[1:], "--env=tests.faulty_env:RaisesAtStart-v0", *more]
     with training(tmp_path / "run", *flags) as process:
         ended = finish(process)
     assert ended.code == 1
-    assert "RuntimeError: there is no pole" in ended.stderr
+    for text in (ended.stderr, (tmp_path / "run/log.txt").read_text(errors="strict")):
+        assert "\nRuntimeError: there is no \\x1b[31mpole\n" in text
+        assert "\x1b" not in text
+    assert ended.stderr.count("Traceback") == 1
+    assert f"train.py: {'serial run' if more else 'rollout-0'}" in ended.stderr
     assert "starting it anew" not in ended.stderr
+
+
+def test_a_learner_that_fails_in_a_serial_run_is_told(tmp_path):
+    with training(tmp_path / "run", *TINY, "--serial", "--value-coef=1e38") as process:
+        ended = finish(process)
+    assert ended.code == 1
+    assert "train.py: serial run:\nTraceback" in ended.stderr
+    assert "LearnerError: 20 optimizer steps in a row" in ended.stderr
 
 
 @pytest.mark.slow
