@@ -89,6 +89,8 @@ def _check_directory(file: BinaryIO) -> None:
     end_size, locator_size, end64_size = 22, 20, 56
     file.seek(-min(end_size + locator_size + end64_size, file.seek(0, os.SEEK_END)), os.SEEK_END)
     tail = file.read()
+    if len(tail) < end_size + locator_size + end64_size:
+        raise ArchiveError(f"it has {len(tail)} bytes" if tail else "it is empty")
     signature, num_bytes, comment = struct.unpack("<4s8xL4xH", tail[-end_size:])
     if signature != b"PK\5\6" or comment:
         raise ArchiveError("it does not end as an archive of torch.save does")

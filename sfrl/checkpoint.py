@@ -141,7 +141,9 @@ def load(path: Path | str) -> dict[str, Any]:
     from sfrl import archive  # and torch
 
     path = Path(path)
-    remedy = "delete it and use an earlier checkpoint (--checkpoint=latest does so by itself)"
+    remedy = "check the path, or use another checkpoint"
+    if path.parent.name == "checkpoints" and path.suffix == ".pt":  # of a run, not any file
+        remedy = "delete it and use an earlier checkpoint (--checkpoint=latest does so by itself)"
     if path.exists() and not path.is_file():  # a pipe would be waited for without end
         raise CheckpointError(f"{path} is no file; check the path")
     try:
@@ -226,12 +228,14 @@ def load_latest(run_dir: Path | str) -> Checkpoint:
         CheckpointError: there is none.
     """
     problem = "train a run first, or name another with --run-dir"
-    for path in latest_paths(run_dir):
+    paths = latest_paths(run_dir)
+    for path in paths:
         try:
             return Checkpoint(load(path), path)
         except CheckpointError as error:
-            log.warning("%s; trying the one before it", error)
             problem = str(error)
+            if path != paths[-1]:
+                log.warning("%s; trying the one before it", error)
     raise CheckpointError(f"{_folder(run_dir)} has no checkpoint that can be read; {problem}")
 
 
@@ -368,9 +372,13 @@ def saved_config(run_dir: Path) -> Config:
     return Config.from_dict(state["config"], str(checkpoint_path))
 
 
+def in_one_line(error: BaseException) -> str:
+    """Its text, which may quote what is in the file."""
+    return " ".join(str(error).split())[:2000]
+
+
 def _reason(error: BaseException) -> str:
-    """The error in one line, which may quote what is in the file."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+    return f"{type(error).__name__}: {in_one_line(error):.200}"
 
 
 def _folder(run_dir: Path | str) -> Path:

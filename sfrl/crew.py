@@ -149,7 +149,8 @@ class SerialCrew:
                 except checkpoint.MISFITS as error:
                     raise checkpoint.CheckpointError(
                         f"{resume_path} has the workers of a run with other sizes, or of none "
-                        f"({type(error).__name__}: {error}); resume with the settings it began with"
+                        f"({type(error).__name__}: {checkpoint.in_one_line(error)}); resume with "
+                        f"the settings it began with"
                     ) from error
             torch.set_rng_state(saved["rng"]["torch"])  # the policy workers' models drew from it
         # Only now: what could not be restored must not be saved over what it came from.
@@ -251,7 +252,9 @@ class SerialCrew:
             pass
         except BaseException as error:
             end_if_forked(error)
-            if isinstance(error, Stopped | ShortageError | WorkerError | checkpoint.CheckpointError):
+            if isinstance(
+                error, Stopped | ShortageError | WorkerError | checkpoint.CheckpointError
+            ):
                 raise  # who reads of these needs no place in our code
             raise WorkerError(f"serial run:\n{traceback.format_exc()}") from error
 

@@ -474,8 +474,9 @@ class Learner:
             torch.set_rng_state(state["rng"]["torch"])
         except checkpoint.MISFITS as error:
             raise checkpoint.CheckpointError(
-                f"the checkpoint does not fit this run ({type(error).__name__}: {error!s:.2000}); "
-                f"go on with the code and settings that wrote it, or start a new run"
+                f"the checkpoint does not fit this run ({type(error).__name__}: "
+                f"{checkpoint.in_one_line(error)}); go on with the code and settings that wrote "
+                f"it, or start a new run"
             ) from error
 
     def wait(self, timeout_s: float) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import envs
 from envs.logs import own_logger
-from sfrl import distributions
+from sfrl import checkpoint, distributions
 from sfrl.config import Config
 from sfrl.description import caveats
 from sfrl.model import check_rnn_size, make_model
@@ -83,7 +83,7 @@ class Player:
         try:
             check_rnn_size(weights, config.rnn_size)
         except ValueError as error:
-            raise ValueError(f"{misfit} {error}") from error
+            raise ValueError(f"{misfit} {checkpoint.in_one_line(error)}") from error
         make_env(config, seed, render=render).close()  # here, where it is told if it can't be shown
         spec = envs.describe(config.env, config.frameskip)
         for text in caveats(config.env, spec):
@@ -101,7 +101,7 @@ class Player:
         try:
             model.load_weights(weights)
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{misfit} {error!s:.2000}") from error
+            raise ValueError(f"{misfit} {checkpoint.in_one_line(error)}") from error
         self.config = config
         self.model = model.inference_copy(torch.float32)
         self.seed = seed

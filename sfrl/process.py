@@ -26,6 +26,7 @@ from setproctitle import setproctitle
 from envs import NonFiniteError
 from envs.forks import end_if_forked, forks_noticed
 from envs.logs import logging_to
+from sfrl.checkpoint import CheckpointError
 from sfrl.leaving import leave
 from sfrl.metrics import MetricsState
 from sfrl.shared_memory import Field, SharedArray, ShortageError, StopFlag, Stopped
@@ -228,7 +229,7 @@ def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> 
         except BaseException as error:  # that of an environment may be of any kind
             end_if_forked(error)
             # Not of our code: who reads of it needs no place there.
-            is_told = isinstance(error, (ShortageError, TrainsOnImportError))
+            is_told = isinstance(error, ShortageError | CheckpointError | TrainsOnImportError)
             text = str(error) if is_told else traceback.format_exc()[-_MAX_TEXT:]
             failure = Failure(text, ends_run=isinstance(error, NonFiniteError))
             try:

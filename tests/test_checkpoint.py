@@ -199,14 +199,32 @@ def test_of_a_truncated_file_the_one_before_is_used_with_a_warning(tmp_path, cap
     assert str(newest) in caplog.text
 
 
-def test_all_damaged_is_an_error(tmp_path):
+def test_all_damaged_is_an_error_that_is_told_once(tmp_path, caplog):
     path = checkpoint.save(tmp_path, make_state(), 100)
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match=f"no checkpoint that can be read; {path} cannot"):
         checkpoint.load_latest(tmp_path)
+    assert not caplog.messages
     path.unlink()
     with pytest.raises(CheckpointError, match="train a run first, or name another"):
         checkpoint.load_latest(tmp_path)
+
+
+def test_only_of_a_run_s_checkpoints_it_is_advised_to_delete_them(tmp_path):
+    of_a_run, of_none = tmp_path / "checkpoints" / "best.pt", tmp_path / "passwd"
+    of_a_run.parent.mkdir()
+    for content, reason in {
+        b"": "it is empty",
+        b"root": "it has 4 bytes",
+        b"x" * 999: "it does",
+    }.items():
+        for path, remedy in {
+            of_a_run: "; delete it and use an",
+            of_none: "; check the path, or",
+        }.items():
+            path.write_bytes(content)
+            with pytest.raises(CheckpointError, match=f"ArchiveError: {reason}.*{remedy}"):
+                checkpoint.load(path)
 
 
 @pytest.mark.parametrize(

@@ -565,6 +565,23 @@ def test_weights_that_are_no_numbers_are_neither_played_nor_resumed(tmp_path, pa
         checkpoint.load_latest(tmp_path)
 
 
+def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path, make_shared, capsys):
+    shared = make_shared(env="CartPole-v1", frameskip=1, model="mlp")
+    state = make_learner(shared, Mailbox(), Mailbox(), None).state()
+    state["model"]["\x1b[31mkey\nline2"] = torch.zeros(1)
+    run_dir = tmp_path / "run"
+    path = checkpoint.save(run_dir, state | {"metrics": RunMetrics().state()}, 1)
+    config = Config.from_dict(state["config"], "x")
+    dataclasses.replace(config, run_dir=str(run_dir)).save(run_dir / "config.json")
+    assert enjoy.main([f"--checkpoint={path}"]) == 2
+    assert "do not fit model=mlp" in capsys.readouterr().err.splitlines()[-1]
+    ended = run_training(run_dir, "--resume")
+    assert ended.code == 1
+    text = ended.stderr[ended.stderr.index("train.py: learner") :]
+    assert "the checkpoint does not fit this run" in text
+    assert (text.count("\n"), "Traceback" in text) == (2, False), text
+
+
 def test_a_model_is_made_only_as_large_as_its_weights(tmp_path, no_gigabytes, make_shared, capsys):
     """Its GRU would take 43 GB, which nobody has to allocate to see that the file has none."""
     shared = make_shared(env="CartPole-v1", frameskip=1, model="mlp", rnn_size=4)

@@ -262,7 +262,7 @@ def test_a_run_that_never_trained_leaves_its_reason_and_a_free_folder(tmp_path):
         assert {path.name for path in run_dir.iterdir()} == {"log.txt", "notes.txt"}
         text = (run_dir / "log.txt").read_text()
         assert text.count("the run failed: rollout-0 (pid ") == number
-        assert text.count("RuntimeError: there is no pole") == number
+        assert text.count("RuntimeError: there is no \\x1b[31mpole") == number
         assert text.endswith(f" {run_folder.UNTRAINED}\n")
     assert cli.parse([*TINY, f"--run-dir={run_dir}"]).run_dir == str(run_dir)
     with (run_dir / "log.txt").open("a") as log:
