@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, Space, Text, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, Space, Text, Tuple, flatdim
 from numpy.typing import NDArray
 
 from envs.forks import end_if_forked
@@ -169,9 +169,12 @@ class GymnasiumVecEnv:
                 error.add_note(f"in step {step} of {rules.env_id}, env {i}, with action {action}")
                 raise
             end_if_forked()
-            rewards[i], terminated[i], truncated[i] = rules.outcome(
-                reward, is_terminated, is_truncated, i, step
-            )
+            try:
+                rewards[i], terminated[i], truncated[i] = rules.outcome(
+                    reward, is_terminated, is_truncated, i, step
+                )
+            except OverflowError as error:  # an int beyond all floats
+                raise rules.error("its reward is too large for a float", i, step) from error
             obs[i] = self._to_agent(rules.observation(observation, i, step))
         self.stepping[0] = -1
         is_image = obs.dtype == np.uint8
@@ -395,32 +398,45 @@ def _in_short(space: Space[Any]) -> str:
     """In one line; of a Dict or Tuple the parts' names, kinds and shapes."""
     if not isinstance(space, Dict | Tuple):
         return textwrap.shorten(str(space), 200, placeholder=" ...")  # a Box may show all bounds
-    parts = space.spaces.items() if isinstance(space, Dict) else enumerate(space.spaces)
     texts = [
         f"{key!r}: {type(part).__name__}{f' {part.shape} {part.dtype}' if part.shape else ''}"
-        for key, part in parts
+        for key, part in _parts(space).items()
     ]
     return f"{type(space).__name__}({', '.join(texts)})"[:1000]
+
+
+def _parts(space: Space[Any]) -> dict[Any, Space[Any]]:
+    """What is in a Dict or Tuple; nothing is in others."""
+    if isinstance(space, Dict):
+        return dict(space.spaces)
+    return dict(enumerate(space.spaces)) if isinstance(space, Tuple) else {}
+
+
+def _images(space: Space[Any], path: str = "") -> Iterator[tuple[str, Box]]:
+    """Those in it, however deep, that are supported, and what leads to them."""
+    if isinstance(space, Box) and 0 not in space.shape:
+        is_pixels, axes = space.dtype in (np.uint8, np.bool_), len(space.shape)
+        if axes in (2, 3) or (axes > 3 and not is_pixels):
+            yield path, space
+    for key, part in _parts(space).items():
+        yield from _images(part, f"{path}[{key!r}]")
 
 
 def _advice(space: Space[Any]) -> str:
     """How to make a Box of it, with the line to write."""
     how = "Register a function that returns the environment in a wrapper: "
-    if isinstance(space, Dict | Tuple):
-        parts = dict(space.spaces) if isinstance(space, Dict) else dict(enumerate(space.spaces))
-        arrays = {key: part for key, part in parts.items() if isinstance(part, Box)}
-        if images := {key: part for key, part in arrays.items() if len(part.shape) > 1}:
-            key = max(images, key=lambda key: int(np.prod(images[key].shape)))
-            return (
-                f"{how}gymnasium.wrappers.TransformObservation(env, lambda obs: obs[{key!r}], "
-                f"env.observation_space[{key!r}]) shows the image alone"
-            )
-        flat = [key for key, part in parts.items() if _is_vector(part)]
-        if flat and isinstance(space, Dict):
-            return (
-                f"{how}gymnasium.wrappers.FlattenObservation("
-                f"gymnasium.wrappers.FilterObservation(env, {flat})) makes a vector of these"
-            )
+    if images := dict(_images(space)):
+        path = max(images, key=lambda path: int(np.prod(images[path].shape)))
+        return (
+            f"{how}gymnasium.wrappers.TransformObservation(env, lambda obs: obs{path}, "
+            f"env.observation_space{path}) shows the image alone"
+        )
+    flat = [key for key, part in _parts(space).items() if _is_vector(part)]
+    if flat and isinstance(space, Dict):
+        return (
+            f"{how}gymnasium.wrappers.FlattenObservation("
+            f"gymnasium.wrappers.FilterObservation(env, {flat})) makes a vector of these"
+        )
     if _is_vector(space):
         return f"{how}gymnasium.wrappers.FlattenObservation(env) makes a vector of it"
     return f"{how}a gymnasium.ObservationWrapper of your own has to make an array of it"
@@ -429,9 +445,9 @@ def _advice(space: Space[Any]) -> str:
 def _is_vector(space: Space[Any]) -> bool:
     """Whether it makes a vector; the places of a text's letters in the alphabet say nothing."""
     if isinstance(space, Dict | Tuple):
-        parts = space.spaces.values() if isinstance(space, Dict) else space.spaces
+        parts = _parts(space).values()
         return bool(parts) and all(map(_is_vector, parts))
-    return space.is_np_flattenable and not isinstance(space, Text)
+    return space.is_np_flattenable and not isinstance(space, Text) and flatdim(space) > 0
 
 
 def _numbers(info: object) -> dict[str, float]:

@@ -65,10 +65,10 @@ def gymnasium_id(name: str) -> str:
     if module:
         raise UnknownEnvError(_not_registered(module, env_id))
     nearest = [*_nearest(_bare(env_id), ATARI_GAMES), *_nearest(env_id, _ids())]
-    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    hint = f"did you mean {' or '.join(nearest)}? An" if nearest else "an"
     raise UnknownEnvError(
-        f"{name!r} is neither an Atari game nor a Gymnasium id; {hint}"
-        "An environment of your own is named module:Id-v0, so that it gets registered"
+        f"{name!r} is neither an Atari game nor a Gymnasium id; {hint} environment of your own is "
+        "named module:Id-v0, so that it gets registered"
     )
 
 

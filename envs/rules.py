@@ -149,5 +149,10 @@ def _plain(value: object) -> object:
         if hasattr(value, "item"):
             return value.item()
         return float(value) if isinstance(value, SupportsFloat) else value
-    except (TypeError, ValueError, RuntimeError):  # NumPy's, torch's, JAX's, of more elements
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ):  # NumPy's, torch's, JAX's, of more elements
         return value

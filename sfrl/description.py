@@ -219,7 +219,10 @@ def tell(env: str, descriptor: int, parent: int) -> NoReturn:
     except TrainsOnImportError as error:
         outcome = _Refusal(f"env={env} could not be {doing}: {error}")
     except (Exception, SystemExit, KeyboardInterrupt) as error:
-        outcome = _Refusal(f"env={env} could not be {doing}: {envs.in_one_line(error)}")
+        remedy = ""
+        if isinstance(error, ModuleNotFoundError):
+            remedy = f"; install the package that has {error.name!r}, or correct the name"
+        outcome = _Refusal(f"env={env} could not be {doing}: {envs.in_one_line(error)}{remedy}")
     sender.send(outcome)
     terminate(descendants(os.getpid()))  # what the environment leaves behind
     leave(0)

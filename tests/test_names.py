@@ -53,7 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("../x/names_good:NamesGrid-v0", "did you mean names_good:NamesGrid-v0?"),
         (":CartPole-v1", "did you mean CartPole-v1?"),
         (":", "':' must be an Atari game, a Gymnasium id or module:Id-v0"),
-        ("", "'' is neither an Atari game nor a Gymnasium id"),
+        ("", "'' is neither an Atari game nor a Gymnasium id; an environment of"),
         ("names_good:", "the environment's id is missing; did you mean names_good:NamesGrid-v0?"),
         ("names_good:NamesGrid", "registers no 'NamesGrid'; did you mean names_good:NamesGrid-v0?"),
         ("names_good:NamsGrd-v0", "did you mean names_good:NamesGrid-v0?"),
@@ -83,7 +83,10 @@ def test_a_name_that_means_nothing_is_told_with_one_that_does(here, name, text):
     ("name", "text"),
     [
         ("names_broken:X-v0", "imported: SyntaxError: invalid syntax ({}/names_broken.py, line 1)"),
-        ("names_needy:X-v0", "'a_package_that_is_not_there' ({}/names_needy.py, line 1)"),
+        (
+            "names_needy:X-v0",
+            "({}/names_needy.py, line 1); install the package that has 'a_package_that_is_not_",
+        ),
         ("names_raising:X-v0", "imported: LookupError: no levels ({}/names_raising.py, line 1)"),
         ("names_exiting:X-v0", "imported: SystemExit: 3 ({}/names_exiting.py, line 1)"),
         (

@@ -67,6 +67,8 @@ def play(fault, *, copy=1, **settings):
         ((1, np.ones(2)), r"reward is array\(\[1\., 1\.\]\), and .*; return float\(reward\)"),
         ((1, torch.ones(2)), r"reward is tensor\(\[1\., 1\.\]\), and must be a number"),
         ((1, "1"), "reward is '1', and must be a number"),
+        ((1, 10**400), "reward is too large for a float"),
+        ((1, np.array(10**5000, object)), "reward is too large for a float"),
         ((1, np.array("1")), "reward is array.*, and must be a number"),
         ((1, np.complex64(1)), "reward is np.complex64.*, and must be a number"),
         ((2, None), r"terminated is None, not a bool; return bool\(terminated\)"),
