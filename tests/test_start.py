@@ -243,7 +243,7 @@ def test_a_container_of_docker_gets_one_slot_for_each_split(monkeypatch):
     smaller, text = limits.fitted(config, (), spec)
     assert smaller.slots_per_split == 1
     assert sum(shared_bytes(smaller, spec)) < free
-    assert "slots_per_split=1, which is slower: the run (trajectories 57, weights 13 MiB)" in text
+    assert "slots_per_split=1, which is slower: the run (trajectories 57, weights 13" in text
     assert limits.fitted(config, ("slots_per_split",), spec) == (config, None)
 
 
