@@ -29,7 +29,6 @@ from sfrl.restarts import STEADY_S
 
 ROOT = Path(__file__).parents[1]
 STOP_S = 60.0
-STANDSTILL_S = 10.0  # two reports, within which a killed worker must be back
 WELL_S = 10.0 + STEADY_S  # to start and to become well: one that dies before then is kept waiting
 
 
@@ -46,6 +45,8 @@ class Args:
     """How much the median of the last third may lie above that of the first, after settling."""
     speed_tolerance: float = 0.15
     """How much the frames/s of the last third may lie below those of the first."""
+    standstill_seconds: float = 10.0
+    """Two reports, within which a killed worker must be back."""
     seed: int = 1
     run_dir: str = ""
     """Where the runs go. Empty: a temporary folder, which is removed."""
@@ -163,7 +164,8 @@ def judge(run: Run, args: Args) -> tuple[dict[str, float], list[str]]:
         "files were left open": files[1] <= files[0] + 2,
         f"it became slower by more than {args.speed_tolerance:.0%}": rate[1]
         >= rate[0] * (1 - args.speed_tolerance),
-        f"it stood still for more than {STANDSTILL_S:g} s": standstill_s <= STANDSTILL_S,
+        f"it stood still for more than {args.standstill_seconds:g} s": standstill_s
+        <= args.standstill_seconds,
         "not every kill was followed by a restart": last["worker_restarts"] == run.kills,
         "decisions were lost without a kill, or more than a worker held": 0
         <= last["discarded_steps"]

@@ -344,13 +344,13 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run_dir = tmp_path / "run"
     timeouts = ["--env-timeout=2", "--stall-timeout=2"]
-    with training(run_dir, *TINY, *timeouts, "--train-seconds=4") as process:
+    with training(run_dir, *TINY, *timeouts, "--train-seconds=12") as process:
         ended = finish(process)
     assert ended.code == 0, ended.stderr
     records = metrics(run_dir)
     times_s = [record["time_s"] for record in records]
     assert times_s == sorted(times_s)
-    assert 4 <= times_s[-1] < 30
+    assert 12 <= times_s[-1] < 60
     assert all((record["frames_per_s"] or 0) >= 0 for record in records)
     assert records[-1]["worker_restarts"] == 0
 
