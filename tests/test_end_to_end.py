@@ -13,7 +13,7 @@ import torch
 
 from sfrl import checkpoint
 from sfrl.config import Config
-from sfrl.crew import SerialCrew
+from sfrl.crew import SerialCrew, WorkerError
 from sfrl.learner import Learner
 from sfrl.trainer import Summary, Trainer
 from tests.runs import (
@@ -132,7 +132,7 @@ def test_what_cannot_go_on_exactly_leaves_its_checkpoint_alone(tmp_path, monkeyp
         assert checkpoint.load_latest(tmp_path).path == before.path
     else:
         monkeypatch.setattr(Learner, "_update_on_chosen", _fail)
-        with pytest.raises(ArithmeticError):
+        with pytest.raises(WorkerError, match="ArithmeticError: in the middle of a round"):
             Trainer(config).run()
         assert checkpoint.load_latest(tmp_path).state["workers"] is None  # a half round
     monkeypatch.undo()
