@@ -430,8 +430,6 @@ class Config:
         """Settings as `dataclasses.asdict` gave them. Raises ConfigError, naming `origin`."""
         if not isinstance(values, dict):
             raise ConfigError(f"{origin} must hold an object of settings, not {values!r:.40}")
-        if "value_encoder" not in values and values.get("model") == "mlp":
-            values = {**values, "model": "tanh_mlp"}  # its name before checkpoints of format 4
         problems = type_problems(values)
         if problems:
             raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))

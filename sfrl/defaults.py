@@ -13,7 +13,7 @@ import psutil
 import envs
 from sfrl.config import Config, ConfigError, Loss
 
-MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "tanh_mlp")
+MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp")
 _CNN_MIN_SIZE = 36  # pixels: below, the strided convolutions of the first two leave nothing
 
 
@@ -161,7 +161,7 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     is_large = is_image and min(spec.obs_shape[1:]) >= _CNN_MIN_SIZE
     model = config.model
     if model == "auto":
-        model = "nature_cnn" if is_large else "mlp"
+        model = "nature_cnn" if is_large else "norm_mlp"
     problems = _device_problems(config)
     if spec.kind != "atari":
         problems += _atari_only_problems(config)
@@ -177,12 +177,12 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
         problems.append(
             f"model={model} needs images of at least {_CNN_MIN_SIZE}x"
             f"{_CNN_MIN_SIZE}, and {config.env} has observations of shape "
-            f"{spec.obs_shape}; use {'impala_resnet or mlp' if is_image else 'mlp'}"
+            f"{spec.obs_shape}; use {'impala_resnet or ' if is_image else ''}norm_mlp"
         )
     elif model == "impala_resnet" and not is_image:
         problems.append(
             f"model=impala_resnet needs images, and {config.env} has observations of shape "
-            f"{spec.obs_shape}; use mlp"
+            f"{spec.obs_shape}; use norm_mlp"
         )
     if problems:
         raise ConfigError("\n".join(problems))
@@ -199,17 +199,16 @@ def _encoder_problems(config: Config, spec: envs.EnvSpec) -> list[str]:
         ]
     from sfrl.model import try_model
 
-    is_image = spec.obs_dtype == "uint8"
     precisions: tuple[str, ...] = (config.precision,)
     if config.precision == "auto":  # vectors stay in float32 then
-        precisions = ("float32", "bfloat16") if is_image else ("float32",)
+        precisions = ("float32", "bfloat16") if spec.obs_dtype == "uint8" else ("float32",)
     try:
         try_model(
             name,
             spec.obs_shape,
             spec.num_actions,
             precisions,
-            obs_is_image=is_image,
+            obs_is_image=len(spec.obs_shape) == 3,
             obs_scale=spec.obs_scale,
             value_encoder=config.value_encoder,
             rnn_size=config.rnn_size,

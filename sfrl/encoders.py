@@ -26,7 +26,7 @@ def make_encoder(
     """See `sfrl.model.make_model` for the arguments and what is raised."""
     if ":" in name:
         return UserEncoder(user_class(name)(obs_shape), obs_is_image, obs_scale)
-    mlps: dict[str, type[MLP | TanhMLP]] = {"mlp": MLP, "tanh_mlp": TanhMLP}
+    mlps: dict[str, type[MLP | NormMLP]] = {"mlp": MLP, "norm_mlp": NormMLP}
     if name in mlps:
         return mlps[name](obs_shape, obs_scale)
     cnns: dict[str, type[NatureCNN | ImpalaResNet]] = {
@@ -42,7 +42,7 @@ def make_encoder(
     if not obs_is_image or len(obs_shape) != 3:
         raise ValueError(
             f"model={name} needs images [C, H, W], but observations are {list(obs_shape)}; "
-            f"choose --model=mlp"
+            f"choose --model=norm_mlp"
         )
     return cnns[name](obs_shape, obs_scale)
 
@@ -110,7 +110,7 @@ class NatureCNN(CenteredCNN):
         if min(height, width) < 36:
             raise ValueError(
                 f"this network needs images of at least 36x36 pixels, got {height}x{width}; "
-                f"choose --model=impala_resnet or --model=mlp"
+                f"choose --model=impala_resnet or --model=norm_mlp"
             )
         self.conv1 = nn.Conv2d(BLOCK**2 * channels, filters[0], 2)
         self.conv2 = nn.Conv2d(filters[0], filters[1], 4, stride=2)
@@ -194,7 +194,7 @@ class _ResidualBlock(nn.Module):
         return x + residual
 
 
-class MLP(nn.Module):
+class NormMLP(nn.Module):
     """Two layers of 64, each normalized (Ba et al. 2016, arXiv:1607.06450), then ReLU.
 
     Images are flattened. Without the normalization a value network that has to reach returns of
@@ -216,7 +216,7 @@ class MLP(nn.Module):
         return F.relu(self.norm2(self.linear2(x)))
 
 
-class TanhMLP(nn.Module):
+class MLP(nn.Module):
     """Two tanh layers of 64 (Schulman et al. 2017, arXiv:1707.06347). Images are flattened."""
 
     def __init__(self, obs_shape: tuple[int, ...], obs_scale: float) -> None:

@@ -318,7 +318,7 @@ def make_model(
     """A fresh model on the CPU, float32, initialized from torch's global generator.
 
     Args:
-        name: "a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "tanh_mlp", or your own as
+        name: "a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp", or your own as
             "module:Class".
         obs_is_image: observations are pixels, uint8 or float32; for the CNNs, [C, H, W].
         obs_scale: encoders divide observations by it. None: 255 for images, 1 for the rest.

@@ -23,8 +23,8 @@ def _encoder(model: str, obs_shape: tuple[int, ...]) -> tuple[int, int]:
     """Its numbers, and how many features it gives."""
     if model not in MODELS:
         return 0, 0
-    if model in ("mlp", "tanh_mlp"):
-        norms = 2 * 2 * 64 if model == "mlp" else 0
+    if model in ("mlp", "norm_mlp"):
+        norms = 2 * 2 * 64 if model == "norm_mlp" else 0
         return _linear(math.prod(obs_shape), 64) + _linear(64, 64) + norms, 64
     channels, height, width = obs_shape
     if model == "impala_resnet":

@@ -270,7 +270,7 @@ def test_a_resumed_run_may_be_moved():
         ("--rnn-size=8", "rnn_size=8 differs from the saved run's 0"),
         (
             "--model=tests.test_model:TinyCNN",
-            "model=tests.test_model:TinyCNN differs from the saved run's mlp",
+            "model=tests.test_model:TinyCNN differs from the saved run's norm_mlp",
         ),
         ("--optimizer=rmsprop", "optimizer=rmsprop differs from the saved run's adam"),
         ("--no-normalize-returns", "normalize_returns=False differs from the saved run's True"),
@@ -280,7 +280,7 @@ def test_resume_refuses_what_the_checkpoint_depends_on(flag, text, capsys):
     saved_run("x", "--env=CartPole-v1")
     assert cli.train(["--resume", "--run-dir=x", flag]) == cli.EXIT_USAGE
     assert text in capsys.readouterr().err
-    assert cli.parse(["--resume", "--run-dir=x", "--model=auto"]).model == "mlp"
+    assert cli.parse(["--resume", "--run-dir=x", "--model=auto"]).model == "norm_mlp"
 
 
 def test_resume_without_a_checkpoint_exits_with_2(capsys):

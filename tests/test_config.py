@@ -171,9 +171,13 @@ def test_the_defaults_are_possible_on_a_machine_of_any_size(env, monkeypatch):
 @pytest.mark.parametrize(
     ("env", "settings", "problems"),
     [
-        ("CartPole-v1", {"model": "impala_resnet"}, ["model=impala_resnet needs images.* use mlp"]),
-        ("CartPole-v1", {"model": "nature_cnn"}, ["model=nature_cnn .* use mlp"]),
-        ("tests.tiny_envs:Catch-v0", {"model": "nature_cnn"}, [r"36x36.* \(1, 10, 5\).* mlp"]),
+        (
+            "CartPole-v1",
+            {"model": "impala_resnet"},
+            ["model=impala_resnet needs images.* use norm_mlp"],
+        ),
+        ("CartPole-v1", {"model": "nature_cnn"}, ["model=nature_cnn .* use norm_mlp"]),
+        ("tests.tiny_envs:Catch-v0", {"model": "nature_cnn"}, [r"36x36.* \(1, 10, 5\).* norm_mlp"]),
         ("Pong", {"model": "natur_cnn"}, ["model=natur_cnn is unknown; did you mean nature_cnn?"]),
         (
             "CartPole-v1",

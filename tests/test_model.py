@@ -44,7 +44,7 @@ class FlatFeatures(nn.Module):
 
 def make(name: str = "nature_cnn", **kwargs: object) -> ActorCritic:
     torch.manual_seed(0)
-    is_image = name != "mlp"
+    is_image = name not in ("mlp", "norm_mlp")
     return make_model(
         name, IMAGE if is_image else (5,), NUM_ACTIONS, obs_is_image=is_image, **kwargs
     )
@@ -59,7 +59,7 @@ def random_obs(model: ActorCritic, *leading: int) -> Tensor:
 
 
 each_encoder = pytest.mark.parametrize(
-    "name", ["a3c_cnn", "nature_cnn", "impala_resnet", "mlp", f"{__name__}:TinyCNN"]
+    "name", ["a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp", f"{__name__}:TinyCNN"]
 )
 
 
@@ -144,7 +144,7 @@ def test_filters_do_not_see_what_all_their_inputs_have_in_common(name: str) -> N
     assert gap() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["mlp", f"{__name__}:TinyCNN"])
+@pytest.mark.parametrize("name", ["mlp", "norm_mlp", f"{__name__}:TinyCNN"])
 def test_weights_of_other_encoders_are_not_touched(name: str) -> None:
     model = make(name)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -260,7 +260,7 @@ def test_gru_remembers_within_an_episode_and_forgets_after_it() -> None:
     assert not differs[2:, 1].any()
 
 
-@pytest.mark.parametrize("name", ["nature_cnn", "mlp"])
+@pytest.mark.parametrize("name", ["nature_cnn", "mlp", "norm_mlp"])
 @pytest.mark.parametrize("rnn_size", [0, 12])
 def test_separate_networks_share_no_parameter(name: str, rnn_size: int) -> None:
     model = make(name, rnn_size=rnn_size, value_encoder="separate")
@@ -285,7 +285,9 @@ def test_the_value_loss_is_in_units_of_the_size_or_of_the_layers_outputs(
     assert model.normalize_returns(returns).square().mean().sqrt().item() == pytest.approx(size)
 
 
-@pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "own"])
+@pytest.mark.parametrize(
+    "name", ["a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp", "own"]
+)
 def test_pixels_are_divided_by_the_largest_that_the_space_allows(
     name: str,
 ) -> None:
@@ -480,7 +482,7 @@ def test_user_encoder_gets_scaled_images_in_the_compute_dtype(dtype: torch.dtype
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("natur_cnn", "none of a3c_cnn, nature_cnn, impala_resnet, mlp"),
+        ("natur_cnn", "none of a3c_cnn, nature_cnn, impala_resnet, mlp, norm_mlp"),
         ("no_such_module:Encoder", "cannot import 'no_such_module'"),
         (f"{__name__}:NoSuchClass", "NoSuchClass"),
         (f"{__name__}:make", "must be a subclass of torch.nn.Module"),
@@ -534,7 +536,7 @@ def test_lazy_layers_find_their_sizes_in_both_encoders() -> None:
 
 @pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet"])
 def test_cnn_for_vectors_is_an_error_that_names_the_remedy(name: str) -> None:
-    with pytest.raises(ValueError, match="choose --model=mlp"):
+    with pytest.raises(ValueError, match="choose --model=norm_mlp"):
         make_model(name, (4,), 2, obs_is_image=False)
 
 

@@ -80,7 +80,7 @@ def test_a_finished_run_leaves_its_folder_its_summary_and_nothing_else(tmp_path)
     assert "train_frames=6000 are reached" in (run_dir / "log.txt").read_text()
     settings = json.loads((run_dir / "config.json").read_text())
     assert settings == checkpoint.load_latest(run_dir).state["config"]
-    assert (settings["gamma"], settings["model"]) == (0.98, "mlp")
+    assert (settings["gamma"], settings["model"]) == (0.98, "norm_mlp")
 
     # Start-up time and memory: these two do without torch.
     assert maps.keys() == {*COMPONENTS, "trainer"}

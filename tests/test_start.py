@@ -212,7 +212,7 @@ def test_queues_of_both_kinds_are_counted(kind):
     ("name", "shape"),
     [
         *[("a3c_cnn", (4, 36, 40)), ("nature_cnn", (3, 50, 61)), ("impala_resnet", (1, 9, 10))],
-        *[("mlp", (3, 8, 8)), ("mlp", (5,))],
+        *[("mlp", (3, 8, 8)), ("mlp", (5,)), ("norm_mlp", (5,))],
     ],
 )
 @pytest.mark.parametrize("value_encoder", ["shared", "separate"])

@@ -31,7 +31,7 @@ def test_settings_that_are_not_complete_are_refused_or_completed(tmp_path):
         "a Trainer takes complete settings, which sfrl.train makes of those given: "
         "frameskip=4 is for Atari games, and CartPole-v1 is none; leave it out"
     )
-    assert Trainer(config(tmp_path, model="auto")).config.model == "mlp"
+    assert Trainer(config(tmp_path, model="auto")).config.model == "norm_mlp"
     unlink_segments()
 
 
