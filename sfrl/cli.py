@@ -135,4 +135,4 @@ def _print_help(given: dict[str, Any]) -> None:
         defaults, _ = defaults_of(given)
     except envs.UnknownEnvError:
         defaults = Config()
-    flags.parse_flags(["--help"], defaults, "train.py", "Train an agent. See README.md.")
+    flags.parse_flags(["--help"], defaults, "train.py", "Train an agent. See docs/flags.md.")
