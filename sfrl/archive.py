@@ -8,6 +8,7 @@ the opcodes and names that it knows can make is bounded by the size of the file.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import pickle
@@ -131,10 +132,15 @@ class _Unpickler(pickle._Unpickler):
     }
 
     def load(self) -> object:
+        was_enabled = gc.isenabled()
+        gc.disable()  # of millions of lists it looks for cycles again and again: 3/4 of the time
         try:
             return super().load()
         except KeyError as error:
             raise ArchiveError(f"it has no {error}") from error
+        finally:
+            if was_enabled:
+                gc.enable()
 
     def persistent_load(self, pid: object) -> _Storage:
         match pid:

@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import gc
 import io
 import json
 import math
@@ -486,6 +487,7 @@ def test_a_pickle_that_asks_for_memory_gets_none(tmp_path, no_gigabytes, pickled
     path.write_bytes(rewritten(path.read_bytes(), lambda _: pickled))
     with at_once(), pytest.raises(CheckpointError, match=r"x\.pt"):
         checkpoint.load(path)
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize(
