@@ -29,9 +29,11 @@ from sfrl.config import Config
 from sfrl.crew import LearnerBody, PolicyBody
 from sfrl.learner import Learner
 from sfrl.machine import machine
-from sfrl.process import CheckpointRequest, Mailbox, Report, Worker, worker_loop
+from sfrl.mailbox import Mailbox
+from sfrl.messages import CheckpointRequest, Report
 from sfrl.roles import Shared, make_learner, make_policy_worker
 from sfrl.shared_memory import StopFlag
+from sfrl.worker import Worker, worker_loop
 
 POLL_S = 0.1
 TURN_WAIT_S = 0.001  # it can sleep for requests or for slots, and must look at the other

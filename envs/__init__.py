@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from envs.atari import FRAMESKIP, AtariVecEnv, describe_atari
 from envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium
 from envs.names import (
+    TrainsOnImportError,
     UnknownEnvError,
     UnsupportedEnvError,
     atari_game,
@@ -34,6 +35,7 @@ __all__ = [
     "NonFiniteError",
     "ObsArray",
     "StepResult",
+    "TrainsOnImportError",
     "UnknownEnvError",
     "UnsupportedEnvError",
     "VecEnv",

@@ -31,6 +31,16 @@ _ALE_ENTRY_POINT = "ale_py.env:AtariEnv"
 _MAX_TEXT = 500  # characters of an error
 
 
+class TrainsOnImportError(RuntimeError):
+    """A module that a run has imported calls `sfrl.train`, which would import it once more."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this module calls sfrl.train when it is imported: put the call under "
+            "if __name__ == '__main__'"
+        )
+
+
 class UnsupportedEnvError(ValueError):
     """An environment that cannot be trained, or not here; the text has its name and the reason."""
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from envs import TrainsOnImportError
 from sfrl import limits, run_folder
+from sfrl.child import serves_a_run
 from sfrl.config import DEFAULTS
 from sfrl.output import own_output
-from sfrl.process import TrainsOnImportError, serves_a_run
 from sfrl.settings import settle, tuned
 from sfrl.shared_memory import Stopped, unlink_segments
 from sfrl.trainer import Summary, Trainer, signals_to

@@ -7,6 +7,7 @@ torch is imported where a file is read or written: the trainer, which looks for 
 network, does without it.
 """
 
+import dataclasses
 import io
 import json
 import math
@@ -348,6 +349,20 @@ def _env_of(run_dir: Path) -> str | None:
         log.warning("%s is not JSON (%s); passing over this run", path, error)
         return None
     return config.get("env") if isinstance(config, dict) else None
+
+
+def save_config(config: Config, run_dir: Path) -> None:
+    """Write config.json whole or, if killed meanwhile, leave the one that was there."""
+    temporary = run_dir / "config.json.tmp"
+    try:
+        with open_new(temporary) as file:
+            file.write((json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may leave an empty file under the name
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    os.replace(temporary, run_dir / "config.json")
 
 
 def saved_config(run_dir: Path) -> Config:

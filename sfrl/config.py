@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from envs.logs import printable
-from sfrl.run_folder import open_new
 
 Loss = Literal["appo", "vtrace"]
 MAX_CONFIG_BYTES = 1 << 20  # of a config.json
@@ -401,19 +399,6 @@ class Config:
         return problems
 
     # --- on disk ---
-    def save(self, path: Path) -> None:
-        """Write the file whole or, if killed meanwhile, leave the one that was there."""
-        temporary = path.with_name(f"{path.name}.tmp")
-        try:
-            with open_new(temporary) as file:
-                file.write((json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode())
-                file.flush()
-                os.fsync(file.fileno())  # or a power cut may leave an empty file under the name
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        os.replace(temporary, path)
-
     @classmethod
     def load(cls, path: Path) -> Config:
         """Raises ConfigError if the file is no config: what is wrong with which field."""

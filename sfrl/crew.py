@@ -13,35 +13,26 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
 from envs.forks import end_if_forked, forks_noticed
 from envs.logs import own_logger
 from sfrl import checkpoint
+from sfrl.child import run_child
 from sfrl.helpers import Helpers
 from sfrl.index_queue import LockFreeQueue
 from sfrl.limits import memory_shortage_explained
-from sfrl.process import (
-    STOP_SIGNALS,
-    CheckpointRequest,
-    Failure,
-    Mailbox,
-    Notice,
-    Report,
-    Worker,
-    descendants,
-    main_module_hidden,
-    one_thread_each,
-    run_child,
-    terminate,
-    worker_loop,
-)
+from sfrl.mailbox import Mailbox
+from sfrl.messages import CheckpointRequest, Failure, Notice, Report
 from sfrl.restarts import MAX_REPEATS, RestartHistory
 from sfrl.roles import Shared, make_learner, make_policy_worker, make_rollout_worker, pin_and_nice
 from sfrl.shared_memory import MIB, ShortageError, Stopped
+from sfrl.signals import signals_blocked
+from sfrl.spawning import descendants, main_module_hidden, one_thread_each, terminate
 from sfrl.watchdog import Watchdog, component_names
+from sfrl.worker import Worker, worker_loop
 
 log = own_logger(__name__)
 
@@ -550,17 +541,6 @@ def _killed(process: SpawnProcess) -> bool:
     process.join(_KILL_S)
     terminate(orphans)
     return process.exitcode is not None
-
-
-@contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Children inherit the blocked signals: Ctrl-C cannot hit one before it has its handlers."""
-    resource_tracker.ensure_running()  # unblocks them when it starts: let it start before
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _learner_body(

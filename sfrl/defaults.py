@@ -4,95 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import os
-from pathlib import Path
-
-import psutil
 
 import envs
 from sfrl.config import Config, ConfigError, Loss
+from sfrl.machine import available_cores
 
 MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp")
 _CNN_MIN_SIZE = 36  # pixels: below, the strided convolutions of the first two leave nothing
-
-
-def available_cores() -> int:
-    """Cores that this process can keep busy; `usable_cores`, rounded up."""
-    return math.ceil(usable_cores())
-
-
-def usable_cores(
-    own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
-) -> float:
-    """Cores' worth of time that affinity, cpuset and control groups leave to this process.
-
-    Of the groups count cpu.max (cgroup v2) and cpu.cfs_quota_us (v1).
-    """
-    cores = float(len(os.sched_getaffinity(0)))
-    quotas = [_words(group / "cpu.max") for group in _control_groups(own, groups)]
-    for group in _control_groups(own, groups, controller="cpu"):
-        words = [_words(group / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-        quotas.append([word for number in words for word in number])
-    for quota, period in (words for words in quotas if len(words) == 2):
-        if quota not in ("max", "-1"):
-            cores = min(cores, int(quota) / int(period))
-    return cores
-
-
-def available_memory(
-    own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
-) -> int:
-    """Bytes that the machine has free, or the control groups of this process.
-
-    What groups use as a cache of files counts as free: the kernel gives it up when asked.
-    """
-    free: int = psutil.virtual_memory().available
-    versions = (
-        ("", "memory.max", "memory.current", "inactive_file"),
-        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    )
-    for controller, limit_name, used_name, cache_name in versions:
-        for group in _control_groups(own, groups, controller):
-            limit, used = _words(group / limit_name), _words(group / used_name)
-            if limit and used and limit[0] != "max":
-                words = _words(group / "memory.stat")  # names and numbers in turn
-                statistics = dict(zip(words[::2], words[1::2], strict=True))
-                cache = statistics.get(cache_name, "0")
-                free = min(free, int(limit[0]) - int(used[0]) + int(cache))
-    return free
-
-
-def available_processes(
-    own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
-) -> float:
-    """How many more processes and threads the control groups (v2) of this process allow."""
-    free = math.inf
-    for group in _control_groups(own, groups):
-        limit, used = _words(group / "pids.max"), _words(group / "pids.current")
-        if limit and used and limit[0] != "max":
-            free = min(free, int(limit[0]) - int(used[0]))
-    return free
-
-
-def _control_groups(own: Path, groups: Path, controller: str = "") -> list[Path]:
-    """This process's group and those around it: of cgroup v2, or of a controller of v1.
-
-    Within a container of v1 the path is the host's, and leads nowhere; its root is the group then.
-    """
-    if not own.exists():
-        return []
-    lines = [line.split(":", 2) for line in own.read_text().splitlines()]
-    found = [
-        groups / controller / path.removeprefix("/")
-        for _, controllers, path in lines
-        if controller in controllers.split(",")
-    ]
-    return [level for group in found for level in (group, *group.parents)]
-
-
-def _words(path: Path) -> list[str]:
-    return path.read_text().split() if path.exists() else []
 
 
 def defaults_for(
@@ -248,3 +166,17 @@ def _atari_only_problems(config: Config) -> list[str]:
         for name, value in neutral.items()
         if getattr(config, name) != value
     ]
+
+
+def caveats(env: str, spec: envs.EnvSpec) -> list[str]:
+    """What a user should know before the environment is trained, or played, as it is."""
+    texts = [spec.reading] if spec.reading else []
+    if spec.statistics:
+        texts.append(
+            f"{env}: the statistics of {' and '.join(spec.statistics)} are neither shared nor "
+            f"saved: each copy of the environment gathers its own, and loses them with --resume "
+            f"and in enjoy.py, where scores will differ. Use RescaleObservation or "
+            f"TransformObservation of gymnasium.wrappers with fixed numbers, and for rewards "
+            f"--normalize-returns"
+        )
+    return texts

@@ -22,17 +22,12 @@ import gymnasium
 from setproctitle import setproctitle
 
 import envs
-from envs import EnvSpec
+from envs import EnvSpec, TrainsOnImportError
+from sfrl.child import die_with_parent
 from sfrl.leaving import leave
-from sfrl.process import (
-    STOP_SIGNALS,
-    TrainsOnImportError,
-    descendants,
-    die_with_parent,
-    leave_stopping_to_the_trainer,
-    terminate,
-)
 from sfrl.shared_memory import Stopped
+from sfrl.signals import STOP_SIGNALS, leave_stopping_to_the_trainer
+from sfrl.spawning import descendants, terminate
 from sfrl.watchdog import LONGEST_LOOK_S, START_LIMIT_S
 
 _POLL_S = 0.05
@@ -103,20 +98,6 @@ def describe(
             f"own, do not run; put it into a module, and name it as module:{env_id}"
         )
     raise envs.UnknownEnvError(outcome.text)
-
-
-def caveats(env: str, spec: EnvSpec) -> list[str]:
-    """What a user should know before the environment is trained, or played, as it is."""
-    texts = [spec.reading] if spec.reading else []
-    if spec.statistics:
-        texts.append(
-            f"{env}: the statistics of {' and '.join(spec.statistics)} are neither shared nor "
-            f"saved: each copy of the environment gathers its own, and loses them with --resume "
-            f"and in enjoy.py, where scores will differ. Use RescaleObservation or "
-            f"TransformObservation of gymnasium.wrappers with fixed numbers, and for rewards "
-            f"--normalize-returns"
-        )
-    return texts
 
 
 def _start(env: str, sender: connection.Connection, printed: BinaryIO) -> subprocess.Popen[bytes]:

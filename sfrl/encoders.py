@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from envs import in_one_line
+from envs import TrainsOnImportError, in_one_line
 from sfrl.images import BLOCK, pixel_blocks
-from sfrl.process import TrainsOnImportError
 
 HIDDEN_GAIN = math.sqrt(2)
 

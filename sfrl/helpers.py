@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from sfrl.process import terminate
+from sfrl.spawning import terminate
 
 _LOOK_S = 1.0
 

@@ -17,6 +17,14 @@ from sfrl.channels import Channels
 from sfrl.config import Config
 from sfrl.index_queue import unpack
 from sfrl.learner_slots import LearnerSlots, Minibatch
+from sfrl.mailbox import DELIVERY_TIMEOUT_S, Mailbox
+from sfrl.messages import (
+    CheckpointFailed,
+    CheckpointRequest,
+    CheckpointSaved,
+    LearnerReport,
+    Report,
+)
 from sfrl.metrics import LEARNER_COUNTERS
 from sfrl.model import ActorCritic
 from sfrl.optimizer import (
@@ -24,15 +32,6 @@ from sfrl.optimizer import (
     make_optimizer,
     portable_state,
     set_learning_rate,
-)
-from sfrl.process import (
-    DELIVERY_TIMEOUT_S,
-    CheckpointFailed,
-    CheckpointRequest,
-    CheckpointSaved,
-    LearnerReport,
-    Mailbox,
-    Report,
 )
 from sfrl.progress import Progress
 from sfrl.shared_memory import StopFlag, Stopped

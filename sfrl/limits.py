@@ -14,7 +14,7 @@ import psutil
 
 from envs import EnvSpec
 from sfrl.config import Config, ConfigError
-from sfrl.defaults import available_memory, available_processes
+from sfrl.machine import available_memory, available_processes
 from sfrl.model_size import model_size
 from sfrl.roles import shared_bytes
 from sfrl.shared_memory import MIB, ShortageError, shm_shortage

@@ -34,20 +34,12 @@ from numpy.typing import NDArray
 import envs
 from envs import EnvSpec
 from envs.atari import load_rom
+from sfrl.child import die_with_parent
 from sfrl.config import Config
-from sfrl.crew import signals_blocked
-from sfrl.defaults import available_cores
 from sfrl.leaving import leave_after
-from sfrl.process import (
-    CheckpointRequest,
-    Mailbox,
-    Report,
-    Worker,
-    die_with_parent,
-    leave_stopping_to_the_trainer,
-    main_module_hidden,
-    one_thread_each,
-)
+from sfrl.machine import available_cores
+from sfrl.mailbox import Mailbox
+from sfrl.messages import CheckpointRequest, Report
 from sfrl.roles import (
     Shared,
     make_learner,
@@ -58,7 +50,10 @@ from sfrl.roles import (
 )
 from sfrl.rollout_worker import Split
 from sfrl.shared_memory import sweep_stale_segments
+from sfrl.signals import leave_stopping_to_the_trainer, signals_blocked
+from sfrl.spawning import main_module_hidden, one_thread_each
 from sfrl.timing import ROLLOUT_STAGES
+from sfrl.worker import Worker
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")

@@ -20,7 +20,7 @@ import envs
 from envs.logs import own_logger
 from sfrl import checkpoint, distributions
 from sfrl.config import Config
-from sfrl.description import caveats
+from sfrl.defaults import caveats
 from sfrl.model import check_rnn_size, make_model
 
 log = own_logger(__name__)

@@ -15,8 +15,9 @@ from envs.logs import own_logger
 from sfrl import channels, checkpoint, progress, trajectory_buffer, weights
 from sfrl.channels import Channels, make_channels
 from sfrl.config import Config
+from sfrl.mailbox import Mailbox
+from sfrl.messages import CheckpointRequest, Report
 from sfrl.model_size import model_size
-from sfrl.process import CheckpointRequest, Mailbox, Report
 from sfrl.progress import Progress
 from sfrl.shared_memory import StopFlag, segment_bytes
 from sfrl.trajectory_buffer import TrajectoryBuffer, slot_spec

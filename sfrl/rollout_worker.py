@@ -15,7 +15,8 @@ from envs.logs import own_logger
 from sfrl.channels import Channels
 from sfrl.config import Config
 from sfrl.index_queue import Message, QueueFullError, unpack
-from sfrl.process import EpisodeEnded, Mailbox, Report
+from sfrl.mailbox import Mailbox
+from sfrl.messages import EpisodeEnded, Report
 from sfrl.progress import Progress
 from sfrl.timing import ROLLOUT_STAGES, StageTimer
 from sfrl.trajectory_buffer import Owner, TrajectoryBuffer

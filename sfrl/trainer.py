@@ -27,13 +27,10 @@ from envs.logs import logging_to, own_logger, printable
 from sfrl import checkpoint, limits, run_folder
 from sfrl.config import Config, ConfigError
 from sfrl.crew import Crew, ProcessCrew, SerialCrew, WorkerError
-from sfrl.defaults import resolve
-from sfrl.description import caveats, describe
+from sfrl.defaults import caveats, resolve
+from sfrl.description import describe
 from sfrl.display import Display, PanelDisplay, make_display
-from sfrl.metrics import MetricsWriter, RunMetrics
-from sfrl.output import ESCAPE, Output
-from sfrl.process import (
-    STOP_SIGNALS,
+from sfrl.messages import (
     CheckpointFailed,
     CheckpointRequest,
     CheckpointSaved,
@@ -41,8 +38,11 @@ from sfrl.process import (
     LearnerReport,
     Notice,
 )
+from sfrl.metrics import MetricsWriter, RunMetrics
+from sfrl.output import ESCAPE, Output
 from sfrl.roles import Shared, make_shared
 from sfrl.shared_memory import sweep_stale_segments, unlink_segments
+from sfrl.signals import STOP_SIGNALS
 from sfrl.timing import COMPONENT_STAGES
 
 log = own_logger(__name__)
@@ -238,7 +238,7 @@ class Trainer:
 
     def _save_config(self) -> None:
         with run_folder.problems_told(self.run_dir):
-            self.config.save(self.run_dir / "config.json")
+            checkpoint.save_config(self.config, self.run_dir)
 
     @contextmanager
     def _folder_left_in_order(self, log_file: _LogFile, writer: MetricsWriter) -> Iterator[None]:
@@ -290,7 +290,7 @@ class Trainer:
                 self._best_saved = None
                 log.warning("%s was deleted or moved; it has been made anew", self.run_dir)
             if not config_path.exists():
-                self.config.save(config_path)
+                checkpoint.save_config(self.config, self.run_dir)
         except run_folder.RunFolderError:
             self._may_save = False
             raise

@@ -24,8 +24,7 @@ from envs import EnvSpec
 from envs.logs import printable
 from sfrl import measure
 from sfrl.config import Config, ConfigError
-from sfrl.defaults import available_cores, available_memory, usable_cores
-from sfrl.machine import machine
+from sfrl.machine import available_cores, available_memory, machine, usable_cores
 from sfrl.roles import shared_bytes
 from sfrl.shared_memory import shm_shortage
 from sfrl.throughput import Costs, Rates, predict

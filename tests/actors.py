@@ -1,7 +1,7 @@
 """Rollout and policy workers that gather real experience in this thread."""
 
 from sfrl.index_queue import unpack
-from sfrl.process import Mailbox
+from sfrl.mailbox import Mailbox
 from sfrl.roles import Shared, make_policy_worker, make_rollout_worker
 
 

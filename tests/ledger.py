@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from sfrl.learner import Learner, Minibatch
+from sfrl.mailbox import Mailbox
 from sfrl.model import make_model
-from sfrl.process import Mailbox
 from sfrl.roles import Shared
 from sfrl.trajectory_buffer import Owner
 from tests.tiny_envs import is_final, successor

@@ -12,8 +12,8 @@ from sfrl import measure
 from sfrl.bench import queue
 from sfrl.bench.run import Recycler
 from sfrl.config import Config
-from sfrl.defaults import available_cores
-from sfrl.process import Mailbox
+from sfrl.machine import available_cores
+from sfrl.mailbox import Mailbox
 from sfrl.roles import make_learner
 from sfrl.timing import is_waiting
 from tests.actors import Actors

@@ -41,7 +41,7 @@ def saved_run(run_dir: str, *flags: str) -> Config:
     settings = cli.parse([f"--run-dir={run_dir}", *flags])
     (Path(run_dir) / "checkpoints").mkdir(parents=True)
     (Path(run_dir) / "checkpoints/latest-000000000001.pt").touch()
-    settings.save(Path(run_dir) / "config.json")
+    checkpoint.save_config(settings, Path(run_dir))
     return settings
 
 

@@ -9,7 +9,7 @@ import re
 import pytest
 
 import envs
-from sfrl import defaults
+from sfrl import checkpoint, defaults
 from sfrl.config import Config, ConfigError
 
 
@@ -131,7 +131,7 @@ def test_a_config_is_frozen():
 
 def test_saving_and_loading_gives_an_equal_config(tmp_path):
     config = Config(env="CartPole-v1", gamma=1, rnn_size=8, serial=True, reward_clip="none")
-    config.save(tmp_path / "config.json")
+    checkpoint.save_config(config, tmp_path)
     assert Config.load(tmp_path / "config.json") == config
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     assert json.loads((tmp_path / "config.json").read_text()) == dataclasses.asdict(config)

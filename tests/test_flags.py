@@ -11,7 +11,7 @@ from setuptools.config.pyprojecttoml import read_configuration
 
 import enjoy
 import sfrl
-from sfrl import cli, synonyms
+from sfrl import checkpoint, cli, synonyms
 from sfrl.bench import command as bench
 from sfrl.config import DEFAULTS
 from sfrl.flags import whole_number
@@ -59,7 +59,7 @@ def test_every_whole_number_of_a_run_takes_all_forms_and_stays_one():
     config = cli.parse([*run, "--train-frames=2.5e6", "--keep_checkpoints", "1k", "--seed=1_0"])
     assert (config.train_frames, config.keep_checkpoints, config.seed) == (2_500_000, 1000, 10)
     assert cli.parse([*run, "--num-workers=1e0"]).num_workers == 1
-    config.save(Path("config.json"))
+    checkpoint.save_config(config, Path())
     assert '"train_frames": 2500000,' in Path("config.json").read_text()
     assert json.loads(Path("config.json").read_text()) == dataclasses.asdict(config)
 

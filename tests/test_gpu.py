@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sfrl import cuda, distributions
 from sfrl.inference import GpuBatch
+from sfrl.messages import CheckpointRequest
 from sfrl.metrics import RunMetrics
-from sfrl.process import CheckpointRequest
 from sfrl.roles import make_policy_worker
 from sfrl.weights import WeightsReader
 from tests.actors import Actors

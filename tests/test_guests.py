@@ -16,7 +16,7 @@ import envs
 import sfrl
 from envs.logs import logging_to, own_logger
 from sfrl import checkpoint
-from sfrl.process import one_thread_each
+from sfrl.spawning import one_thread_each
 from sfrl.trainer import INSISTENCE_S
 from tests.guest_env import FACTS, PROGRAM
 from tests.runs import (

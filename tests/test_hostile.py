@@ -31,8 +31,8 @@ from envs.logs import own_logger
 from sfrl import checkpoint, cli
 from sfrl.checkpoint import CheckpointError
 from sfrl.config import DEFAULTS, Config, ConfigError
+from sfrl.mailbox import Mailbox
 from sfrl.metrics import MetricsWriter, RunMetrics, metrics_problem
-from sfrl.process import Mailbox
 from sfrl.roles import make_learner
 from sfrl.run_folder import RunFolderError, open_to_append
 from sfrl.shared_memory import SHM_DIR, sweep_stale_segments, unlink_segments
@@ -227,7 +227,7 @@ def test_any_config_json_is_a_config_or_refused(tmp_path, content):
 
 def test_no_damaged_config_json_does_more_than_fail_to_load(tmp_path):
     path = tmp_path / "config.json"
-    Config(run_dir="x").save(path)
+    checkpoint.save_config(Config(run_dir="x"), tmp_path)
     content = path.read_bytes()
     rng = random.Random(2)
     refused = []
@@ -339,7 +339,7 @@ def test_what_is_written_replaces_a_link_and_not_its_target(tmp_path):
     target = tmp_path / "target"
     target.write_text("precious")
     (tmp_path / "config.json.tmp").symlink_to(target)
-    Config().save(tmp_path / "config.json")
+    checkpoint.save_config(Config(), tmp_path)
     assert target.read_text() == "precious"
     assert Config.load(tmp_path / "config.json") == Config()
     assert not (tmp_path / "config.json").is_symlink()
@@ -574,7 +574,7 @@ def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path, make_shared, cap
     run_dir = tmp_path / "run"
     path = checkpoint.save(run_dir, state | {"metrics": RunMetrics().state()}, 1)
     config = Config.from_dict(state["config"], "x")
-    dataclasses.replace(config, run_dir=str(run_dir)).save(run_dir / "config.json")
+    checkpoint.save_config(dataclasses.replace(config, run_dir=str(run_dir)), run_dir)
     assert enjoy.main([f"--checkpoint={path}"]) == 2
     assert "do not fit model=mlp" in capsys.readouterr().err.splitlines()[-1]
     ended = run_training(run_dir, "--resume")
@@ -592,7 +592,7 @@ def test_a_model_is_made_only_as_large_as_its_weights(tmp_path, no_gigabytes, ma
     run_dir = tmp_path / "run"
     path = checkpoint.save(run_dir, state | {"metrics": RunMetrics().state()}, 1)
     config = Config.from_dict(state["config"], "x")
-    dataclasses.replace(config, run_dir=str(run_dir)).save(run_dir / "config.json")
+    checkpoint.save_config(dataclasses.replace(config, run_dir=str(run_dir)), run_dir)
     with at_once():
         assert enjoy.main([f"--checkpoint={path}"]) == 2
         assert cli.train([f"--run-dir={run_dir}", "--resume"]) == 2

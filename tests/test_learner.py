@@ -11,8 +11,9 @@ import torch
 from sfrl import checkpoint
 from sfrl.index_queue import unpack
 from sfrl.learner import LearnerError
+from sfrl.mailbox import Mailbox
+from sfrl.messages import CheckpointRequest, LearnerReport
 from sfrl.metrics import RunMetrics
-from sfrl.process import CheckpointRequest, LearnerReport, Mailbox
 from sfrl.roles import make_learner
 from sfrl.shared_memory import Stopped
 from sfrl.vtrace import vtrace

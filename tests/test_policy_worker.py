@@ -9,8 +9,8 @@ import torch
 from sfrl import distributions
 from sfrl.index_queue import unpack
 from sfrl.inference import HostBatch
+from sfrl.mailbox import Mailbox
 from sfrl.model import make_model
-from sfrl.process import Mailbox
 from sfrl.roles import make_learner, make_policy_worker
 from sfrl.trajectory_buffer import Owner
 from tests.actors import Actors

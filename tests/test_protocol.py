@@ -12,9 +12,10 @@ from gymnasium.spaces import Box, Discrete
 import envs
 from sfrl import crew
 from sfrl.channels import Channels
+from sfrl.child import run_child
 from sfrl.config import Config
 from sfrl.index_queue import unpack
-from sfrl.process import Mailbox, run_child
+from sfrl.mailbox import Mailbox
 from sfrl.progress import Progress
 from sfrl.roles import Shared
 from sfrl.rollout_worker import RolloutWorker

@@ -12,9 +12,11 @@ import pytest
 
 from sfrl import progress, restarts, rollout_worker, trajectory_buffer
 from sfrl.crew import ProcessCrew, WorkerError
-from sfrl.process import CheckpointRequest, Mailbox, Report, worker_loop
+from sfrl.mailbox import Mailbox
+from sfrl.messages import CheckpointRequest, Report
 from sfrl.roles import Shared, make_policy_worker, make_rollout_worker
 from sfrl.rollout_worker import RolloutWorker
+from sfrl.worker import worker_loop
 from tests.killing import killed_at
 from tests.ledger import make_checking_learner
 

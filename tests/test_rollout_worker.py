@@ -10,12 +10,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from sfrl.child import run_child
 from sfrl.index_queue import Message, pack, unpack
-from sfrl.process import EpisodeEnded, Mailbox, run_child, worker_loop
+from sfrl.mailbox import Mailbox
+from sfrl.messages import EpisodeEnded
 from sfrl.roles import Shared, make_rollout_worker
 from sfrl.rollout_worker import RolloutWorker
 from sfrl.timing import ROLLOUT_STAGES
 from sfrl.trajectory_buffer import Owner
+from sfrl.worker import worker_loop
 from tests.tiny_envs import is_final, successor
 
 T, N = 5, 3  # rollout length, environments per split

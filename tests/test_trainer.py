@@ -6,8 +6,8 @@ import time
 import pytest
 
 from sfrl.config import Config, ConfigError
+from sfrl.messages import CheckpointFailed, CheckpointSaved
 from sfrl.metrics import EPISODE_WINDOW
-from sfrl.process import CheckpointFailed, CheckpointSaved
 from sfrl.shared_memory import unlink_segments
 from sfrl.trainer import Trainer, slower_than_need_be
 

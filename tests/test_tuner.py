@@ -8,7 +8,7 @@ import os
 import pytest
 
 import envs
-from sfrl import cli, defaults, tuner
+from sfrl import cli, defaults, machine, tuner
 from sfrl.bench import command as bench
 from sfrl.config import Config
 from sfrl.throughput import Costs, predict
@@ -173,17 +173,17 @@ def test_the_groups_memory_limit_counts_as_less_memory(tmp_path):
     own.write_text("0::/a\n")
     (groups / "a/memory.max").write_text("max\n")
     (groups / "a/memory.current").write_text("1000\n")
-    assert defaults.available_memory(own, groups) > 10**6
+    assert machine.available_memory(own, groups) > 10**6
     (groups / "a/memory.max").write_text("3000\n")
-    assert defaults.available_memory(own, groups) == 2000
+    assert machine.available_memory(own, groups) == 2000
     (groups / "a/memory.stat").write_text("anon 100\ninactive_file 400\nactive_file 5\n")
-    assert defaults.available_memory(own, groups) == 2400  # files' cache is given up when needed
+    assert machine.available_memory(own, groups) == 2400  # files' cache is given up when needed
     own.write_text("7:memory:/a\n")
     (groups / "memory/a").mkdir(parents=True)
     (groups / "memory/a/memory.limit_in_bytes").write_text("5000\n")
     (groups / "memory/a/memory.usage_in_bytes").write_text("4000\n")
     (groups / "memory/a/memory.stat").write_text("total_inactive_file 500\n")
-    assert defaults.available_memory(own, groups) == 1500
+    assert machine.available_memory(own, groups) == 1500
 
 
 def test_the_processes_that_a_control_group_allows_are_respected(tmp_path):
@@ -191,13 +191,13 @@ def test_the_processes_that_a_control_group_allows_are_respected(tmp_path):
     own.write_text("0::/outer/inner\n")
     inner = groups / "outer" / "inner"
     inner.mkdir(parents=True)
-    assert defaults.available_processes(own, groups) == math.inf
+    assert machine.available_processes(own, groups) == math.inf
     (inner / "pids.max").write_text("max\n")
     (inner / "pids.current").write_text("4\n")
-    assert defaults.available_processes(own, groups) == math.inf
+    assert machine.available_processes(own, groups) == math.inf
     (inner.parent / "pids.max").write_text("100\n")
     (inner.parent / "pids.current").write_text("40\n")
-    assert defaults.available_processes(own, groups) == 60
+    assert machine.available_processes(own, groups) == 60
 
 
 def test_a_quota_of_the_groups_counts_as_fewer_cores(tmp_path):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from sfrl import watchdog
-from sfrl.process import Mailbox
+from sfrl.mailbox import Mailbox
 from sfrl.roles import make_rollout_worker
 from sfrl.timing import LEARNER_STAGES
 from sfrl.watchdog import Watchdog

@@ -26,8 +26,7 @@ from sfrl.bench.run import measure_run, recycler_body
 from sfrl.checkpoint import CheckpointError
 from sfrl.config import Config
 from sfrl.crew import WorkerError
-from sfrl.defaults import available_cores
-from sfrl.machine import machine
+from sfrl.machine import available_cores, machine
 from sfrl.settings import settle, tuned
 from sfrl.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.trainer import slower_than_need_be

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from envs import EnvSpec
 from sfrl.bench.run import RunFigures
 from sfrl.config import Config
-from sfrl.defaults import available_cores
+from sfrl.machine import available_cores
 from sfrl.measure import Inference, Learning, Rollout, Simulation
 
 DIGITS = 5  # significant ones in the JSON object

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from envs import EnvSpec
 from sfrl.config import Config
 from sfrl.crew import LearnerBody, PolicyBody, ProcessCrew, WorkerError
-from sfrl.defaults import available_cores
 from sfrl.index_queue import unpack
+from sfrl.machine import available_cores
+from sfrl.mailbox import Mailbox
 from sfrl.measure import MeasureError, Precision, interrupts_deferred
-from sfrl.process import CheckpointRequest, LearnerReport, Mailbox, Report, worker_loop
+from sfrl.messages import CheckpointRequest, LearnerReport, Report
 from sfrl.roles import Shared, make_learner, make_shared
 from sfrl.shared_memory import MIB, unlink_segments
 from sfrl.timing import (
@@ -33,6 +34,7 @@ from sfrl.timing import (
 )
 from sfrl.trainer import STOP_TIMEOUT_S
 from sfrl.trajectory_buffer import Owner
+from sfrl.worker import worker_loop
 
 WARM_UP_BATCHES = 2
 _INDEX_BYTES = 8  # of a message in an index queue

@@ -1,0 +1,66 @@
+"""Signals that mean stop: only the trainer acts on them, and none is lost at a fork."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, an order to stop, a closed terminal: to the trainer all mean save and end."""
+_held = threading.local()
+
+
+def leave_stopping_to_the_trainer() -> None:
+    """Have `STOP_SIGNALS` do nothing here; what is started from here gets an ordinary process.
+
+    They reach the whole process group from a terminal, or all of a run's processes from some
+    supervisors, and only the trainer acts on them. Were they ignored or blocked, an environment's
+    programs would inherit that, and could not be terminated. A handler is reset by exec, and by us
+    at fork. A SIGHUP that is ignored stays so: nohup set it, for all.
+    """
+    for signum in STOP_SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN or signum != signal.SIGHUP:
+            signal.signal(signum, _do_nothing)
+            signal.siginterrupt(signum, False)  # libraries may not expect EINTR
+    os.register_at_fork(
+        before=_hold_signals, after_in_parent=_take_signals, after_in_child=_be_an_ordinary_fork
+    )
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # blocked until here, by `signals_blocked`
+
+
+def _do_nothing(_signum: int, _frame: FrameType | None) -> None:
+    pass
+
+
+def _hold_signals() -> None:
+    """One that came to a fork before it has its own handlers would be lost."""
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def _take_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
+
+
+def _be_an_ordinary_fork() -> None:
+    """Of an environment: `multiprocessing`, for example, terminates it by SIGTERM."""
+    for signum in STOP_SIGNALS:
+        if signal.getsignal(signum) is _do_nothing:
+            is_ctrl_c = signum == signal.SIGINT
+            signal.signal(signum, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+    _take_signals()
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Children inherit the blocked signals: Ctrl-C cannot hit one before it has its handlers."""
+    resource_tracker.ensure_running()  # unblocks them when it starts: let it start before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
