@@ -15,7 +15,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-$(VENV)/.installed: requirements.txt pyproject.toml setup.py $(wildcard sfrl/csrc/*) $(wildcard envs/csrc/*)
+$(VENV)/.installed: requirements.txt pyproject.toml setup.py $(wildcard sfrl/ipc/csrc/*) $(wildcard envs/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sfrl needs Python 3.11 or newer")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
@@ -29,9 +29,9 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 tsan:  ## the lock-free queue's C++ core under ThreadSanitizer
 	mkdir -p build
 	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -Werror -fsanitize=thread -pthread \
-		sfrl/csrc/stress.cpp -o build/stress-tsan
+		sfrl/ipc/csrc/stress.cpp -o build/stress-tsan
 	TSAN_OPTIONS=halt_on_error=1 build/stress-tsan
-	$(CXX) -std=c++17 -O2 -pthread sfrl/csrc/stress.cpp -o build/stress
+	$(CXX) -std=c++17 -O2 -pthread sfrl/ipc/csrc/stress.cpp -o build/stress
 	build/stress
 
 soak: $(VENV)/.installed  ## an hour of training with random kills: nothing may grow or get lost

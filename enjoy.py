@@ -20,14 +20,15 @@ import numpy as np
 
 import envs
 from envs.logs import printable
-from sfrl import checkpoint, run_folder, synonyms
-from sfrl.config import Config
-from sfrl.description import describe
-from sfrl.flags import parse_flags, read_flags
-from sfrl.leaving import leave_after
+from sfrl.records import checkpoint, run_folder
+from sfrl.run.description import describe
+from sfrl.run.leaving import leave_after
+from sfrl.settings import synonyms
+from sfrl.settings.config import Config
+from sfrl.settings.flags import parse_flags, read_flags
 
 if TYPE_CHECKING:
-    from sfrl.player import Player, Screen
+    from sfrl.show.player import Player, Screen
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -93,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
         except REFUSALS as error:
             print(printable(f"enjoy.py: {error}"), file=sys.stderr)
             return EXIT_USAGE
-        from sfrl.player import VideoError  # which `_prepare` has imported, with torch
+        from sfrl.show.player import VideoError  # which `_prepare` has imported, with torch
 
         try:
             returns = _watch(player, screens, args, signals)
@@ -120,7 +121,7 @@ def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
     # Here, because torch takes seconds to import and a mistyped flag should not have to wait.
     import torch
 
-    from sfrl.player import Player, Video, Window, real_fps
+    from sfrl.show.player import Player, Video, Window, real_fps
 
     video_path = Path(args.video).absolute()  # before an environment may go elsewhere
     is_path = args.checkpoint not in ("latest", "best")

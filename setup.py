@@ -19,8 +19,10 @@ def extension(name: str, source: str, *depends: str) -> Pybind11Extension:
 
 setup(
     ext_modules=[
-        extension("sfrl._index_queue", "sfrl/csrc/module.cpp", "sfrl/csrc/index_queue.hpp"),
-        extension("sfrl._images", "sfrl/csrc/images.cpp"),
+        extension(
+            "sfrl.ipc._index_queue", "sfrl/ipc/csrc/module.cpp", "sfrl/ipc/csrc/index_queue.hpp"
+        ),
+        extension("sfrl.nets._images", "sfrl/nets/csrc/images.cpp"),
         extension("envs._screen", "envs/csrc/screen.cpp"),
     ]
 )

@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
     try:
         from sfrl.cli import train
-        from sfrl.leaving import leave_after
+        from sfrl.run.leaving import leave_after
     except (ImportError, MemoryError) as error:
         text = f"{error or type(error).__name__}"
         sys.exit(

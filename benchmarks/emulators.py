@@ -23,7 +23,7 @@ from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 
 import envs
-from sfrl.machine import machine
+from sfrl.settings.machine import machine
 
 Actions = NDArray[np.int64]
 Step = Callable[[Actions], object]

@@ -28,7 +28,7 @@ import tyro
 from benchmarks import layouts
 from benchmarks.runs import read_metrics
 from benchmarks.side_by_side import ROOT, run
-from sfrl.machine import machine
+from sfrl.settings.machine import machine
 
 HOST_BATCH = 256  # rows of the inference whose time on the host is told
 POLL_S = 0.5

@@ -27,9 +27,9 @@ import tyro
 
 from benchmarks.runs import read_metrics, throughput
 from benchmarks.side_by_side import run
-from sfrl import cli, settings
-from sfrl.config import Config, ConfigError
-from sfrl.machine import machine
+from sfrl import cli, settle
+from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.machine import machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ def tuned(args: Args) -> Config:
     """What train.py would choose, measured now. The training batch in it is everybody's."""
     flags = [f"--env={args.env}", "--run-dir=unused", *shlex.split(args.flags), "--tune=now"]
     given = cli.read_flags(flags)
-    config, spec = settings.settle(given)
-    return settings.tuned(config, given, spec)
+    config, spec = settle.settle(given)
+    return settle.tuned(config, given, spec)
 
 
 def grid(args: Args, config: Config) -> list[Arrangement]:

@@ -25,15 +25,15 @@ from torch import Tensor
 import envs
 from sfrl import cli
 from sfrl.bench.run import measure_run
-from sfrl.config import Config
-from sfrl.crew import LearnerBody, PolicyBody
-from sfrl.learner import Learner
-from sfrl.machine import machine
-from sfrl.mailbox import Mailbox
-from sfrl.messages import CheckpointRequest, Report
-from sfrl.roles import Shared, make_learner, make_policy_worker
-from sfrl.shared_memory import StopFlag
-from sfrl.worker import Worker, worker_loop
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.messages import CheckpointRequest, Report
+from sfrl.ipc.shared_memory import StopFlag
+from sfrl.run.crew import LearnerBody, PolicyBody
+from sfrl.run.roles import Shared, make_learner, make_policy_worker
+from sfrl.settings.config import Config
+from sfrl.settings.machine import machine
+from sfrl.workers.learner import Learner
+from sfrl.workers.worker import Worker, worker_loop
 
 POLL_S = 0.1
 TURN_WAIT_S = 0.001  # it can sleep for requests or for slots, and must look at the other

@@ -18,10 +18,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from sfrl import checkpoint
-from sfrl.config import Config
-from sfrl.encoders import NatureCNN
-from sfrl.player import Player, make_env
+from sfrl.nets.encoders import NatureCNN
+from sfrl.records import checkpoint
+from sfrl.settings.config import Config
+from sfrl.show.player import Player, make_env
 
 NUM_STEPS, FIRST_STEP = 240, 40
 

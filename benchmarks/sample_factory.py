@@ -27,7 +27,7 @@ from typing import Literal, get_args
 import tyro
 
 from benchmarks.runs import Point, throughput
-from sfrl.machine import available_cores
+from sfrl.settings.machine import available_cores
 
 SHUTDOWN_SECONDS = 30  # for Sample Factory to save and end; then it is killed
 LOG_NAME = "sf_log.txt"

@@ -111,7 +111,7 @@ def best_setting(args: Args) -> str:
 
 
 def main(args: Args) -> None:
-    from sfrl.machine import machine
+    from sfrl.settings.machine import machine
 
     peer_command(args.peer)  # a wrong name must not come to light after the first run of ours
     if (load := os.getloadavg()[0]) > IDLE_LOAD:

@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 import tyro
 
-from sfrl.restarts import STEADY_S
+from sfrl.run.restarts import STEADY_S
 
 ROOT = Path(__file__).parents[1]
 STOP_S = 60.0

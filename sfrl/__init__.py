@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sfrl.api import train
-    from sfrl.checkpoint import CheckpointError
-    from sfrl.config import ConfigError
-    from sfrl.crew import WorkerError
-    from sfrl.trainer import Summary
+    from sfrl.records.checkpoint import CheckpointError
+    from sfrl.run.crew import WorkerError
+    from sfrl.run.trainer import Summary
+    from sfrl.settings.config import ConfigError
 
 __version__ = "0.1.0"  # pyproject.toml takes it from here
 
 _PUBLIC = {
-    "CheckpointError": "sfrl.checkpoint",
-    "ConfigError": "sfrl.config",
-    "Summary": "sfrl.trainer",
-    "WorkerError": "sfrl.crew",
+    "CheckpointError": "sfrl.records.checkpoint",
+    "ConfigError": "sfrl.settings.config",
+    "Summary": "sfrl.run.trainer",
+    "WorkerError": "sfrl.run.crew",
     "train": "sfrl.api",
 }
 

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from envs import TrainsOnImportError
-from sfrl import limits, run_folder
-from sfrl.child import serves_a_run
-from sfrl.config import DEFAULTS
-from sfrl.output import own_output
-from sfrl.settings import settle, tuned
-from sfrl.shared_memory import Stopped, unlink_segments
-from sfrl.trainer import Summary, Trainer, signals_to
+from sfrl.ipc.shared_memory import Stopped, unlink_segments
+from sfrl.records import run_folder
+from sfrl.run import limits
+from sfrl.run.child import serves_a_run
+from sfrl.run.trainer import Summary, Trainer, signals_to
+from sfrl.settings.config import DEFAULTS
+from sfrl.settle import settle, tuned
+from sfrl.show.output import own_output
 
 _running = threading.Lock()
 _running_in: int | None = None  # the thread that holds it

@@ -15,14 +15,15 @@ import gymnasium
 
 import envs
 from envs.logs import printable
-from sfrl import checkpoint, flags, run_folder, synonyms
 from sfrl.api import only_run, prepare
-from sfrl.config import CHOICES, DEFAULTS, Config
-from sfrl.crew import WorkerError
-from sfrl.output import own_output
-from sfrl.settings import defaults_of, settle
-from sfrl.shared_memory import Stopped
-from sfrl.trainer import signals_to
+from sfrl.ipc.shared_memory import Stopped
+from sfrl.records import checkpoint, run_folder
+from sfrl.run.crew import WorkerError
+from sfrl.run.trainer import signals_to
+from sfrl.settings import flags, synonyms
+from sfrl.settings.config import CHOICES, DEFAULTS, Config
+from sfrl.settle import defaults_of, settle
+from sfrl.show.output import own_output
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -102,7 +103,7 @@ def _complain(text: str) -> None:
 
 
 def parse(argv: Sequence[str]) -> Config:
-    """The complete, checked settings of a run with these flags. Raises as `settings.settle`."""
+    """The complete, checked settings of a run with these flags. Raises as `settle.settle`."""
     return settle(read_flags(argv))[0]
 
 

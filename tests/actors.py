@@ -1,8 +1,8 @@
 """Rollout and policy workers that gather real experience in this thread."""
 
-from sfrl.index_queue import unpack
-from sfrl.mailbox import Mailbox
-from sfrl.roles import Shared, make_policy_worker, make_rollout_worker
+from sfrl.ipc.index_queue import unpack
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.run.roles import Shared, make_policy_worker, make_rollout_worker
 
 
 class Actors:

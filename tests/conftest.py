@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import envs
-from sfrl.config import Config
-from sfrl.roles import Shared
-from sfrl.shared_memory import unlink_segments
-from sfrl.trainer import Trainer
+from sfrl.ipc.shared_memory import unlink_segments
+from sfrl.run.roles import Shared
+from sfrl.run.trainer import Trainer
+from sfrl.settings.config import Config
 
 # Under nohup, or in the background of a script, these would be ignored, by all the runs as well.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

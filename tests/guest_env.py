@@ -109,7 +109,7 @@ class Exits(CartPoleEnv):
             threading.Thread(target=time.sleep, args=(4242,)).start()
             logging.config.dictConfig({"version": 1, "root": {"level": "ERROR", "handlers": []}})
             logging.disable(logging.CRITICAL)
-            logging.getLogger("sfrl.rollout_worker").warning("still heard")
+            logging.getLogger("sfrl.workers.rollout_worker").warning("still heard")
         if self.num_steps > NUM_GOOD_STEPS:
             sys.exit("the game has ended")
         return super().step(action)

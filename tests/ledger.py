@@ -5,11 +5,11 @@ from collections import Counter
 import numpy as np
 import torch
 
-from sfrl.learner import Learner, Minibatch
-from sfrl.mailbox import Mailbox
-from sfrl.model import make_model
-from sfrl.roles import Shared
-from sfrl.trajectory_buffer import Owner
+from sfrl.experience.trajectory_buffer import Owner
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.nets.model import make_model
+from sfrl.run.roles import Shared
+from sfrl.workers.learner import Learner, Minibatch
 from tests.tiny_envs import is_final, successor
 
 

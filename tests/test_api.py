@@ -19,8 +19,8 @@ from gymnasium.envs.classic_control import CartPoleEnv
 import sfrl
 from sfrl import cli
 from sfrl.api import only_run
-from sfrl.config import Config, type_problems
-from sfrl.measure import MeasureError, in_child
+from sfrl.settings.config import Config, type_problems
+from sfrl.tune.components import MeasureError, in_child
 from tests.runs import ROOT, TIMEOUT_S, TINY, has_trained, segments, wait_for
 
 gymnasium.register("Mine-v0", CartPoleEnv)
@@ -230,6 +230,8 @@ def test_one_process_has_one_run_at_a_time():
 
 
 def test_workers_and_the_importing_program_are_spared_of_what_they_do_not_need():
-    look = "print(*sorted({'torch', 'tyro', 'sfrl.trainer'} & set(sys.modules)))"
-    loaded = run_python("-c", f"import sys, sfrl.rollout_worker; {look}; import sfrl.api; {look}")
-    assert loaded.stdout.splitlines() == ["", "sfrl.trainer"]
+    look = "print(*sorted({'torch', 'tyro', 'sfrl.run.trainer'} & set(sys.modules)))"
+    loaded = run_python(
+        "-c", f"import sys, sfrl.workers.rollout_worker; {look}; import sfrl.api; {look}"
+    )
+    assert loaded.stdout.splitlines() == ["", "sfrl.run.trainer"]

@@ -8,14 +8,14 @@ import sys
 import pytest
 
 import envs
-from sfrl import measure
 from sfrl.bench import queue
 from sfrl.bench.run import Recycler
-from sfrl.config import Config
-from sfrl.machine import available_cores
-from sfrl.mailbox import Mailbox
-from sfrl.roles import make_learner
-from sfrl.timing import is_waiting
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.records.timing import is_waiting
+from sfrl.run.roles import make_learner
+from sfrl.settings.config import Config
+from sfrl.settings.machine import available_cores
+from sfrl.tune import components as parts
 from tests.actors import Actors
 from tests.runs import ROOT, children, components, group, interrupt, segments, wait_for
 
@@ -171,7 +171,7 @@ def test_simulation_counts_no_step_that_only_resets():
     config = Config(
         env="tests.tiny_envs:Catch-v0", frameskip=1, num_splits=1, envs_per_worker=8, worker_nice=0
     )
-    step = measure._simulate(config, 0)
+    step = parts._simulate(config, 0)
     # Catch ends after nine decisions; the tenth step resets.
     assert sum(step() for _ in range(100)) == 90 * 8
 
@@ -203,21 +203,21 @@ def fail(text: str) -> None:
 
 
 def test_a_failed_measurement_is_told_with_its_traceback(capfd):
-    with pytest.raises(measure.MeasureError, match="exited with 1"):
-        measure.in_child(fail, "the reason")
+    with pytest.raises(parts.MeasureError, match="exited with 1"):
+        parts.in_child(fail, "the reason")
     assert "ValueError: the reason" in capfd.readouterr().err
 
 
 def test_a_measurement_crosses_from_a_process_of_its_own():
-    assert measure.in_child(math.sqrt, 4.0) == 2.0
+    assert parts.in_child(math.sqrt, 4.0) == 2.0
 
 
 def test_only_atari_has_an_emulator_to_measure():
     with pytest.raises(ValueError, match="CartPole-v1 is no Atari game"):
-        measure.emulator(Config(env="CartPole-v1"), 0.1)
+        parts.emulator(Config(env="CartPole-v1"), 0.1)
 
 
 def test_the_python_of_a_split_step_is_measured_without_its_environments():
     config = Config(env="CartPole-v1", frameskip=1, model="mlp", num_workers=1)
-    rollout = measure.in_child(measure.rollout, config, envs.describe("CartPole-v1"), 0.2)
+    rollout = parts.in_child(parts.rollout, config, envs.describe("CartPole-v1"), 0.2)
     assert 0 < rollout.copy_us < rollout.python_us < rollout.env_us

@@ -25,7 +25,7 @@ from benchmarks import (
 )
 from benchmarks.runs import Point, read_metrics, throughput
 from sfrl import cli
-from sfrl.encoders import A3CCNN, NatureCNN
+from sfrl.nets.encoders import A3CCNN, NatureCNN
 
 # Of a real run of 2.1.1, with the numbers of frames and the scores of a later stage.
 SAMPLE_FACTORY_LOG = """\

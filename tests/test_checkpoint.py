@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfrl import checkpoint
-from sfrl.checkpoint import REQUIRED_KEYS, CheckpointError
+from sfrl.records import checkpoint
+from sfrl.records.checkpoint import REQUIRED_KEYS, CheckpointError
 from tests.killing import killed_at
 
 
@@ -261,7 +261,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path, zipped):
 KILLED_WRITES = """
 import os, signal, sys
 from pathlib import Path
-from sfrl import checkpoint
+from sfrl.records import checkpoint
 from tests.test_checkpoint import make_state
 
 def half_a_write(fd):

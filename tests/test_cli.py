@@ -11,11 +11,13 @@ import psutil
 import pytest
 import torch
 
-from sfrl import checkpoint, cli, config, run_folder
-from sfrl.config import Config
-from sfrl.defaults import defaults_for
-from sfrl.shared_memory import unlink_segments
-from sfrl.trainer import Trainer
+from sfrl import cli
+from sfrl.ipc.shared_memory import unlink_segments
+from sfrl.records import checkpoint, run_folder
+from sfrl.run.trainer import Trainer
+from sfrl.settings import config
+from sfrl.settings.config import Config
+from sfrl.settings.defaults import defaults_for
 from tests.runs import TINY, finish, run_training, segments, training
 from tests.test_checkpoint import make_state
 

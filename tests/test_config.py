@@ -9,8 +9,9 @@ import re
 import pytest
 
 import envs
-from sfrl import checkpoint, defaults
-from sfrl.config import Config, ConfigError
+from sfrl.records import checkpoint
+from sfrl.settings import defaults
+from sfrl.settings.config import Config, ConfigError
 
 
 def problems_of(**settings: object) -> list[str]:

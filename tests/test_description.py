@@ -14,11 +14,12 @@ import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 
 import envs
-from sfrl import checkpoint, cli
-from sfrl.config import Config
-from sfrl.description import describe
-from sfrl.shared_memory import Stopped
-from sfrl.trainer import Trainer
+from sfrl import cli
+from sfrl.ipc.shared_memory import Stopped
+from sfrl.records import checkpoint
+from sfrl.run.description import describe
+from sfrl.run.trainer import Trainer
+from sfrl.settings.config import Config
 from tests.runs import (
     ROOT,
     TIMEOUT_S,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sfrl.display import BAR_WIDTH, make_display, plain_line, sparkline
-from sfrl.metrics import RunMetrics
-from sfrl.timing import COMPONENT_STAGES
+from sfrl.records.metrics import RunMetrics
+from sfrl.records.timing import COMPONENT_STAGES
+from sfrl.show.display import BAR_WIDTH, make_display, plain_line, sparkline
 
 
 def make_record(*, trained: bool = True):
@@ -84,7 +84,7 @@ def test_plain_display_prints_one_line_per_record(capsys):
 
 RUN = """
 import json, logging, sys
-from sfrl.display import make_display
+from sfrl.show.display import make_display
 from tests.test_display import make_record
 with make_display(sys.stdout.isatty(), title="Pong") as display:
     logging.getLogger().addHandler(display.log_handler)

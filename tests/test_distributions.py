@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-from sfrl import distributions
+from sfrl.nets import distributions
 
 SHAPES = [(1, 2), (64, 6), (5, 3, 18)]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfrl import checkpoint
-from sfrl.config import Config
-from sfrl.crew import SerialCrew, WorkerError
-from sfrl.learner import Learner
-from sfrl.trainer import Summary, Trainer
+from sfrl.records import checkpoint
+from sfrl.run.crew import SerialCrew, WorkerError
+from sfrl.run.trainer import Summary, Trainer
+from sfrl.settings.config import Config
+from sfrl.workers.learner import Learner
 from tests.runs import (
     TINY,
     components,

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import envs
-from sfrl import checkpoint
-from sfrl.config import Config
-from sfrl.model import make_model
-from sfrl.player import Player, Video, VideoError, Window, make_env, real_fps
-from sfrl.rollout_worker import Split
+from sfrl.nets.model import make_model
+from sfrl.records import checkpoint
+from sfrl.settings.config import Config
+from sfrl.show.player import Player, Video, VideoError, Window, make_env, real_fps
+from sfrl.workers.rollout_worker import Split
 from tests.runs import ROOT, TIMEOUT_S, TINY, interrupt, run_training
 
 EXIT_USAGE = 2

@@ -17,8 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sfrl import checkpoint, cli
-from sfrl.trainer import STOP_TIMEOUT_S
+from sfrl import cli
+from sfrl.records import checkpoint
+from sfrl.run.trainer import STOP_TIMEOUT_S
 from tests.runs import ROOT, TINY, components, finish, has_trained, metrics, training, wait_for
 from tests.test_shutdown import (
     COMPONENTS,
@@ -598,7 +599,7 @@ def test_a_run_whose_folder_another_run_has_had_leaves_all_its_files_alone(tmp_p
 
 FAILS_AT_THE_END = """
 import sys
-from sfrl.trainer import Trainer
+from sfrl.run.trainer import Trainer
 
 def fail(*_, **__):
     raise ArithmeticError("a bug")

@@ -11,10 +11,12 @@ from setuptools.config.pyprojecttoml import read_configuration
 
 import enjoy
 import sfrl
-from sfrl import checkpoint, cli, synonyms
+from sfrl import cli
 from sfrl.bench import command as bench
-from sfrl.config import DEFAULTS
-from sfrl.flags import whole_number
+from sfrl.records import checkpoint
+from sfrl.settings import synonyms
+from sfrl.settings.config import DEFAULTS
+from sfrl.settings.flags import whole_number
 from tests.runs import ROOT
 
 PROGRAMS = {"train.py": cli.train, "enjoy.py": enjoy.main, "python -m sfrl.bench": bench.main}

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfrl import cuda, distributions
-from sfrl.inference import GpuBatch
-from sfrl.messages import CheckpointRequest
-from sfrl.metrics import RunMetrics
-from sfrl.roles import make_policy_worker
-from sfrl.weights import WeightsReader
+from sfrl.ipc.messages import CheckpointRequest
+from sfrl.nets import cuda, distributions
+from sfrl.parameters.weights import WeightsReader
+from sfrl.records.metrics import RunMetrics
+from sfrl.run.roles import make_policy_worker
+from sfrl.workers.inference import GpuBatch
 from tests.actors import Actors
 from tests.runs import finish, training
 from tests.test_learner import ONE_UPDATE, SMALL, Bench, same

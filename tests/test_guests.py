@@ -15,9 +15,9 @@ import pytest
 import envs
 import sfrl
 from envs.logs import logging_to, own_logger
-from sfrl import checkpoint
-from sfrl.spawning import one_thread_each
-from sfrl.trainer import INSISTENCE_S
+from sfrl.records import checkpoint
+from sfrl.run.spawning import one_thread_each
+from sfrl.run.trainer import INSISTENCE_S
 from tests.guest_env import FACTS, PROGRAM
 from tests.runs import (
     TINY,

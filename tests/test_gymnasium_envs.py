@@ -16,8 +16,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import ClipReward, NormalizeObservation, NormalizeReward
 
 import envs
-from sfrl.config import Config
-from sfrl.rollout_worker import Split
+from sfrl.settings.config import Config
+from sfrl.workers.rollout_worker import Split
 
 
 class Counting(gymnasium.Env):

@@ -28,14 +28,15 @@ from hypothesis import strategies as st
 import enjoy
 import envs
 from envs.logs import own_logger
-from sfrl import checkpoint, cli
-from sfrl.checkpoint import CheckpointError
-from sfrl.config import DEFAULTS, Config, ConfigError
-from sfrl.mailbox import Mailbox
-from sfrl.metrics import MetricsWriter, RunMetrics, metrics_problem
-from sfrl.roles import make_learner
-from sfrl.run_folder import RunFolderError, open_to_append
-from sfrl.shared_memory import SHM_DIR, sweep_stale_segments, unlink_segments
+from sfrl import cli
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.shared_memory import SHM_DIR, sweep_stale_segments, unlink_segments
+from sfrl.records import checkpoint
+from sfrl.records.checkpoint import CheckpointError
+from sfrl.records.metrics import MetricsWriter, RunMetrics, metrics_problem
+from sfrl.records.run_folder import RunFolderError, open_to_append
+from sfrl.run.roles import make_learner
+from sfrl.settings.config import DEFAULTS, Config, ConfigError
 from tests.runs import TINY, run_training
 from tests.test_checkpoint import make_state
 

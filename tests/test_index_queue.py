@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sfrl.index_queue import (
+from sfrl.ipc.index_queue import (
     IndexQueue,
     LockFreeQueue,
     QueueFullError,
@@ -30,7 +30,7 @@ from sfrl.index_queue import (
     resolve_queue_kind,
     unpack,
 )
-from sfrl.shared_memory import SHM_DIR, StopFlag, Stopped
+from sfrl.ipc.shared_memory import SHM_DIR, StopFlag, Stopped
 
 ROOT = Path(__file__).parent.parent
 SPAWN = multiprocessing.get_context("spawn")
@@ -49,9 +49,9 @@ def stop() -> Iterator[StopFlag]:
 @pytest.fixture
 def extension() -> None:
     """Skips where the extension cannot be there; where a compiler is, its absence is an error."""
-    if importlib.util.find_spec("sfrl._index_queue") is None and shutil.which("c++") is None:
-        pytest.skip("no compiler, so no extension sfrl._index_queue")
-    importlib.import_module("sfrl._index_queue")
+    if importlib.util.find_spec("sfrl.ipc._index_queue") is None and shutil.which("c++") is None:
+        pytest.skip("no compiler, so no extension sfrl.ipc._index_queue")
+    importlib.import_module("sfrl.ipc._index_queue")
 
 
 @pytest.fixture(params=["lock-free", "faster-fifo"])
@@ -401,7 +401,7 @@ def test_producer_killed_mid_stream_leaves_a_prefix(make_lock_free: MakeQueue) -
 
 
 def run_without_extension(code: str) -> subprocess.CompletedProcess[str]:
-    block = "import sys; sys.modules['sfrl._index_queue'] = None\n"
+    block = "import sys; sys.modules['sfrl.ipc._index_queue'] = None\n"
     return subprocess.run(
         [sys.executable, "-c", block + code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -418,8 +418,8 @@ def test_auto_is_lock_free_and_silent_with_the_extension(
 
 def test_auto_falls_back_to_faster_fifo_with_one_warning() -> None:
     done = run_without_extension(
-        "from sfrl.index_queue import make_index_queue, resolve_queue_kind\n"
-        "from sfrl.shared_memory import StopFlag\n"
+        "from sfrl.ipc.index_queue import make_index_queue, resolve_queue_kind\n"
+        "from sfrl.ipc.shared_memory import StopFlag\n"
         "stop = StopFlag()\n"
         "queue = make_index_queue(resolve_queue_kind('auto'), 'test', 1, 8, stop)\n"
         "stop.unlink()\n"
@@ -428,16 +428,16 @@ def test_auto_falls_back_to_faster_fifo_with_one_warning() -> None:
     )
     assert done.stdout.split() == ["FasterFifoQueue", "[5]"]
     assert len(done.stderr.splitlines()) == 1
-    assert "sfrl._index_queue is missing" in done.stderr
+    assert "sfrl.ipc._index_queue is missing" in done.stderr
 
 
 def test_lock_free_without_the_extension_names_the_remedy() -> None:
     done = run_without_extension(
-        "from sfrl.index_queue import resolve_queue_kind\n"
+        "from sfrl.ipc.index_queue import resolve_queue_kind\n"
         "try:\n"
         "    resolve_queue_kind('lock-free')\n"
         "except ValueError as error:\n"
         "    print(error)\n"
     )
-    assert "sfrl._index_queue" in done.stdout
+    assert "sfrl.ipc._index_queue" in done.stdout
     assert "--queue=faster-fifo" in done.stdout

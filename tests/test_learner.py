@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from sfrl import checkpoint
-from sfrl.index_queue import unpack
-from sfrl.learner import LearnerError
-from sfrl.mailbox import Mailbox
-from sfrl.messages import CheckpointRequest, LearnerReport
-from sfrl.metrics import RunMetrics
-from sfrl.roles import make_learner
-from sfrl.shared_memory import Stopped
-from sfrl.vtrace import vtrace
-from sfrl.weights import WeightsReader
+from sfrl.ipc.index_queue import unpack
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.messages import CheckpointRequest, LearnerReport
+from sfrl.ipc.shared_memory import Stopped
+from sfrl.maths.vtrace import vtrace
+from sfrl.parameters.weights import WeightsReader
+from sfrl.records import checkpoint
+from sfrl.records.metrics import RunMetrics
+from sfrl.run.roles import make_learner
+from sfrl.workers.learner import LearnerError
 from tests.actors import Actors
 
 T, N = 6, 4  # rollout length, environments per split

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfrl.learner_slots import LearnerSlots, Minibatch
-from sfrl.trajectory_buffer import SlotSpec, TrajectoryBuffer
+from sfrl.experience.minibatch import LearnerSlots, Minibatch
+from sfrl.experience.trajectory_buffer import SlotSpec, TrajectoryBuffer
 
 S, T, N, H = 3, 4, 5, 2
 

@@ -6,7 +6,7 @@ import resource
 import psutil
 import pytest
 
-from sfrl import limits
+from sfrl.run import limits
 from tests.runs import TINY, finish, segments, training
 
 

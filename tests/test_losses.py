@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfrl.losses import (
+from sfrl.maths.losses import (
     explained_variance,
     masked_mean,
     normalize_advantages,

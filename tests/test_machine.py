@@ -3,8 +3,8 @@
 import subprocess
 from importlib.metadata import PackageNotFoundError
 
-from sfrl import machine as module
-from sfrl.machine import machine
+from sfrl.settings import machine as module
+from sfrl.settings.machine import machine
 from tests.runs import ROOT
 
 

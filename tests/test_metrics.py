@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from envs.gymnasium_envs import MAX_INFO
-from sfrl.metrics import (
+from sfrl.records.metrics import (
     EPISODE_WINDOW,
     LEARNER_COUNTERS,
     LEARNER_MAXIMA,
@@ -20,7 +20,7 @@ from sfrl.metrics import (
     RunMetrics,
     metrics_problem,
 )
-from sfrl.timing import COMPONENT_STAGES
+from sfrl.records.timing import COMPONENT_STAGES
 
 DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
 

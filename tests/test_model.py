@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import envs
-from sfrl import images
-from sfrl.config import ConfigError
-from sfrl.defaults import defaults_for, resolve
-from sfrl.encoders import A3CCNN, CenteredCNN, ImpalaResNet, NatureCNN
-from sfrl.model import ActorCritic, ValueHead, make_model, pick_precision
+from sfrl.nets import images
+from sfrl.nets.encoders import A3CCNN, CenteredCNN, ImpalaResNet, NatureCNN
+from sfrl.nets.model import ActorCritic, ValueHead, make_model, pick_precision
+from sfrl.settings.config import ConfigError
+from sfrl.settings.defaults import defaults_for, resolve
 
 IMAGE = (4, 84, 84)
 NUM_ACTIONS = 6

@@ -10,7 +10,7 @@ import gymnasium
 import pytest
 
 import envs
-from sfrl.description import describe
+from sfrl.run.description import describe
 from tests.runs import ROOT, TIMEOUT_S, TINY, finish, training
 
 ENV = """import gymnasium

@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from sfrl.config import Config
-from sfrl.optimizer import (
+from sfrl.parameters.optimizer import (
     load_portable_state,
     make_optimizer,
     portable_state,
     set_learning_rate,
 )
+from sfrl.settings.config import Config
 
 IMPORTS_NOTHING = """
 import sys, torch
-from sfrl.config import Config
-from sfrl.optimizer import load_portable_state, make_optimizer, portable_state
+from sfrl.settings.config import Config
+from sfrl.parameters.optimizer import load_portable_state, make_optimizer, portable_state
 
 model = torch.nn.Linear(3, 3)
 for name in ("adam", "rmsprop"):

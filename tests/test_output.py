@@ -13,14 +13,14 @@ import time
 
 import pytest
 
-from sfrl.output import own_output
+from sfrl.show.output import own_output
 from tests.runs import finish, wait_for
 
 # Its own lines, those of a program and those of Python, 200 of SIZE.
 FLOODED = """
 import json, os, subprocess, sys
 from pathlib import Path
-from sfrl.output import own_output
+from sfrl.show.output import own_output
 with own_output(last_line_follows=True) as output:
     for i in range(200):
         try:
@@ -141,7 +141,7 @@ def test_others_are_not_disturbed(tmp_path):
 
 ERRORS = """
 import os, sys, time
-from sfrl.output import own_output
+from sfrl.show.output import own_output
 with own_output() as output:
     for i in range(3):
         try:
@@ -165,7 +165,7 @@ def test_a_reader_that_has_gone_is_told(tmp_path):
 
 STUCK = """
 import sys, time
-from sfrl.output import own_output
+from sfrl.show.output import own_output
 with own_output() as output:
     output.out.write("x" * 100_000)
 raise ValueError("told on stderr")
@@ -186,7 +186,7 @@ def test_a_failure_waits_for_no_reader(tmp_path):
 
 ASCII = """
 import os
-from sfrl.output import own_output
+from sfrl.show.output import own_output
 with own_output() as output:
     output.out.write("größe █ " + os.fsdecode(b"\\xff") + "\\n")
     print("größe")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from sfrl import distributions
-from sfrl.index_queue import unpack
-from sfrl.inference import HostBatch
-from sfrl.mailbox import Mailbox
-from sfrl.model import make_model
-from sfrl.roles import make_learner, make_policy_worker
-from sfrl.trajectory_buffer import Owner
+from sfrl.experience.trajectory_buffer import Owner
+from sfrl.ipc.index_queue import unpack
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.nets import distributions
+from sfrl.nets.model import make_model
+from sfrl.run.roles import make_learner, make_policy_worker
+from sfrl.workers.inference import HostBatch
 from tests.actors import Actors
 
 T, N = 8, 4  # rollout length, environments per split

@@ -6,7 +6,7 @@ On a GPU and on a CPU alike, since both may choose bfloat16.
 import pytest
 import torch
 
-from sfrl import distributions
+from sfrl.nets import distributions
 from tests.test_learner import Bench, T
 
 needs_gpu = [

@@ -10,16 +10,16 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 import envs
-from sfrl import crew
-from sfrl.channels import Channels
-from sfrl.child import run_child
-from sfrl.config import Config
-from sfrl.index_queue import unpack
-from sfrl.mailbox import Mailbox
-from sfrl.progress import Progress
-from sfrl.roles import Shared
-from sfrl.rollout_worker import RolloutWorker
-from sfrl.trajectory_buffer import Owner, SlotSpec, TrajectoryBuffer
+from sfrl.experience.trajectory_buffer import Owner, SlotSpec, TrajectoryBuffer
+from sfrl.ipc.channels import Channels
+from sfrl.ipc.index_queue import unpack
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.progress import Progress
+from sfrl.run import crew
+from sfrl.run.child import run_child
+from sfrl.run.roles import Shared
+from sfrl.settings.config import Config
+from sfrl.workers.rollout_worker import RolloutWorker
 from tests.ledger import make_checking_learner
 
 # --- on a tape ---

@@ -10,13 +10,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sfrl import progress, restarts, rollout_worker, trajectory_buffer
-from sfrl.crew import ProcessCrew, WorkerError
-from sfrl.mailbox import Mailbox
-from sfrl.messages import CheckpointRequest, Report
-from sfrl.roles import Shared, make_policy_worker, make_rollout_worker
-from sfrl.rollout_worker import RolloutWorker
-from sfrl.worker import worker_loop
+from sfrl.experience import trajectory_buffer
+from sfrl.ipc import progress
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.messages import CheckpointRequest, Report
+from sfrl.run import restarts
+from sfrl.run.crew import ProcessCrew, WorkerError
+from sfrl.run.roles import Shared, make_policy_worker, make_rollout_worker
+from sfrl.workers import rollout_worker
+from sfrl.workers.rollout_worker import RolloutWorker
+from sfrl.workers.worker import worker_loop
 from tests.killing import killed_at
 from tests.ledger import make_checking_learner
 

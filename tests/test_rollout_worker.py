@@ -10,15 +10,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from sfrl.child import run_child
-from sfrl.index_queue import Message, pack, unpack
-from sfrl.mailbox import Mailbox
-from sfrl.messages import EpisodeEnded
-from sfrl.roles import Shared, make_rollout_worker
-from sfrl.rollout_worker import RolloutWorker
-from sfrl.timing import ROLLOUT_STAGES
-from sfrl.trajectory_buffer import Owner
-from sfrl.worker import worker_loop
+from sfrl.experience.trajectory_buffer import Owner
+from sfrl.ipc.index_queue import Message, pack, unpack
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.messages import EpisodeEnded
+from sfrl.records.timing import ROLLOUT_STAGES
+from sfrl.run.child import run_child
+from sfrl.run.roles import Shared, make_rollout_worker
+from sfrl.workers.rollout_worker import RolloutWorker
+from sfrl.workers.worker import worker_loop
 from tests.tiny_envs import is_final, successor
 
 T, N = 5, 3  # rollout length, environments per split

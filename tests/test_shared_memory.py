@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from sfrl.shared_memory import (
+from sfrl.ipc.shared_memory import (
     SHM_DIR,
     SharedArray,
     StopFlag,
@@ -41,7 +41,7 @@ def test_space_is_reserved_so_that_a_full_shm_is_an_error_at_once():
 
 
 MAKES_A_SEGMENT = (
-    "import os; from sfrl.shared_memory import SharedArray as S; S('dead', (1,), 'u1');"
+    "import os; from sfrl.ipc.shared_memory import SharedArray as S; S('dead', (1,), 'u1');"
     "print(os.getpid(), flush=True);"
 )
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sfrl import checkpoint
-from sfrl.trainer import STOP_TIMEOUT_S
+from sfrl.records import checkpoint
+from sfrl.run.trainer import STOP_TIMEOUT_S
 from tests.runs import (
     TINY,
     Ended,

@@ -10,10 +10,15 @@ from typing import NamedTuple
 import pytest
 
 import envs
-from sfrl import channels, cli, index_queue, limits, model, run_folder, tuner
-from sfrl.config import Config
-from sfrl.model_size import model_size
-from sfrl.roles import shared_bytes
+from sfrl import cli
+from sfrl.ipc import channels, index_queue
+from sfrl.nets import model
+from sfrl.parameters.model_size import model_size
+from sfrl.records import run_folder
+from sfrl.run import limits
+from sfrl.run.roles import shared_bytes
+from sfrl.settings.config import Config
+from sfrl.tune import tuner
 from tests.runs import ROOT, SHM_DIR, TINY, finish, has_trained, run_training, training, wait_for
 
 PONG = (
@@ -236,7 +241,7 @@ def test_a_container_of_docker_gets_one_slot_for_each_split(monkeypatch):
     config = Config(model="nature_cnn", num_splits=1)
     free = 64 * 2**20
     monkeypatch.setattr(
-        "sfrl.shared_memory.shutil.disk_usage",
+        "sfrl.ipc.shared_memory.shutil.disk_usage",
         lambda _: type("Usage", (), {"free": free, "used": 0}),
     )
     assert sum(shared_bytes(config, spec)) > free

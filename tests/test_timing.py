@@ -6,7 +6,7 @@ from time import perf_counter
 import numpy as np
 import pytest
 
-from sfrl.timing import COMPONENT_STAGES, StageTimer, is_waiting, shares
+from sfrl.records.timing import COMPONENT_STAGES, StageTimer, is_waiting, shares
 
 STAGES = ("wait_work", "work")
 
@@ -72,10 +72,12 @@ def test_each_component_has_stages_of_work_and_of_waiting():
 
 
 def test_what_the_trainer_imports_does_not_import_torch():
-    modules = "sfrl.timing, sfrl.metrics, sfrl.display, sfrl.checkpoint"
+    modules = (
+        "sfrl.records.timing, sfrl.records.metrics, sfrl.show.display, sfrl.records.checkpoint"
+    )
     script = (
         f"import sys, tempfile, {modules}\n"
-        "with sfrl.metrics.MetricsWriter(tempfile.mkdtemp()) as writer:\n"
+        "with sfrl.records.metrics.MetricsWriter(tempfile.mkdtemp()) as writer:\n"
         "    writer.write({'env_frames': 1, 'entropy': 0.5})\n"
         "assert 'torch' not in sys.modules\n"
     )

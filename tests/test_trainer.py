@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from sfrl.config import Config, ConfigError
-from sfrl.messages import CheckpointFailed, CheckpointSaved
-from sfrl.metrics import EPISODE_WINDOW
-from sfrl.shared_memory import unlink_segments
-from sfrl.trainer import Trainer, slower_than_need_be
+from sfrl.ipc.messages import CheckpointFailed, CheckpointSaved
+from sfrl.ipc.shared_memory import unlink_segments
+from sfrl.records.metrics import EPISODE_WINDOW
+from sfrl.run.trainer import Trainer, slower_than_need_be
+from sfrl.settings.config import Config, ConfigError
 
 
 def config(tmp_path, **settings):
@@ -40,12 +40,12 @@ def test_what_makes_a_run_slower_is_told(tmp_path, monkeypatch):
     assert slower_than_need_be(config(tmp_path, **pong)) == []
     (threads,) = slower_than_need_be(config(tmp_path, threads_per_worker=2, **pong))
     assert threads.startswith("threads_per_worker=2 has no effect")
-    for module in ("envs._screen", "sfrl._images"):
+    for module in ("envs._screen", "sfrl.nets._images"):
         monkeypatch.setitem(sys.modules, module, None)  # importing it fails
     assert slower_than_need_be(config(tmp_path)) == []  # needs neither
     screen, images = slower_than_need_be(config(tmp_path, **pong))
     assert screen.startswith("envs._screen could not be built, and NumPy")
-    assert images.startswith("sfrl._images could not be built, and torch")
+    assert images.startswith("sfrl.nets._images could not be built, and torch")
     (screen,) = slower_than_need_be(config(tmp_path, **pong | {"model": "impala_resnet"}))
     assert screen.startswith("envs._screen")
 

@@ -4,8 +4,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from sfrl import shared_memory
-from sfrl.trajectory_buffer import Owner, OwnershipError, SlotSpec, TrajectoryBuffer, nbytes
+from sfrl.experience.trajectory_buffer import (
+    Owner,
+    OwnershipError,
+    SlotSpec,
+    TrajectoryBuffer,
+    nbytes,
+)
+from sfrl.ipc import shared_memory
 
 SPEC = SlotSpec(rollout_length=5, num_envs=3, obs_shape=(2, 4), obs_dtype="uint8", state_size=7)
 

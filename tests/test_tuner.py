@@ -8,10 +8,12 @@ import os
 import pytest
 
 import envs
-from sfrl import cli, defaults, machine, tuner
+from sfrl import cli
 from sfrl.bench import command as bench
-from sfrl.config import Config
-from sfrl.throughput import Costs, predict
+from sfrl.settings import defaults, machine
+from sfrl.settings.config import Config
+from sfrl.tune import tuner
+from sfrl.tune.throughput import Costs, predict
 from tests.runs import children, finish, interrupt, run_training, segments, training, wait_for
 
 # Pong on 2 cores, one epoch: core microseconds by processes' CPU times, 8 and 16 environments in a

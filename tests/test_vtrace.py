@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfrl.vtrace import vtrace
+from sfrl.maths.vtrace import vtrace
 
 GAMMA = 0.97
 

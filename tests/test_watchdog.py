@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from sfrl import watchdog
-from sfrl.mailbox import Mailbox
-from sfrl.roles import make_rollout_worker
-from sfrl.timing import LEARNER_STAGES
-from sfrl.watchdog import Watchdog
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.records.timing import LEARNER_STAGES
+from sfrl.run import watchdog
+from sfrl.run.roles import make_rollout_worker
+from sfrl.run.watchdog import Watchdog
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sfrl.shared_memory import StopFlag, Stopped
-from sfrl.weights import Weights, WeightsReader
+from sfrl.ipc.shared_memory import StopFlag, Stopped
+from sfrl.parameters.weights import Weights, WeightsReader
 
 
 @pytest.fixture

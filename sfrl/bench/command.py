@@ -19,17 +19,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import envs
-from sfrl import cli, measure
+from sfrl import cli
 from sfrl.bench import queue, report
 from sfrl.bench.report import Figures
 from sfrl.bench.run import measure_run, recycler_body
-from sfrl.checkpoint import CheckpointError
-from sfrl.config import Config
-from sfrl.crew import WorkerError
-from sfrl.machine import available_cores, machine
-from sfrl.settings import settle, tuned
-from sfrl.shared_memory import sweep_stale_segments, unlink_segments
-from sfrl.trainer import slower_than_need_be
+from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
+from sfrl.records.checkpoint import CheckpointError
+from sfrl.run.crew import WorkerError
+from sfrl.run.trainer import slower_than_need_be
+from sfrl.settings.config import Config
+from sfrl.settings.machine import available_cores, machine
+from sfrl.settle import settle, tuned
+from sfrl.tune import components
 
 STEPS = {  # of each part, in order
     "all": [
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     sweep_stale_segments()
     try:
         figures = measure_part(options.part, config, spec, options.seconds)
-    except (measure.MeasureError, WorkerError, MemoryError) as error:
+    except (components.MeasureError, WorkerError, MemoryError) as error:
         print(f"python -m sfrl.bench: {error}", file=sys.stderr)
         return cli.EXIT_FAILURE
     except KeyboardInterrupt:
@@ -121,10 +122,10 @@ def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config, envs.EnvSpec
 
 
 def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) -> Figures:
-    figures, precisions = Figures(), measure.PRECISIONS
+    figures, precisions = Figures(), components.PRECISIONS
     if config.precision != "auto":
         precisions = (config.precision,)
-    simulations: list[measure.Simulation] = []
+    simulations: list[components.Simulation] = []
     num_workers = max(config.num_workers, available_cores())
     on_all_cores = dataclasses.replace(config, num_workers=num_workers)
     for step in STEPS[part]:
@@ -134,11 +135,11 @@ def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) 
                 figures.queue = queue.measure_all()
             case "emulator":
                 if spec.kind == "atari":
-                    figures.emulator = measure.emulator(config, seconds, SIMULATION_WINDOWS)
+                    figures.emulator = components.emulator(config, seconds, SIMULATION_WINDOWS)
             case "simulation":
-                simulations.append(measure.simulation(on_all_cores, seconds, SIMULATION_WINDOWS))
+                simulations.append(components.simulation(on_all_cores, seconds, SIMULATION_WINDOWS))
             case "rollout":
-                figures.rollout = measure.in_child(measure.rollout, config, spec, seconds)
+                figures.rollout = components.in_child(components.rollout, config, spec, seconds)
                 python_us = figures.rollout.python_us
             case "sampling":
                 figures.sampling = measure_run(
@@ -147,8 +148,8 @@ def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) 
             case "training":
                 figures.training = measure_run(config, spec, seconds, TRAINING_WINDOWS, python_us)
             case "inference":
-                figures.inference = measure.in_child(
-                    measure.inference,
+                figures.inference = components.in_child(
+                    components.inference,
                     config,
                     spec,
                     _batch_sizes(config),
@@ -157,13 +158,13 @@ def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) 
                     config.envs_per_split,
                 )
             case "learner":
-                figures.learner = measure.in_child(
-                    measure.learner, config, spec, seconds, precisions
+                figures.learner = components.in_child(
+                    components.learner, config, spec, seconds, precisions
                 )
     if simulations:
         rates = tuple(rate for s in simulations for rate in s.decisions_per_s)
         core_us = statistics.mean(s.core_us for s in simulations)
-        figures.simulation = measure.Simulation(rates, core_us)
+        figures.simulation = components.Simulation(rates, core_us)
     return figures
 
 

@@ -31,8 +31,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import faster_fifo
 import numpy as np
 
-from sfrl.index_queue import IndexQueue, QueueKind, make_index_queue, resolve_queue_kind
-from sfrl.shared_memory import StopFlag
+from sfrl.ipc.index_queue import IndexQueue, QueueKind, make_index_queue, resolve_queue_kind
+from sfrl.ipc.shared_memory import StopFlag
 
 NUM_RUNS = 5
 NUM_ROUND_TRIPS = 1_000

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from envs import EnvSpec
 from sfrl.bench.run import RunFigures
-from sfrl.config import Config
-from sfrl.machine import available_cores
-from sfrl.measure import Inference, Learning, Rollout, Simulation
+from sfrl.settings.config import Config
+from sfrl.settings.machine import available_cores
+from sfrl.tune.components import Inference, Learning, Rollout, Simulation
 
 DIGITS = 5  # significant ones in the JSON object
 

@@ -16,25 +16,25 @@ import psutil
 from numpy.typing import NDArray
 
 from envs import EnvSpec
-from sfrl.config import Config
-from sfrl.crew import LearnerBody, PolicyBody, ProcessCrew, WorkerError
-from sfrl.index_queue import unpack
-from sfrl.machine import available_cores
-from sfrl.mailbox import Mailbox
-from sfrl.measure import MeasureError, Precision, interrupts_deferred
-from sfrl.messages import CheckpointRequest, LearnerReport, Report
-from sfrl.roles import Shared, make_learner, make_shared
-from sfrl.shared_memory import MIB, unlink_segments
-from sfrl.timing import (
+from sfrl.experience.trajectory_buffer import Owner
+from sfrl.ipc.index_queue import unpack
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.messages import CheckpointRequest, LearnerReport, Report
+from sfrl.ipc.shared_memory import MIB, unlink_segments
+from sfrl.records.timing import (
     COMPONENT_STAGES,
     LEARNER_STAGES,
     StageTimer,
     is_waiting,
     shares,
 )
-from sfrl.trainer import STOP_TIMEOUT_S
-from sfrl.trajectory_buffer import Owner
-from sfrl.worker import worker_loop
+from sfrl.run.crew import LearnerBody, PolicyBody, ProcessCrew, WorkerError
+from sfrl.run.roles import Shared, make_learner, make_shared
+from sfrl.run.trainer import STOP_TIMEOUT_S
+from sfrl.settings.config import Config
+from sfrl.settings.machine import available_cores
+from sfrl.tune.components import MeasureError, Precision, interrupts_deferred
+from sfrl.workers.worker import worker_loop
 
 WARM_UP_BATCHES = 2
 _INDEX_BYTES = 8  # of a message in an index queue
@@ -116,7 +116,7 @@ def measure_run(
     spec: EnvSpec,
     seconds: float,
     windows: int,
-    python_us: float,  # of a split step in the rollout worker, from `measure.rollout`
+    python_us: float,  # of a split step in the rollout worker, from `components.rollout`
     learner_body: LearnerBody | None = None,
     policy_body: PolicyBody | None = None,
 ) -> RunFigures:

@@ -1,0 +1,1 @@
+"""Trajectory slots, and the minibatches made of them."""

@@ -1,0 +1,111 @@
+"""The slots of a training batch, where the learner computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfrl.experience.trajectory_buffer import TrajectoryBuffer
+from sfrl.nets import cuda
+
+
+class Minibatch(NamedTuple):
+    """C whole trajectories, time first. obs and valid have one row more than the rest."""
+
+    obs: Tensor  # [T+1, C, *obs_shape]
+    valid: Tensor  # [T+1, C] bool
+    rnn_state: Tensor | None  # [C, H] before row 0
+    actions: Tensor  # [T, C] int64
+    log_probs: Tensor  # [T, C] of the behavior policy
+    rewards: Tensor  # [T, C] raw
+    terminated: Tensor  # [T, C] bool
+    policy_version: Tensor  # [T, C] int64
+
+
+class LearnerSlots:
+    """What minibatches are gathered from: shared memory itself, or whole slots on a GPU.
+
+    To a GPU slots are copied on a stream of their own, one copy for each field and slot, while it
+    may still train on the batch before; no row is gathered on the host. That every observation
+    crosses the bus twice, for the policy worker as well, costs neither process anything.
+    """
+
+    def __init__(self, buffer: TrajectoryBuffer, num_slots: int, device: torch.device) -> None:
+        """`num_slots`: of a training batch."""
+        has_state = buffer.spec.state_size > 0
+        names = [name for name in Minibatch._fields if name != "rnn_state" or has_state]
+        arrays = {name: getattr(buffer, name) for name in names}
+        self._shared = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        self.are_copies = device.type != "cpu"
+        self._fields = self._shared
+        if self.are_copies:
+            for array in arrays.values():
+                cuda.pin(array)
+            shapes = {name: (num_slots, *field.shape[1:]) for name, field in self._shared.items()}
+            self._staged, self._fields = (
+                {
+                    name: torch.zeros(shape, dtype=self._shared[name].dtype, device=device)
+                    for name, shape in shapes.items()
+                }
+                for _ in range(2)
+            )
+            self._uploads = torch.cuda.Stream(device)
+            self._uploaded, self._taken = cuda.sleeping_event(), torch.cuda.Event()
+        self._obs_shape, self._obs_dtype = buffer.spec.obs_shape, self._shared["obs"].dtype
+
+    def load(self, slots: Sequence[int]) -> list[int]:
+        """Begin to copy these slots, where there is something to copy.
+
+        Returns:
+            By what indices `gather` knows them, after `take`.
+        """
+        if not self.are_copies:
+            return list(slots)
+        with torch.cuda.stream(self._uploads):
+            self._uploads.wait_event(self._taken)
+            for place, slot in enumerate(slots):
+                for name, field in self._shared.items():
+                    self._staged[name][place].copy_(field[slot], non_blocking=True)
+            self._uploaded.record()
+        return list(range(len(slots)))
+
+    def take(self) -> None:
+        """Make the slots loaded last those to gather from.
+
+        When this returns copied slots are not read any more: they may go back to their splits.
+        """
+        if not self.are_copies:
+            return
+        self._uploaded.synchronize()
+        for name, field in self._fields.items():
+            field.copy_(self._staged[name])
+        self._taken.record()
+
+    def gather(self, slots: Tensor, envs: Tensor) -> Minibatch:
+        """The trajectories (slots[i], envs[i]), [C] int64 each, in tensors of their own."""
+
+        def columns(field: Tensor) -> Tensor:  # [S, T, N, ...] -> [T, C, ...]
+            return field.transpose(0, 1)[:, slots, envs]
+
+        fields = self._fields
+        obs = columns(_words(fields["obs"])).view(self._obs_dtype)
+        return Minibatch(
+            obs=obs.unflatten(2, self._obs_shape),
+            valid=columns(fields["valid"]),
+            rnn_state=fields["rnn_state"][slots, envs] if "rnn_state" in fields else None,
+            actions=columns(fields["actions"]),
+            log_probs=columns(fields["log_probs"]),
+            rewards=columns(fields["rewards"]),
+            terminated=columns(fields["terminated"]),
+            policy_version=fields["policy_version"].transpose(0, 1)[:, slots],
+        )
+
+
+def _words(obs: Tensor) -> Tensor:
+    """[S, T, N, *obs_shape] -> [S, T, N, F]: four pixels at a time are gathered 4 times as fast."""
+    flat = obs.flatten(3)
+    is_bytes = flat.element_size() == 1 and flat.shape[3] % 4 == 0
+    return flat.view(torch.int32) if is_bytes else flat

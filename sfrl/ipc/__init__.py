@@ -1,0 +1,1 @@
+"""What processes share, and how they tell each other."""

@@ -1,0 +1,132 @@
+"""How far the run is and what its processes do: counters in shared memory, one writer each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfrl.ipc.shared_memory import Field, SharedArray, segment_bytes
+from sfrl.settings.config import Config
+
+_MAX_STAGES = 8
+_COUNTS = ("env_steps", "begun_steps", "learned_steps", "restarts")
+
+
+class Progress:
+    """Counters that the trainer, the learner's schedule and the checkpoints read without asking.
+
+    Attributes:
+        frameskip: emulated frames per decision.
+        env_steps: [S+1] int64, decisions; entry s counts those ever written into slot s, by its
+            rollout worker, the last one those of earlier starts of the run. Rows that only reset
+            are not counted.
+        begun_steps: [S] int64, `env_steps` when the present filling of the slot began.
+        learned_steps: [S] int64, decisions that the learner has received in the slot and given
+            back, whether it trained on them or dropped them.
+        stepping: [W, splits of a worker] int64, the environment that steps now, counted from 0 in
+            its split; -1 between steps.
+        restarts: [W] int64, how often the rollout worker was started anew; the trainer counts.
+
+    Components are numbered rollout workers first, then policy workers, then the learner.
+    """
+
+    def __init__(self, config: Config, frameskip: int) -> None:
+        self.frameskip = frameskip
+        self._segments = {name: SharedArray(name, *f) for name, f in _fields(config).items()}
+        self._bind()
+        self.stepping[:] = -1
+
+    def _bind(self) -> None:
+        # SharedArray.array is NDArray[Any]: the dtypes below are those of `_fields`.
+        self.env_steps: NDArray[np.int64] = self._segments["env-steps"].array
+        self.begun_steps: NDArray[np.int64] = self._segments["begun-steps"].array
+        self.learned_steps: NDArray[np.int64] = self._segments["learned-steps"].array
+        self.stepping: NDArray[np.int64] = self._segments["stepping"].array
+        self.restarts: NDArray[np.int64] = self._segments["restarts"].array
+        self._learner: NDArray[np.int64] = self._segments["learner-steps"].array
+        self._saving: NDArray[np.int64] = self._segments["saving"].array
+        self._stages: NDArray[np.float64] = self._segments["stage-seconds"].array
+
+    @property
+    def total_env_steps(self) -> int:
+        return int(self.env_steps.sum())
+
+    @property
+    def env_frames(self) -> int:
+        return self.total_env_steps * self.frameskip
+
+    def discarded_steps(self, is_filled: NDArray[np.bool_]) -> int:
+        """Decisions of this start that were lost with a worker, half a trajectory at most each.
+
+        Args:
+            is_filled: [S], a filling has begun and has not been given back by the learner.
+        """
+        pending = np.where(is_filled, self.env_steps[:-1] - self.begun_steps, 0)
+        return int((self.env_steps[:-1] - self.learned_steps - pending).sum())
+
+    @property
+    def learner_steps(self) -> int:
+        return int(self._learner[0])
+
+    @learner_steps.setter
+    def learner_steps(self, value: int) -> None:
+        self._learner[0] = value
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether the learner writes a checkpoint, which takes as long as the disk does."""
+        return bool(self._saving[0])
+
+    @is_saving.setter
+    def is_saving(self, value: bool) -> None:
+        self._saving[0] = value
+
+    def stage_seconds(self, component: int | slice, stages: Sequence[str]) -> NDArray[np.float64]:
+        """[len(stages)], the row of one component, which alone writes it; a slice gives more."""
+        return self._stages[component, : len(stages)]
+
+    def state(self) -> dict[str, NDArray[np.int64]]:
+        """The counts of slots; not the times, which go on by the clock."""
+        return {name: getattr(self, name).copy() for name in _COUNTS}
+
+    def load_state(self, state: dict[str, NDArray[np.int64]]) -> None:
+        for name in _COUNTS:
+            getattr(self, name)[:] = state[name]
+
+    def laps(self, component: int) -> NDArray[np.float64]:
+        """All times of one component: they change with every lap of its timer."""
+        laps: NDArray[np.float64] = self._stages[component]
+        return laps
+
+    def unlink(self) -> None:
+        for segment in self._segments.values():
+            segment.unlink()
+
+    def __getstate__(self) -> tuple[int, dict[str, SharedArray]]:
+        return self.frameskip, self._segments
+
+    def __setstate__(self, state: tuple[int, dict[str, SharedArray]]) -> None:
+        self.frameskip, self._segments = state
+        self._bind()
+
+
+def nbytes(config: Config) -> int:
+    """Shared memory that the counters of a run take, in bytes."""
+    return segment_bytes(*_fields(config).values())
+
+
+def _fields(config: Config) -> dict[str, Field]:
+    slots, workers = config.num_slots, config.num_workers
+    num_components = workers + config.num_policy_workers + 1
+    return {
+        "env-steps": ((slots + 1,), np.int64),
+        "begun-steps": ((slots,), np.int64),
+        "learned-steps": ((slots,), np.int64),
+        "stepping": ((workers, config.num_splits), np.int64),
+        "restarts": ((workers,), np.int64),
+        "learner-steps": ((1,), np.int64),
+        "saving": ((1,), np.int64),
+        "stage-seconds": ((num_components, _MAX_STAGES), np.float64),
+    }

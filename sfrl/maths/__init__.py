@@ -1,0 +1,1 @@
+"""Pure functions of tensors: V-trace and the losses."""

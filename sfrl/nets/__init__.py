@@ -1,0 +1,1 @@
+"""Networks, and what they need of a GPU."""

@@ -1,0 +1,261 @@
+"""Encoders: what turns observations into features. `make_encoder` knows them by name.
+
+An encoder is called with (obs [B, *obs_shape], dtype) and returns features [B, F], computed in
+dtype. docs/adding-a-model.md shows how to bring your own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from envs import TrainsOnImportError, in_one_line
+from sfrl.nets.images import BLOCK, pixel_blocks
+
+HIDDEN_GAIN = math.sqrt(2)
+
+
+def make_encoder(
+    name: str, obs_shape: tuple[int, ...], obs_is_image: bool, obs_scale: float
+) -> nn.Module:
+    """See `sfrl.nets.model.make_model` for the arguments and what is raised."""
+    if ":" in name:
+        return UserEncoder(user_class(name)(obs_shape), obs_is_image, obs_scale)
+    mlps: dict[str, type[MLP | NormMLP]] = {"mlp": MLP, "norm_mlp": NormMLP}
+    if name in mlps:
+        return mlps[name](obs_shape, obs_scale)
+    cnns: dict[str, type[NatureCNN | ImpalaResNet]] = {
+        "a3c_cnn": A3CCNN,
+        "nature_cnn": NatureCNN,
+        "impala_resnet": ImpalaResNet,
+    }
+    if name not in cnns:
+        raise ValueError(
+            f"model={name!r} is none of {', '.join([*cnns, *mlps])}; "
+            f"name an encoder of your own as module:Class"
+        )
+    if not obs_is_image or len(obs_shape) != 3:
+        raise ValueError(
+            f"model={name} needs images [C, H, W], but observations are {list(obs_shape)}; "
+            f"choose --model=norm_mlp"
+        )
+    return cnns[name](obs_shape, obs_scale)
+
+
+def user_class(path: str) -> type[nn.Module]:
+    """The class at "module:Class"."""
+    module_name, _, class_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except TrainsOnImportError as error:
+        raise ValueError(f"model={path}: {error}") from error
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise ValueError(
+            f"model={path}: cannot import {module_name!r} ({in_one_line(error)}); it must be the "
+            f"name of a module: of a file where you start, or of an installed one"
+        ) from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        raise ValueError(f"model={path}: module {module_name!r} has no attribute {class_name!r}")
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"model={path}: {class_name} must be a subclass of torch.nn.Module")
+    return found
+
+
+class CenteredCNN(nn.Module):
+    """An encoder whose filters have weights that sum to 0, at the start and after every step.
+
+    The inputs of a filter are pixels or come from a relu, hardly any of them negative. What they
+    have in common, a flat background above all, gives its weights gradients of one sign; Adam moves
+    them together, and many filters end up below 0 for good (docs/experiments.md). Weights that sum
+    to 0 do not see it, but at the borders of a padded image. The rule is that of Centered Weight
+    Normalization (Huang et al. 2017, ICCV) without its scaling, kept by projection.
+    """
+
+    @torch.no_grad()
+    def center_weights(self, share: Tensor | float = 1.0) -> None:
+        """Take from the weights of every filter, or row of a linear layer, a share of their mean.
+
+        Args:
+            share: all of it, or 0 to change nothing.
+        """
+        for parameter in self.parameters():
+            if parameter.ndim > 1:  # weights [filters, ...], not biases
+                means = parameter.mean(tuple(range(1, parameter.ndim)), keepdim=True)
+                parameter.sub_(means * share)
+
+
+class NatureCNN(CenteredCNN):
+    """Three convolutions and a layer of 512 (Mnih et al. 2015, doi:10.1038/nature14236).
+
+    The first, 8x8 with stride 4, is a 2x2 convolution with stride 1 over 4x4 blocks of pixels taken
+    as channels: the same sums, of the 64 channels that matrix units want instead of 4.
+    """
+
+    def __init__(
+        self,
+        obs_shape: tuple[int, ...],
+        obs_scale: float = 255.0,
+        filters: tuple[int, ...] = (32, 64, 64),  # of the convolutions; the third may be missing
+        num_features: int = 512,
+    ) -> None:
+        super().__init__()
+        self.obs_scale = obs_scale
+        channels, height, width = obs_shape
+        if min(height, width) < 36:
+            raise ValueError(
+                f"this network needs images of at least 36x36 pixels, got {height}x{width}; "
+                f"choose --model=impala_resnet or --model=norm_mlp"
+            )
+        self.conv1 = nn.Conv2d(BLOCK**2 * channels, filters[0], 2)
+        self.conv2 = nn.Conv2d(filters[0], filters[1], 4, stride=2)
+        height, width = (((size // 4 - 1) - 4) // 2 + 1 for size in (height, width))
+        self.conv3 = None
+        if len(filters) > 2:
+            self.conv3 = nn.Conv2d(filters[1], filters[2], 3)
+            height, width = height - 2, width - 2
+        self.linear = nn.Linear(filters[-1] * height * width, num_features)
+        init_orthogonal(self, HIDDEN_GAIN)
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        blocks = pixel_blocks(obs, dtype)  # [B, 16*C, H/4, W/4]
+        # The pixels' scale is put on the 8k weights rather than on the image.
+        weight = self.conv1.weight.to(dtype) / self.obs_scale
+        x = F.conv2d(blocks, weight, self.conv1.bias).relu_()
+        x = self.conv2(x).relu_()
+        if self.conv3 is not None:
+            x = self.conv3(x).relu_()
+        # Flattened in the order of channels_last, the one it lies in; no copy.
+        return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+
+
+class A3CCNN(NatureCNN):
+    """Two convolutions and a layer of 256 (Mnih et al. 2016, arXiv:1602.01783, section 8).
+
+    A third of NatureCNN's work.
+    """
+
+    def __init__(self, obs_shape: tuple[int, ...], obs_scale: float = 255.0) -> None:
+        super().__init__(obs_shape, obs_scale, filters=(16, 32), num_features=256)
+
+
+class ImpalaResNet(CenteredCNN):
+    """IMPALA's deep network without the LSTM (Espeholt et al. 2018, arXiv:1802.01561, figure 3)."""
+
+    def __init__(self, obs_shape: tuple[int, ...], obs_scale: float = 255.0) -> None:
+        super().__init__()
+        in_channels, height, width = obs_shape
+        self.sections = nn.Sequential()
+        for channels, input_scale in ((16, 1 / obs_scale), (32, 1.0), (32, 1.0)):
+            self.sections.append(_ImpalaSection(in_channels, channels, input_scale))
+            in_channels, height, width = channels, (height + 1) // 2, (width + 1) // 2
+        self.linear = nn.Linear(32 * height * width, 256)
+        init_orthogonal(self, HIDDEN_GAIN)
+        for block in self.modules():
+            if isinstance(block, _ResidualBlock):
+                # Blocks start as the identity; otherwise six of them make features of size 25.
+                nn.init.zeros_(block.conv2.weight)
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        x = obs.contiguous(memory_format=torch.channels_last).to(dtype)
+        x = self.sections(x).relu_()
+        return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+
+
+class _ImpalaSection(nn.Module):
+    """Convolution, pooling that halves the image, and two residual blocks."""
+
+    def __init__(self, in_channels: int, channels: int, input_scale: float) -> None:
+        super().__init__()
+        self.input_scale = input_scale
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.blocks = nn.Sequential(_ResidualBlock(channels), _ResidualBlock(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight.to(x.dtype) * self.input_scale  # fewer numbers than the image
+        x = F.conv2d(x, weight, self.conv.bias, padding=1)
+        outputs: Tensor = self.blocks(F.max_pool2d(x, 3, stride=2, padding=1))
+        return outputs
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual: Tensor = self.conv2(self.conv1(x.relu()).relu_())
+        return x + residual
+
+
+class NormMLP(nn.Module):
+    """Two layers of 64, each normalized (Ba et al. 2016, arXiv:1607.06450), then ReLU.
+
+    Images are flattened. Without the normalization a value network that has to reach returns of
+    hundreds drives its layers to where they no longer tell states apart (docs/experiments.md).
+    """
+
+    def __init__(self, obs_shape: tuple[int, ...], obs_scale: float) -> None:
+        super().__init__()
+        self.obs_scale = obs_scale
+        self.linear1 = nn.Linear(math.prod(obs_shape), 64)
+        self.norm1 = nn.LayerNorm(64)
+        self.linear2 = nn.Linear(64, 64)
+        self.norm2 = nn.LayerNorm(64)
+        init_orthogonal(self, HIDDEN_GAIN)
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        x = _scaled(obs, dtype, self.obs_scale).flatten(1)
+        x = self.norm1(self.linear1(x)).relu()
+        return F.relu(self.norm2(self.linear2(x)))
+
+
+class MLP(nn.Module):
+    """Two tanh layers of 64 (Schulman et al. 2017, arXiv:1707.06347). Images are flattened."""
+
+    def __init__(self, obs_shape: tuple[int, ...], obs_scale: float) -> None:
+        super().__init__()
+        self.obs_scale = obs_scale
+        self.linear1 = nn.Linear(math.prod(obs_shape), 64)
+        self.linear2 = nn.Linear(64, 64)
+        init_orthogonal(self, HIDDEN_GAIN)
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        x = _scaled(obs, dtype, self.obs_scale).flatten(1)
+        x = self.linear1(x).tanh()
+        return torch.tanh(self.linear2(x))
+
+
+class UserEncoder(nn.Module):
+    """A user's module. It gets observations as floats, scaled; images are centered as well."""
+
+    def __init__(self, net: nn.Module, obs_is_image: bool, obs_scale: float) -> None:
+        super().__init__()
+        self.net = net
+        self.obs_is_image = obs_is_image
+        self.obs_scale = obs_scale
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        x = _scaled(obs, dtype, self.obs_scale)
+        if self.obs_is_image:  # its filters' weights need not sum to 0
+            x = x - x.mean(tuple(range(1, x.ndim)), keepdim=True)
+        features: Tensor = self.net(x)
+        return features
+
+
+def init_orthogonal(module: nn.Module, gain: float) -> None:
+    """Every linear layer and convolution in `module`; biases become 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.orthogonal_(layer.weight, gain)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+
+def _scaled(obs: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
+    return obs.to(dtype) if scale == 1 else obs.to(dtype) / scale

@@ -1,0 +1,569 @@
+"""The workers of a run: each in a process of its own, or all in this thread."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, Protocol
+
+from envs.forks import end_if_forked, forks_noticed
+from envs.logs import own_logger
+from sfrl.ipc.index_queue import LockFreeQueue
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.messages import CheckpointRequest, Failure, Notice, Report
+from sfrl.ipc.shared_memory import MIB, ShortageError, Stopped
+from sfrl.records import checkpoint
+from sfrl.run.child import run_child
+from sfrl.run.helpers import Helpers
+from sfrl.run.limits import memory_shortage_explained
+from sfrl.run.restarts import MAX_REPEATS, RestartHistory
+from sfrl.run.roles import (
+    Shared,
+    make_learner,
+    make_policy_worker,
+    make_rollout_worker,
+    pin_and_nice,
+)
+from sfrl.run.signals import signals_blocked
+from sfrl.run.spawning import descendants, main_module_hidden, one_thread_each, terminate
+from sfrl.run.watchdog import Watchdog, component_names
+from sfrl.workers.worker import Worker, worker_loop
+
+log = own_logger(__name__)
+
+POLL_S = 0.05  # how long the trainer sleeps between looks at its children
+_KILL_S = 2.0  # for a killed process to end
+_UNKILLABLE = "it does not even end when it is killed: the kernel waits, for a disk or a driver"
+# Of the last checkpoint, after which the log tells that it is being written, and tells it again.
+_SAVING_TOLD_S = 2.0
+_SAVING_TOLD_AGAIN_S = 10.0
+_SAVING_LOOK_S = 0.5  # how often a serial run sees whether there is something to tell
+
+
+class WorkerError(RuntimeError):
+    """A component failed; the text has its name, how it ended, and its traceback."""
+
+
+LearnerBody = Callable[[Shared, Mailbox[Report], Mailbox[CheckpointRequest], str | None], None]
+PolicyBody = Callable[[Shared, int], None]
+
+
+class Crew(Protocol):
+    """All workers of a run, as the trainer sees them."""
+
+    def start(self, resume_path: str | None) -> None:
+        """Build the workers; the learner loads the checkpoint `resume_path`, if given."""
+
+    def advance(self) -> None:
+        """Let the workers work for a moment. Raises WorkerError once one of them has failed."""
+
+    def take_reports(self) -> list[Report]:
+        """What the workers have said since the last call, in order for each of them."""
+
+    def request_checkpoint(self, request: CheckpointRequest) -> bool:
+        """Whether the learner will see the request."""
+
+    def stop(self, timeout_s: float) -> list[str]:
+        """End all workers; the learner serves its last checkpoint request before it goes.
+
+        That takes as long as the disk does: while the learner saves, no timeout ends it, but `kill`
+        does. Whatever is raised, no process is left.
+
+        Returns:
+            What happened to each that failed, or that was killed because it took longer; but for
+            rollout workers, of whom a run that ends needs nothing more: the log tells of them.
+        """
+
+    def expect_end(self) -> None:
+        """From now on nothing that ends is replaced, or fails the run before `stop` does.
+
+        A signal to the whole process group ends what environments depend on as well, such as their
+        simulators. For signal handlers.
+        """
+
+    def kill(self) -> None:
+        """End all work at once, and save nothing. For the impatient user's second Ctrl-C.
+
+        Called by signal handlers, in the thread that has called the other functions.
+        """
+
+    @property
+    def dropped_reports(self) -> int: ...
+
+
+class SerialCrew:
+    """All workers in this thread, in turn: the same seed gives the same weights, bit for bit.
+
+    So does a run that was interrupted, where the environments can tell their state: a checkpoint
+    then has that of all workers, slots and queues between two rounds.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._mailbox: Mailbox[Report] = Mailbox()
+        self._requests: Mailbox[CheckpointRequest] = Mailbox()
+        self._workers: list[Worker] = []
+        self._is_working = self._is_killed = False
+        self._ending_since_s: float | None = None  # on the monotonic clock
+        self._has_stopped = threading.Event()
+        self._settings = ExitStack()  # of this process, as long as environments live in it
+
+    def start(self, resume_path: str | None) -> None:
+        threading.Thread(target=self._tell_of_saving, name="saving", daemon=True).start()
+        with self._working():
+            self._start(resume_path)
+
+    def _start(self, resume_path: str | None) -> None:
+        import torch
+
+        shared, config = self._shared, self._shared.config
+        # The learner first: it publishes the weights that the policy workers wait for.
+        self._learner = make_learner(shared, self._mailbox, self._requests, resume_path)
+        self._policies = [make_policy_worker(shared, i) for i in range(config.num_policy_workers)]
+        self._settings.enter_context(one_thread_each())  # NumPy's own has started with more
+        self._settings.enter_context(forks_noticed(self._tell_of_fork))
+        self._rollouts = [
+            make_rollout_worker(shared, i, self._mailbox) for i in range(config.num_workers)
+        ]
+        if resume_path is not None:
+            saved = checkpoint.load(resume_path)
+            if saved.get("workers") is None:
+                log.info("environments could not be saved; they start anew, from other seeds")
+            else:
+                try:
+                    self._load_state(checkpoint.arrays_of(saved["workers"]))
+                except checkpoint.MISFITS as error:
+                    raise checkpoint.CheckpointError(
+                        f"{resume_path} has the workers of a run with other sizes, or of none "
+                        f"({type(error).__name__}: {checkpoint.in_one_line(error)}); resume with "
+                        f"the settings it began with"
+                    ) from error
+            torch.set_rng_state(saved["rng"]["torch"])  # the policy workers' models drew from it
+        # Only now: what could not be restored must not be saved over what it came from.
+        self._workers = [self._learner, *self._policies, *self._rollouts]
+        self._learner.workers_state = self._state
+
+    def _state(self) -> dict[str, Any] | None:
+        """Between two rounds, as a checkpoint holds it; None if there is something untold in it."""
+        shared = self._shared
+        rollouts = [worker.state() for worker in self._rollouts]
+        if None in rollouts or not isinstance(shared.channels.trajectories, LockFreeQueue):
+            return None
+        state: dict[str, Any] = checkpoint.tensors_of(
+            {
+                "rollouts": rollouts,
+                "policies": [worker.state() for worker in self._policies],
+                "full_slots": list(self._learner.full_slots),
+                "buffer": shared.buffer.state(),
+                "progress": shared.progress.state(),
+                "queues": [queue.state() for queue in shared.channels.all()],
+            }
+        )
+        return state
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        shared = self._shared
+        parts: list[tuple[Any, Any]] = [
+            *zip(self._rollouts, state["rollouts"], strict=True),
+            *zip(self._policies, state["policies"], strict=True),
+            *zip(shared.channels.all(), state["queues"], strict=True),
+            (shared.buffer, state["buffer"]),
+            (shared.progress, state["progress"]),
+        ]
+        for part, saved in parts:
+            part.load_state(saved)
+        self._learner.full_slots.extend(state["full_slots"])
+
+    def advance(self) -> None:
+        """One round: every worker does what is ready."""
+        progressed = [True]
+        try:
+            # All of them, so no generator: any() would stop at the first that did something.
+            with self._working():
+                progressed = [worker.step() for worker in self._workers]
+            if not any(progressed):
+                raise WorkerError("serial run: no worker has anything to do; a slot is lost")
+        except BaseException:  # in the middle of a round, of which nobody could go on
+            self._learner.workers_state = lambda: None
+            raise
+
+    def take_reports(self) -> list[Report]:
+        return self._mailbox.get_all()
+
+    def request_checkpoint(self, request: CheckpointRequest) -> bool:
+        return self._requests.put(request)
+
+    def stop(self, timeout_s: float) -> list[str]:
+        self._shared.stop.set()
+        self.expect_end()
+        try:
+            with self._working(), ExitStack() as stack:  # each is closed, whatever another one does
+                for worker in reversed(self._workers):  # the learner first, that saves
+                    stack.callback(self._close, worker)
+        finally:
+            self._has_stopped.set()
+            self._settings.close()
+        return ["serial run: it was given up by a second signal"] if self._is_killed else []
+
+    def _close(self, worker: Worker) -> None:
+        if not self._is_killed:
+            worker.close()
+
+    def expect_end(self) -> None:
+        """Nothing is replaced here."""
+        if self._ending_since_s is None:
+            self._ending_since_s = time.monotonic()
+
+    def kill(self) -> None:
+        """Leave whatever a worker is doing now, by an exception."""
+        self._is_killed = True
+        if self._is_working:
+            raise _Killed
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """For where environments and networks work in this process.
+
+        An environment's `sys.exit()` is a fault like others: it must not end the trainer. Nor must
+        a fork of its own become a second one.
+        """
+        try:
+            self._is_working = True
+            try:
+                yield
+            finally:
+                self._is_working = False
+            end_if_forked()
+        except _Killed:
+            pass
+        except BaseException as error:
+            end_if_forked(error)
+            if isinstance(
+                error, Stopped | ShortageError | WorkerError | checkpoint.CheckpointError
+            ):
+                raise  # who reads of these needs no place in our code
+            raise WorkerError(f"serial run:\n{traceback.format_exc()}") from error
+
+    def _tell_of_fork(self, text: str) -> None:
+        """In the fork, which has none of the threads that write the log."""
+        self._mailbox.put(Notice(logging.WARNING, text))
+
+    def _tell_of_saving(self) -> None:
+        """In a thread of its own: the one that saves cannot tell."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the main thread's
+        next_tell_s = _SAVING_TOLD_S
+        while not self._has_stopped.wait(_SAVING_LOOK_S):
+            if self._ending_since_s is not None and self._shared.progress.is_saving:
+                seconds = time.monotonic() - self._ending_since_s
+                if seconds >= next_tell_s:
+                    next_tell_s = seconds + _SAVING_TOLD_AGAIN_S
+                    _tell_of_saving(self._shared, seconds)
+
+    @property
+    def dropped_reports(self) -> int:
+        return self._mailbox.dropped
+
+
+class _Killed(BaseException):
+    """The user has given up. No environment catches it, as it might KeyboardInterrupt."""
+
+
+class ProcessCrew:
+    """Every worker in a process of its own, started by spawn and watched by its sentinel.
+
+    A rollout worker that dies or hangs is started anew, since others can tell what it had
+    (`RolloutWorker`). A policy worker or the learner has what nobody else has: then the run ends.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        learner_body: LearnerBody | None = None,
+        policy_body: PolicyBody | None = None,
+    ) -> None:
+        """The bodies replace what those processes do (the benchmarks do that)."""
+        self._shared = shared
+        self._learner_body = learner_body or _learner_body
+        self._policy_body = policy_body or _policy_body
+        self._mailboxes: dict[str, Mailbox[Report]] = {
+            name: Mailbox() for name in component_names(shared.config)
+        }
+        self._requests: Mailbox[CheckpointRequest] = Mailbox()
+        self._received: deque[Report] = deque()
+        self._failures: dict[str, Failure] = {}  # component -> what it said last
+        self._bodies: dict[str, Callable[[], None]] = {}
+        self._processes: dict[str, SpawnProcess] = {}
+        self._watchdog = Watchdog(shared.config, shared.progress)
+        self._helpers = Helpers()
+        self._histories: defaultdict[str, RestartHistory] = defaultdict(RestartHistory)
+        self._due_s: dict[str, float] = {}  # who waits to be started anew -> until when
+        self._learner_steps_before = shared.progress.learner_steps
+        self._steps_before: dict[str, int] = {}  # restarted, and no decision yet -> those before
+        self._is_killed = self._is_ending = False
+        self._told: set[str] = set()  # components whose end has been told
+
+    def start(self, resume_path: str | None) -> None:
+        shared, mailboxes = self._shared, self._mailboxes
+        learner = (shared, mailboxes["learner"], self._requests, resume_path)
+        for name, mailbox in mailboxes.items():
+            kind, _, index = name.partition("-")
+            if kind == "learner":
+                self._bodies[name] = partial(self._learner_body, *learner)
+            elif kind == "policy":
+                self._bodies[name] = partial(self._policy_body, shared, int(index))
+            else:
+                self._bodies[name] = partial(_rollout_body, shared, int(index), mailbox)
+        for name in ("learner", *mailboxes):  # it takes longest
+            if name not in self._processes:
+                self._spawn(name)
+
+    def _spawn(self, name: str) -> None:
+        process = multiprocessing.get_context("spawn").Process(
+            name=f"sfrl {name}",
+            target=run_child,
+            args=(name, self._mailboxes[name], self._bodies[name]),
+        )
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(signals_blocked())
+                stack.enter_context(main_module_hidden())
+                if name.startswith("rollout"):
+                    stack.enter_context(one_thread_each())
+                process.start()
+        except OSError as error:
+            raise WorkerError(
+                f"{name} could not be started: {error}; the machine may be out of memory or at its "
+                f"limit of processes (ulimit -u)"
+            ) from error
+        self._processes[name] = process
+        assert process.pid is not None
+        self._watchdog.watch(name, process.pid)
+
+    def advance(self) -> None:
+        """Sleep, but no longer than until a process ends: none ends before `stop`."""
+        start_s = time.monotonic()
+        connection.wait([process.sentinel for process in self._processes.values()], POLL_S)
+        # Not only those whose sentinel tells: helpers that an environment has started hold it open,
+        # and an environment may close it.
+        ended = [name for name, process in self._processes.items() if process.exitcode is not None]
+        if self._is_ending:
+            return
+        for name in ended:
+            self._helpers.terminate(name)
+        self._helpers.look({n: p for n, p in self._processes.items() if n.startswith("rollout")})
+        if not ended:
+            time.sleep(max(0.0, POLL_S - (time.monotonic() - start_s)))
+        self._receive()
+        failures = {name: self._obituary(name) for name in ended}
+        for name, complaint in self._watchdog.stalled().items():
+            if name not in failures:
+                process = self._processes[name]
+                text = f"{name} (pid {process.pid}) {complaint}"
+                if not _killed(process):
+                    raise WorkerError(f"{text}; {_UNKILLABLE}")
+                failures[name] = self._with_traceback(name, text)
+        self._told.update(failures)
+        fatal = [text for name, text in failures.items() if not self._can_restart(name, ended)]
+        if fatal:
+            raise WorkerError("\n".join(fatal))
+        for name, text in failures.items():
+            is_kill = name in ended and self._processes[name].exitcode == -signal.SIGKILL
+            self._restart_later(name, text, is_kill=is_kill)
+        self._restart_those_due()
+
+    def _can_restart(self, name: str, ended: Collection[str]) -> bool:
+        kind = name.partition("-")[0]
+        shared = self._shared
+        if kind != "rollout" or not isinstance(shared.channels.trajectories, LockFreeQueue):
+            return False  # a process killed in faster-fifo leaves its lock locked
+        if name in self._failures and self._failures[name].ends_run:
+            return False
+        # What fails or hangs before its first decision does so every time; but for a kill by others
+        # a worker is not to blame.
+        was_killed = name in ended and (self._processes[name].exitcode or 0) < 0
+        return was_killed or self._env_steps(name) > 0
+
+    def _restart_later(self, name: str, why: str, *, is_kill: bool) -> None:
+        """Nobody waits meanwhile: the run goes on with the others, and may be stopped.
+
+        Args:
+            is_kill: by others, who may do so as often as they like, for all that it tells.
+        """
+        now_s, history = time.monotonic(), self._histories[name]
+        delay_s = history.failed(now_s, why)
+        has_learned = self._shared.progress.learner_steps > self._learner_steps_before
+        if history.num_repeats >= MAX_REPEATS and not (has_learned or is_kill):
+            raise WorkerError(
+                f"{name} failed {MAX_REPEATS} times in a row in the same way, before anything was "
+                f"learned:\n{why}"
+            )
+        limit = self._shared.config.max_worker_restarts
+        if len(history.causes) > limit:
+            causes = "\n".join(dict.fromkeys(history.causes))
+            raise WorkerError(
+                f"{name} failed {limit + 1} times within an hour "
+                f"(max_worker_restarts={limit}):\n{causes}"
+            )
+        when = f" in {delay_s:g} s" if delay_s else ""
+        log.warning("%s; starting it anew%s (restart %d)", why, when, len(history.causes))
+        self._failures.pop(name, None)
+        self._told.discard(name)
+        del self._processes[name]
+        self._watchdog.forget(name)
+        self._due_s[name] = now_s + delay_s
+
+    def _restart_those_due(self) -> None:
+        now_s = time.monotonic()
+        for name in [name for name, due_s in self._due_s.items() if due_s <= now_s]:
+            del self._due_s[name]
+            self._shared.progress.restarts[int(name.partition("-")[2])] += 1
+            self._histories[name].restarted()
+            self._steps_before[name] = self._env_steps(name)
+            self._spawn(name)
+        for name in [n for n, before in self._steps_before.items() if self._env_steps(n) > before]:
+            del self._steps_before[name]
+            self._histories[name].worked(now_s)
+
+    def _env_steps(self, name: str) -> int:
+        """Decisions of a rollout worker and its forerunners."""
+        per_worker = self._shared.config.num_slots // self._shared.config.num_workers
+        first = int(name.partition("-")[2]) * per_worker
+        return int(self._shared.progress.env_steps[first : first + per_worker].sum())
+
+    def _obituary(self, name: str) -> str:
+        process = self._processes[name]
+        code = process.exitcode or 0
+        known = {-number.value: number.name for number in signal.Signals}
+        how = f"exited with {code}" if code >= 0 else f"was killed by {known.get(code, code)}"
+        return self._with_traceback(name, f"{name} (pid {process.pid}) {how}")
+
+    def _with_traceback(self, name: str, text: str) -> str:
+        failure = self._failures.get(name)
+        return f"{text}:\n{failure.traceback}" if failure else text
+
+    def _receive(self) -> None:
+        for name, mailbox in self._mailboxes.items():
+            for report in mailbox.get_all():
+                if isinstance(report, Failure):
+                    self._failures[name] = report
+                self._received.append(report)
+
+    def take_reports(self) -> list[Report]:
+        self._receive()
+        return [self._received.popleft() for _ in range(len(self._received))]
+
+    def request_checkpoint(self, request: CheckpointRequest) -> bool:
+        return self._requests.put(request)
+
+    def stop(self, timeout_s: float) -> list[str]:
+        try:
+            self._shared.stop.set()
+            self._shared.channels.wake_all()
+            return self._wait_for_the_end(timeout_s)
+        finally:
+            for name, process in self._processes.items():
+                process.kill()  # one that lives would keep us from ending
+                if process.exitcode != 0:
+                    self._helpers.terminate(name)
+
+    def _wait_for_the_end(self, timeout_s: float) -> list[str]:
+        started_s = last_saving_s = time.monotonic()
+        complaints = []
+        for name, process in self._processes.items():  # the learner first, that saves
+            limit_s = self._stop_limit_s(name, timeout_s)
+            next_tell_s = started_s + _SAVING_TOLD_S
+            while process.exitcode is None and not self._is_killed:
+                now = time.monotonic()
+                if name == "learner" and self._shared.progress.is_saving:
+                    last_saving_s = now
+                    if now >= next_tell_s:
+                        next_tell_s = now + _SAVING_TOLD_AGAIN_S
+                        _tell_of_saving(self._shared, now - started_s)
+                elif now - last_saving_s >= limit_s:
+                    break
+                process.join(POLL_S)  # not longer: see `advance`
+            if process.exitcode is None:
+                if not self._is_killed:
+                    log.warning("%s did not stop within %.0f s; killing it", name, limit_s)
+                if not _killed(process):
+                    complaints.append(f"{name} (pid {process.pid}) {_UNKILLABLE}")
+        self._receive()
+        for name, process in self._processes.items():
+            if not process.exitcode:
+                continue
+            if self._is_killed or not name.startswith("rollout"):
+                complaints.append(self._obituary(name))
+            elif name not in self._told:
+                # While the run goes on it would be replaced; now nobody waits for its work.
+                log.warning("%s, while the run was stopping", self._obituary(name))
+        return complaints
+
+    def _stop_limit_s(self, name: str, timeout_s: float) -> float:
+        """The learner looks up after a minibatch, and what it has learned is to be saved."""
+        shared = self._shared
+        if name == "learner" and shared.progress.learner_steps > 0:
+            return max(timeout_s, shared.config.stall_timeout)
+        return timeout_s
+
+    def expect_end(self) -> None:
+        self._is_ending = True
+
+    def kill(self) -> None:
+        self._is_killed = True
+        for process in self._processes.values():
+            process.kill()
+
+    @property
+    def dropped_reports(self) -> int:
+        return sum(mailbox.dropped for mailbox in self._mailboxes.values())
+
+
+def _tell_of_saving(shared: Shared, seconds: float) -> None:
+    log.warning(
+        "the last checkpoint is being written, for %.0f s so far (%.1f MiB); a second Ctrl-C "
+        "gives it up",
+        *(seconds, checkpoint.unfinished_bytes(shared.config.run_dir) / MIB),
+    )
+
+
+def _killed(process: SpawnProcess) -> bool:
+    """Kill it, and terminate what it has started; whether it has ended then."""
+    orphans = []
+    if process.pid and process.is_alive():
+        os.kill(process.pid, signal.SIGSTOP)  # or it starts more of them while they are listed
+        orphans = descendants(process.pid)
+    process.kill()
+    process.join(_KILL_S)
+    terminate(orphans)
+    return process.exitcode is not None
+
+
+def _learner_body(
+    shared: Shared,
+    reports: Mailbox[Report],
+    requests: Mailbox[CheckpointRequest],
+    resume_path: str | None,
+) -> None:
+    with memory_shortage_explained(shared.config):
+        worker_loop(make_learner(shared, reports, requests, resume_path), shared.stop)
+
+
+def _policy_body(shared: Shared, index: int) -> None:
+    with memory_shortage_explained(shared.config):
+        worker_loop(make_policy_worker(shared, index), shared.stop)
+
+
+def _rollout_body(shared: Shared, index: int, reports: Mailbox[Report]) -> None:
+    pin_and_nice(shared.config, index)
+    worker_loop(make_rollout_worker(shared, index, reports), shared.stop)

@@ -1,0 +1,214 @@
+"""What the processes of a run share, and how each of its workers is made from that.
+
+The only module that knows all workers. It imports them, and with them torch, inside the functions
+that build them: the trainer and the rollout workers do without torch, which saves each of them 2 s
+of start-up and 200 MB.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from envs import EnvSpec
+from envs.logs import own_logger
+from sfrl.experience import trajectory_buffer
+from sfrl.experience.trajectory_buffer import TrajectoryBuffer, slot_spec
+from sfrl.ipc import channels, progress
+from sfrl.ipc.channels import Channels, make_channels
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.messages import CheckpointRequest, Report
+from sfrl.ipc.progress import Progress
+from sfrl.ipc.shared_memory import StopFlag, segment_bytes
+from sfrl.parameters import weights
+from sfrl.parameters.model_size import model_size
+from sfrl.parameters.weights import Weights
+from sfrl.records import checkpoint
+from sfrl.settings.config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+    from sfrl.nets.model import ActorCritic
+    from sfrl.workers.learner import Learner
+    from sfrl.workers.policy_worker import PolicyWorker
+    from sfrl.workers.rollout_worker import RolloutWorker
+
+log = own_logger(__name__)
+
+
+class Shared(NamedTuple):
+    """What every process of a run gets. All of it lives in shared memory or is constant."""
+
+    config: Config
+    num_actions: int
+    obs_scale: float  # see `EnvSpec`
+    stop: StopFlag
+    buffer: TrajectoryBuffer
+    channels: Channels
+    weights: Weights
+    progress: Progress
+
+
+def make_shared(config: Config, spec: EnvSpec) -> Shared:
+    """The shared objects of a new run in an environment that looks like `spec`.
+
+    Raises MemoryError if /dev/shm is too small for them.
+    """
+    stop = StopFlag()
+    return Shared(
+        config,
+        spec.num_actions,
+        spec.obs_scale,
+        stop,
+        TrajectoryBuffer(config.num_slots, slot_spec(config, spec), debug=config.debug_buffers),
+        make_channels(config, stop),
+        Weights(),
+        Progress(config, spec.frameskip),
+    )
+
+
+class SharedBytes(NamedTuple):
+    """Shared memory that a run takes, in bytes."""
+
+    trajectories: int
+    weights: int
+    others: int
+
+
+def shared_bytes(config: Config, spec: EnvSpec) -> SharedBytes:
+    """Of all that `make_shared`, the crew and the learner allocate."""
+    num_mailboxes = config.num_workers + config.num_policy_workers + 2  # requests go the other way
+    return SharedBytes(
+        trajectory_buffer.nbytes(config.num_slots, slot_spec(config, spec)),
+        weights.nbytes(model_size(config, spec)),
+        segment_bytes(StopFlag.FIELD)
+        + channels.nbytes(config)
+        + progress.nbytes(config)
+        + num_mailboxes * segment_bytes(Mailbox.FIELD),
+    )
+
+
+def make_rollout_worker(shared: Shared, index: int, reports: Mailbox[Report]) -> RolloutWorker:
+    from sfrl.workers.rollout_worker import RolloutWorker
+
+    return RolloutWorker(
+        index, shared.config, shared.buffer, shared.channels, shared.progress, reports
+    )
+
+
+def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
+    """Builds the model once the learner has published weights. Raises Stopped."""
+    import torch
+
+    from sfrl.parameters.weights import WeightsReader
+    from sfrl.workers.policy_worker import PolicyWorker
+
+    config = shared.config
+    if not config.serial:  # there the learner is in this process, too
+        torch.set_num_threads(1)
+    weights = WeightsReader(shared.weights)
+    weights.wait_for_first(shared.stop)
+    names = (config.policy_devices or config.device).split(",")
+    model = _make_model(shared, names[index % len(names)])
+    precision = torch.bfloat16 if shared.weights.acts_in_bfloat16 else torch.float32
+    worker = PolicyWorker(
+        index,
+        config,
+        model.inference_copy(precision),
+        shared.buffer,
+        shared.channels,
+        weights,
+        shared.progress,
+    )
+    if worker.device.type != "cpu":
+        worker.rehearse()
+    return worker
+
+
+def make_learner(
+    shared: Shared,
+    reports: Mailbox[Report],
+    requests: Mailbox[CheckpointRequest],
+    resume_path: str | None,
+) -> Learner:
+    """Builds the model, loads the checkpoint if there is one, publishes the weights."""
+    import torch
+
+    from sfrl.workers.learner import Learner
+
+    config = shared.config
+    torch.set_num_threads(config.torch_threads)
+    torch.manual_seed(config.seed)
+    model = _make_model(shared, config.device)
+    precision = _choose_precision(shared, model)
+    # The policy workers follow: acting and learning must round alike.
+    shared.weights.acts_in_bfloat16 = precision == torch.bfloat16
+    log.info("networks run on %s in %s", next(model.parameters()).device, precision)
+    learner = Learner(
+        config,
+        model,
+        precision,
+        shared.buffer,
+        shared.channels,
+        shared.weights,
+        shared.progress,
+        reports,
+        requests,
+        shared.stop,
+    )
+    if resume_path is not None:
+        learner.load_state(checkpoint.load(resume_path))
+    if learner.device.type != "cpu":
+        learner.rehearse()
+    learner.publish()
+    return learner
+
+
+def _make_model(shared: Shared, device: str) -> ActorCritic:
+    """The run's model, in float32, on `device`, which this process then uses."""
+    import torch
+
+    from sfrl.nets.model import make_model
+
+    config, spec = shared.config, shared.buffer.spec
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu":
+        torch.cuda.set_device(torch.device(device).index or 0)
+    return make_model(
+        config.model,
+        spec.obs_shape,
+        shared.num_actions,
+        obs_is_image=len(spec.obs_shape) == 3,
+        obs_scale=shared.obs_scale,
+        value_encoder=config.value_encoder,
+        rnn_size=config.rnn_size,
+        normalize_returns=config.normalize_returns,
+    ).to(device)
+
+
+def _choose_precision(shared: Shared, model: ActorCritic) -> torch.dtype:
+    """That of the encoder: as configured, or the faster one."""
+    import torch
+
+    from sfrl.nets.model import pick_precision
+
+    config, spec = shared.config, shared.buffer.spec
+    if config.precision != "auto":
+        return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    # A measurement is not repeatable, and --serial must be. Vectors would be rounded themselves;
+    # pixels are not.
+    if config.serial or spec.obs_dtype != "uint8":
+        return torch.float32
+    obs = torch.zeros((spec.num_envs, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype))
+    return pick_precision(model, obs.to(next(model.parameters()).device))
+
+
+def pin_and_nice(config: Config, index: int) -> None:
+    """Rollout worker `index`'s niceness and, with `pin_workers`, its core."""
+    if config.worker_nice:
+        os.nice(config.worker_nice)
+    if config.pin_workers:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[index % len(cores)]})

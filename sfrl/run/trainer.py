@@ -1,0 +1,597 @@
+"""Trainer: creates the shared objects, starts, supervises and stops the workers."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+import envs
+from envs.logs import logging_to, own_logger, printable
+from sfrl.ipc.messages import (
+    CheckpointFailed,
+    CheckpointRequest,
+    CheckpointSaved,
+    EpisodeEnded,
+    LearnerReport,
+    Notice,
+)
+from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
+from sfrl.records import checkpoint, run_folder
+from sfrl.records.metrics import MetricsWriter, RunMetrics
+from sfrl.records.timing import COMPONENT_STAGES
+from sfrl.run import limits
+from sfrl.run.crew import Crew, ProcessCrew, SerialCrew, WorkerError
+from sfrl.run.description import describe
+from sfrl.run.roles import Shared, make_shared
+from sfrl.run.signals import STOP_SIGNALS
+from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.defaults import caveats, resolve
+from sfrl.show.display import Display, PanelDisplay, make_display
+from sfrl.show.output import ESCAPE, Output
+
+log = own_logger(__name__)
+
+# For the workers to finish, before they are killed. The learner writes a checkpoint meanwhile.
+STOP_TIMEOUT_S = 8.0
+FAILED_STOP_TIMEOUT_S = 4.0
+# While they start there is nothing to save, and one that imports torch would not look up.
+STARTING_STOP_TIMEOUT_S = 1.0
+FOLDER_LOOK_S = 1.0  # how often the trainer sees whether the run's folder is still there
+# A second Ctrl-C that comes earlier is none: `timeout` signals a process, and then its group.
+INSISTENCE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended. `seconds` and `frames_per_s` are of this start alone, start-up included."""
+
+    env_frames: int
+    env_steps: int
+    seconds: float
+    frames_per_s: float
+    episodes: int
+    episode_return_mean: float | None
+    run_dir: str
+
+
+class Trainer:
+    """One run, from its first process to its last: `Trainer(config).run()`.
+
+    The trainer emulates nothing and trains nothing. It watches its workers, collects what they
+    report, writes metrics, asks the learner for checkpoints, and stops everything.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        signals: list[int] | None = None,
+        started_s: float | None = None,
+        spec: envs.EnvSpec | None = None,
+    ) -> None:
+        """Look at everything that can be wrong before anything starts.
+
+        Args:
+            config: complete, as `sfrl.train` makes it; the class's defaults are Atari's. With
+                `resume` its `run_dir` holds the run to go on with.
+            signals: those that the caller notes until `run` does. With one in it the run ends.
+            started_s: when the run began, by the monotonic clock; None: now.
+            spec: the environment's description, which `config` fits; None: it is looked at here.
+
+        Raises:
+            envs.UnknownEnvError, ValueError: the environment cannot be trained, or not so.
+            MemoryError: /dev/shm is too small for the trajectory buffer, or the machine lacks
+                memory, open files or processes for the run.
+            checkpoint.CheckpointError: there is nothing to resume.
+            run_folder.RunFolderError: another trainer is at work in the run's folder.
+            Stopped: there was a signal while the environment was looked at.
+        """
+        if not config.run_dir:
+            raise ValueError("run_dir='' must name the run's folder; settle.settle makes one")
+        # Absolute: with --serial an environment may change the working directory of this process.
+        self.run_dir = Path(config.run_dir).absolute()
+        self.config = config = dataclasses.replace(config, run_dir=str(self.run_dir))
+        self._started_s = time.monotonic() if started_s is None else started_s
+        self.metrics = RunMetrics(start_s=self._started_s)
+        self.resumed = None
+        self._unlock_folder: Callable[[], object] = lambda: None
+        if config.resume:
+            self._lock_folder()
+            self.resumed = checkpoint.load_latest(self.run_dir)
+            self._check_rnn_size(*self.resumed)
+        if spec is None:
+            spec = describe(
+                *(config.env, config.frameskip, config.env_timeout, signals or ()),
+                is_serial=config.serial,
+            )
+            self.config = _resolved(config, spec)
+        self._caveats = caveats(config.env, spec)
+        self.shared = self._make_shared(spec)
+        self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
+        self._first_frame = self.shared.progress.env_frames
+        # Those received. The handler only appends, the loop acts.
+        self._signals: list[int] = [] if signals is None else signals
+        self._first_signal_s = 0.0  # on the monotonic clock
+        self._lag_counts = np.zeros(1, np.int64)
+        self._write_failures = 0
+        self._write_problems: dict[str, str] = {}  # the latest reason, by what was not written
+        self._best_saved = checkpoint.best_score(self.run_dir) if config.resume else None
+        self._last_checkpoint = str(self.resumed.path) if self.resumed else None
+        self._is_last_saved = False
+        self._may_save = True  # as long as the folder is this run's
+
+    def _check_rnn_size(self, state: dict[str, Any], path: Path) -> None:
+        from sfrl.nets.model import check_rnn_size
+
+        try:
+            check_rnn_size(state["model"], self.config.rnn_size)
+        except ValueError as error:
+            raise checkpoint.CheckpointError(f"{path} does not fit this run: {error}") from error
+
+    def _make_shared(self, spec: envs.EnvSpec) -> Shared:
+        config = self.config
+        atexit.register(unlink_segments)  # however this process ends, but for SIGKILL
+        for name in sweep_stale_segments():
+            log.warning("removed %s, which a dead run had left in shared memory", name)
+        limits.check(config, spec)
+        shared = make_shared(config, spec)
+        if self.resumed is not None:
+            progress = shared.progress
+            state, path = self.resumed
+            try:
+                progress.env_steps[-1] = state["counters"]["env_steps"]
+                self.metrics.load_state(state["metrics"], env_frames=progress.env_frames)
+            except KeyError as error:
+                raise checkpoint.CheckpointError(
+                    f"{path} lacks {error}, without which a run cannot go on; use another one"
+                ) from error
+        return shared
+
+    def run(self, output: Output | None = None) -> Summary:
+        """Train until a limit, a signal or a failure.
+
+        Args:
+            output: where to write. None: stdout and stderr, for whose reader the run then waits.
+
+        Raises:
+            crew.WorkerError: a component failed. A checkpoint was written first if the learner was
+                still there to do it; or the last checkpoint could not be written.
+            run_folder.RunFolderError: another run is, or has been, in the folder; or it cannot be
+                written.
+        """
+        config = self.config
+        output = output or Output(sys.stdout, sys.stderr)
+        if not config.resume:
+            with suppress(FileExistsError):
+                run_folder.make(self.run_dir)
+            with run_folder.problems_told(self.run_dir):
+                self._lock_folder()
+            run_folder.check_new(self.run_dir)
+        resume_frames = self._first_frame if self.resumed else None
+        resume_path = str(self.resumed.path) if self.resumed else None
+        with ExitStack() as stack:
+            stack.callback(run_folder.remove_empty)
+            stack.callback(lambda: self._unlock_folder())  # the one of then
+            stack.callback(unlink_segments)
+            stack.enter_context(signals_to(self._note_signal))
+            display = stack.enter_context(
+                make_display(
+                    output.out.isatty(),
+                    out=output.out,
+                    err=output.err,
+                    title=printable(f"{config.env}  {self.run_dir}"),
+                    train_seconds=self._time_limit(),
+                    train_frames=config.train_frames or None,
+                )
+            )
+            if isinstance(display, PanelDisplay):
+                output.show = display.show
+                stack.callback(setattr, output, "show", None)
+            with run_folder.problems_told(self.run_dir):
+                log_file = stack.enter_context(
+                    _logging_to(self.run_dir / "log.txt", display, self._owns_folder)
+                )
+                writer = stack.enter_context(
+                    MetricsWriter(
+                        self.run_dir, resume_frames=resume_frames, is_ours=self._owns_folder
+                    )
+                )
+            stack.enter_context(self._folder_left_in_order(log_file, writer))
+            log.info("training %s in %s", config.env, self.run_dir)
+            for text in [*self._caveats, *slower_than_need_be(config)]:
+                log.warning("%s", text)
+            if threading.current_thread() is not threading.main_thread():
+                log.warning(
+                    "this is not the main thread, which alone is told of signals: Ctrl-C and "
+                    "SIGTERM do not end the run in order, train_seconds and train_frames do"
+                )
+            if resume_path:
+                log.info("going on from %s", resume_path)
+            if not config.resume:
+                self._save_config()
+            try:
+                self.crew.start(resume_path)
+                if config.resume:
+                    self._save_config()  # not of what cannot start
+                self._supervise(display, writer)
+            finally:
+                failures = self._stop()
+                self._report(display, writer)
+            if failures:
+                raise WorkerError("\n".join(failures))
+        return self._summary()
+
+    def _save_config(self) -> None:
+        with run_folder.problems_told(self.run_dir):
+            checkpoint.save_config(self.config, self.run_dir)
+
+    @contextmanager
+    def _folder_left_in_order(self, log_file: _LogFile, writer: MetricsWriter) -> Iterator[None]:
+        """The log has the reason of a failure. A run that has learned nothing leaves that alone."""
+        try:
+            yield
+        finally:
+            error = sys.exception()
+            if error is not None:
+                log_file.note(printable(f"the run failed: {_reason(error)}"))
+            if self._has_learned_nothing() and self._owns_folder():
+                # Somebody may have changed the folder meanwhile, or its disk.
+                with suppress(OSError, ConfigError):
+                    writer.discard()
+                    config_path = self.run_dir / "config.json"
+                    if config_path.exists() and Config.load(config_path) == self.config:
+                        config_path.unlink()
+                    log_file.note(run_folder.UNTRAINED)
+
+    def _has_learned_nothing(self) -> bool:
+        is_new = not self.config.resume and self.shared.progress.learner_steps == 0
+        return is_new and not any((self.run_dir / "checkpoints").glob("*"))
+
+    def _lock_folder(self) -> None:
+        folder = run_folder.lock(self.run_dir)
+        self._unlock_folder()
+        self._folder = folder
+        self._unlock_folder = weakref.finalize(self, run_folder.unlock, folder)
+
+    def _owns_folder(self) -> bool:
+        return self._may_save and run_folder.is_at(self.run_dir, self._folder)
+
+    def _keep_folder(self) -> None:
+        """Make the run's folder anew if somebody has deleted it: the next checkpoint goes there.
+
+        Raises:
+            run_folder.RunFolderError: another run has begun in its place.
+        """
+        config_path = self.run_dir / "config.json"
+        try:
+            if not run_folder.is_at(self.run_dir, self._folder):
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+                self._lock_folder()
+                if os.path.lexists(config_path):
+                    raise run_folder.RunFolderError(
+                        f"run_dir={self.run_dir} was deleted, and holds another run by now; this "
+                        f"one leaves it alone, and ends"
+                    )
+                self._best_saved = None
+                log.warning("%s was deleted or moved; it has been made anew", self.run_dir)
+            if not config_path.exists():
+                checkpoint.save_config(self.config, self.run_dir)
+        except run_folder.RunFolderError:
+            self._may_save = False
+            raise
+        except OSError as error:
+            self._write_failed("the run's folder", error)
+
+    def _supervise(self, display: Display, writer: MetricsWriter) -> None:
+        config = self.config
+        next_look = 0.0
+        next_report = time.monotonic() + config.report_seconds
+        next_checkpoint = time.monotonic() + config.checkpoint_seconds
+        while not (reason := self._end_reason()):
+            self.crew.advance()
+            self._collect()
+            now = time.monotonic()
+            if now >= next_look:
+                next_look = now + FOLDER_LOOK_S
+                self._keep_folder()
+            if now >= next_report:
+                next_report = now + config.report_seconds
+                self._report(display, writer)
+            if now >= next_checkpoint:
+                next_checkpoint = now + config.checkpoint_seconds
+                self._request_checkpoint(is_last=False)
+        log.info("stopping: %s", reason)
+
+    def _end_reason(self) -> str | None:
+        config = self.config
+        if self._signals:
+            return signal.Signals(self._signals[0]).name
+        if 0 < config.train_seconds <= time.monotonic() - self._started_s:
+            return f"train_seconds={config.train_seconds:g} have passed"
+        if 0 < config.train_frames <= self.shared.progress.env_frames:
+            return f"train_frames={config.train_frames} are reached"
+        return None
+
+    def _collect(self) -> None:
+        for report in self.crew.take_reports():
+            match report:
+                case EpisodeEnded(episode_return, length, info):
+                    self.metrics.add_episode(episode_return, length, info)
+                case LearnerReport(metrics, lag_counts):
+                    self.metrics.add_learner_stats(metrics)
+                    self._lag_counts = self._lag_counts + np.asarray(lag_counts)
+                case CheckpointSaved(path, best_score, is_last):
+                    self._last_checkpoint = path
+                    self._is_last_saved |= is_last
+                    self._write_problems.pop("the checkpoint", None)
+                    if best_score is None:
+                        log.info("checkpoint: %s", path)
+                    else:
+                        self._best_saved = best_score
+                        self._write_problems.pop("best.pt", None)
+                case CheckpointFailed(reason, what):
+                    self._write_failed(what, reason)
+                case Notice(level, text):
+                    log.log(level, "%s", text)
+
+    def _report(self, display: Display, writer: MetricsWriter) -> None:
+        progress, config = self.shared.progress, self.config
+        counts = (config.num_workers, config.num_policy_workers, 1)
+        first = 0
+        totals = {}
+        for (component, stages), count in zip(COMPONENT_STAGES.items(), counts, strict=True):
+            totals[component] = progress.stage_seconds(slice(first, first + count), stages)
+            first += count
+        record = self.metrics.record(
+            env_frames=progress.env_frames,
+            env_steps=progress.total_env_steps,
+            stage_totals=totals,
+            dropped_reports=self.crew.dropped_reports,
+            worker_restarts=int(progress.restarts.sum()),
+            write_failures=self._write_failures,
+            discarded_steps=progress.discarded_steps(self.shared.buffer.is_filled),
+        )
+        try:
+            if self._may_save:
+                writer.write(record, self._lag_counts.tolist())
+        except OSError as error:
+            self._write_failed("metrics", error)
+        try:
+            display.update(record)
+        except OSError as error:  # the terminal is a file on a full disk, or is gone
+            self._write_failed("the display", error)
+        self._lag_counts = np.zeros(1, np.int64)
+
+    def _write_failed(self, what: str, error: str | OSError) -> None:
+        """Training goes on. What is told at every failure would bury the rest of the log."""
+        self._write_failures += 1
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else error
+        if self._write_problems.get(what) != reason:
+            self._write_problems[what] = reason
+            outlook = "" if self.shared.stop.is_set else ", and will be tried again"
+            log.warning("%s could not be written%s: %s", what, outlook, reason)
+
+    def _request_checkpoint(self, *, is_last: bool) -> None:
+        """Ask for a checkpoint, which is also the best one if the score is a new best."""
+        # The score of now, not the best since the last request: it is the weights of now it names.
+        score = self.metrics.score
+        is_best = score is not None and (self._best_saved is None or score > self._best_saved)
+        request = CheckpointRequest(self.metrics.state(), score if is_best else None, is_last)
+        if not self.crew.request_checkpoint(request):
+            self._write_failed("the checkpoint", "the learner does not take the request")
+
+    def _stop(self) -> list[str]:
+        """Save, and end all workers; returns what went wrong meanwhile.
+
+        Whatever is raised in it, no worker is left.
+        """
+        has_begun = self.shared.progress.learner_steps > 0
+        timeout_s = STOP_TIMEOUT_S if has_begun else STARTING_STOP_TIMEOUT_S
+        if sys.exception() is not None:  # one has failed: others may hang as well
+            timeout_s = min(timeout_s, FAILED_STOP_TIMEOUT_S)
+        try:
+            self._collect()
+            self._write_problems.clear()  # what was told long ago is told again: it is the end
+            if has_begun and self._may_save:
+                self._keep_folder()
+                self._request_checkpoint(is_last=True)
+        finally:
+            failures = self.crew.stop(timeout_s)
+        self._collect()
+        if not has_begun:
+            # A first step that ended in this moment is not worth a checkpoint, nor an untruth.
+            begun = "only" if self.shared.progress.learner_steps else "not"
+            none = f"none, training had {begun} begun"
+            log.info("last checkpoint: %s", self._last_checkpoint or none)
+            return []  # those were killed while they started
+        left = self._checkpoint_left()
+        if not self._is_last_saved:
+            reason = self._write_problems.get("the checkpoint")
+            what = "the last checkpoint was not written" + (f" ({reason})" if reason else "")
+            failures.append(f"{what}; what is left is {left}")
+            log.error("%s", failures[-1])
+        elif reason := self._write_problems.get("best.pt"):
+            best = "no best.pt" if self._best_saved is None else "the best.pt before it"
+            failures.append(
+                f"best.pt was not written ({reason}); what is left is {left}, and {best}"
+            )
+            log.error("%s", failures[-1])
+        log.info("last checkpoint: %s", left)
+        return failures
+
+    def _checkpoint_left(self) -> str:
+        """The newest one that is there, whatever others may have deleted."""
+        if not self._may_save:
+            return "none, for its folder is another run's"
+        last = self._last_checkpoint
+        if last is None or not os.path.exists(last):
+            last = next(map(str, checkpoint.latest_paths(self.run_dir)), None)
+        return last or "none"
+
+    def _summary(self) -> Summary:
+        progress = self.shared.progress
+        seconds = time.monotonic() - self._started_s
+        state = self.metrics.state()
+        returns = state["episode_returns"]
+        return Summary(
+            env_frames=progress.env_frames,
+            env_steps=progress.total_env_steps,
+            seconds=round(seconds, 3),
+            frames_per_s=round((progress.env_frames - self._first_frame) / seconds, 1),
+            episodes=state["episodes"],
+            episode_return_mean=sum(returns) / len(returns) if returns else None,
+            run_dir=str(self.run_dir),
+        )
+
+    def _time_limit(self) -> float | None:
+        """The run's `time_s`, which counts earlier starts, at which --train-seconds end."""
+        if not self.config.train_seconds:
+            return None
+        return self.metrics.state()["time_s"] + self.config.train_seconds
+
+    def _note_signal(self, signum: int) -> None:
+        """Ctrl-C and SIGTERM end the run in order; the second one kills the children at once."""
+        now = time.monotonic()
+        if not self._signals:
+            self._first_signal_s = now
+            self.crew.expect_end()
+        elif now - self._first_signal_s > INSISTENCE_S:
+            self.crew.kill()
+        self._signals.append(signum)
+
+
+def _resolved(config: Config, spec: envs.EnvSpec) -> Config:
+    try:
+        return resolve(config, spec)
+    except ConfigError as error:
+        problems = "; ".join(str(error).splitlines())
+        raise ConfigError(
+            f"a Trainer takes complete settings, which sfrl.train makes of those given: {problems}"
+        ) from error
+
+
+def slower_than_need_be(config: Config) -> list[str]:
+    """Warnings about what costs speed and can be mended. The index queue tells of its own."""
+    stand_ins = {}
+    if envs.atari_game(config.env) is not None:
+        stand_ins["envs._screen"] = "NumPy"
+    if config.model in ("a3c_cnn", "nature_cnn") and "cuda" not in config.device:
+        stand_ins["sfrl.nets._images"] = "torch"
+    warnings = [
+        f"{extension} could not be built, and {stand_in} does its work, slower; "
+        f"install a C++ compiler, and this package once more"
+        for extension, stand_in in stand_ins.items()
+        if not _is_importable(extension)
+    ]
+    if config.threads_per_worker > 1:
+        warnings.append(
+            f"threads_per_worker={config.threads_per_worker} has no effect: workers step their "
+            f"environments in one thread; raise num_workers to use more cores"
+        )
+    return warnings
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+@contextmanager
+def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
+    """`STOP_SIGNALS` call `handle`, and do nothing else. Only the main thread can have it so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    pid = os.getpid()
+
+    def on_signal(signum: int, _frame: FrameType | None) -> None:
+        if os.getpid() == pid:
+            handle(signum)
+        else:  # a fork of an environment's, which `multiprocessing`, for example, terminates
+            is_ctrl_c = signum == signal.SIGINT
+            signal.signal(signum, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+            signal.raise_signal(signum)
+
+    # A SIGHUP that is ignored was set so by nohup: the run is to outlive its terminal.
+    noted = [s for s in STOP_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+    previous = {s: signal.signal(s, on_signal) for s in noted}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def _reason(error: BaseException) -> str:
+    """Of a fault in the trainer itself with its place, as Python tells it."""
+    if isinstance(error, (WorkerError, checkpoint.CheckpointError, ValueError, OSError)):
+        return str(error)
+    return "".join(traceback.format_exception(error))
+
+
+@contextmanager
+def _logging_to(path: Path, display: Display, is_ours: Callable[[], bool]) -> Iterator[_LogFile]:
+    """Log lines go to the run's log file and to the terminal while the run lasts."""
+    file_handler = _LogFile(path, is_ours)
+    file_handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    try:
+        with logging_to(file_handler, display.log_handler):
+            yield file_handler
+    finally:
+        file_handler.end()
+
+
+class _LogFile(logging.Handler):
+    """Loses lines where the disk is full; the terminal has them. Comes back if it is deleted."""
+
+    def __init__(self, path: Path, is_ours: Callable[[], bool]) -> None:
+        super().__init__()
+        self._path = path.absolute()
+        self._is_ours = is_ours
+        self._file = run_folder.open_to_append(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = f"{self.format(record)}\n".encode("utf-8", ESCAPE)
+            self._file = run_folder.reopened_to_append(self._path, self._file, self._is_ours)
+            self._file.write(line)
+        except OSError:
+            pass
+        except Exception:  # as logging's own handlers do: a faulty line must not end the run
+            self.handleError(record)
+
+    def note(self, text: str) -> None:
+        """A line for this file alone."""
+        self.handle(logging.makeLogRecord({"msg": text}))
+
+    def end(self) -> None:
+        """If nothing could be written no file is left.
+
+        Not `close`, which logging.config.dictConfig, called by an environment, calls on all there
+        are.
+        """
+        descriptor = self._file.fileno()
+        if os.fstat(descriptor).st_size == 0 and run_folder.is_at(self._path, descriptor):
+            self._path.unlink()
+        self._file.close()
+        self.close()

@@ -1,0 +1,182 @@
+"""The settings that learn, by kind of environment and size of the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+import envs
+from sfrl.settings.config import Config, ConfigError, Loss
+from sfrl.settings.machine import available_cores
+
+MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp")
+_CNN_MIN_SIZE = 36  # pixels: below, the strided convolutions of the first two leave nothing
+
+
+def defaults_for(
+    env: str,
+    loss: Loss = Config.loss,
+    num_workers: int | None = None,
+    spec: envs.EnvSpec | None = None,
+) -> Config:
+    """The settings that learn for this kind of environment, sized for this machine.
+
+    Args:
+        num_workers: rollout workers, where the user has decided; the training batch fits them.
+        spec: of `env`, where it is known; None: it is made once, here.
+
+    Raises:
+        envs.UnknownEnvError: there is no such game or id; the text names the nearest known ones.
+    """
+    cores = available_cores()
+    # With more processes than cores another one fills a worker's wait, and inference batches of a
+    # whole worker's environments are cheaper than of its halves.
+    num_splits = 1 if cores <= 4 else 2
+    spec = spec or envs.describe(env)
+    if spec.kind == "atari":
+        num_workers = num_workers or (cores if cores <= 4 else cores - 1)
+        config = Config(env=env)
+    else:
+        num_workers = num_workers or 1
+        config = Config(
+            env=env,
+            frameskip=1,
+            reward_clip="none",
+            train_frames=1_000_000,
+            checkpoint_seconds=60.0,
+            minibatches=2,
+            epochs=4,
+            ppo_clip=0.2,
+            # One encoder for both lets the critic's errors move the policy, into traps that two
+            # avoid; of vectors the second costs little (docs/experiments.md).
+            value_encoder="separate" if spec.kind == "vector" else "shared",
+            normalize_returns=True,  # rewards come in all sizes here
+        )
+    if loss == "vtrace":
+        # Unlike PPO's ratio it has no clip that ends the pull of rows used before: with 4 epochs
+        # CartPole is learned more slowly than with 2, and Pong needs a lower rate as well
+        # (docs/experiments.md).
+        rate = 3e-4 if spec.kind == "atari" else config.learning_rate
+        config = dataclasses.replace(config, loss=loss, epochs=2, learning_rate=rate)
+    # A training batch is one round of all environments. Policy lag, counted in optimizer steps,
+    # then depends on epochs * minibatches alone, however many workers there are.
+    round_size = num_workers * config.envs_per_worker * config.rollout_length
+    return dataclasses.replace(
+        config,
+        num_workers=num_workers,
+        num_splits=num_splits,
+        batch_size=round_size // config.minibatches,
+    )
+
+
+def resolve(config: Config, spec: envs.EnvSpec) -> Config:
+    """`config` with `model=auto` replaced by the model for this environment.
+
+    Raises:
+        ConfigError: a setting does not fit the environment: the model, or one for Atari alone.
+    """
+    is_image = len(spec.obs_shape) == 3
+    is_large = is_image and min(spec.obs_shape[1:]) >= _CNN_MIN_SIZE
+    model = config.model
+    if model == "auto":
+        model = "nature_cnn" if is_large else "norm_mlp"
+    problems = _device_problems(config)
+    if spec.kind != "atari":
+        problems += _atari_only_problems(config)
+    if ":" in model:
+        problems += _encoder_problems(dataclasses.replace(config, model=model), spec)
+    elif model not in MODELS:
+        nearest = difflib.get_close_matches(model, MODELS) or MODELS
+        problems.append(
+            f"model={model} is unknown; did you mean {' or '.join(nearest)}? "
+            f"Your own encoder is named as module:Class"
+        )
+    elif model in ("a3c_cnn", "nature_cnn") and not is_large:
+        problems.append(
+            f"model={model} needs images of at least {_CNN_MIN_SIZE}x"
+            f"{_CNN_MIN_SIZE}, and {config.env} has observations of shape "
+            f"{spec.obs_shape}; use {'impala_resnet or ' if is_image else ''}norm_mlp"
+        )
+    elif model == "impala_resnet" and not is_image:
+        problems.append(
+            f"model=impala_resnet needs images, and {config.env} has observations of shape "
+            f"{spec.obs_shape}; use norm_mlp"
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return dataclasses.replace(config, model=model)
+
+
+def _encoder_problems(config: Config, spec: envs.EnvSpec) -> list[str]:
+    """Tries the user's encoder, and imports torch for it: only where --model names one."""
+    name = config.model
+    if name.startswith("__main__:") and not config.serial:
+        return [
+            f"model={name} is defined in this program alone, which workers, processes of their "
+            f"own, do not run; put it into a module, and name it as module{name[8:]}"
+        ]
+    from sfrl.nets.model import try_model
+
+    precisions: tuple[str, ...] = (config.precision,)
+    if config.precision == "auto":  # vectors stay in float32 then
+        precisions = ("float32", "bfloat16") if spec.obs_dtype == "uint8" else ("float32",)
+    try:
+        try_model(
+            name,
+            spec.obs_shape,
+            spec.num_actions,
+            precisions,
+            obs_is_image=len(spec.obs_shape) == 3,
+            obs_scale=spec.obs_scale,
+            value_encoder=config.value_encoder,
+            rnn_size=config.rnn_size,
+            normalize_returns=config.normalize_returns,
+        )
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _device_problems(config: Config) -> list[str]:
+    flags = {"device": [config.device], "policy_devices": config.policy_devices.split(",")}
+    named = [(flag, name) for flag, names in flags.items() for name in names if "cuda" in name]
+    if not named:
+        return []
+    import torch  # 2 s, which a trainer without these flags is spared
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [
+        f"{flag}={name} needs a GPU that PyTorch can use, and there "
+        f"{'is none' if count == 0 else f'are {count}, from cuda:0 on'}; use "
+        f"{'device=auto' if flag == 'device' else 'another, or leave it out'}"
+        for flag, name in named
+        if int(name.partition(":")[2] or 0) >= count
+    ]
+
+
+def _atari_only_problems(config: Config) -> list[str]:
+    neutral = {
+        "frameskip": 1,
+        "sticky_actions": 0.0,
+        "episodic_life": False,
+        "max_episode_frames": Config.max_episode_frames,
+    }
+    return [
+        f"{name}={getattr(config, name)} is for Atari games, and {config.env} is none; leave it out"
+        for name, value in neutral.items()
+        if getattr(config, name) != value
+    ]
+
+
+def caveats(env: str, spec: envs.EnvSpec) -> list[str]:
+    """What a user should know before the environment is trained, or played, as it is."""
+    texts = [spec.reading] if spec.reading else []
+    if spec.statistics:
+        texts.append(
+            f"{env}: the statistics of {' and '.join(spec.statistics)} are neither shared nor "
+            f"saved: each copy of the environment gathers its own, and loses them with --resume "
+            f"and in enjoy.py, where scores will differ. Use RescaleObservation or "
+            f"TransformObservation of gymnasium.wrappers with fixed numbers, and for rewards "
+            f"--normalize-returns"
+        )
+    return texts

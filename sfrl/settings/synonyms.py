@@ -1,0 +1,179 @@
+"""What other trainers call their flags, and what to do here instead.
+
+The names are those of Stable-Baselines3 and its zoo, CleanRL, Sample Factory, RLlib, PufferLib and
+OpenAI's Baselines, with underscores. A line here completes "--name is unknown; ".
+"""
+
+from __future__ import annotations
+
+import re
+
+from sfrl.settings.config import DEFAULTS
+
+_LOGS = "curves are in TensorBoard's files and metrics.jsonl in the run's folder (docs/metrics.md)"
+_FRAMES = "use --train-frames, which counts emulated frames: on Atari 4 for each decision"
+
+_OF_TRAIN = {
+    "use --env": "env_id env_name environment environment_name env_type gym_id game task",
+    "use --num-workers=N and --envs-per-worker=K, which make N x K environments": (
+        "num_envs n_envs nenvs n_env num_env num_environments env_num total_agents"
+    ),
+    "use --envs-per-worker": (
+        "num_envs_per_worker num_envs_per_env_runner envs_per_process envs_per_actor env_batch_size"
+    ),
+    "use --num-workers": (
+        "workers n_workers num_env_runners num_rollout_workers num_actors n_actors num_processes "
+        "nproc n_jobs num_cpus n_cpus num_cpu num_proc"
+    ),
+    "use --num-splits": "worker_num_splits num_buffers",
+    "use --num-policy-workers": "policy_workers_per_policy num_inference_workers",
+    "use --torch-threads": "num_threads n_threads num_learner_threads torch_num_threads",
+    _FRAMES: (
+        "total_timesteps n_timesteps timesteps timesteps_total total_steps max_steps max_timesteps "
+        "num_timesteps train_for_env_steps total_frames num_frames frames num_env_steps "
+        "stop_timesteps env_steps total_env_steps"
+    ),
+    "use --train-seconds": "train_for_seconds max_time max_seconds time_limit time_total_s",
+    "use --rollout-length": (
+        "n_steps num_steps nsteps rollout rollout_steps rollout_fragment_length unroll_length "
+        "horizon_length bptt_horizon recurrence t_max steps_per_rollout"
+    ),
+    "use --batch-size, the decisions per optimizer step": (
+        "minibatch_size sgd_minibatch_size mini_batch_size batchsize"
+    ),
+    "use --batch-size and --minibatches: a training batch has batch_size * minibatches decisions": (
+        "train_batch_size train_batch_size_per_learner steps_per_batch"
+    ),
+    "use --minibatches": (
+        "num_minibatches nminibatches n_minibatches num_mini_batch num_mini_batches "
+        "num_batches_per_epoch"
+    ),
+    "use --epochs": (
+        "update_epochs n_epochs num_epochs noptepochs num_sgd_iter ppo_epochs ppo_epoch k_epochs"
+    ),
+    "use --loss=appo, PPO's loss, or --loss=vtrace, IMPALA's": (
+        "algo algorithm with_vtrace use_vtrace vtrace"
+    ),
+    "use --learning-rate": "lr alpha step_size learning_rate_start adam_lr",
+    "use --lr-schedule": "anneal_lr lr_anneal lr_decay use_lr_decay use_linear_lr_decay linear_lr",
+    "use --gamma": "discount discounting discount_factor",
+    "use --trace-lambda": "gae_lambda lam lambda lambda_ gae lmbda td_lambda vtrace_lambda",
+    "use --entropy-coef": (
+        "ent_coef entropy_coeff entropy_coefficient entropy_cost entropy_weight ent_coeff "
+        "exploration_loss_coeff beta"
+    ),
+    "use --value-coef": (
+        "vf_coef vf_coeff vf_loss_coeff value_loss_coeff value_loss_coef value_coeff vf_cost "
+        "baseline_cost critic_coef"
+    ),
+    "use --ppo-clip": (
+        "clip_coef clip_range cliprange clip_param clip_ratio ppo_clip_ratio clip_epsilon eps_clip "
+        "clip epsilon_clip"
+    ),
+    "use --rho-clip": "vtrace_rho vtrace_rho_clip vtrace_clip_rho_threshold",
+    "use --c-clip": "vtrace_c vtrace_c_clip",
+    "use --max-grad-norm": "grad_clip clip_grad max_grad grad_norm_clipping grad_norm",
+    "use --optimizer-eps": "eps adam_eps opt_eps epsilon rmsprop_eps",
+    "use --optimizer": "opt optim optimizer_class",
+    "use --normalize-advantages": "norm_adv normalize_advantage norm_advantage",
+    "use --normalize-returns": "normalize_value norm_returns popart use_popart normalize_return",
+    "use --reward-clip": "clip_rewards clip_reward reward_clipping",
+    "use --max-policy-lag": "policy_lag max_lag",
+    "there is none here; leave it out": (
+        "target_kl kl_coeff kl_coef kl_loss_coeff clip_vloss clip_range_vf vf_clip_coef "
+        "vf_clip_param ppo_clip_value"
+    ),
+    "use --model": (
+        "policy network net arch net_arch model_name encoder encoder_type encoder_name policy_name "
+        "policy_type features_extractor"
+    ),
+    "use --rnn-size": "use_rnn rnn use_lstm lstm recurrent rnn_type rnn_name lstm_size",
+    "use --frameskip": "frame_skip env_frameskip action_repeat repeat_action frames_skip",
+    "use --sticky-actions": "repeat_action_probability sticky sticky_action_probability",
+    "use --max-episode-frames for Atari, max_episode_steps at the registration of others": (
+        "max_episode_steps max_episode_length max_num_frames_per_episode"
+    ),
+    "Atari has stacks of 4; others are wrapped (docs/adding-an-environment.md)": (
+        "frame_stack framestack frame_stacks num_stack env_framestack stack"
+    ),
+    "use --device=cuda or --device=cpu; by default it is found": (
+        "cuda use_cuda gpu gpus use_gpu num_gpus num_gpus_per_learner no_cuda accelerator"
+    ),
+    "use --precision": "mixed_precision amp fp16 bf16 half dtype",
+    "use --serial, with which the same seed gives the same weights": (
+        "torch_deterministic deterministic serial_mode reproducible"
+    ),
+    "use --run-dir, the run's folder": (
+        "experiment exp experiment_name exp_name run_name name train_dir log_dir logdir log_path "
+        "log_folder log save_dir save_path output output_dir out outdir tensorboard_log data_dir "
+        "checkpoint_dir model_dir savedir xpid folder results_dir storage_path"
+    ),
+    _LOGS: (
+        "track wandb with_wandb use_wandb wandb_project wandb_project_name wandb_entity "
+        "wandb_group neptune comet mlflow logger tensorboard tb"
+    ),
+    "use --resume, with --run-dir if it is not the newest run": (
+        "load load_model load_path load_checkpoint load_model_path restore resume_from restart "
+        "trained_agent checkpoint checkpoint_path pretrained model_path"
+    ),
+    "checkpoints are always saved; --checkpoint-seconds says how often": (
+        "save save_model save_freq save_interval save_every save_every_sec checkpoint_freq "
+        "checkpoint_interval checkpoint_every checkpoint_frequency checkpoint_at_end"
+    ),
+    "use --keep-checkpoints": "save_total_limit keep_checkpoints_num num_checkpoints",
+    "use --report-seconds": (
+        "log_interval log_freq log_every log_frequency print_freq report_interval summary_interval "
+        "stats_interval experiment_summaries_interval"
+    ),
+    "watch or film what was trained: python enjoy.py --window, or --video=FILE.mp4": (
+        "render render_mode human capture_video video record record_video save_video videos "
+        "enjoy play eval evaluate evaluation test watch eval_episodes eval_freq n_eval_episodes"
+    ),
+}
+
+_OF_ENJOY = {
+    "the environment is the run's; name the run with --run-dir": (
+        "env env_id env_name environment gym_id game task algo algorithm"
+    ),
+    "use --run-dir, the run's folder": (
+        "run experiment exp experiment_name exp_name run_name exp_id train_dir log_dir logdir "
+        "folder savedir xpid dir path"
+    ),
+    "use --checkpoint=latest, best or FILE": (
+        "model model_path load load_model load_path load_checkpoint load_checkpoint_kind ckpt "
+        "checkpoint_path load_best load_last_checkpoint best weights resume agent policy"
+    ),
+    "use --episodes": (
+        "num_episodes n_episodes max_num_episodes n_eval_episodes eval_episodes games num_games"
+    ),
+    "use --max-steps": "n_timesteps max_num_frames num_steps steps max_episode_steps timesteps",
+    "use --window, or --video=FILE.mp4": "render render_mode human show display watch no_render",
+    "use --video=FILE.mp4 or FILE.gif": (
+        "capture_video save_video record record_video video_path video_dir video_file output out "
+        "gif video_name video_folder"
+    ),
+    "use --fps": "frame_rate framerate speed",
+    "actions are sampled unless --deterministic is given": (
+        "eval_deterministic greedy stochastic argmax sample"
+    ),
+    "the network plays on the CPU, one observation at a time": "device cuda gpu num_gpus use_cuda",
+}
+
+
+def _by_name(names: dict[str, str]) -> dict[str, str]:
+    """The remedy of each name."""
+    return {name: remedy for remedy, line in names.items() for name in line.split()}
+
+
+def _in_python(remedy: str) -> str:
+    """For `sfrl.train`: its arguments are the flags, with underscores. Commands stay commands."""
+    if "enjoy.py" in remedy:
+        return remedy
+    return re.sub("--([a-z-]+)", lambda flag: flag[1].replace("-", "_"), remedy)
+
+
+OF_TRAIN = _by_name(_OF_TRAIN)
+OF_PYTHON = {name: _in_python(remedy) for name, remedy in OF_TRAIN.items()}
+OF_ENJOY = dict.fromkeys(
+    (*DEFAULTS, *OF_TRAIN), "a checkpoint has the settings that it was trained with"
+) | _by_name(_OF_ENJOY)

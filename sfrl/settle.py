@@ -1,0 +1,150 @@
+"""A run's settings, made of what the user has set: by flags of train.py or arguments of `train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import envs
+from sfrl.records import checkpoint, run_folder
+from sfrl.run import limits
+from sfrl.run.description import describe
+from sfrl.settings import synonyms
+from sfrl.settings.config import Config, ConfigError, type_problems
+from sfrl.settings.defaults import defaults_for, resolve
+from sfrl.tune.tuner import tune
+
+RUNS = Path("runs")
+
+# What the saved weights, the optimizer's state and the frame counter depend on.
+FIXED_ON_RESUME = (
+    *("env", "frameskip", "model", "value_encoder", "rnn_size"),
+    *("normalize_returns", "optimizer"),
+)
+
+
+def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Config, envs.EnvSpec]:
+    """The complete, checked settings of a run, and its environment.
+
+    Args:
+        given: what the user has set, by the names of `Config`. The rest comes from the run that is
+            resumed, or is what learns in this kind of environment.
+        signals: with one in it the look at the environment is given up.
+
+    Raises:
+        ConfigError: the settings cannot work, or there is no such environment.
+        run_folder.RunFolderError: the folder holds a run, or what no run has; or `~` means none.
+        ValueError: the environment cannot be trained.
+        checkpoint.CheckpointError: there is nothing to resume.
+        Stopped: there was a signal while the environment was looked at.
+    """
+    if problems := type_problems(given, synonyms.OF_PYTHON):
+        raise ConfigError("\n".join(problems))
+    # Here: the user's code, which `model` imports, may go elsewhere.
+    runs = run_folder.started_in() / RUNS
+    try:
+        defaults, spec = defaults_of(given, signals)
+    except envs.UnknownEnvError as error:
+        problems.append(str(error))  # and go on, to tell of the other problems at once
+        defaults = Config()
+    if not given.get("serial", defaults.serial) and multiprocessing.current_process().daemon:
+        problems.append(
+            "serial=False needs workers, and this process may start none, being daemonic as those "
+            "of multiprocessing.Pool are; use concurrent.futures.ProcessPoolExecutor"
+        )
+    try:
+        config = dataclasses.replace(defaults, **given)
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if config.run_dir:
+        run_dir = Path(run_folder.expanded("run_dir", config.run_dir)).absolute()
+        config = dataclasses.replace(config, run_dir=str(run_dir))
+    if config.resume:
+        if config.model == "auto":
+            config = dataclasses.replace(config, model=defaults.model)
+        _check_resumable(defaults, config)
+    config = resolve(config, spec)
+    return _with_run_dir(config, runs), dataclasses.replace(spec, frameskip=config.frameskip)
+
+
+def defaults_of(
+    given: Mapping[str, Any], signals: Sequence[int] = ()
+) -> tuple[Config, envs.EnvSpec]:
+    """What stands where nothing is given, and the environment. Its frameskip is not settled yet.
+
+    Raises as `settle` does, and envs.UnknownEnvError.
+    """
+    saved = _saved_settings(given) if given.get("resume") else None
+    env = given.get("env", (saved or Config).env)
+    timeout_s = given.get("env_timeout", (saved or Config).env_timeout)
+    if not timeout_s > 0:  # which is refused later, with all other problems
+        timeout_s = Config.env_timeout
+    is_serial = given.get("serial", (saved or Config).serial)
+    spec = describe(env, None, timeout_s, signals, is_serial=is_serial)
+    if saved is not None:
+        return saved, spec
+    num_workers = max(given["num_workers"], 1) if "num_workers" in given else None
+    return defaults_for(env, given.get("loss", Config.loss), num_workers, spec), spec
+
+
+def tuned(config: Config, given: Mapping[str, Any], spec: envs.EnvSpec) -> Config:
+    """`config` as it suits this machine; what is given stays.
+
+    The tuner arranges it, if it is to; and it is made to fit into shared memory.
+    """
+    if config.resume:
+        return config
+    if config.tune != "off" and not config.serial:
+        config = tune(config, given, spec)
+    config, change = limits.fitted(config, given, spec)
+    if change:
+        print(f"sfrl: {change}", file=sys.stderr)
+    return config
+
+
+def _saved_settings(given: Mapping[str, Any]) -> Config:
+    """Those of the run that is to go on. A time limit was that of its earlier start alone."""
+    if given.get("run_dir"):
+        run_dir = Path(run_folder.expanded("run_dir", given["run_dir"]))
+    else:
+        run_dir = checkpoint.newest_run(RUNS, given.get("env"))
+    run_folder.check(run_dir)
+    saved = checkpoint.saved_config(run_dir)
+    return dataclasses.replace(saved, run_dir=str(run_dir), train_seconds=0.0)
+
+
+def _check_resumable(saved: Config, config: Config) -> None:
+    """Raises ConfigError if something given changes what the checkpoint depends on."""
+    problems = [
+        f"{name}={getattr(config, name)} differs from the saved run's {getattr(saved, name)}, on "
+        f"which its checkpoint depends; leave it out, or start a new run without resume"
+        for name in FIXED_ON_RESUME
+        if getattr(config, name) != getattr(saved, name)
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _with_run_dir(config: Config, runs: Path) -> Config:
+    """Name the run's folder, and see that no other run's is written over."""
+    if config.run_dir:
+        if not config.resume:
+            run_folder.check_new(Path(config.run_dir))
+        return config
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)
+    name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir, number = runs / name, 2
+    while True:
+        try:
+            run_folder.make(run_dir)  # here, so that it is ours: runs may start together
+        except FileExistsError:
+            run_dir, number = runs / f"{name}~{number}", number + 1
+        else:
+            return dataclasses.replace(config, run_dir=str(run_dir))

@@ -1,0 +1,1 @@
+"""What people see: the panel, the log, an agent that plays."""

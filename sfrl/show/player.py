@@ -1,0 +1,244 @@
+"""A trained network that plays, and the screens that show it: a video file and a window."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium
+import imageio_ffmpeg
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+import envs
+from envs.logs import own_logger
+from sfrl.nets import distributions
+from sfrl.nets.model import check_rnn_size, make_model
+from sfrl.records import checkpoint
+from sfrl.settings.config import Config
+from sfrl.settings.defaults import caveats
+
+log = own_logger(__name__)
+
+_DEFAULT_FPS = 30.0  # of a Gymnasium environment that names none
+_CONSOLE_FPS = 60.0  # of the Atari 2600
+
+# libx264 in yuv420p is what every player plays; it needs even sizes. A palette of its own for
+# each picture keeps a game's few colours exact, and ffmpeg can write a GIF as its pictures come.
+# Without -gifflags it leaves out what is as in the picture before, but takes one of a single colour
+# to be that one. So a GIF of Pong is 2.7 times as large (0.6 KB a picture).
+_VIDEO_OPTIONS: dict[str, dict[str, Any]] = {  # ffmpeg's, by the file's ending
+    ".mp4": {
+        "codec": "libx264",
+        "quality": 8,
+        "output_params": ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"],
+    },
+    ".gif": {
+        "codec": "gif",
+        "pix_fmt_out": "pal8",
+        "quality": None,
+        "output_params": [
+            "-filter_complex",
+            "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none",
+            *("-gifflags", "0"),
+        ],
+    },
+}
+
+
+class Moment(NamedTuple):
+    """An episode as a spectator sees it: at its start, and after each decision."""
+
+    score: float  # the episode's return so far, unclipped
+    steps: int  # decisions so far
+    picture: NDArray[np.uint8] | None  # [H, W, 3], the game's own; None without `render`
+
+
+class Player:
+    """Acts with the weights of a checkpoint, in float32 on the CPU.
+
+    Each episode has an environment of its own, seeded by (`seed`, episode). So an episode depends
+    neither on how the ones before it ended nor on whether they were cut off.
+    """
+
+    def __init__(
+        self,
+        config: Config,  # of the run that trained the weights
+        weights: Mapping[str, Tensor],  # a checkpoint's "model"
+        *,
+        seed: int,
+        deterministic: bool = False,  # take the likeliest action rather than sample
+        render: bool = False,
+    ) -> None:
+        """Raises ValueError if the environment cannot be made, or the weights do not fit it."""
+        misfit = (
+            f"the weights do not fit model={config.model} for {config.env}; play them with the "
+            f"code of the environment and the model that they were trained with."
+        )
+        try:
+            check_rnn_size(weights, config.rnn_size)
+        except ValueError as error:
+            raise ValueError(f"{misfit} {checkpoint.in_one_line(error)}") from error
+        make_env(config, seed, render=render).close()  # here, where it is told if it can't be shown
+        spec = envs.describe(config.env, config.frameskip)
+        for text in caveats(config.env, spec):
+            log.warning("%s", text)
+        model = make_model(
+            config.model,
+            spec.obs_shape,
+            spec.num_actions,
+            obs_is_image=len(spec.obs_shape) == 3,
+            obs_scale=spec.obs_scale,
+            value_encoder=config.value_encoder,
+            rnn_size=config.rnn_size,
+            normalize_returns=config.normalize_returns,
+        )
+        try:
+            model.load_weights(weights)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{misfit} {checkpoint.in_one_line(error)}") from error
+        self.config = config
+        self.model = model.inference_copy(torch.float32)
+        self.seed = seed
+        self.deterministic = deterministic
+        self.render = render
+
+    def episode(self, index: int, max_steps: int = 0) -> Iterator[Moment]:
+        """Play episode `index`, or its first `max_steps` decisions if that is not 0."""
+        state = np.random.SeedSequence([self.seed, index]).generate_state(2)
+        env_seed, action_seed = (int(word) >> 1 for word in state)
+        generator = torch.Generator().manual_seed(action_seed)
+        with closing(make_env(self.config, env_seed, render=self.render)) as env:
+            obs = env.reset()  # [1, *obs_shape]
+            rnn_state: Tensor | None = None
+            score, steps, ended = 0.0, 0, False
+            yield Moment(score, steps, env.render() if self.render else None)
+            while not ended and (steps < max_steps or max_steps == 0):
+                logits, _, rnn_state = self.model.step(torch.from_numpy(obs), rnn_state)
+                actions = (
+                    logits.argmax(dim=-1)
+                    if self.deterministic
+                    else distributions.sample(logits, generator)
+                )
+                env.send(actions.numpy())
+                obs, rewards, terminated, truncated = env.recv()
+                score += float(rewards[0])
+                steps += 1
+                ended = bool(terminated[0] or truncated[0])
+                yield Moment(score, steps, env.render() if self.render else None)
+
+
+def make_env(config: Config, seed: int, *, render: bool) -> envs.VecEnv:
+    """One environment as in training, except that a lost life does not end the episode."""
+    return envs.make_vec_env(
+        config.env,
+        1,
+        seed,
+        frameskip=config.frameskip,
+        sticky_actions=config.sticky_actions,
+        episodic_life=False,
+        max_episode_frames=config.max_episode_frames,
+        render=render,
+    )
+
+
+def real_fps(config: Config) -> float:
+    """Decisions per second at the speed that the game is meant to be seen at."""
+    if envs.atari_game(config.env) is not None:
+        return _CONSOLE_FPS / config.frameskip
+    with closing(gymnasium.make(config.env, disable_env_checker=True)) as env:
+        return float(env.metadata.get("render_fps") or _DEFAULT_FPS)
+
+
+class VideoError(RuntimeError):
+    """The video cannot be written."""
+
+
+class Screen(Protocol):
+    def show(self, picture: NDArray[np.uint8]) -> None:
+        """Show the next picture, [H, W, 3]; one of another size than the first is fitted to it."""
+
+    def close(self) -> None: ...
+
+
+def _fit(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """As large as `size` (width, height) allows, between black bars; itself if it has that size."""
+    height, width, _ = picture.shape
+    if (width, height) == size:
+        return np.ascontiguousarray(picture)
+    return np.asarray(ImageOps.pad(Image.fromarray(picture), size))
+
+
+class Video:
+    """A video file that grows by a picture at a time; there is none before the first."""
+
+    def __init__(self, path: str, fps: float) -> None:
+        self.path = path
+        self.fps = fps
+        self._size = (0, 0)  # width, height
+        self._writer: Generator[None, NDArray[np.uint8] | None, None] | None = None
+
+    def show(self, picture: NDArray[np.uint8]) -> None:
+        if self._writer is None:
+            height, width, _ = picture.shape
+            self._size = (width, height)
+            options = _VIDEO_OPTIONS[Path(self.path).suffix]
+            self._writer = imageio_ffmpeg.write_frames(
+                self.path, self._size, fps=self.fps, macro_block_size=1, **options
+            )
+            self._writer.send(None)
+        try:
+            self._writer.send(_fit(picture, self._size))
+        except OSError as error:
+            width, height = self._size
+            raise VideoError(
+                f"video={self.path}, with pictures of {width}x{height}, could not be written, for "
+                f"the reason that ffmpeg gives above"
+            ) from error
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Window:
+    """A window that shows `fps` pictures a second. Raises ValueError if there is no display."""
+
+    def __init__(self, title: str, fps: float) -> None:
+        import pygame
+
+        self.title = title
+        self.fps = fps
+        self._pygame = pygame
+        self._clock = pygame.time.Clock()
+        try:
+            pygame.display.init()
+        except pygame.error as error:
+            raise ValueError(f"window=True: {error}; use --video=FILE.mp4") from error
+        if pygame.display.get_driver() == "offscreen":  # SDL's last resort: drawn, never shown
+            raise ValueError("window=True needs a display, and none is set; use --video=FILE.mp4")
+
+    def show(self, picture: NDArray[np.uint8]) -> None:
+        pygame = self._pygame
+        if not pygame.display.get_surface():
+            height, width, _ = picture.shape
+            # Not only the first time: Gymnasium's own games quit pygame when they are closed.
+            pygame.display.init()
+            pygame.display.set_mode((width, height), pygame.SCALED | pygame.RESIZABLE)
+            pygame.display.set_caption(self.title)
+        surface = pygame.display.get_surface()
+        size = surface.get_size()
+        surface.blit(pygame.image.frombuffer(_fit(picture, size), size, "RGB"), (0, 0))
+        pygame.display.flip()
+        if pygame.event.get(pygame.QUIT):
+            signal.raise_signal(signal.SIGINT)
+        self._clock.tick(self.fps)
+
+    def close(self) -> None:
+        self._pygame.quit()

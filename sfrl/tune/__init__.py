@@ -1,0 +1,1 @@
+"""What each part costs on this machine, and which arrangement is fastest."""

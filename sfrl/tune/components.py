@@ -1,0 +1,482 @@
+"""How fast each component is on this machine, alone: what the tuner and the benchmarks measure.
+
+`emulator` and `simulation` start processes of their own. `rollout`, `inference` and `learner` work
+where they are called, the last two with torch, and leave their shared memory behind. They are meant
+for a process of their own, where several may follow each other:
+
+    [acting] = in_child(inference, config, spec, batch_sizes=(32,), seconds=1.0)
+
+Every measurement uses the run's own classes, with its niceness, pinning and number of threads. The
+wall-clock ones assume that nothing else runs on the cores they need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import multiprocessing
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Barrier
+from typing import Any, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+import envs
+from envs import EnvSpec
+from envs.atari import load_rom
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.messages import CheckpointRequest, Report
+from sfrl.ipc.shared_memory import sweep_stale_segments
+from sfrl.records.timing import ROLLOUT_STAGES
+from sfrl.run.child import die_with_parent
+from sfrl.run.leaving import leave_after
+from sfrl.run.roles import (
+    Shared,
+    make_learner,
+    make_policy_worker,
+    make_rollout_worker,
+    make_shared,
+    pin_and_nice,
+)
+from sfrl.run.signals import leave_stopping_to_the_trainer, signals_blocked
+from sfrl.run.spawning import main_module_hidden, one_thread_each
+from sfrl.settings.config import Config
+from sfrl.settings.machine import available_cores
+from sfrl.workers.rollout_worker import Split
+from sfrl.workers.worker import Worker
+
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+
+_WARM_UP = 0.25  # of a window
+_SPAWN = multiprocessing.get_context("spawn")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class MeasureError(RuntimeError):
+    """A measuring process failed; its traceback is on stderr."""
+
+
+class _Limit(NamedTuple):
+    seconds: float
+    end_s: float  # by the monotonic clock
+
+
+_limit: ContextVar[_Limit | None] = ContextVar("_limit", default=None)
+
+
+class Simulation(NamedTuple):
+    decisions_per_s: tuple[float, ...]  # of all rollout workers together, one value per window
+    core_us: float  # processor time of a decision, microseconds of one core
+
+
+class Rollout(NamedTuple):
+    env_us: float  # of a split step, in its environments; mean
+    python_us: float  # of a split step, beside its environments: row, messages, reports; mean
+    copy_us: float  # of these, about: the copy of the observations into the slot; mean
+
+
+class Inference(NamedTuple):
+    precision: Precision
+    batch_size: int
+    batch_us: float  # a policy worker's whole step: rows in, network, sampling, rows out; median
+    host_us: float  # processor time of the host for it; median
+
+
+class Learning(NamedTuple):
+    precision: Precision
+    decision_us: float  # all epochs of a training batch and its publication, per decision; median
+
+
+# --- environments ---
+
+
+def emulator(config: Config, seconds: float, windows: int = 1) -> tuple[float, ...]:
+    """ALE's act() alone, on every core: frames/s of all together, one value per window.
+
+    Raises:
+        ValueError: `config.env` is no Atari game.
+    """
+    game = envs.atari_game(config.env)
+    if game is None:
+        raise ValueError(f"env={config.env} is no Atari game: it has no emulator of its own")
+    counts = _count_together(
+        [partial(_emulate, config, game, i) for i in range(available_cores())], seconds, windows
+    )
+    return _total_rates(counts)
+
+
+def simulation(config: Config, seconds: float, windows: int = 1) -> Simulation:
+    """The run's rollout workers with random actions: no network, no buffer, no queue.
+
+    The ceiling of every other rate: `num_workers` processes at once, each with the run's splits, of
+    which one is served while the others step. Steps that only reset are no decisions.
+    """
+    counts = _count_together(
+        [partial(_simulate, config, i) for i in range(config.num_workers)], seconds, windows
+    )
+    decisions = sum(window.num_done for worker in counts for window in worker)
+    cpu_s = sum(window.cpu_s for worker in counts for window in worker)
+    return Simulation(_total_rates(counts), cpu_s / decisions * 1e6)
+
+
+def rollout(config: Config, spec: EnvSpec, seconds: float) -> Rollout:
+    """A rollout worker's split step where actions and free slots are there at once.
+
+    In a run on few cores this cannot be seen: a message wakes a process of higher priority, and the
+    rollout worker's clock goes on while that has the core.
+    """
+    shared = make_shared(_one_worker(config, config.num_splits, config.envs_per_split), spec)
+    _fill(shared)
+    reports: Mailbox[Report] = Mailbox()
+    worker = make_rollout_worker(shared, 0, reports)
+    [requests], [replies] = shared.channels.action_requests, shared.channels.replies
+    trajectories, num_slots = shared.channels.trajectories, shared.buffer.num_slots
+    env_seconds = shared.progress.stage_seconds(0, ROLLOUT_STAGES)
+    env_step = ROLLOUT_STAGES.index("env_step")
+    times: list[tuple[float, float]] = []  # of a split step: in the environments, beside them
+    end_s = time.perf_counter() + seconds
+    while time.perf_counter() < end_s:
+        for message in requests.get_many(num_slots):
+            replies.put(message)
+        for message in trajectories.get_many(num_slots):
+            replies.put(message)  # (slot, T): as the learner gives it back
+        reports.get_all()
+        start_s, start_env_s = time.perf_counter(), float(env_seconds[env_step])
+        worker.step()
+        env_s = float(env_seconds[env_step]) - start_env_s
+        times.append((env_s, time.perf_counter() - start_s - env_s))
+    env_us, python_us = np.mean(np.array(times) * 1e6, axis=0).tolist()
+    copy_us = _copy_us(shared.buffer.obs[0, 0].copy(), shared.buffer.obs)
+    worker.close()
+    return Rollout(env_us, python_us, copy_us)
+
+
+def _copy_us(obs: envs.ObsArray, rows: NDArray[Any]) -> float:
+    """The copy of obs [N, *obs_shape] into one row after the other of rows [S, T+1, N, ...]."""
+    rows = rows.reshape(-1, *obs.shape)
+    start_s = time.perf_counter()
+    for row in rows:
+        row[:] = obs
+    return (time.perf_counter() - start_s) / len(rows) * 1e6
+
+
+def _emulate(config: Config, game: str, index: int) -> Callable[[], int]:
+    pin_and_nice(config, index)
+    ale = load_rom(game, index, config.sticky_actions)
+    buttons = ale.getMinimalActionSet()
+    rng = np.random.default_rng(index)
+
+    def step() -> int:
+        """One decision."""
+        button = buttons[int(rng.integers(len(buttons)))]
+        for _ in range(config.frameskip):
+            ale.act(button)
+        if ale.game_over():
+            ale.reset_game()
+        return config.frameskip
+
+    return step
+
+
+def _simulate(config: Config, index: int) -> Callable[[], int]:
+    pin_and_nice(config, index)
+    first = index * config.num_splits
+    splits = deque(Split(first + i, config) for i in range(config.num_splits))
+    rng = np.random.default_rng(index)
+    num_actions, num_envs = int(splits[0].env.action_space.n), config.envs_per_split
+    for split in splits:
+        split.env.send(rng.integers(num_actions, size=num_envs))
+
+    def step() -> int:
+        """Finish the split that has stepped longest, and send it on."""
+        split = splits[0]
+        splits.rotate(-1)
+        result = split.env.recv()
+        num_resets = int(split.ended.sum())
+        split.ended = result.terminated | result.truncated
+        split.env.send(rng.integers(num_actions, size=num_envs))
+        return num_envs - num_resets
+
+    return step
+
+
+class _Window(NamedTuple):
+    num_done: int
+    wall_s: float
+    cpu_s: float  # of all threads of the process
+
+
+def _count_together(
+    makers: Sequence[Callable[[], Callable[[], int]]], seconds: float, windows: int
+) -> list[list[_Window]]:
+    """[makers][windows]: what the steps that they make count, at the same time, after warm-up."""
+    start = _SPAWN.Barrier(len(makers))
+    return _in_children([partial(_count, make, start, seconds, windows) for make in makers])
+
+
+def _count(
+    make_step: Callable[[], Callable[[], int]], start: Barrier, seconds: float, windows: int
+) -> list[_Window]:
+    step = make_step()
+    start.wait()
+    return [_window(step, s) for s in (_WARM_UP * seconds, *[seconds] * windows)][1:]
+
+
+def _window(step: Callable[[], int], seconds: float) -> _Window:
+    num_done, cpu_s, start_s = 0, time.process_time(), time.perf_counter()
+    while (wall_s := time.perf_counter() - start_s) < seconds:
+        num_done += step()
+    return _Window(num_done, wall_s, time.process_time() - cpu_s)
+
+
+def _total_rates(counts: list[list[_Window]]) -> tuple[float, ...]:
+    """[windows] counts per second of all processes together."""
+    return tuple(
+        sum(window.num_done / window.wall_s for window in simultaneous)
+        for simultaneous in zip(*counts, strict=True)
+    )
+
+
+# --- networks ---
+
+
+def inference(
+    config: Config,
+    spec: EnvSpec,
+    batch_sizes: Sequence[int],
+    seconds: float,
+    precisions: Sequence[Precision] = PRECISIONS,
+    num_envs: int | None = None,
+) -> list[Inference]:
+    """A policy worker's step on a batch, for every batch size and precision, in `seconds` in all.
+
+    The batches are measured in turn, so that a busy moment hits all of them alike.
+
+    Args:
+        num_envs: rows of a request, of which every batch size is a multiple; None: of the batch.
+    """
+    cases = [(precision, size) for precision in precisions for size in batch_sizes]
+    configs = []
+    for precision, size in cases:
+        n = num_envs or size
+        one = _one_worker(_in_precision(config, precision), size // n, n)
+        configs.append(dataclasses.replace(one, policy_batch_size=size))
+    times = _time_in_turn([_inference_step(make_shared(c, spec)) for c in configs], seconds)
+    return [
+        Inference(*case, wall_s * 1e6, host_s * 1e6)
+        for case, (wall_s, host_s) in zip(cases, times, strict=True)
+    ]
+
+
+def learner(
+    config: Config, spec: EnvSpec, seconds: float, precisions: Sequence[Precision] = PRECISIONS
+) -> list[Learning]:
+    """The learner's `train` on full slots of made-up experience, in `seconds` in all.
+
+    But two training batches at least, of which the first, which warms up, is not counted.
+    """
+    configs = [_in_precision(config, p) for p in precisions]
+    times = _time_in_turn([_learner_step(make_shared(c, spec)) for c in configs], seconds)
+    decisions = config.slots_per_batch * config.rollout_length * config.envs_per_split
+    return [
+        Learning(precision, wall_s / decisions * 1e6)
+        for precision, (wall_s, _) in zip(precisions, times, strict=True)
+    ]
+
+
+def _in_precision(config: Config, precision: Precision) -> Config:
+    return dataclasses.replace(config, precision=precision, debug_buffers=False)
+
+
+def _one_worker(config: Config, num_splits: int, num_envs: int) -> Config:
+    """The same model and environments, for one worker of each kind, with `num_envs` per split."""
+    return dataclasses.replace(
+        config,
+        num_workers=1,
+        num_policy_workers=1,
+        num_splits=num_splits,
+        envs_per_worker=num_splits * num_envs,
+        policy_batch_size=num_envs,
+        minibatches=1,
+        batch_size=num_envs * config.rollout_length,
+        debug_buffers=False,
+    )
+
+
+def _inference_step(shared: Shared) -> Callable[[], None]:
+    _make_learner(shared)  # publishes the weights
+    worker = make_policy_worker(shared, 0)
+    _fill(shared)
+    [requests], [replies] = shared.channels.action_requests, shared.channels.replies
+    config = shared.config
+    first_slots = range(0, config.num_slots, config.slots_per_split)  # of every split
+
+    def step() -> None:
+        for slot in first_slots:
+            requests.put(shared.buffer.message(slot, 0))
+        num_answered = 0
+        while num_answered < len(first_slots):  # on a GPU one step begins it, the next answers
+            _work(worker)
+            num_answered += len(replies.get_many(len(first_slots)))
+
+    return step
+
+
+def _learner_step(shared: Shared) -> Callable[[], None]:
+    reports: Mailbox[Report] = Mailbox()
+    learner = _make_learner(shared, reports)
+    _fill(shared)
+    batch = range(shared.config.slots_per_batch)
+
+    def step() -> None:
+        shared.buffer.policy_version[:] = shared.progress.learner_steps  # no row is too old
+        for slot in batch:
+            shared.channels.trajectories.put(shared.buffer.message(slot, 0))
+        _work(learner)
+        reports.get_all()
+        for queue in shared.channels.replies:
+            queue.get_many(shared.buffer.num_slots)
+
+    return step
+
+
+def _make_learner(shared: Shared, reports: Mailbox[Report] | None = None) -> Worker:
+    requests: Mailbox[CheckpointRequest] = Mailbox()
+    return make_learner(shared, reports or Mailbox(), requests, None)
+
+
+def _work(worker: Worker) -> None:
+    while not worker.step():
+        worker.wait(1.0)
+
+
+def _fill(shared: Shared) -> None:
+    """Give all slots experience that a learner can take: random observations and rewards."""
+    buffer, rng = shared.buffer, np.random.default_rng(0)
+    if buffer.obs.dtype == np.uint8:
+        buffer.obs[:] = rng.integers(256, size=buffer.obs.shape, dtype=np.uint8)
+    else:
+        buffer.obs[:] = rng.standard_normal(buffer.obs.shape)
+    buffer.actions[:] = rng.integers(shared.num_actions, size=buffer.actions.shape)
+    buffer.log_probs[:] = -math.log(shared.num_actions)
+    buffer.rewards[:] = rng.standard_normal(buffer.rewards.shape)
+    buffer.valid[:] = True
+
+
+def _time_in_turn(steps: Sequence[Callable[[], None]], seconds: float) -> list[tuple[float, float]]:
+    """Median seconds of each step, by the clock and of processor time.
+
+    The first round warms up and is not counted.
+    """
+    times: list[list[tuple[float, float]]] = [[] for _ in steps]
+    end_s = math.inf
+    while not times[0] or time.perf_counter() < end_s:
+        for step, taken in zip(steps, times, strict=True):
+            start_s, host_s = time.perf_counter(), time.process_time()
+            step()
+            taken.append((time.perf_counter() - start_s, time.process_time() - host_s))
+        if end_s == math.inf:
+            end_s = time.perf_counter() + seconds
+            times = [[] for _ in steps]
+    medians = [np.median(taken, axis=0).tolist() for taken in times]
+    return [(wall_s, host_s) for wall_s, host_s in medians]
+
+
+# --- processes ---
+
+
+def in_child(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """`function(...)` in a fresh process, which ends with it, and with it its shared memory.
+
+    All that crosses is pickled.
+
+    Raises:
+        MeasureError: it failed.
+    """
+    [result] = _in_children([partial(function, *args, **kwargs)])
+    return result
+
+
+def _in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
+    """The results of all bodies, each in a fresh process, at the same time."""
+    results: dict[connection.Connection, R] = {}
+    children: dict[connection.Connection, SpawnProcess] = {}
+    try:
+        for body in bodies:
+            receiver, sender = _SPAWN.Pipe(duplex=False)
+            child = _SPAWN.Process(target=_run_body, args=(body, sender))
+            # Also where it measures networks: these tell torch how many threads they want.
+            with interrupts_deferred(), signals_blocked(), main_module_hidden(), one_thread_each():
+                child.start()
+                children[receiver] = child
+            sender.close()  # the child's alone: its end is then the end of the pipe
+        while len(results) < len(children):
+            limit = _limit.get()
+            left_s = limit and max(0.0, limit.end_s - time.monotonic())
+            told = connection.wait([c for c in children if c not in results], left_s)
+            if limit and not told:
+                raise MeasureError(f"measuring took longer than {limit.seconds:g} s")
+            for ready in told:
+                assert isinstance(ready, connection.Connection)
+                try:
+                    results[ready] = ready.recv()
+                except EOFError:
+                    children[ready].join()
+                    raise MeasureError(
+                        f"a measuring process exited with {children[ready].exitcode}"
+                    ) from None
+        return [results[receiver] for receiver in children]
+    finally:
+        for child in children.values():
+            if len(results) < len(children):
+                child.kill()
+            child.join()
+            sweep_stale_segments(child.pid)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Processes in the block that have not told their results in time raise MeasureError."""
+    token = _limit.set(_Limit(seconds, time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """While processes start, Ctrl-C waits: one half started could not be ended in order.
+
+    To block the signal is not enough: it may reach another thread of this process, one of NumPy's.
+    Where this is not the main thread Ctrl-C does not come.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda signum, _frame: received.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if received:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _run_body(body: Callable[[], R], sender: connection.Connection) -> NoReturn:
+    leave_stopping_to_the_trainer()
+    die_with_parent()
+    leave_after(lambda: sender.send(body()))

@@ -1,0 +1,336 @@
+"""Picks the settings of the system, not those of learning, for this machine, environment and model.
+
+GA3C (Babaeizadeh et al. 2017, arXiv:1611.06256, section 4) anneals its numbers of processes during
+training. Here the parts are measured alone, in seconds, and throughput.py tells what any
+arrangement of them comes to. What was measured is cached; the choice is made from it at each start,
+so that it fits whatever flags are given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from envs import EnvSpec
+from envs.logs import printable
+from sfrl.ipc.shared_memory import shm_shortage
+from sfrl.run.roles import shared_bytes
+from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.machine import available_cores, available_memory, machine, usable_cores
+from sfrl.tune import components
+from sfrl.tune.throughput import Costs, Rates, predict
+
+TIME_LIMIT_S = 20  # of the whole measurement
+
+_ENVS = (2, 8)  # of a split step that is timed: two points of a line
+_BATCHES = (8, 16, 32, 64)  # of an inference that is timed
+_THREADS = (2, 4, 8)  # of the learner, where there are cores for them
+# Of learning, what threads divide among them; where there are no cores to measure it, for the
+# estimate of what more of them would give (docs/experiments.md).
+_PARALLEL = 0.75
+_MINIBATCH = 256  # decisions that a timed learner takes, at most
+_MAX_CACHE_BYTES = 8 << 20
+_MARGIN = 0.01  # predictions closer than this are equal
+# Microseconds of a GPU, for the estimate of what one would give: small beside any environment. The
+# two processes that drive it are not counted, hence "up to".
+_GPU_BATCH_US, _GPU_ROW_US, _GPU_LEARN_US = 150.0, 1.0, 10.0
+_ROLLOUT_BYTES, _NETWORK_BYTES = 200 << 20, 600 << 20  # of a process's own memory
+
+# What the costs depend on besides the machine.
+_MEASURED = (
+    *("env", "frameskip", "sticky_actions", "episodic_life", "max_episode_frames", "queue"),
+    *("device", "policy_devices", "cuda_graphs", "precision", "model", "value_encoder"),
+    *("rnn_size", "loss", "optimizer"),
+    *("normalize_returns", "rollout_length", "batch_size", "minibatches", "epochs"),
+)
+
+
+def _num_envs(config: Config) -> int:
+    return config.num_workers * config.envs_per_worker
+
+
+def choose(candidates: Sequence[Config], costs: Costs, cores: float) -> Config:
+    """The fastest; of equals the one with the fewest environments, for the least policy lag.
+
+    Then with the fewest threads and splits, for the largest inferences, and with the most workers,
+    of which one has something to do while the others wait; or, if it is the networks that all wait
+    for, with the fewest.
+    """
+    rates = [predict(config, costs, cores) for config in candidates]
+    enough = (1 - _MARGIN) * max(rate.expected for rate in rates)
+
+    def rank(case: tuple[Config, Rates]) -> tuple[int, ...]:
+        config, rate = case
+        waits_for_networks = rate.bottleneck in ("inference", "learning")
+        workers = config.num_workers if waits_for_networks else -config.num_workers
+        processes = config.num_policy_workers, config.torch_threads
+        return _num_envs(config), *processes, config.num_splits, workers
+
+    cases = zip(candidates, rates, strict=True)
+    best, _ = min((case for case in cases if case[1].expected >= enough), key=rank)
+    return dataclasses.replace(best, precision=costs.precision)
+
+
+def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[Config]:
+    """What there is to choose from: `config` with other processes, splits and environments.
+
+    The training batch stays. One slot of all environments makes at most one batch, since policy lag
+    grows with their number; and all slots hold at least two, so that workers have slots to fill
+    while the learner keeps some. If flags leave nothing of the kind there are as many environments
+    as in `config`.
+    """
+    batch = config.batch_size * config.minibatches
+    trajectories = batch // config.rollout_length
+    sizes = [n for n in range(1, min(trajectories, 128) + 1) if trajectories % n == 0]
+    most = math.ceil(cores)
+    options: dict[str, Sequence[int]] = {
+        "num_workers": range(1, most + 1),
+        "num_splits": (1, 2, 3),
+        "envs_per_worker": sorted({n * s for n in sizes for s in (1, 2, 3)}),
+        "num_policy_workers": range(1, max(1, min(most // 2, 4)) + 1),
+        # Threads that share a minibatch spin for each other: each needs a core of its own.
+        "torch_threads": [1, *(k for k in _THREADS if k <= most - 2)],
+    }
+    values = [(getattr(config, name),) if name in fixed else options[name] for name in options]
+    found: list[Config] = []
+    as_many: list[Config] = []
+    for w, s, n, p, k in itertools.product(*values):
+        round_size = w * n * config.rollout_length
+        in_bounds = 2 * batch / config.slots_per_split <= round_size <= batch
+        if n % s == 0 and (in_bounds or w * n == _num_envs(config)):
+            changes = dict(zip(options, (w, s, n, p, k), strict=True))
+            with suppress(ConfigError):  # its slots do not make up a training batch
+                (found if in_bounds else as_many).append(dataclasses.replace(config, **changes))
+    return found or as_many or [config]
+
+
+def describe(
+    config: Config,
+    costs: Costs,
+    cores: float,
+    candidates: Sequence[Config],
+    candidates_of_more: Sequence[Config],
+    frameskip: int,
+) -> str:
+    """One line: the settings, the frames/s they should come to, and what limits them.
+
+    Args:
+        candidates: what `config` was chosen from.
+        candidates_of_more: the same on twice the cores.
+    """
+    rates, n = predict(config, costs, cores), config.envs_per_split
+    more = max(predict(c, costs, 2 * cores).expected for c in candidates_of_more)
+    core_us = {"env stepping": costs.env_us, "rollout Python": costs.split_us / n}
+    if not costs.on_gpu:
+        learn_us = costs.learn_us * (
+            costs.parallel + (1 - costs.parallel) * config.torch_threads
+        )  # of all its threads, waiting for each other included
+        core_us |= {"inference": costs.batch_us / n + costs.row_us, "learning": learn_us}
+    limit = {
+        "cores": f"bound by {max(core_us, key=core_us.__getitem__)}",
+        "rollout": "bound by the rollout workers' round trips",
+        "inference": "bound by the policy workers",
+        "learning": "bound by the learner, which is one process",
+    }[rates.bottleneck]
+    limit += f", twice the cores would give {more / rates.expected - 1:+.0%}"
+    if not costs.on_gpu:
+        instant = costs._replace(
+            batch_us=_GPU_BATCH_US, row_us=_GPU_ROW_US, learn_us=_GPU_LEARN_US, on_gpu=True
+        )
+        best = max(predict(c, instant, cores).expected for c in candidates)
+        limit += f", a GPU would give up to {best / rates.expected - 1:+.0%}"
+    shares = ", ".join(f"{us / sum(core_us.values()):.0%} {part}" for part, us in core_us.items())
+    workers = _count(config.num_workers, "worker")
+    return (
+        f"tuned for {cores:g} cores: {workers} x {_count(config.envs_per_worker, 'env')}, "
+        f"{_count(config.num_splits, 'split')}, "
+        f"{_count(config.num_policy_workers, 'policy worker')}, "
+        f"{_count(config.torch_threads, 'learner thread')}, {config.precision}: "
+        f"{rates.expected * frameskip:,.0f} frames/s expected; {limit}; work: {shares}"
+    )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+# --- the machine ---
+
+
+def _fits_memory(config: Config, spec: EnvSpec) -> bool:
+    shared = sum(shared_bytes(config, spec))
+    others = config.num_workers * _ROLLOUT_BYTES + (config.num_policy_workers + 1) * _NETWORK_BYTES
+    return not shm_shortage(shared, "") and shared + others < available_memory()
+
+
+# --- the measurement ---
+
+
+def measure_costs(config: Config, spec: EnvSpec, cores: float) -> Costs:
+    """What this environment and this model cost on this machine, in the faster precision.
+
+    Every part runs alone. Then environments run on all cores: what they lose by that, because
+    threads of a core share its units and all cores the memory, the other parts will lose as well.
+
+    Raises:
+        components.MeasureError: something failed, or took longer than `TIME_LIMIT_S`.
+    """
+    with components.time_limit(TIME_LIMIT_S):
+        alone, env_us = components.in_child(_measure_parts, config, spec)
+        busy = dataclasses.replace(_one_split(config, _ENVS[-1]), num_workers=math.ceil(cores))
+        slowdown = max(1.0, components.simulation(busy, 0.5).core_us / env_us)
+    return min(alone, key=_network_us).slower(slowdown)
+
+
+def _network_us(costs: Costs) -> float:
+    """Per decision. bfloat16 must be 10% faster to be worth its rounding (`pick_precision`)."""
+    us = costs.batch_us / 32 + costs.row_us + costs.learn_us
+    return us / 0.9 if costs.precision == "bfloat16" else us
+
+
+def _measure_parts(config: Config, spec: EnvSpec) -> tuple[list[Costs], float]:
+    """The costs in each precision, and the plain time of environments per decision."""
+    steps = [components.rollout(_one_split(config, n), spec, 0.4) for n in _ENVS]
+    env_us, split_us = _line(_ENVS, [step.env_us + step.python_us for step in steps])
+
+    import torch
+
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    precisions: Sequence[components.Precision] = components.PRECISIONS
+    if config.precision != "auto":
+        precisions = (config.precision,)
+    elif spec.obs_dtype != "uint8":
+        precisions = ("float32",)  # vectors would be rounded to 8 bits themselves
+    elif on_gpu:  # as `pick_precision` decides
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        precisions = ("bfloat16",) if has_bfloat16 else ("float32",)
+    elif not machine()["cpu_bfloat16"]:
+        precisions = ("float32",)
+    trajectories = max(1, min(config.batch_size, _MINIBATCH) // config.rollout_length)
+    one_row = dataclasses.replace(_one_split(config, 1), rollout_length=1, batch_size=1)
+    acting = components.inference(one_row, spec, _BATCHES, 0.6, precisions)
+    one_batch = dataclasses.replace(_one_split(config, trajectories), torch_threads=1)
+    learning = components.learner(one_batch, spec, 0.4, precisions)
+    parallel = 0.0 if on_gpu else _PARALLEL
+    if not on_gpu and available_cores() >= _THREADS[0] + 2:
+        two_threads = dataclasses.replace(one_batch, torch_threads=2)
+        [shared] = components.learner(two_threads, spec, 0.4, precisions[:1])
+        parallel = min(max(0.0, 2 - 2 * shared.decision_us / learning[0].decision_us), 1.0)
+    costs = []
+    for learned in learning:
+        acted_us = [i.batch_us for i in acting if i.precision == learned.precision]
+        row_us, batch_us = _line(_BATCHES, acted_us)
+        parts_us = (env_us, split_us, batch_us, row_us, learned.decision_us)
+        costs.append(Costs(*parts_us, learned.precision, on_gpu, parallel))
+    return costs, steps[-1].env_us / _ENVS[-1]
+
+
+def _one_split(config: Config, num_envs: int) -> Config:
+    """One worker with one split, whose slot is a training batch of one minibatch."""
+    return dataclasses.replace(
+        config,
+        num_workers=1,
+        num_policy_workers=1,
+        num_splits=1,
+        envs_per_worker=num_envs,
+        policy_batch_size=num_envs,
+        batch_size=num_envs * config.rollout_length,
+        minibatches=1,
+    )
+
+
+def _line(sizes: Sequence[int], times_us: Sequence[float]) -> tuple[float, float]:
+    """Slope and intercept, above 0, of the line with the least relative error."""
+    slope, intercept = np.polyfit(sizes, times_us, 1, w=1 / np.array(times_us)).tolist()
+    return max(slope, 0.01), max(intercept, 0.01)
+
+
+# --- the start of a run ---
+
+
+def tune(config: Config, fixed: Collection[str], spec: EnvSpec) -> Config:
+    """`config` with the system's settings that suit this machine best, and with `tuned`.
+
+    Settings in `fixed` stay: the user's. If the measurement fails all do, with a warning: training
+    then meets the same fault, if it is one, and reports it in its own way.
+    """
+    cores, cached = usable_cores(), read_cache()
+    key = cache_key(config, cores)
+    costs = cached.get(key) if config.tune == "cached" else None
+    if costs is None:
+        _say(f"measuring {config.env} on this machine; --tune=off starts without")
+        try:
+            costs = measure_costs(config, spec, cores)
+        except components.MeasureError as error:
+            _say(f"not tuned, the defaults stay, as with --tune=off: {error}")
+            return dataclasses.replace(config, tuned=f"not tuned: {error}")
+        _write_cache({**cached, key: costs})
+    found = arrangements(config, fixed, cores)
+    candidates = [c for c in found if _fits_memory(c, spec)] or [config]
+    chosen = choose(candidates, costs, cores)
+    of_more = arrangements(config, fixed, 2 * cores)
+    note = describe(chosen, costs, cores, candidates, of_more, spec.frameskip)
+    _say(note)
+    return dataclasses.replace(chosen, tuned=note)
+
+
+def _say(text: str) -> None:
+    print(printable(f"sfrl: {text}"), file=sys.stderr)
+
+
+def cache_path() -> Path | None:
+    """None: this user has no folder of his own, as in a container without HOME."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(root):  # as the standard says
+        root = os.path.expanduser("~/.cache")
+    return Path(root, "sfrl", "tuning.json") if os.path.isabs(root) else None
+
+
+def cache_key(config: Config, cores: float) -> str:
+    """All that the costs depend on."""
+    settings = {name: getattr(config, name) for name in _MEASURED}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return json.dumps({**machine(), "cores": cores, "visible": visible, **settings}, sort_keys=True)
+
+
+def read_cache() -> dict[str, Costs]:
+    path = cache_path()
+    if path is None:
+        return {}
+    try:
+        size = path.stat().st_size
+        if not path.is_file() or size > _MAX_CACHE_BYTES:
+            raise ValueError(f"it is no file, or has more than {_MAX_CACHE_BYTES} bytes")
+        cached = {key: Costs(**values) for key, values in json.loads(path.read_text()).items()}
+        for costs in cached.values():
+            if problem := costs.problem():
+                raise ValueError(problem)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        _say(f"{path} cannot be read and will be replaced: {error}")
+        return {}
+    return cached
+
+
+def _write_cache(cached: dict[str, Costs]) -> None:
+    path = cache_path()
+    if path is None:
+        _say("the measurement is not kept: this user has no home (HOME is not an absolute path)")
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({key: c._asdict() for key, c in cached.items()}, indent=2))
+        os.replace(temporary, path)  # whole, or not at all
+    except OSError as error:
+        _say(f"the measurement cannot be kept in {path}: {error}")

@@ -1,0 +1,114 @@
+"""Batches of observations and their forward passes: on a CPU at once, on a GPU in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfrl.nets import cuda
+
+Act = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(obs [R * N, *obs_shape], splits [R] int64, valid [R, N] bool) -> [3, R * N] float32: actions,
+log-probabilities, values. R requests of splits with N environments each."""
+
+
+class Batch(Protocol):
+    """One forward pass after another: rows are loaded, computing begins, the result is read."""
+
+    def load(self, rows: list[Tensor], splits: Tensor, valid: Tensor) -> None:
+        """rows: [N, *obs_shape] of each request, in shared memory; splits and valid: see `Act`."""
+
+    def compute(self) -> None:
+        """Begin; a CPU also ends it."""
+
+    def result(self) -> NDArray[np.float32]:
+        """[3, at least R * N], once it is there; until the next `compute`."""
+
+
+class HostBatch:
+    """On a CPU."""
+
+    def __init__(self, act: Act) -> None:
+        self._act = act
+
+    def load(self, rows: list[Tensor], splits: Tensor, valid: Tensor) -> None:
+        obs = rows[0] if len(rows) == 1 else torch.cat(rows)
+        self._inputs = obs, splits, valid
+
+    def compute(self) -> None:
+        self._result = self._act(*self._inputs)
+
+    def result(self) -> NDArray[np.float32]:
+        return self._result.numpy()
+
+
+class GpuBatch:
+    """On a GPU, which copies rows straight from shared memory.
+
+    The numbers of requests are rounded up to a power of two, and each of these sizes is one CUDA
+    graph, from pixels to sampled actions. What fills the rest is computed for nothing, for the
+    split behind the last. All batches compute on the same stream, one after the other; copies have
+    one of their own, and so reach the next batch while this one computes.
+    """
+
+    def __init__(
+        self,
+        act: Act,
+        obs: Tensor,  # [S, T+1, N, *obs_shape], the shared memory
+        max_requests: int,
+        num_splits: int,  # the index of the split that does not exist
+        device: torch.device,
+        copies: torch.cuda.Stream,
+        graphs: cuda.Graphs,
+    ) -> None:
+        n = obs.shape[2]
+        self._obs = torch.zeros((max_requests, *obs.shape[2:]), dtype=obs.dtype, device=device)
+        self._places = list(self._obs)
+        self._nobody = num_splits
+        self._host_splits = torch.full((max_requests,), num_splits, pin_memory=True)
+        self._host_valid = torch.ones((max_requests, n), dtype=torch.bool, pin_memory=True)
+        self._splits, self._valid = self._host_splits.to(device), self._host_valid.to(device)
+        self._copies, self._copied = copies, torch.cuda.Event()
+        self._done = cuda.sleeping_event()
+        self._passes: dict[int, cuda.Graphed] = {}
+        self._results: dict[int, Tensor] = {}  # in pinned memory
+        for size in batch_sizes(max_requests):
+            inputs = self._obs[:size].flatten(0, 1), self._splits[:size], self._valid[:size]
+            self._passes[size] = cuda.Graphed(partial(act, *inputs), graphs)
+            self._results[size] = torch.empty((3, size * n), pin_memory=True)
+        self._size = 0
+
+    def load(self, rows: list[Tensor], splits: Tensor, valid: Tensor) -> None:
+        r = len(rows)
+        self._size = next(size for size in self._passes if size >= r)
+        with torch.cuda.stream(self._copies):
+            for place, row in zip(self._places, rows, strict=False):
+                place.copy_(row, non_blocking=True)
+            self._copied.record()
+        torch.cuda.current_stream().wait_event(self._copied)
+        if valid.numel():  # recurrent
+            self._host_splits[:r], self._host_splits[r:] = splits, self._nobody
+            self._host_valid[:r] = valid
+            self._splits.copy_(self._host_splits, non_blocking=True)
+            self._valid.copy_(self._host_valid, non_blocking=True)
+
+    def compute(self) -> None:
+        output = self._passes[self._size]()
+        self._results[self._size].copy_(output, non_blocking=True)
+        self._done.record()
+
+    def result(self) -> NDArray[np.float32]:
+        self._done.synchronize()
+        return self._results[self._size].numpy()
+
+
+def batch_sizes(max_requests: int) -> list[int]:
+    """Numbers of requests for which there is a graph: 1, 2, 4, ... and `max_requests`."""
+    powers = [1 << i for i in range(max_requests.bit_length())]
+    return [size for size in powers if size < max_requests] + [max_requests]

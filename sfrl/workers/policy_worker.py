@@ -1,0 +1,223 @@
+"""Policy worker: action requests -> one forward pass -> actions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envs.logs import own_logger
+from sfrl.experience.trajectory_buffer import Owner, TrajectoryBuffer
+from sfrl.ipc.channels import Channels
+from sfrl.ipc.index_queue import Message, pack, unpack
+from sfrl.ipc.progress import Progress
+from sfrl.nets import cuda, distributions
+from sfrl.nets.model import ActorCritic
+from sfrl.parameters.weights import WeightsReader
+from sfrl.records.timing import POLICY_STAGES, StageTimer
+from sfrl.settings.config import Config
+from sfrl.workers.inference import Batch, GpuBatch, HostBatch, batch_sizes
+
+log = own_logger(__name__)
+
+_NOTHING = torch.empty(0)
+
+
+class PolicyWorker:
+    """Answers the requests of whatever splits are ready, in one batch, with the newest weights.
+
+    New weights are taken between batches, never within one. Recurrent state stays here, by split:
+    a split has the same policy worker throughout.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        config: Config,
+        model: ActorCritic,  # on the device and in the precision to act with
+        buffer: TrajectoryBuffer,
+        channels: Channels,
+        weights: WeightsReader,
+        progress: Progress,
+    ) -> None:
+        self.index = index
+        self.model = model
+        self.buffer = buffer
+        self.inbox = channels.action_requests[index]
+        self.replies = channels.replies
+        self.weights = weights
+        self.num_envs = config.envs_per_split
+        self.slots_per_split = config.slots_per_split
+        self.num_splits = config.num_splits
+        served = math.ceil(config.splits / config.num_policy_workers)  # splits, at most
+        self.max_requests = max(1, min(config.policy_batch_size // self.num_envs, served))
+        self.device = next(model.parameters()).device
+        self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(config.seed * 1_000_003 + index)
+        self.obs = torch.from_numpy(buffer.obs)  # [S, T+1, N, *obs_shape]
+        self.valid = torch.from_numpy(buffer.valid)  # [S, T+1, N]
+        # [splits, N, H], before the row that is asked for next. One more split, for `GpuBatch`.
+        self._all_rnn_states = torch.zeros(
+            (config.splits + 1, self.num_envs, model.state_size), device=self.device
+        )
+        self.rnn_states = self._all_rnn_states[: config.splits]
+        self._batches: deque[Batch] = deque(self._make_batches(config))
+        self._stream = cuda.new_stream(self.device)  # last: it waits for what was made here
+        # Of the batches launched, the oldest first: requests and the version that answers them.
+        self._in_flight: deque[tuple[list[Message], int, Batch]] = deque()
+        # While one computes the next is gathered; but --serial has nothing under way.
+        self._max_in_flight = 0 if config.serial else len(self._batches) - 1
+        component = config.num_workers + index
+        self.timer = StageTimer(POLICY_STAGES, progress.stage_seconds(component, POLICY_STAGES))
+
+    def _make_batches(self, config: Config) -> Sequence[Batch]:
+        if self.device.type == "cpu":
+            return [HostBatch(self._act)]
+        cuda.pin(self.buffer.obs)
+        copies = torch.cuda.Stream(self.device)
+        use_graphs = config.cuda_graphs == "auto"
+        graphs = cuda.Graphs("inference", enabled=use_graphs, generators=[self.generator])
+        return [
+            GpuBatch(
+                self._act,
+                self.obs,
+                self.max_requests,
+                config.splits,
+                self.device,
+                copies,
+                graphs,
+            )
+            for _ in range(2)
+        ]
+
+    def step(self) -> bool:
+        """Answer the requests that are there, at most `policy_batch_size` rows of them.
+
+        On a GPU these are answered while the next ones are gathered, or if there are none.
+        """
+        messages = [unpack(message) for message in self.inbox.get_many(self.max_requests)]
+        requests = [m for m in messages if self.buffer.is_current(m)]  # of workers that live
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            if requests:
+                self.weights.refresh(self.model)
+                self.timer.lap("refresh_weights")
+                self._launch(requests)
+            num_to_leave = self._max_in_flight if requests else 0
+            has_answered = len(self._in_flight) > num_to_leave
+            while len(self._in_flight) > num_to_leave:
+                self._answer(*self._in_flight.popleft())
+        return bool(messages) or has_answered
+
+    def rehearse(self) -> None:
+        """Every batch that may come, for nobody: until each is a graph, on a GPU.
+
+        One that is too small for them says so at start then, and not in the middle of the run.
+        """
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            for batch, size in itertools.product(self._batches, batch_sizes(self.max_requests)):
+                splits = torch.full((size,), len(self.rnn_states))
+                valid = torch.ones((size, self.num_envs), dtype=torch.bool)
+                for _ in range(cuda.Graphed.WARM_UP_CALLS + 1):
+                    batch.load([self.obs[0, 0]] * size, splits, valid)
+                    batch.compute()
+                    batch.result()
+
+    def _launch(self, requests: list[Message]) -> None:
+        batch = self._batches[0]
+        self._batches.rotate(-1)
+        rows = [self.obs[slot, t] for slot, t, _ in requests]
+        batch.load(rows, *self._recurrent_inputs(requests))
+        self.timer.lap("gather")
+        batch.compute()
+        self._in_flight.append((requests, self.weights.version, batch))
+        self.timer.lap("forward")
+
+    def _answer(self, requests: list[Message], version: int, batch: Batch) -> None:
+        actions, log_probs, values = batch.result()
+        self.timer.lap("forward")
+        self._reply(requests, version, actions, log_probs, values)
+        self.timer.lap("scatter")
+
+    def _act(self, obs: Tensor, splits: Tensor, valid: Tensor) -> Tensor:
+        """See `inference.Act`. Takes no time of the host's but to start its kernels."""
+        is_recurrent = self.model.state_size > 0
+        states = self._all_rnn_states[splits].flatten(0, 1) if is_recurrent else None
+        output = self.model.step(obs, states)
+        if output.rnn_state is not None:
+            # A row that shows a final observation is followed by a new episode: state 0.
+            kept = output.rnn_state.unflatten(0, valid.shape) * valid.unsqueeze(2)
+            self._all_rnn_states[splits] = kept
+        actions = distributions.sample(output.logits, self.generator)
+        log_probs = distributions.log_prob(output.logits, actions)
+        return torch.stack([actions.float(), log_probs, output.values])
+
+    def _reply(
+        self,
+        requests: list[Message],
+        version: int,
+        actions: NDArray[np.float32],  # [at least B], whole numbers
+        log_probs: NDArray[np.float32],
+        values: NDArray[np.float32],
+    ) -> None:
+        buffer, n = self.buffer, self.num_envs
+        for i, request in enumerate(requests):
+            # The worker may have died since. A row written then is written once more before its
+            # next reader: this worker serves all requests of a split, in order.
+            if not buffer.is_current(request):
+                continue
+            slot, t, _ = request
+            batch = slice(i * n, (i + 1) * n)
+            buffer.check_owner(slot, Owner.POLICY_WORKER)
+            buffer.actions[slot, t] = actions[batch]
+            buffer.log_probs[slot, t] = log_probs[batch]
+            buffer.values[slot, t] = values[batch]
+            buffer.policy_version[slot, t] = version
+            # The row goes back with this put: everything in it is written.
+            buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
+            worker = slot // self.slots_per_split // self.num_splits
+            self.replies[worker].put(pack(*request), self.index)
+
+    def _recurrent_inputs(self, requests: list[Message]) -> tuple[Tensor, Tensor]:
+        """splits [R] and valid [R, N] of the rows asked for; of no size without a GRU.
+
+        At a slot's first row the state before it goes into the slot.
+        """
+        if self.model.state_size == 0:
+            return _NOTHING, _NOTHING
+        begun = [slot for slot, t, _ in requests if t == 0]
+        if begun:
+            for slot in begun:
+                if self.buffer.starts[slot]:
+                    self.rnn_states[slot // self.slots_per_split].zero_()
+            states = self.rnn_states[[slot // self.slots_per_split for slot in begun]]
+            self.buffer.rnn_state[begun] = states.cpu().numpy()
+        splits = torch.tensor([slot // self.slots_per_split for slot, _, _ in requests])
+        return splits, torch.stack([self.valid[slot, t] for slot, t, _ in requests])
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        return {
+            "generator": self.generator.get_state().numpy(),
+            "rnn_states": self.rnn_states.cpu().numpy().copy(),
+        }
+
+    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+        generator = torch.from_numpy(state["generator"])
+        if len(generator) == len(self.generator.get_state()):
+            self.generator.set_state(generator)
+        else:
+            log.info("the checkpoint is of another device: actions are drawn from another seed")
+        self.rnn_states.copy_(torch.from_numpy(state["rnn_states"]))
+
+    def wait(self, timeout_s: float) -> None:
+        self.inbox.wait(timeout_s)
+        self.timer.lap("wait_requests")
+
+    def close(self) -> None:
+        """Nothing to finish."""

@@ -1,0 +1,300 @@
+"""Rollout worker: environments -> rows of a slot -> action requests. Imports no torch."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Container, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import envs
+from envs.logs import own_logger
+from sfrl.experience.trajectory_buffer import Owner, TrajectoryBuffer
+from sfrl.ipc.channels import Channels
+from sfrl.ipc.index_queue import Message, QueueFullError, unpack
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.messages import EpisodeEnded, Report
+from sfrl.ipc.progress import Progress
+from sfrl.records.timing import ROLLOUT_STAGES, StageTimer
+from sfrl.settings.config import Config
+
+log = own_logger(__name__)
+
+# Splits start this many times --rollout-length decisions apart, at most.
+_MAX_STAGGER = 8
+_RESEND_S = 0.05  # how often a request that finds no room is put again
+
+
+class Split:
+    """A group of environments that step together, and the slot they write."""
+
+    def __init__(
+        self,
+        index: int,
+        config: Config,
+        seed: Sequence[int] = (),  # beside the config's and the index, if it is not the first one
+        stepping: NDArray[np.int64] | None = None,  # [1], see `VecEnv`
+        lent: Container[int] = (),  # slots that the learner has
+        timer: StageTimer | None = None,  # ends a lap between making them and their first reset
+    ) -> None:
+        self.index = index
+        seeds = np.random.SeedSequence([config.seed, index, *seed])
+        self.env = envs.make_vec_env(
+            config.env,
+            config.envs_per_split,
+            int(seeds.generate_state(1)[0] >> 1),
+            frameskip=config.frameskip,
+            sticky_actions=config.sticky_actions,
+            episodic_life=config.episodic_life,
+            max_episode_frames=config.max_episode_frames,
+            on_nan=config.on_nan,
+            stepping=stepping,
+        )
+        if timer is not None:
+            timer.lap("env_step")
+        self.obs = self.env.reset()  # [N, *obs_shape], what the next row shows
+        self.ended = np.zeros(config.envs_per_split, np.bool_)  # [N], the next row only resets
+        self.returns = np.zeros(config.envs_per_split, np.float64)  # [N], of the running episodes
+        self.lengths = np.zeros(config.envs_per_split, np.int64)
+        self.slot = -1  # -1: waits for a free one
+        self.t = 0
+        self.has_begun = False
+        pool = slots_of(index, config)
+        self.free_slots = deque(slot for slot in pool if slot not in lent)
+
+    def recv(self) -> tuple[envs.StepResult, list[EpisodeEnded]]:
+        """Take the environments' answer to the actions sent, and the episodes it ended."""
+        result = self.env.recv()
+        # A row that only reset carries no reward and is no step of an episode.
+        self.returns += result.rewards
+        self.lengths += ~self.ended
+        self.obs = result.obs
+        self.ended = result.terminated | result.truncated
+        if not self.ended.any():
+            return result, []
+        episodes = [
+            EpisodeEnded(float(self.returns[i]), int(self.lengths[i]), self.env.episode_info(i))
+            for i in np.flatnonzero(self.ended).tolist()
+        ]
+        self.returns[self.ended] = 0
+        self.lengths[self.ended] = 0
+        return result, episodes
+
+    _STATE = ("obs", "ended", "returns", "lengths", "slot", "t", "has_begun")
+
+    def state(self) -> dict[str, Any] | None:
+        """None if the environments cannot tell theirs."""
+        env = self.env.state()
+        if env is None:
+            return None
+        own = {name: copy.copy(getattr(self, name)) for name in self._STATE}
+        return {**own, "free_slots": list(self.free_slots), "env": env}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.env.load_state(state["env"])
+        for name in self._STATE:
+            setattr(self, name, state[name])
+        self.free_slots = deque(state["free_slots"])
+
+
+def slots_of(split: int, config: Config) -> range:
+    """The pool that the split owns."""
+    first = split * config.slots_per_split
+    return range(first, first + config.slots_per_split)
+
+
+class RolloutWorker:
+    """Steps its splits in turn: while one waits for its actions, another's environments work.
+
+    A split's message comes back as it was put, (slot, t, generation): row t has its actions, or,
+    with t = T, the learner is done with the whole slot.
+
+    The same code starts a worker whose forerunner was killed, at whatever instruction. What that
+    one had put is the learner's; all else that it had begun is discarded, and late answers to it
+    are known by their generation.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        config: Config,
+        buffer: TrajectoryBuffer,
+        channels: Channels,
+        progress: Progress,
+        reports: Mailbox[Report],
+    ) -> None:
+        self.index = index
+        self.buffer = buffer
+        self.inbox = channels.replies[index]
+        self.action_requests = channels.action_requests
+        self.trajectories = channels.trajectories
+        self.reports = reports
+        self.rollout_length = config.rollout_length
+        self.slots_per_split = config.slots_per_split
+        self.progress = progress
+        self.timer = StageTimer(ROLLOUT_STAGES, progress.stage_seconds(index, ROLLOUT_STAGES))
+        restarts, stepping = int(progress.restarts[index]), progress.stepping[index]
+        first = index * config.num_splits
+        split_indices = range(first, first + config.num_splits)
+        slots = [slot for split in split_indices for slot in slots_of(split, config)]
+        lent = self._inherit(slots) if restarts else set()
+        # A worker that was started anew, or a run that goes on, plays other episodes.
+        earlier = (restarts, int(progress.env_steps[-1]))
+        seed = earlier if any(earlier) else ()
+        self.splits = [
+            Split(split, config, seed, stepping[i : i + 1], lent, self.timer)
+            for i, split in enumerate(split_indices)
+        ]
+        self.stepping: deque[Split] = deque()  # actions sent, oldest first
+        self._has_forerunner = restarts > 0
+        self._unsent: deque[Split] = deque()  # their requests find no room in the queue
+        for split in self.splits:
+            if not restarts:
+                self._stagger(split, config.seed)
+            self._begin_slot(split)
+        self.timer.lap("env_step")
+
+    def _inherit(self, slots: list[int]) -> set[int]:
+        """Those of a dead worker's slots that the learner has; discards what is in the others.
+
+        It has those that were put and that it has not given back. They are among the last messages:
+        the queue has room for all slots, and they come back in the order in which they were put.
+        """
+        buffer, progress = self.buffer, self.progress
+        self.inbox.get_many(2 * buffer.num_slots)  # answers to the dead: its queue must not fill up
+        put = [unpack(message) for message in self.trajectories.recent(self.index)]
+        lent = {m.slot for m in put if buffer.is_current(m) and buffer.is_filled[m.slot]}
+        num_discarded = 0
+        for slot in slots:
+            if slot not in lent:
+                if buffer.is_filled[slot]:
+                    num_discarded += int(progress.env_steps[slot] - progress.begun_steps[slot])
+                progress.begun_steps[slot] = progress.env_steps[slot]
+                buffer.reclaim(slot)
+        log.info("rollout-%d discards %d decisions of its forerunner", self.index, num_discarded)
+        return lent
+
+    def _stagger(self, split: Split, seed: int) -> None:
+        """Decorrelate start states: split i begins after i * T random decisions (i modulo 8).
+
+        Within a split the random actions differ from environment to environment. Without this all
+        environments would play the same phase of the game in the same training batch.
+        """
+        rng = np.random.default_rng([seed, split.index])
+        num_actions = int(split.env.action_space.n)
+        for _ in range(split.index % _MAX_STAGGER * self.rollout_length):
+            split.env.send(rng.integers(num_actions, size=split.env.num_envs))
+            split.recv()
+            self.timer.lap("env_step")
+
+    def step(self) -> bool:
+        """Send the actions that have come, then finish the split that has stepped longest."""
+        if self._unsent:
+            self._send_again()
+        messages = self.inbox.get_many(self.buffer.num_slots)
+        for message in messages:
+            self._take(unpack(message))
+        if not self.stepping:
+            return bool(messages)
+        self.timer.lap("store")
+        self._finish_step(self.stepping.popleft())
+        return True
+
+    def _take(self, message: Message) -> None:
+        slot, t, _ = message
+        if not self.buffer.is_current(message):
+            return  # to a worker that has died, about a slot that its successor has reclaimed
+        split = self.splits[slot // self.slots_per_split - self.splits[0].index]
+        if t < self.rollout_length:
+            split.env.send(self.buffer.actions[slot, t])
+            self.stepping.append(split)
+        else:
+            split.free_slots.append(slot)
+            if split.slot < 0:
+                self._begin_slot(split)
+
+    def _finish_step(self, split: Split) -> None:
+        buffer, slot, t = self.buffer, split.slot, split.t
+        buffer.check_owner(slot, Owner.ROLLOUT_WORKER)
+        result, episodes = split.recv()
+        self.timer.lap("env_step")
+        buffer.rewards[slot, t] = result.rewards
+        buffer.terminated[slot, t] = result.terminated
+        buffer.truncated[slot, t] = result.truncated
+        self.progress.env_steps[slot] += int(buffer.valid[slot, t].sum())
+        for episode in episodes:
+            self.reports.put(episode)
+        split.t = t + 1
+        self._write_row(split)
+        if split.t == self.rollout_length:
+            # The slot is the learner's from the put on. The next one starts from the split's own
+            # copy of the last observation, never from a slot that was given away.
+            buffer.transfer(slot, Owner.ROLLOUT_WORKER, Owner.LEARNER)
+            self.trajectories.put(buffer.message(slot, split.t), self.index)
+            self._begin_slot(split)
+        else:
+            self._request_actions(split)
+        self.timer.lap("store")
+
+    def _begin_slot(self, split: Split) -> None:
+        if not split.free_slots:
+            split.slot = -1  # back-pressure: the learner is behind
+            return
+        slot = split.free_slots.popleft()
+        split.slot, split.t = slot, 0
+        self.buffer.transfer(slot, Owner.FREE, Owner.ROLLOUT_WORKER)
+        # In this order the accounts are right wherever between the lines the worker is killed.
+        self.progress.begun_steps[slot] = self.progress.env_steps[slot]
+        self.buffer.generation[slot] += 1
+        self.buffer.starts[slot] = not split.has_begun
+        split.has_begun = True
+        self._write_row(split)
+        self._request_actions(split)
+
+    def _write_row(self, split: Split) -> None:
+        self.buffer.obs[split.slot, split.t] = split.obs
+        self.buffer.valid[split.slot, split.t] = ~split.ended
+
+    def _request_actions(self, split: Split) -> None:
+        """Lend the row to the split's policy worker: its data is written, so put its index."""
+        self.buffer.transfer(split.slot, Owner.ROLLOUT_WORKER, Owner.POLICY_WORKER)
+        self._put_request(split)
+
+    def _put_request(self, split: Split) -> None:
+        queue = self.action_requests[split.index % len(self.action_requests)]
+        try:
+            queue.put(self.buffer.message(split.slot, split.t), self.index)
+        except QueueFullError:
+            if not self._has_forerunner:
+                raise
+            # Of requests that the dead have left, to a policy worker that is stopped itself.
+            self._unsent.append(split)
+
+    def _send_again(self) -> None:
+        for _ in range(len(self._unsent)):
+            self._put_request(self._unsent.popleft())
+
+    def state(self) -> dict[str, Any] | None:
+        """None if the environments cannot tell theirs."""
+        splits = [split.state() for split in self.splits]
+        if None in splits:
+            return None
+        return {"splits": splits, "stepping": [split.index for split in self.stepping]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for split, saved in zip(self.splits, state["splits"], strict=True):
+            split.load_state(saved)
+        first = self.splits[0].index
+        self.stepping = deque(self.splits[index - first] for index in state["stepping"])
+
+    def wait(self, timeout_s: float) -> None:
+        self.inbox.wait(_RESEND_S if self._unsent else timeout_s)
+        stalled = all(split.slot < 0 for split in self.splits)
+        self.timer.lap("wait_slot" if stalled else "wait_actions")
+
+    def close(self) -> None:
+        for split in self.splits:
+            split.env.close()
