@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import gymnasium
 import numpy as np
 
-import envs
-from envs.logs import printable
+from sfrl import envs
+from sfrl.envs.logs import printable
 from sfrl.records import checkpoint, run_folder
 from sfrl.run.description import describe
 from sfrl.run.leaving import leave_after

@@ -22,7 +22,7 @@ import tyro
 from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 
-import envs
+from sfrl import envs
 from sfrl.settings.machine import machine
 
 Actions = NDArray[np.int64]

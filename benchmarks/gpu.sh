@@ -23,7 +23,7 @@ export PYTHONUNBUFFERED=1
 # Some containers have 64 MiB, and a run of 16 workers needs half a gigabyte.
 [ "$(df --output=avail -m /dev/shm | tail -n 1)" -ge 2000 ] || mount -o remount,size=8G /dev/shm
 python3 setup.py -q build_ext --inplace || exit
-python3 -c 'import sfrl.nets._images, sfrl.ipc._index_queue, envs._screen' || exit
+python3 -c 'import sfrl.nets._images, sfrl.ipc._index_queue, sfrl.envs._screen' || exit
 
 echo "--- correctness, after $((SECONDS - started)) s"
 # Warnings of that machine's own plugins are not ours to fail on.

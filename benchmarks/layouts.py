@@ -22,8 +22,7 @@ from functools import partial
 import tyro
 from torch import Tensor
 
-import envs
-from sfrl import cli
+from sfrl import cli, envs
 from sfrl.bench.run import measure_run
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report

@@ -9,15 +9,17 @@
     forks.py           ends the forks of an environment that come back out of it
     logs.py            loggers that no environment can silence
 
-Nothing here imports torch or sfrl.
+The folder lies at the top level of the repository, where users look for it; `sfrl/envs` is a link
+to it, and in an installed package it is a folder of sfrl's. Nothing here imports torch, or anything
+else of sfrl.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.atari import FRAMESKIP, AtariVecEnv, describe_atari
-from envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium
-from envs.names import (
+from sfrl.envs.atari import FRAMESKIP, AtariVecEnv, describe_atari
+from sfrl.envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium
+from sfrl.envs.names import (
     TrainsOnImportError,
     UnknownEnvError,
     UnsupportedEnvError,
@@ -25,8 +27,8 @@ from envs.names import (
     gymnasium_id,
     in_one_line,
 )
-from envs.rules import EnvError, NonFiniteError
-from envs.vec_env import EnvKind, EnvSpec, ObsArray, OnNan, StepResult, VecEnv, obs_scale
+from sfrl.envs.rules import EnvError, NonFiniteError
+from sfrl.envs.vec_env import EnvKind, EnvSpec, ObsArray, OnNan, StepResult, VecEnv, obs_scale
 
 __all__ = [
     "EnvError",

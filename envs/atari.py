@@ -29,8 +29,8 @@ from ale_py import Action, ALEInterface, ALEState, LoggerMode, roms
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-from envs.screen import SIZE, make_screen
-from envs.vec_env import EnvSpec, EnvState, ObsArray, StepResult, env_seeds
+from sfrl.envs.screen import SIZE, make_screen
+from sfrl.envs.vec_env import EnvSpec, EnvState, ObsArray, StepResult, env_seeds
 
 FRAMESKIP = 4
 OBS_SHAPE = (4, SIZE, SIZE)  # stacked pictures, height, width

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from envs.logs import own_logger
+from sfrl.envs.logs import own_logger
 
 log = own_logger(__name__)
 

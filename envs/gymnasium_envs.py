@@ -11,12 +11,12 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, Space, Text, Tuple, flatdim
 from numpy.typing import NDArray
 
-from envs.forks import end_if_forked
-from envs.logs import own_logger
-from envs.names import UnsupportedEnvError, what_it_needs
-from envs.pictures import picture
-from envs.rules import EnvError, NonFiniteError, Rules
-from envs.vec_env import (
+from sfrl.envs.forks import end_if_forked
+from sfrl.envs.logs import own_logger
+from sfrl.envs.names import UnsupportedEnvError, what_it_needs
+from sfrl.envs.pictures import picture
+from sfrl.envs.rules import EnvError, NonFiniteError, Rules
+from sfrl.envs.vec_env import (
     EnvKind,
     EnvSpec,
     EnvState,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_OWN = ("envs", "sfrl")
+_OWN = "sfrl"
 # What terminals take for orders: control characters, but for the ends of lines and tabs, and those
 # that turn the direction of writing.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -47,24 +47,22 @@ def own_logger(name: str) -> logging.Logger:
 def logging_to(*handlers: logging.Handler) -> Iterator[None]:
     """Our lines go to the handlers from INFO on, those of others from WARNING on, as in Python.
 
-    Ours do so at the loggers `envs` and `sfrl`, for the root's handlers an environment may replace.
+    Ours do so at the logger `sfrl`, for the root's handlers an environment may replace.
     """
     root, others = logging.getLogger(), _Others(handlers)
-    own = [own_logger(name) for name in _OWN]
-    levels = [logger.level for logger in own]
-    for logger in own:
-        logger.setLevel(logging.INFO)
-        for handler in handlers:
-            logger.addHandler(handler)
+    own = own_logger(_OWN)
+    level = own.level
+    own.setLevel(logging.INFO)
+    for handler in handlers:
+        own.addHandler(handler)
     root.addHandler(others)
     try:
         yield
     finally:
         root.removeHandler(others)
-        for logger, level in zip(own, levels, strict=True):
-            logger.setLevel(level)
-            for handler in handlers:
-                logger.removeHandler(handler)
+        own.setLevel(level)
+        for handler in handlers:
+            own.removeHandler(handler)
 
 
 class _Others(logging.Handler):
@@ -75,6 +73,6 @@ class _Others(logging.Handler):
         self._handlers = handlers
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.partition(".")[0] not in _OWN:
+        if record.name.partition(".")[0] != _OWN:
             for handler in self._handlers:
                 handler.handle(record)

@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-from envs.logs import own_logger
+from sfrl.envs.logs import own_logger
 
 log = own_logger(__name__)
 

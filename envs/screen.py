@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 try:
-    from envs._screen import Screen as _CppScreen
+    from sfrl.envs._screen import Screen as _CppScreen
 except ImportError:  # it could not be built
     HAS_EXTENSION = False
 else:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from envs import TrainsOnImportError
+from sfrl.envs import TrainsOnImportError
 from sfrl.ipc.shared_memory import Stopped, unlink_segments
 from sfrl.records import run_folder
 from sfrl.run import limits

@@ -13,9 +13,9 @@ from typing import Any
 
 import gymnasium
 
-import envs
-from envs.logs import printable
+from sfrl import envs
 from sfrl.api import only_run, prepare
+from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import Stopped
 from sfrl.records import checkpoint, run_folder
 from sfrl.run.crew import WorkerError

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import envs
+from sfrl import envs
 from sfrl.records import checkpoint, run_folder
 from sfrl.run import limits
 from sfrl.run.description import describe

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import envs
+from sfrl import envs
 from sfrl.ipc.shared_memory import unlink_segments
 from sfrl.run.roles import Shared
 from sfrl.run.trainer import Trainer

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-import envs
-from envs.screen import HAS_EXTENSION, NumpyScreen, area_taps, make_screen
+from sfrl import envs
+from sfrl.envs.screen import HAS_EXTENSION, NumpyScreen, area_taps, make_screen
 
 
 class StartLikeOurs(gymnasium.Wrapper):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-import envs
+from sfrl import envs
 from sfrl.bench import queue
 from sfrl.bench.run import Recycler
 from sfrl.ipc.mailbox import Mailbox

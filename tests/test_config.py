@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-import envs
+from sfrl import envs
 from sfrl.records import checkpoint
 from sfrl.settings import defaults
 from sfrl.settings.config import Config, ConfigError

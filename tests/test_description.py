@@ -13,8 +13,7 @@ import gymnasium
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 
-import envs
-from sfrl import cli
+from sfrl import cli, envs
 from sfrl.ipc.shared_memory import Stopped
 from sfrl.records import checkpoint
 from sfrl.run.description import describe

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import envs
+from sfrl import envs
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-import envs
+from sfrl import envs
 from sfrl.nets.model import make_model
 from sfrl.records import checkpoint
 from sfrl.settings.config import Config

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-import envs
+from sfrl import envs
 
 
 @pytest.mark.parametrize(

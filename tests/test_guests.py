@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-import envs
 import sfrl
-from envs.logs import logging_to, own_logger
+from sfrl import envs
+from sfrl.envs.logs import logging_to, own_logger
 from sfrl.records import checkpoint
 from sfrl.run.spawning import one_thread_each
 from sfrl.run.trainer import INSISTENCE_S
@@ -246,7 +246,7 @@ def test_our_lines_come_from_info_on_and_others_from_warning_on():
 
 SILENCED = """
 import logging, logging.config
-from envs.logs import logging_to, own_logger
+from sfrl.envs.logs import logging_to, own_logger
 from tests.test_guests import Kept
 kept, ours = Kept(), own_logger("sfrl.test_guests")
 with logging_to(kept):

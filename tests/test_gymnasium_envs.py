@@ -15,7 +15,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import ClipReward, NormalizeObservation, NormalizeReward
 
-import envs
+from sfrl import envs
 from sfrl.settings.config import Config
 from sfrl.workers.rollout_worker import Split
 

@@ -26,9 +26,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import enjoy
-import envs
-from envs.logs import own_logger
-from sfrl import cli
+from sfrl import cli, envs
+from sfrl.envs.logs import own_logger
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.shared_memory import SHM_DIR, sweep_stale_segments, unlink_segments
 from sfrl.records import checkpoint

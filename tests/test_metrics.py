@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from envs.gymnasium_envs import MAX_INFO
+from sfrl.envs.gymnasium_envs import MAX_INFO
 from sfrl.records.metrics import (
     EPISODE_WINDOW,
     LEARNER_COUNTERS,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import envs
+from sfrl import envs
 from sfrl.nets import images
 from sfrl.nets.encoders import A3CCNN, CenteredCNN, ImpalaResNet, NatureCNN
 from sfrl.nets.model import ActorCritic, ValueHead, make_model, pick_precision

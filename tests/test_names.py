@@ -9,7 +9,7 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-import envs
+from sfrl import envs
 from sfrl.run.description import describe
 from tests.runs import ROOT, TIMEOUT_S, TINY, finish, training
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.pictures import picture
+from sfrl.envs.pictures import picture
 
 RED = np.full((20, 30, 3), (255, 0, 0), np.uint8)
 GREY = np.full((20, 30), 51, np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
-import envs
+from sfrl import envs
 from sfrl.experience.trajectory_buffer import Owner, SlotSpec, TrajectoryBuffer
 from sfrl.ipc.channels import Channels
 from sfrl.ipc.index_queue import unpack

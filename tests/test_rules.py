@@ -10,9 +10,9 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-import envs
-from envs import EnvError, NonFiniteError
-from envs.rules import Rules
+from sfrl import envs
+from sfrl.envs import EnvError, NonFiniteError
+from sfrl.envs.rules import Rules
 
 NUM_GOOD_STEPS = 3
 

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-import envs
-from sfrl import cli
+from sfrl import cli, envs
 from sfrl.ipc import channels, index_queue
 from sfrl.nets import model
 from sfrl.parameters.model_size import model_size

@@ -40,14 +40,14 @@ def test_what_makes_a_run_slower_is_told(tmp_path, monkeypatch):
     assert slower_than_need_be(config(tmp_path, **pong)) == []
     (threads,) = slower_than_need_be(config(tmp_path, threads_per_worker=2, **pong))
     assert threads.startswith("threads_per_worker=2 has no effect")
-    for module in ("envs._screen", "sfrl.nets._images"):
+    for module in ("sfrl.envs._screen", "sfrl.nets._images"):
         monkeypatch.setitem(sys.modules, module, None)  # importing it fails
     assert slower_than_need_be(config(tmp_path)) == []  # needs neither
     screen, images = slower_than_need_be(config(tmp_path, **pong))
-    assert screen.startswith("envs._screen could not be built, and NumPy")
+    assert screen.startswith("sfrl.envs._screen could not be built, and NumPy")
     assert images.startswith("sfrl.nets._images could not be built, and torch")
     (screen,) = slower_than_need_be(config(tmp_path, **pong | {"model": "impala_resnet"}))
-    assert screen.startswith("envs._screen")
+    assert screen.startswith("sfrl.envs._screen")
 
 
 def test_weights_are_kept_as_the_best_only_for_the_score_they_have_now(tmp_path):

@@ -7,8 +7,7 @@ import os
 
 import pytest
 
-import envs
-from sfrl import cli
+from sfrl import cli, envs
 from sfrl.bench import command as bench
 from sfrl.settings import defaults, machine
 from sfrl.settings.config import Config

@@ -9,8 +9,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from envs import EnvSpec
 from sfrl.bench.run import RunFigures
+from sfrl.envs import EnvSpec
 from sfrl.settings.config import Config
 from sfrl.settings.machine import available_cores
 from sfrl.tune.components import Inference, Learning, Rollout, Simulation

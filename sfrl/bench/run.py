@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from envs import EnvSpec
+from sfrl.envs import EnvSpec
 from sfrl.experience.trajectory_buffer import Owner
 from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.mailbox import Mailbox

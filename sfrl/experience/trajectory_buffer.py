@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs import EnvSpec
+from sfrl.envs import EnvSpec
 from sfrl.ipc.index_queue import Message, pack, unpack
 from sfrl.ipc.shared_memory import Field, SharedArray, segment_bytes
 from sfrl.settings.config import Config

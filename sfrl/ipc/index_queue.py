@@ -16,7 +16,7 @@ import faster_fifo
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.logs import own_logger
+from sfrl.envs.logs import own_logger
 from sfrl.ipc.shared_memory import Field, SharedArray, StopFlag, Stopped, segment_bytes
 
 try:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.logs import own_logger
+from sfrl.envs.logs import own_logger
 
 log = own_logger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from envs import TrainsOnImportError, in_one_line
+from sfrl.envs import TrainsOnImportError, in_one_line
 from sfrl.nets.images import BLOCK, pixel_blocks
 
 HIDDEN_GAIN = math.sqrt(2)

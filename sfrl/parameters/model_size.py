@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from envs import EnvSpec
+from sfrl.envs import EnvSpec
 from sfrl.settings.config import Config
 from sfrl.settings.defaults import MODELS
 

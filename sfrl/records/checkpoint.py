@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.logs import own_logger
+from sfrl.envs.logs import own_logger
 from sfrl.records.metrics import metrics_problem
 from sfrl.records.run_folder import LATEST_NAME, open_new
 from sfrl.settings.config import MAX_CONFIG_BYTES, Config

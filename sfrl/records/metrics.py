@@ -17,7 +17,7 @@ from typing import BinaryIO, NotRequired, Self, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.gymnasium_envs import INFO_NAME, MAX_INFO
+from sfrl.envs.gymnasium_envs import INFO_NAME, MAX_INFO
 from sfrl.records.run_folder import is_at, open_new, open_to_append, reopened_to_append
 from sfrl.records.timing import COMPONENT_STAGES, is_waiting, shares
 

@@ -15,9 +15,9 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from envs import NonFiniteError, TrainsOnImportError
-from envs.forks import end_if_forked, forks_noticed
-from envs.logs import logging_to
+from sfrl.envs import NonFiniteError, TrainsOnImportError
+from sfrl.envs.forks import end_if_forked, forks_noticed
+from sfrl.envs.logs import logging_to
 from sfrl.ipc.mailbox import DELIVERY_TIMEOUT_S, Mailbox
 from sfrl.ipc.messages import Failure, Notice, Report
 from sfrl.ipc.shared_memory import ShortageError, Stopped

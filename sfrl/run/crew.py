@@ -17,8 +17,8 @@ from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
-from envs.forks import end_if_forked, forks_noticed
-from envs.logs import own_logger
+from sfrl.envs.forks import end_if_forked, forks_noticed
+from sfrl.envs.logs import own_logger
 from sfrl.ipc.index_queue import LockFreeQueue
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Failure, Notice, Report

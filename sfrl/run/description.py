@@ -21,8 +21,8 @@ from typing import BinaryIO, NamedTuple, NoReturn
 import gymnasium
 from setproctitle import setproctitle
 
-import envs
-from envs import EnvSpec, TrainsOnImportError
+from sfrl import envs
+from sfrl.envs import EnvSpec, TrainsOnImportError
 from sfrl.ipc.shared_memory import Stopped
 from sfrl.run.child import die_with_parent
 from sfrl.run.leaving import leave

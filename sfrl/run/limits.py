@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 
 import psutil
 
-from envs import EnvSpec
+from sfrl.envs import EnvSpec
 from sfrl.ipc.shared_memory import MIB, ShortageError, shm_shortage
 from sfrl.parameters.model_size import model_size
 from sfrl.run.roles import shared_bytes

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from envs import EnvSpec
-from envs.logs import own_logger
+from sfrl.envs import EnvSpec
+from sfrl.envs.logs import own_logger
 from sfrl.experience import trajectory_buffer
 from sfrl.experience.trajectory_buffer import TrajectoryBuffer, slot_spec
 from sfrl.ipc import channels, progress

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-import envs
-from envs.logs import logging_to, own_logger, printable
+from sfrl import envs
+from sfrl.envs.logs import logging_to, own_logger, printable
 from sfrl.ipc.messages import (
     CheckpointFailed,
     CheckpointRequest,
@@ -490,7 +490,7 @@ def slower_than_need_be(config: Config) -> list[str]:
     """Warnings about what costs speed and can be mended. The index queue tells of its own."""
     stand_ins = {}
     if envs.atari_game(config.env) is not None:
-        stand_ins["envs._screen"] = "NumPy"
+        stand_ins["sfrl.envs._screen"] = "NumPy"
     if config.model in ("a3c_cnn", "nature_cnn") and "cuda" not in config.device:
         stand_ins["sfrl.nets._images"] = "torch"
     warnings = [

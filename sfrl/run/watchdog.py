@@ -7,7 +7,7 @@ import time
 import numpy as np
 import psutil
 
-from envs.logs import own_logger
+from sfrl.envs.logs import own_logger
 from sfrl.ipc.progress import Progress
 from sfrl.records.timing import LEARNER_STAGES, POLICY_STAGES
 from sfrl.settings.config import Config

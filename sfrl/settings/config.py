@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from envs.logs import printable
+from sfrl.envs.logs import printable
 
 Loss = Literal["appo", "vtrace"]
 MAX_CONFIG_BYTES = 1 << 20  # of a config.json

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-import envs
+from sfrl import envs
 from sfrl.settings.config import Config, ConfigError, Loss
 from sfrl.settings.machine import available_cores
 

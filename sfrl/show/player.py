@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-import envs
-from envs.logs import own_logger
+from sfrl import envs
+from sfrl.envs.logs import own_logger
 from sfrl.nets import distributions
 from sfrl.nets.model import check_rnn_size, make_model
 from sfrl.records import checkpoint

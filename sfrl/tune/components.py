@@ -31,9 +31,9 @@ from typing import Any, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-import envs
-from envs import EnvSpec
-from envs.atari import load_rom
+from sfrl import envs
+from sfrl.envs import EnvSpec
+from sfrl.envs.atari import load_rom
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
 from sfrl.ipc.shared_memory import sweep_stale_segments

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from envs import EnvSpec
-from envs.logs import printable
+from sfrl.envs import EnvSpec
+from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import shm_shortage
 from sfrl.run.roles import shared_bytes
 from sfrl.settings.config import Config, ConfigError

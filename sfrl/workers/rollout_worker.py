@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import envs
-from envs.logs import own_logger
+from sfrl import envs
+from sfrl.envs.logs import own_logger
 from sfrl.experience.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.ipc.channels import Channels
 from sfrl.ipc.index_queue import Message, QueueFullError, unpack
