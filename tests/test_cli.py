@@ -18,8 +18,8 @@ from sfrl.run.trainer import Trainer
 from sfrl.settings import config
 from sfrl.settings.config import Config
 from sfrl.settings.defaults import defaults_for
+from tests.records.test_checkpoint import make_state
 from tests.runs import TINY, finish, run_training, segments, training
-from tests.test_checkpoint import make_state
 
 # Other tools call these; more may come, none may go.
 FIXED_FLAGS = """
@@ -271,8 +271,8 @@ def test_a_resumed_run_may_be_moved():
         ("--env=Acrobot-v1", "env=Acrobot-v1 differs from the saved run's CartPole-v1"),
         ("--rnn-size=8", "rnn_size=8 differs from the saved run's 0"),
         (
-            "--model=tests.test_model:TinyCNN",
-            "model=tests.test_model:TinyCNN differs from the saved run's norm_mlp",
+            "--model=tests.nets.test_model:TinyCNN",
+            "model=tests.nets.test_model:TinyCNN differs from the saved run's norm_mlp",
         ),
         ("--optimizer=rmsprop", "optimizer=rmsprop differs from the saved run's adam"),
         ("--no-normalize-returns", "normalize_returns=False differs from the saved run's True"),

@@ -19,7 +19,7 @@ from sfrl.run.roles import make_policy_worker
 from sfrl.workers.inference import GpuBatch
 from tests.actors import Actors
 from tests.runs import finish, training
-from tests.test_learner import ONE_UPDATE, SMALL, Bench, same
+from tests.workers.test_learner import ONE_UPDATE, SMALL, Bench, same
 
 pytestmark = [
     pytest.mark.gpu,

@@ -36,8 +36,8 @@ from sfrl.records.metrics import MetricsWriter, RunMetrics, metrics_problem
 from sfrl.records.run_folder import RunFolderError, open_to_append
 from sfrl.run.roles import make_learner
 from sfrl.settings.config import DEFAULTS, Config, ConfigError
+from tests.records.test_checkpoint import make_state
 from tests.runs import TINY, run_training
-from tests.test_checkpoint import make_state
 
 NUM_CASES = 10_000
 GIB = 2**30

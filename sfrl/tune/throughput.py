@@ -66,7 +66,7 @@ class Rates(NamedTuple):
         """A smooth minimum: what is nearly as scarce as the scarcest makes it wait.
 
         The power is fitted: with 4 it meets what Pong does on 2 cores, with one split in a worker
-        and with two, within 5% (tests/test_tuner.py).
+        and with two, within 5% (tests/tune/test_tuner.py).
         """
         return float(sum(rate**-4 for rate in self) ** -0.25)
 

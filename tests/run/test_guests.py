@@ -19,6 +19,11 @@ from sfrl.records import checkpoint
 from sfrl.run.spawning import one_thread_each
 from sfrl.run.trainer import INSISTENCE_S
 from tests.guest_env import FACTS, PROGRAM
+from tests.run.test_shutdown import (
+    assert_nothing_is_left,
+    assert_stopped_in_order,
+    wait_until_trained,
+)
 from tests.runs import (
     TINY,
     children,
@@ -29,11 +34,6 @@ from tests.runs import (
     metrics,
     training,
     wait_for,
-)
-from tests.test_shutdown import (
-    assert_nothing_is_left,
-    assert_stopped_in_order,
-    wait_until_trained,
 )
 
 
@@ -247,7 +247,7 @@ def test_our_lines_come_from_info_on_and_others_from_warning_on():
 SILENCED = """
 import logging, logging.config
 from sfrl.envs.logs import logging_to, own_logger
-from tests.test_guests import Kept
+from tests.run.test_guests import Kept
 kept, ours = Kept(), own_logger("sfrl.test_guests")
 with logging_to(kept):
     logging.config.dictConfig({"version": 1, "root": {"level": "CRITICAL", "handlers": []}})

@@ -85,7 +85,7 @@ def test_plain_display_prints_one_line_per_record(capsys):
 RUN = """
 import json, logging, sys
 from sfrl.show.display import make_display
-from tests.test_display import make_record
+from tests.show.test_display import make_record
 with make_display(sys.stdout.isatty(), title="Pong") as display:
     logging.getLogger().addHandler(display.log_handler)
     display.update(make_record())

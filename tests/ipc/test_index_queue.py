@@ -32,7 +32,7 @@ from sfrl.ipc.index_queue import (
 )
 from sfrl.ipc.shared_memory import SHM_DIR, StopFlag, Stopped
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SPAWN = multiprocessing.get_context("spawn")
 MAX_MESSAGES = 1 << 16
 

@@ -262,7 +262,7 @@ KILLED_WRITES = """
 import os, signal, sys
 from pathlib import Path
 from sfrl.records import checkpoint
-from tests.test_checkpoint import make_state
+from tests.records.test_checkpoint import make_state
 
 def half_a_write(fd):
     os.ftruncate(fd, os.fstat(fd).st_size // 2)

@@ -22,7 +22,7 @@ from sfrl.records.metrics import (
 )
 from sfrl.records.timing import COMPONENT_STAGES
 
-DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
 class Clock:

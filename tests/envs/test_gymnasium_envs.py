@@ -360,7 +360,7 @@ class HasSpaces(gymnasium.Env):
 
 def table_of_spaces() -> list[list[str]]:
     """README's rows: the names of spaces, and yes, no or flattened as observation and as action."""
-    table = (Path(__file__).parents[1] / "README.md").read_text().split("| space |")[1]
+    table = (Path(__file__).parents[2] / "README.md").read_text().split("| space |")[1]
     rows = table.split("\n\n")[0].splitlines()[2:]
     return [row.strip("|").split("|") for row in rows]
 

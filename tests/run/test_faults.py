@@ -20,13 +20,13 @@ import pytest
 from sfrl import cli
 from sfrl.records import checkpoint
 from sfrl.run.trainer import STOP_TIMEOUT_S
-from tests.runs import ROOT, TINY, components, finish, has_trained, metrics, training, wait_for
-from tests.test_shutdown import (
+from tests.run.test_shutdown import (
     COMPONENTS,
     assert_nothing_is_left,
     assert_stopped_in_order,
     wait_until_trained,
 )
+from tests.runs import ROOT, TINY, components, finish, has_trained, metrics, training, wait_for
 
 
 def frames_per_s(run_dir) -> float:

@@ -16,7 +16,7 @@ from sfrl.settings.defaults import defaults_for, resolve
 
 IMAGE = (4, 84, 84)
 NUM_ACTIONS = 6
-GUIDE = Path(__file__).parents[1] / "docs" / "adding-a-model.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "adding-a-model.md"
 
 
 class TinyCNN(nn.Module):

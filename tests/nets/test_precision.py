@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sfrl.nets import distributions
-from tests.test_learner import Bench, T
+from tests.workers.test_learner import Bench, T
 
 needs_gpu = [
     pytest.mark.gpu,
