@@ -14,6 +14,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 $(VENV)/.installed: requirements.txt pyproject.toml setup.py $(wildcard sfrl/ipc/csrc/*) $(wildcard envs/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sfrl needs Python 3.11 or newer")'
