@@ -1,6 +1,6 @@
 """What a message between two processes costs, on our kinds of queue and on others' as they are.
 
-    python -m sfrl.bench queue
+    sfrl bench queue
 
 - round trip: a message there and its answer back, one at a time, so that each side has gone to
   sleep before its next message comes. This is how a rollout worker and a policy worker talk when
@@ -33,6 +33,9 @@ import numpy as np
 
 from sfrl.ipc.index_queue import IndexQueue, QueueKind, make_index_queue, resolve_queue_kind
 from sfrl.ipc.shared_memory import StopFlag
+from sfrl.run.child import die_with_parent
+from sfrl.run.signals import leave_stopping_to_the_trainer
+from sfrl.run.spawning import spawn
 
 NUM_RUNS = 5
 NUM_ROUND_TRIPS = 1_000
@@ -159,11 +162,16 @@ def run(
 ) -> list[Figures]:
     """NUM_RUNS of `measure` after a warm-up, against `other_side` in a process of its own."""
     cpu_times, child_end = SPAWN.Pipe(duplex=False)
-    child = SPAWN.Process(target=other_side, args=(child_end, NUM_RUNS + 1))
-    child.start()
+    child = spawn(_run_body, partial(other_side, child_end, NUM_RUNS + 1))
     figures = [measure(cpu_times) for _ in range(NUM_RUNS + 1)]
     child.join()
     return figures[1:]
+
+
+def _run_body(body: Callable[[], None]) -> None:
+    leave_stopping_to_the_trainer()
+    die_with_parent()
+    body()
 
 
 def measure_kind(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
 import threading
@@ -35,8 +34,7 @@ from sfrl.run.roles import (
     make_rollout_worker,
     pin_and_nice,
 )
-from sfrl.run.signals import signals_blocked
-from sfrl.run.spawning import descendants, main_module_hidden, one_thread_each, terminate
+from sfrl.run.spawning import descendants, one_thread_each, spawn, terminate
 from sfrl.run.watchdog import Watchdog, component_names
 from sfrl.workers.worker import Worker, worker_loop
 
@@ -329,18 +327,15 @@ class ProcessCrew:
                 self._spawn(name)
 
     def _spawn(self, name: str) -> None:
-        process = multiprocessing.get_context("spawn").Process(
-            name=f"sfrl {name}",
-            target=run_child,
-            args=(name, self._mailboxes[name], self._bodies[name]),
-        )
         try:
-            with ExitStack() as stack:
-                stack.enter_context(signals_blocked())
-                stack.enter_context(main_module_hidden())
-                if name.startswith("rollout"):
-                    stack.enter_context(one_thread_each())
-                process.start()
+            process = spawn(
+                run_child,
+                name,
+                self._mailboxes[name],
+                self._bodies[name],
+                name=f"sfrl {name}",
+                one_thread=name.startswith("rollout"),
+            )
         except OSError as error:
             raise WorkerError(
                 f"{name} could not be started: {error}; the machine may be out of memory or at its "

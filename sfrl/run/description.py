@@ -27,7 +27,7 @@ from sfrl.ipc.shared_memory import Stopped
 from sfrl.run.child import die_with_parent
 from sfrl.run.leaving import leave
 from sfrl.run.signals import STOP_SIGNALS, leave_stopping_to_the_trainer
-from sfrl.run.spawning import descendants, terminate
+from sfrl.run.spawning import ROOT, descendants, terminate
 from sfrl.run.watchdog import LONGEST_LOOK_S, START_LIMIT_S
 
 _POLL_S = 0.05
@@ -36,7 +36,8 @@ _END_S = 2.0  # for the process to end, once it has told
 
 # Not multiprocessing's spawn, which sets a process up for much that this one does without.
 _COMMAND = (
-    "import json, sys; sys.path[:], *given = json.loads(sys.argv[1]); "
+    "import json, sys; sys.path[:0], path, *given = json.loads(sys.argv[1]); "
+    "import sfrl; sys.path[:] = path; "  # this very one; the environment's path is then the user's
     "from sfrl.run.description import tell; tell(*given)"
 )
 
@@ -101,7 +102,7 @@ def describe(
 
 
 def _start(env: str, sender: connection.Connection, printed: BinaryIO) -> subprocess.Popen[bytes]:
-    given = json.dumps([sys.path, env, sender.fileno(), os.getpid()])
+    given = json.dumps([[ROOT], sys.path, env, sender.fileno(), os.getpid()])
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until it can be told of them
     try:
         return subprocess.Popen(

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import TypeVarTuple
 
 import psutil
+
+from sfrl.run.signals import signals_blocked
+
+Ts = TypeVarTuple("Ts")
+
+ROOT = str(Path(__file__).parents[2])
+"""The entry of the search path by which this very sfrl is found."""
+_SPAWN = multiprocessing.get_context("spawn")
 
 _THREAD_LIMITS = (
     "OMP_NUM_THREADS",
@@ -20,8 +32,79 @@ _THREAD_LIMITS = (
 )
 
 
+def spawn(
+    target: Callable[[*Ts], object], *args: *Ts, name: str | None = None, one_thread: bool = False
+) -> SpawnProcess:
+    """Start a process that runs `target(*args)`, all of which are pickled.
+
+    It finds this very sfrl, wherever another one may be, and all else as this process does. The
+    signals that mean stop are blocked until it lets them come (`leave_stopping_to_the_trainer`).
+
+    Args:
+        one_thread: for NumPy and its like; see `one_thread_each`.
+
+    Raises:
+        OSError: the machine is out of memory, or at a limit.
+    """
+    with ExitStack() as stack:
+        search_path = stack.enter_context(_sfrl_found_first())
+        stack.enter_context(signals_blocked())
+        stack.enter_context(_main_module_hidden())
+        if one_thread:
+            stack.enter_context(one_thread_each())
+        process = _SPAWN.Process(name=name, target=_run, args=(search_path, target, *args))
+        process.start()
+    return process
+
+
+def _run(_search_path: None, target: Callable[[*Ts], object], *args: *Ts) -> None:
+    target(*args)
+
+
+class _SearchPath:
+    """Becomes None when it is unpickled, and the child's search path that of its parent.
+
+    It is the first argument of the process: then `sfrl` is imported, by which all its modules are
+    found, and nothing yet that might look for a module of the user's.
+    """
+
+    def __init__(self, variables: list[str]) -> None:
+        self.variables = variables  # that only the start needs
+
+    def __reduce__(self) -> tuple[Callable[[list[str]], None], tuple[list[str]]]:
+        return _search_as_the_parent, (self.variables,)
+
+
+def _search_as_the_parent(variables: list[str]) -> None:
+    sys.path.remove(ROOT)
+    for name in variables:
+        del os.environ[name]
+
+
 @contextmanager
-def main_module_hidden() -> Iterator[None]:
+def _sfrl_found_first() -> Iterator[_SearchPath]:
+    """A process started in the block finds this very sfrl before all else."""
+    sys.path.insert(0, ROOT)
+    try:
+        with pythons_own_found() as added:
+            yield _SearchPath(added)
+    finally:
+        sys.path.remove(ROOT)
+
+
+@contextmanager
+def pythons_own_found() -> Iterator[list[str]]:
+    """A process started in the block does not take the user's selectors.py for Python's.
+
+    Python lets `python -c`, as which multiprocessing starts all it needs, look first where the user
+    stands. Given are the variables that tell it not to, if the user has not.
+    """
+    with _variables_set({"PYTHONSAFEPATH": "1"}) as added:
+        yield added
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
     """A process started by spawn in the block does not run the program's main module once more.
 
     `multiprocessing` lets it, because what it is to do may be defined there. Ours never is: so a
@@ -45,10 +128,17 @@ def one_thread_each() -> Iterator[None]:
     OMP_NUM_THREADS, which most of them read as well, then says what the others are.
     """
     number = os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0]
-    added = [name for name in _THREAD_LIMITS if name not in os.environ]
-    os.environ.update(dict.fromkeys(added, number))
-    try:
+    with _variables_set(dict.fromkeys(_THREAD_LIMITS, number)):
         yield
+
+
+@contextmanager
+def _variables_set(variables: Mapping[str, str]) -> Iterator[list[str]]:
+    """Those that the user has not set, whose names are given, are set in the block."""
+    added = [name for name in variables if name not in os.environ]
+    os.environ.update({name: variables[name] for name in added})
+    try:
+        yield added
     finally:
         for name in added:
             del os.environ[name]

@@ -48,8 +48,8 @@ from sfrl.run.roles import (
     make_shared,
     pin_and_nice,
 )
-from sfrl.run.signals import leave_stopping_to_the_trainer, signals_blocked
-from sfrl.run.spawning import main_module_hidden, one_thread_each
+from sfrl.run.signals import leave_stopping_to_the_trainer
+from sfrl.run.spawning import pythons_own_found, spawn
 from sfrl.settings.config import Config
 from sfrl.settings.machine import available_cores
 from sfrl.workers.rollout_worker import Split
@@ -222,7 +222,8 @@ def _count_together(
     makers: Sequence[Callable[[], Callable[[], int]]], seconds: float, windows: int
 ) -> list[list[_Window]]:
     """[makers][windows]: what the steps that they make count, at the same time, after warm-up."""
-    start = _SPAWN.Barrier(len(makers))
+    with pythons_own_found():  # by multiprocessing's resource tracker, which starts with the first
+        start = _SPAWN.Barrier(len(makers))
     return _in_children([partial(_count, make, start, seconds, windows) for make in makers])
 
 
@@ -416,11 +417,9 @@ def _in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
     try:
         for body in bodies:
             receiver, sender = _SPAWN.Pipe(duplex=False)
-            child = _SPAWN.Process(target=_run_body, args=(body, sender))
             # Also where it measures networks: these tell torch how many threads they want.
-            with interrupts_deferred(), signals_blocked(), main_module_hidden(), one_thread_each():
-                child.start()
-                children[receiver] = child
+            with interrupts_deferred():
+                children[receiver] = spawn(_run_body, body, sender, one_thread=True)
             sender.close()  # the child's alone: its end is then the end of the pipe
         while len(results) < len(children):
             limit = _limit.get()
