@@ -47,13 +47,13 @@ class Args:
 
 
 def bench(args: Args, part: str, flags: Sequence[str]) -> dict[str, Any]:
-    """The JSON object of `python -m sfrl.bench`, whose table is printed.
+    """The JSON object of `sfrl bench`, whose table is printed.
 
     Raises RuntimeError if it failed.
     """
-    command = [sys.executable, "-m", "sfrl.bench", part, f"--seconds={args.seconds}"]
+    command = [sys.executable, "-m", "sfrl", "bench", part, f"--seconds={args.seconds}"]
     output = run([*command, *shlex.split(args.flags), *flags]).splitlines()
-    print(f"\n--- sfrl.bench {part} {shlex.join(flags)}", *output[:-1], sep="\n", flush=True)
+    print(f"\n--- sfrl bench {part} {shlex.join(flags)}", *output[:-1], sep="\n", flush=True)
     result: dict[str, Any] = json.loads(output[-1])
     return result
 

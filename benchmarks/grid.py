@@ -27,7 +27,8 @@ import tyro
 
 from benchmarks.runs import read_metrics, throughput
 from benchmarks.side_by_side import run
-from sfrl import cli, settle
+from sfrl import settle
+from sfrl.commands.train import read_flags
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.machine import machine
 
@@ -71,7 +72,7 @@ def arrangement_of(config: Config) -> Arrangement:
 def tuned(args: Args) -> Config:
     """What train.py would choose, measured now. The training batch in it is everybody's."""
     flags = [f"--env={args.env}", "--run-dir=unused", *shlex.split(args.flags), "--tune=now"]
-    given = cli.read_flags(flags)
+    given = read_flags(flags)
     config, spec = settle.settle(given)
     return settle.tuned(config, given, spec)
 

@@ -22,8 +22,9 @@ from functools import partial
 import tyro
 from torch import Tensor
 
-from sfrl import cli, envs
+from sfrl import envs
 from sfrl.bench.run import measure_run
+from sfrl.commands.train import parse
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
 from sfrl.ipc.shared_memory import StopFlag
@@ -121,7 +122,7 @@ LAYOUTS: dict[str, tuple[LearnerBody | None, PolicyBody | None]] = {
 
 def read_config(flags: str) -> Config:
     """The settings, untuned. Raises ValueError for more than the one policy worker built here."""
-    config = cli.parse([*shlex.split(flags), "--tune=off", "--run-dir=unused"])
+    config = parse([*shlex.split(flags), "--tune=off", "--run-dir=unused"])
     if config.num_policy_workers != 1:
         raise ValueError(f"num_policy_workers={config.num_policy_workers} must be 1 here")
     return config

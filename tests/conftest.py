@@ -1,3 +1,4 @@
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ from sfrl.ipc.shared_memory import unlink_segments
 from sfrl.run.roles import Shared
 from sfrl.run.trainer import Trainer
 from sfrl.settings.config import Config
+from tests.runs import ROOT
+
+# For `--env=tests...` of programs that are started in another folder.
+os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".strip(os.pathsep)
 
 # Under nohup, or in the background of a script, these would be ignored, by all the runs as well.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -17,8 +17,8 @@ import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 
 import sfrl
-from sfrl import cli
 from sfrl.api import only_run
+from sfrl.commands import train as cli
 from sfrl.settings.config import Config, type_problems
 from sfrl.tune.components import MeasureError, in_child
 from tests.runs import ROOT, TIMEOUT_S, TINY, has_trained, segments, wait_for
@@ -137,7 +137,7 @@ def test_a_signal_ends_the_run_in_order_and_then_does_what_it_does_in_the_progra
         ({"lr": 1e-3}, "unknown setting 'lr'; use learning_rate"),
         ({"n_steps": 8, "Render": True}, "unknown setting 'n_steps'; use rollout_length"),
         ({"n_envs": 8}, "use num_workers=N and envs_per_worker=K, which make N x K environments"),
-        ({"Render": True}, "trained: python enjoy.py --window, or --video=FILE.mp4"),
+        ({"Render": True}, "trained: sfrl enjoy --window, or --video=FILE.mp4"),
         ({"train_frames": 1e6 + 0.5}, "train_frames=1000000.5 must be of type int"),
         ({"train_frames": math.inf}, "train_frames=inf must be of type int"),
         ({"train_frames": "10m"}, "train_frames='10m' must be of type int"),

@@ -24,7 +24,7 @@ from benchmarks import (
     side_by_side,
 )
 from benchmarks.runs import Point, read_metrics, throughput
-from sfrl import cli
+from sfrl.commands import train as cli
 from sfrl.nets.encoders import A3CCNN, NatureCNN
 
 # Of a real run of 2.1.1, with the numbers of frames and the scores of a later stage.

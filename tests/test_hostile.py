@@ -25,8 +25,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import enjoy
-from sfrl import cli, envs
+from sfrl import envs
+from sfrl.commands import enjoy
+from sfrl.commands import train as cli
 from sfrl.envs.logs import own_logger
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.shared_memory import SHM_DIR, sweep_stale_segments, unlink_segments
@@ -309,7 +310,7 @@ def test_links_and_pipes_in_a_run_are_refused(tmp_path, place, kind):
     for more in (["--resume"], ["--env=CartPole-v1"]):
         with pytest.raises(RunFolderError, match="is neither a file nor a folder"):
             cli.parse([f"--run-dir={run_dir}", *more])
-    assert enjoy.main([f"--run-dir={run_dir}"]) == 2
+    assert enjoy.main([f"--run-dir={run_dir}"], "enjoy.py") == 2
     assert target.read_text() == "{}"
 
 
@@ -575,7 +576,7 @@ def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path, make_shared, cap
     path = checkpoint.save(run_dir, state | {"metrics": RunMetrics().state()}, 1)
     config = Config.from_dict(state["config"], "x")
     checkpoint.save_config(dataclasses.replace(config, run_dir=str(run_dir)), run_dir)
-    assert enjoy.main([f"--checkpoint={path}"]) == 2
+    assert enjoy.main([f"--checkpoint={path}"], "enjoy.py") == 2
     assert "do not fit model=mlp" in capsys.readouterr().err.splitlines()[-1]
     ended = run_training(run_dir, "--resume")
     assert ended.code == 1
@@ -594,8 +595,8 @@ def test_a_model_is_made_only_as_large_as_its_weights(tmp_path, no_gigabytes, ma
     config = Config.from_dict(state["config"], "x")
     checkpoint.save_config(dataclasses.replace(config, run_dir=str(run_dir)), run_dir)
     with at_once():
-        assert enjoy.main([f"--checkpoint={path}"]) == 2
-        assert cli.train([f"--run-dir={run_dir}", "--resume"]) == 2
+        assert enjoy.main([f"--checkpoint={path}"], "enjoy.py") == 2
+        assert cli.main([f"--run-dir={run_dir}", "--resume"], "train.py") == 2
     lines = capsys.readouterr().err.splitlines()
     assert sum("rnn_size=60000 is not that of its weights, 4" in line for line in lines) == 2
 
@@ -679,15 +680,15 @@ def test_no_text_of_a_stranger_gives_orders_to_the_terminal(tmp_path, capfd, cap
     config = dataclasses.asdict(Config(env=ORDER, run_dir="x"))
     (run_dir / "config.json").write_text(json.dumps(config))
     torch.save(state | {"config": config}, path)
-    assert cli.train([f"--run-dir={run_dir}", "--resume"]) == 2
-    assert enjoy.main([f"--run-dir={run_dir}"]) == 2
+    assert cli.main([f"--run-dir={run_dir}", "--resume"], "train.py") == 2
+    assert enjoy.main([f"--run-dir={run_dir}"], "enjoy.py") == 2
     torch.save(state | {"config": {ORDER: 1}, "version": ORDER}, path)
-    assert enjoy.main([f"--run-dir={run_dir}"]) == 2
+    assert enjoy.main([f"--run-dir={run_dir}"], "enjoy.py") == 2
     torch.save(state | {"model": {ORDER: 1}}, path)
-    assert enjoy.main([f"--run-dir={run_dir}"]) == 2
+    assert enjoy.main([f"--run-dir={run_dir}"], "enjoy.py") == 2
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{ORDER}/data.pkl", b"")
-    assert enjoy.main([f"--run-dir={run_dir}"]) == 2
+    assert enjoy.main([f"--run-dir={run_dir}"], "enjoy.py") == 2
     own_logger("sfrl.x").warning("%s", ORDER)
     assert caplog.messages[-1] == r"\x1b]0;owned\x07\x9b2J\r"
     shown = "".join([*capfd.readouterr(), *caplog.messages])

@@ -1,1 +1,1 @@
-"""The speed figures: `python -m sfrl.bench` says where the frames go. See docs/bench.md."""
+"""The speed figures: `sfrl bench` says where the frames go. See docs/bench.md."""

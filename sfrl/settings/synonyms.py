@@ -125,7 +125,7 @@ _OF_TRAIN = {
         "log_interval log_freq log_every log_frequency print_freq report_interval summary_interval "
         "stats_interval experiment_summaries_interval"
     ),
-    "watch or film what was trained: python enjoy.py --window, or --video=FILE.mp4": (
+    "watch or film what was trained: sfrl enjoy --window, or --video=FILE.mp4": (
         "render render_mode human capture_video video record record_video save_video videos "
         "enjoy play eval evaluate evaluation test watch eval_episodes eval_freq n_eval_episodes"
     ),
@@ -167,7 +167,7 @@ def _by_name(names: dict[str, str]) -> dict[str, str]:
 
 def _in_python(remedy: str) -> str:
     """For `sfrl.train`: its arguments are the flags, with underscores. Commands stay commands."""
-    if "enjoy.py" in remedy:
+    if "sfrl enjoy" in remedy:
         return remedy
     return re.sub("--([a-z-]+)", lambda flag: flag[1].replace("-", "_"), remedy)
 

@@ -1,4 +1,4 @@
-"""python -m sfrl.bench: that it works and its figures fit together, not how large they are."""
+"""sfrl bench: that it works and its figures fit together, not how large they are."""
 
 import json
 import math
@@ -27,7 +27,7 @@ SMALL = (
 
 def start_bench(*args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "sfrl.bench", *args, "--tune=off"],
+        [sys.executable, "-W", "error", "-m", "sfrl", "bench", *args, "--tune=off"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

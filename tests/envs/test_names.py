@@ -1,7 +1,5 @@
 """What users type after --env=: every name means an environment, or one line tells why not."""
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,13 +128,16 @@ def test_each_of_ales_ids_means_a_game():
 
 
 @pytest.mark.slow
-def test_a_module_is_found_where_the_user_stands_and_hides_none_of_ours(tmp_path):
+def test_a_module_is_found_where_the_user_stands_and_hides_none_that_is_installed(
+    tmp_path, monkeypatch
+):
     """In all processes of train.py, with --resume, in enjoy.py and in the benchmark."""
-    (tmp_path / "here_env.py").write_text(ENV.format("Here"))
-    for name in ("envs", "json", "psutil"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('hides the other one')\n")
-    flags = (*TINY[1:], "--env=here_env:Here-v0", "--train-frames=500")
+    monkeypatch.delenv("PYTHONPATH")
+    (tmp_path / "envs").mkdir()  # not ours
+    (tmp_path / "envs" / "here_env.py").write_text(ENV.format("Here"))
+    for name in ("json", "psutil", "selectors", "sfrl"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('hides the other one')\n")
+    flags = (*TINY[1:], "--env=envs.here_env:Here-v0", "--train-frames=500")
     with training(tmp_path / "run", *flags, cwd=tmp_path) as process:
         ended = finish(process)
     assert ended.code == 0, ended.stderr
@@ -145,7 +146,6 @@ def test_a_module_is_found_where_the_user_stands_and_hides_none_of_ours(tmp_path
         return subprocess.run(
             [sys.executable, *command],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
@@ -156,6 +156,7 @@ def test_a_module_is_found_where_the_user_stands_and_hides_none_of_ours(tmp_path
     assert resumed.stderr == "train.py: gamma=2.0 must lie between 0 and 1\n"
     played = told(str(ROOT / "enjoy.py"), "--run-dir=run", "--episodes=1")
     assert played.returncode == 0, played.stderr
-    shutil.rmtree(tmp_path / "json")  # Python itself looks here first for what `-m` needs
-    benched = told("-m", "sfrl.bench", "--env=here_env:Here-v0", wrong)
-    assert benched.stderr == "python -m sfrl.bench: gamma=2.0 must lie between 0 and 1\n"
+    # As the command `sfrl` begins, in whose folder our package is.
+    command = f"import sys; sys.path[0] = '{ROOT}'; from sfrl.__main__ import main; main()"
+    benched = told("-c", command, "bench", "--env=envs.here_env:Here-v0", wrong)
+    assert benched.stderr == "sfrl bench: gamma=2.0 must lie between 0 and 1\n"

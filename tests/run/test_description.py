@@ -13,7 +13,8 @@ import gymnasium
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 
-from sfrl import cli, envs
+from sfrl import envs
+from sfrl.commands import train as cli
 from sfrl.ipc.shared_memory import Stopped
 from sfrl.records import checkpoint
 from sfrl.run.description import describe
@@ -85,7 +86,7 @@ def test_statistics_that_are_neither_shared_nor_saved_are_told_once(tmp_path):
 def test_what_cannot_be_made_is_told_in_one_line(env, text, capsys, tmp_path):
     name = f"tests.unruly_env:{env}-v0"
     flags = [f"--env={name}", "--env-timeout=0.5", f"--run-dir={tmp_path}/run"]
-    assert cli.train(flags) == cli.EXIT_USAGE
+    assert cli.main(flags, "train.py") == cli.EXIT_USAGE
     [line] = capsys.readouterr().err.splitlines()
     assert text in line
     assert line.startswith("train.py: ")

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sfrl import cli
+from sfrl.commands import train as cli
 from sfrl.records import checkpoint
 from sfrl.run.trainer import STOP_TIMEOUT_S
 from tests.run.test_shutdown import (
@@ -546,7 +546,9 @@ def test_a_run_folder_that_is_deleted_comes_back(tmp_path):
         shutil.move(run_dir, tmp_path / "deleted")  # in one step: then nothing is written meanwhile
         shutil.rmtree(tmp_path / "deleted")
         wait_for(lambda: checkpoint.latest_paths(run_dir) and (run_dir / "config.json").exists())
-        assert cli.train([f"--run-dir={run_dir}", "--resume"]) == cli.EXIT_USAGE  # it is locked
+        assert (
+            cli.main([f"--run-dir={run_dir}", "--resume"], "train.py") == cli.EXIT_USAGE
+        )  # it is locked
         process.send_signal(signal.SIGINT)
         ended = finish(process)
     assert_stopped_in_order(ended, run_dir)
@@ -606,8 +608,8 @@ def fail(*_, **__):
 
 if __name__ == "__main__":
     Trainer._request_checkpoint = fail
-    from sfrl.cli import train
-    sys.exit(train(sys.argv[1:]))
+    from sfrl.commands.train import main
+    sys.exit(main(sys.argv[1:], "train.py"))
 """
 
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from sfrl import cli, envs
+from sfrl import envs
+from sfrl.commands import train as cli
 from sfrl.ipc import channels, index_queue
 from sfrl.nets import model
 from sfrl.parameters.model_size import model_size

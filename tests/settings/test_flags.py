@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 from setuptools.config.pyprojecttoml import read_configuration
 
-import enjoy
 import sfrl
-from sfrl import cli
-from sfrl.bench import command as bench
+from sfrl.commands import EXIT_USAGE, bench, enjoy
+from sfrl.commands import train as cli
 from sfrl.records import checkpoint
 from sfrl.settings import synonyms
 from sfrl.settings.config import DEFAULTS
 from sfrl.settings.flags import whole_number
 from tests.runs import ROOT
 
-PROGRAMS = {"train.py": cli.train, "enjoy.py": enjoy.main, "python -m sfrl.bench": bench.main}
+PROGRAMS = {"train.py": cli.main, "enjoy.py": enjoy.main, "sfrl bench": bench.main}
 
 
 @pytest.fixture(autouse=True)
@@ -72,12 +71,12 @@ def test_no_synonym_is_a_flag_and_every_remedy_names_flags_that_there_are():
         remedies = {name: remedy for name, remedy in table.items() if name not in own}
         assert len(remedies) > 50
         for remedy in set(remedies.values()):
-            known = enjoys if "enjoy.py" in remedy else own
+            known = enjoys if "sfrl enjoy" in remedy else own
             named = re.findall(r"--([a-z-]+)", remedy)
             assert {name.replace("-", "_") for name in named} <= known, remedy
     assert not DEFAULTS.keys() & synonyms.OF_TRAIN.keys()
     for remedy in synonyms.OF_PYTHON.values():
-        assert "--" not in remedy or "python enjoy.py" in remedy
+        assert "--" not in remedy or "sfrl enjoy" in remedy
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_no_synonym_is_a_flag_and_every_remedy_names_flags_that_there_are():
             [
                 "--train.gae-lambda is unknown; use --trace-lambda",
                 "--train.gamma is unknown; did you mean --gamma?",
-                "--capture-video is unknown; watch or film what was trained: python enjoy.py",
+                "--capture-video is unknown; watch or film what was trained: sfrl enjoy",
                 "--save-model is unknown; checkpoints are always saved; --checkpoint-seconds",
             ],
         ),
@@ -143,16 +142,16 @@ def test_no_synonym_is_a_flag_and_every_remedy_names_flags_that_there_are():
         ("enjoy.py", "--run-dir=nowhere", ["run_dir=nowhere is no folder"]),
         ("enjoy.py", "--run-dir=.", ["checkpoints has no checkpoint"]),
         ("enjoy.py", "", ["no run with a checkpoint in runs/; train one first"]),
-        ("python -m sfrl.bench", "--lr=3", ["--lr is unknown; use --learning-rate"]),
-        ("python -m sfrl.bench", "--seconds=x", ["argument --seconds: invalid float value: 'x'"]),
-        ("python -m sfrl.bench", "trainin", ["'trainin' is no part of the benchmark"]),
-        ("python -m sfrl.bench", "--json=no/x", ["no/x cannot be written"]),
+        ("sfrl bench", "--lr=3", ["--lr is unknown; use --learning-rate"]),
+        ("sfrl bench", "--seconds=x", ["argument --seconds: invalid float value: 'x'"]),
+        ("sfrl bench", "trainin", ["'trainin' is no part of the benchmark"]),
+        ("sfrl bench", "--json=no/x", ["no/x cannot be written"]),
     ],
 )
 def test_a_mistake_is_told_in_a_line_with_its_remedy_by_every_program(
     program, flags, lines, capsys
 ):
-    assert PROGRAMS[program](flags.split()) == cli.EXIT_USAGE == enjoy.EXIT_USAGE
+    assert PROGRAMS[program](flags.split(), program) == EXIT_USAGE
     output = capsys.readouterr()
     assert output.out == ""
     told = output.err.splitlines()
@@ -164,7 +163,7 @@ def test_a_mistake_is_told_in_a_line_with_its_remedy_by_every_program(
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_program_tells_its_version_which_has_one_source(program, capsys):
     with pytest.raises(SystemExit) as leaving:
-        PROGRAMS[program](["--version"])
+        PROGRAMS[program](["--version"], program)
     assert leaving.value.code == 0
     assert capsys.readouterr().out == f"sfrl {sfrl.__version__}\n"
 

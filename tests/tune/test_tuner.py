@@ -7,8 +7,9 @@ import os
 
 import pytest
 
-from sfrl import cli, envs
-from sfrl.bench import command as bench
+from sfrl import envs
+from sfrl.commands import bench
+from sfrl.commands import train as cli
 from sfrl.settings import defaults, machine
 from sfrl.settings.config import Config
 from sfrl.tune import tuner
@@ -234,10 +235,10 @@ def test_the_benchmark_measures_what_train_py_would_run(monkeypatch):
     monkeypatch.setattr(tuner, "usable_cores", lambda: 2.0)
     config = cli.parse(["--env=CartPole-v1", "--run-dir=x"])
     in_cache(config, PONG)
-    _, tuned, _ = bench._read(["training", "--env=CartPole-v1"])
+    _, tuned, _ = bench._read(["training", "--env=CartPole-v1"], "sfrl bench")
     assert "37% env stepping" in tuned.tuned
     assert tuned.envs_per_worker == 8
-    _, untuned, _ = bench._read(["training", "--env=CartPole-v1", "--tune=off"])
+    _, untuned, _ = bench._read(["training", "--env=CartPole-v1", "--tune=off"], "sfrl bench")
     assert untuned.envs_per_worker == 16
 
 

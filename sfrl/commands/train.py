@@ -1,4 +1,4 @@
-"""The command line of train.py: flags become settings, errors become lines and exit codes."""
+"""`sfrl train`: flags become settings, errors become lines and exit codes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import gymnasium
 
 from sfrl import envs
 from sfrl.api import only_run, prepare
+from sfrl.commands import EXIT_FAILURE, EXIT_USAGE
 from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import Stopped
 from sfrl.records import checkpoint, run_folder
@@ -25,13 +26,15 @@ from sfrl.settings.config import CHOICES, DEFAULTS, Config
 from sfrl.settle import defaults_of, settle
 from sfrl.show.output import own_output
 
-EXIT_FAILURE = 1
-EXIT_USAGE = 2
 READER_LIMIT_S = 5  # for whoever reads the summary of a run that a signal has ended
 
 
-def train(argv: Sequence[str]) -> int:
-    """Run `train.py` with these arguments; returns its exit code."""
+def main(argv: Sequence[str], prog: str) -> int:
+    """Run `sfrl train` with these arguments; returns its exit code.
+
+    Args:
+        prog: what the user has called, for `--help` and errors.
+    """
     started_s = time.monotonic()
     signals: list[int] = []
     has_ended = False
@@ -47,7 +50,7 @@ def train(argv: Sequence[str]) -> int:
 
     with only_run(), signals_to(note), ExitStack() as stack:
         try:
-            trainer = prepare(read_flags(argv), signals, lambda _: sys.exit(0), started_s)
+            trainer = prepare(read_flags(argv, prog), signals, lambda _: sys.exit(0), started_s)
         except Stopped:  # by a signal, while the environment was looked at
             return 0
         except (
@@ -56,7 +59,7 @@ def train(argv: Sequence[str]) -> int:
             checkpoint.CheckpointError,
             gymnasium.error.Error,  # the environment misses a package, or its id is outdated
         ) as error:
-            _complain(str(error))
+            _complain(prog, str(error))
             return EXIT_USAGE
         if signals:
             return 0
@@ -72,17 +75,17 @@ def train(argv: Sequence[str]) -> int:
             checkpoint.CheckpointError,
             run_folder.RunFolderError,
         ) as error:
-            _complain(str(error))
+            _complain(prog, str(error))
             return EXIT_FAILURE
         except OSError as error:
             if error.filename is None:
                 raise  # no file that the user could do something about
-            _complain(f"the run's folder cannot be written: {error}")
+            _complain(prog, f"the run's folder cannot be written: {error}")
             return EXIT_FAILURE
         try:
             print(json.dumps(dataclasses.asdict(summary)), flush=True)
         except OSError as error:  # a full disk, or a reader that has gone
-            _complain(f"the run's summary cannot be written: {error}")
+            _complain(prog, f"the run's summary cannot be written: {error}")
             return EXIT_FAILURE
         return 0
 
@@ -98,8 +101,8 @@ def _leaving_after(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def _complain(text: str) -> None:
-    print(printable(f"train.py: {text}"), file=sys.stderr)
+def _complain(prog: str, text: str) -> None:
+    print(printable(f"{prog}: {text}"), file=sys.stderr)
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -107,7 +110,7 @@ def parse(argv: Sequence[str]) -> Config:
     return settle(read_flags(argv))[0]
 
 
-def read_flags(argv: Sequence[str]) -> dict[str, Any]:
+def read_flags(argv: Sequence[str], prog: str = "sfrl train") -> dict[str, Any]:
     """What the flags set, by the setting's name. `--help` prints and leaves, as does `--version`.
 
     Raises:
@@ -117,7 +120,7 @@ def read_flags(argv: Sequence[str]) -> dict[str, Any]:
     wants_help = typed.pop("help", None) is not None
     given = {name.removeprefix("no_"): _value(name, text) for name, text in typed.items()}
     if wants_help:
-        _print_help(given)
+        _print_help(given, prog)
     return given
 
 
@@ -130,10 +133,10 @@ def _value(flag: str, text: str) -> str | bool | int | float:
     return float(text) if isinstance(default, float) else text
 
 
-def _print_help(given: dict[str, Any]) -> None:
+def _print_help(given: dict[str, Any], prog: str) -> None:
     """All settings, with what stands where nothing is given; then leave."""
     try:
         defaults, _ = defaults_of(given)
     except envs.UnknownEnvError:
         defaults = Config()
-    flags.parse_flags(["--help"], defaults, "train.py", "Train an agent. See docs/flags.md.")
+    flags.parse_flags(["--help"], defaults, prog, "Train an agent. See docs/flags.md.")

@@ -1,4 +1,4 @@
-"""Where the frames go on this machine: `python -m sfrl.bench`. docs/bench.md tells how to read it.
+"""Where the frames go on this machine: `sfrl bench`. docs/bench.md tells how to read it.
 
 Everything runs in turn: simulation before, between and after sampling and training, so that what
 else the machine does meanwhile weighs on both sides of their ratios alike.
@@ -18,10 +18,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfrl import cli, envs
+from sfrl import envs
 from sfrl.bench import queue, report
 from sfrl.bench.report import Figures
 from sfrl.bench.run import measure_run, recycler_body
+from sfrl.commands import EXIT_FAILURE, EXIT_USAGE
+from sfrl.commands.train import read_flags
+from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.records.checkpoint import CheckpointError
 from sfrl.run.crew import WorkerError
@@ -48,23 +51,33 @@ SAMPLING_WINDOWS = 3
 TRAINING_WINDOWS = 5
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the benchmark with these arguments; returns the exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+def main(argv: Sequence[str], prog: str) -> int:
+    """Run `sfrl bench` with these arguments; returns its exit code.
+
+    Args:
+        prog: what the user has called, for `--help` and errors.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
     atexit.register(unlink_segments)
     try:
-        options, config, spec = _read(argv)
+        return _main(argv, prog)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _main(argv: Sequence[str], prog: str) -> int:
+    try:
+        options, config, spec = _read(argv, prog)
     except (ValueError, MemoryError, CheckpointError, argparse.ArgumentError) as error:
-        print(f"python -m sfrl.bench: {error}", file=sys.stderr)
-        return cli.EXIT_USAGE
+        print(printable(f"{prog}: {error}"), file=sys.stderr)
+        return EXIT_USAGE
     sweep_stale_segments()
     try:
         figures = measure_part(options.part, config, spec, options.seconds)
     except (components.MeasureError, WorkerError, MemoryError) as error:
-        print(f"python -m sfrl.bench: {error}", file=sys.stderr)
-        return cli.EXIT_FAILURE
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        print(printable(f"{prog}: {error}"), file=sys.stderr)
+        return EXIT_FAILURE
     where = machine()
     result = report.to_json(options.part, figures, where, config, spec)
     print(*report.describe(where, config), *report.table(figures, spec), sep="\n")
@@ -82,11 +95,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config, envs.EnvSpec]:
+def _read(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, Config, envs.EnvSpec]:
     """Raises ValueError or argparse.ArgumentError if the flags cannot work."""
     parser = argparse.ArgumentParser(
-        prog="python -m sfrl.bench",
-        usage=f"%(prog)s [{' | '.join(STEPS)}] [options] [any flag of train.py]",
+        prog=prog,
+        usage=f"%(prog)s [{' | '.join(STEPS)}] [options] [any flag of sfrl train]",
         description="Where the frames go on this machine, in about a minute and a half.",
         allow_abbrev=False,
         exit_on_error=False,
@@ -111,7 +124,7 @@ def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, Config, envs.EnvSpec
             raise ValueError(f"--plot draws simulation, sampling and training, not {part}")
         if importlib.util.find_spec("matplotlib") is None:
             raise ValueError("--plot needs matplotlib: pip install matplotlib")
-    given = cli.read_flags(flags) | {"run_dir": "unused"}
+    given = read_flags(flags, prog) | {"run_dir": "unused"}
     config, spec = settle(given)
     if part == "queue":
         return options, config, spec

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from sfrl import cli
+from sfrl.commands import train as cli
 from sfrl.ipc.shared_memory import unlink_segments
 from sfrl.records import checkpoint, run_folder
 from sfrl.run.trainer import Trainer
@@ -101,7 +101,7 @@ def saved_run(run_dir: str, *flags: str) -> Config:
     ],
 )
 def test_what_cannot_work_exits_with_2_before_anything_starts(flags, texts, capsys, tmp_path):
-    assert cli.train(flags.split()) == cli.EXIT_USAGE
+    assert cli.main(flags.split(), "train.py") == cli.EXIT_USAGE
     output = capsys.readouterr()
     assert output.out == ""
     lines = output.err.splitlines()
@@ -141,7 +141,7 @@ def test_a_flag_may_have_dashes_or_underscores_and_its_value_may_stand_apart(for
 @pytest.mark.parametrize("env", ["Pong", "CartPole-v1"])
 def test_help_has_every_flag_with_its_doc_and_the_default_of_the_kind_of_env(env, capsys):
     with pytest.raises(SystemExit) as leaving:
-        cli.train(["--help", f"--env={env}"])
+        cli.main(["--help", f"--env={env}"], "train.py")
     assert leaving.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     defaults = dataclasses.asdict(defaults_for(env))
@@ -200,7 +200,7 @@ def test_a_folder_with_anything_of_a_run_is_refused_without_resume(left, remedy,
     path = Path("x") / left
     path.parent.mkdir(parents=True)
     path.write_text("precious")
-    assert cli.train(["--run-dir=x", "--env=CartPole-v1"]) == cli.EXIT_USAGE
+    assert cli.main(["--run-dir=x", "--env=CartPole-v1"], "train.py") == cli.EXIT_USAGE
     error = capsys.readouterr().err
     assert error.startswith(f"train.py: run_dir={Path('x').absolute()} already holds a run; ")
     assert remedy in error
@@ -280,14 +280,14 @@ def test_a_resumed_run_may_be_moved():
 )
 def test_resume_refuses_what_the_checkpoint_depends_on(flag, text, capsys):
     saved_run("x", "--env=CartPole-v1")
-    assert cli.train(["--resume", "--run-dir=x", flag]) == cli.EXIT_USAGE
+    assert cli.main(["--resume", "--run-dir=x", flag], "train.py") == cli.EXIT_USAGE
     assert text in capsys.readouterr().err
     assert cli.parse(["--resume", "--run-dir=x", "--model=auto"]).model == "norm_mlp"
 
 
 def test_resume_without_a_checkpoint_exits_with_2(capsys):
     saved_run("x", "--env=CartPole-v1")
-    assert cli.train(["--resume", "--run-dir=x"]) == cli.EXIT_USAGE
+    assert cli.main(["--resume", "--run-dir=x"], "train.py") == cli.EXIT_USAGE
     assert "x/checkpoints has no checkpoint that can be read" in capsys.readouterr().err
     assert not segments(os.getpid())
 
@@ -295,7 +295,7 @@ def test_resume_without_a_checkpoint_exits_with_2(capsys):
 def test_a_damaged_saved_config_exits_with_2(capsys):
     saved_run("x", "--env=CartPole-v1")
     Path("x/config.json").write_text('{"env": "CartPole-v1", "seed": "one", "batch": 3}')
-    assert cli.train(["--resume", "--run-dir=x"]) == cli.EXIT_USAGE
+    assert cli.main(["--resume", "--run-dir=x"], "train.py") == cli.EXIT_USAGE
     error = capsys.readouterr().err
     assert "x/config.json: seed='one' must be of type int" in error
     assert "x/config.json: unknown setting 'batch'" in error

@@ -1,0 +1,89 @@
+"""`sfrl COMMAND`, or `python -m sfrl COMMAND`: what every command does before its own work."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+from sfrl import __version__
+from sfrl.commands import EXIT_USAGE
+
+COMMANDS = {
+    "train": "train an agent: sfrl train --env=Pong",
+    "enjoy": "watch an agent play: sfrl enjoy --video=film.mp4",
+    "bench": "tell where the frames go on this machine: sfrl bench --env=Pong",
+}
+
+
+def main() -> NoReturn:
+    """Run the command that the first argument names with the others."""
+    name, *argv = sys.argv[1:] or [""]
+    if name in COMMANDS:
+        run(name, argv, f"sfrl {name}")
+    if name == "--version":
+        print(f"sfrl {__version__}")
+        sys.exit(0)
+    wants_help = name in ("--help", "-h")
+    lines = [
+        "usage: sfrl COMMAND [--help | --name=value ...]",
+        *(f"  {command}  {what}" for command, what in COMMANDS.items()),
+    ]
+    if name and not wants_help:
+        lines.insert(0, f"sfrl: {name!a} is no command; choose from {', '.join(COMMANDS)}")
+    print(*lines, sep="\n", file=sys.stdout if wants_help else sys.stderr)
+    sys.exit(0 if wants_help else EXIT_USAGE)
+
+
+def run(command: str, argv: Sequence[str], prog: str) -> NoReturn:
+    """Run the module of that name in sfrl/commands, and end this process with its exit code.
+
+    Args:
+        prog: what the user has called. The command's errors begin with it.
+    """
+    _open_what_is_closed()
+    # Ctrl-C while the imports run ends it quietly; from then on the command handles signals.
+    # Not sys.exit: a module that is being imported may catch the exception.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: os._exit(0))
+    _look_where_the_user_stands()
+    try:
+        module = importlib.import_module(f"sfrl.commands.{command}")
+        from sfrl.run.leaving import leave_after
+    except (ImportError, MemoryError) as error:
+        sys.exit(
+            f"{prog}: its packages cannot be loaded: {error or type(error).__name__}; install them "
+            f"(pip install -r requirements.txt), or raise the limit on memory (ulimit -v) if there "
+            f"is one"
+        )
+    leave_after(lambda: module.main(argv, prog))
+
+
+def _open_what_is_closed() -> None:
+    """The next file would get the number of a closed stdout, and all that is printed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
+def _look_where_the_user_stands() -> None:
+    """Have modules be found in the user's folder, last, so that it hides nothing installed.
+
+    What Python has put first, the folder of train.py or of the command, goes: what lies there
+    beside sfrl (`envs`, `tests`) would hide the user's own. sfrl's modules are found all the same,
+    by the path of the package.
+    """
+    if not sys.flags.safe_path:
+        del sys.path[0]
+    with suppress(FileNotFoundError):  # of a folder that is gone, which is told of later
+        sys.path.append(os.getcwd())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""`sfrl enjoy`: an agent plays, in a window, a film or for its scores alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import gymnasium
+import numpy as np
+
+from sfrl import envs
+from sfrl.commands import EXIT_FAILURE, EXIT_USAGE
+from sfrl.envs.logs import printable
+from sfrl.records import checkpoint, run_folder
+from sfrl.run.description import describe
+from sfrl.settings import synonyms
+from sfrl.settings.config import Config
+from sfrl.settings.flags import parse_flags, read_flags
+
+if TYPE_CHECKING:
+    from sfrl.show.player import Player, Screen
+
+REFUSALS = (ValueError, MemoryError, checkpoint.CheckpointError, gymnasium.error.Error)
+VIDEO_ENDINGS = (".mp4", ".gif")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    run_dir: str = ""
+    """The run's folder. Empty: the newest one in runs/."""
+    checkpoint: str = "latest"
+    """latest, best, or the path of a checkpoint, which may be of any run."""
+    episodes: int = 10
+    """Whole games to play: a lost life does not end one."""
+    video: str = ""
+    """Write all pictures to this file, FILE.mp4 or FILE.gif. Empty: no video."""
+    window: bool = False
+    """Show the game in a window. Closing it is like Ctrl-C: the episode does not count."""
+    fps: float = 0.0
+    """Pictures per second, of video and window. 0: the game's real speed."""
+    deterministic: bool = False
+    """Take the likeliest action. By default actions are sampled, as in training."""
+    seed: int = 0
+    """The same seed gives the same episodes."""
+    max_steps: int = 0
+    """Cut each episode off after this many decisions; its score so far counts. 0: never."""
+
+    def check(self) -> None:
+        """Raises ValueError: the text lists every problem."""
+        problems = [
+            f"{name}={getattr(self, name)} must be at least {low}"
+            for name, low in {"episodes": 1, "seed": 0, "max_steps": 0}.items()
+            if getattr(self, name) < low
+        ]
+        if not 0 <= self.fps < math.inf:  # NaN fails too
+            problems.append(f"fps={self.fps} must be above 0, or 0 for the game's real speed")
+        if self.video:
+            path = Path(self.video)
+            if path.suffix not in VIDEO_ENDINGS:
+                problems.append(
+                    f"video={path} must end in {' or '.join(VIDEO_ENDINGS)}, its two formats"
+                )
+            if path.is_dir() or not os.access(path.parent, os.W_OK):
+                problems.append(f"video={path} cannot be written; name a file in a folder of yours")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    """Run `sfrl enjoy` with these arguments; returns its exit code.
+
+    Args:
+        prog: what the user has called, for `--help` and errors.
+    """
+    signals = _note_signals()
+    with ExitStack() as stack:
+        try:
+            started_in = run_folder.started_in()  # an environment may go elsewhere
+            read_flags(argv, dataclasses.asdict(Args()), {}, synonyms.OF_ENJOY)
+            args = parse_flags(argv, Args(), prog=prog, description="Watch an agent play.")
+            paths = {name: getattr(args, name) for name in ("run_dir", "checkpoint", "video")}
+            paths = {name: run_folder.expanded(name, path) for name, path in paths.items()}
+            args = dataclasses.replace(args, **paths)
+            args.check()
+            player, screens = _prepare(args, stack)
+        except REFUSALS as error:
+            print(printable(f"{prog}: {error}"), file=sys.stderr)
+            return EXIT_USAGE
+        from sfrl.show.player import VideoError  # which `_prepare` has imported, with torch
+
+        try:
+            returns = _watch(player, screens, args, signals)
+        except (envs.EnvError, gymnasium.error.Error, VideoError) as error:
+            print(printable(f"{prog}: {error}"), file=sys.stderr)
+            return EXIT_FAILURE
+    summary = {
+        "episodes": len(returns),
+        "episode_return_mean": float(np.mean(returns)) if returns else None,
+        "episode_return_std": float(np.std(returns)) if returns else None,
+        "episode_returns": returns,
+        "video": args.video if args.video and (started_in / args.video).exists() else None,
+    }
+    print(json.dumps(summary))
+    return 0
+
+
+def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
+    """The player and the screens, which `stack` closes.
+
+    Raises:
+        ValueError, checkpoint.CheckpointError: something is missing, damaged or does not fit.
+    """
+    # Here, because torch takes seconds to import and a mistyped flag should not have to wait.
+    import torch
+
+    from sfrl.show.player import Player, Video, Window, real_fps
+
+    video_path = Path(args.video).absolute()  # before an environment may go elsewhere
+    is_path = args.checkpoint not in ("latest", "best")
+    run_dir = args.run_dir or ("" if is_path else checkpoint.newest_run())
+    if run_dir:
+        if not Path(run_dir).is_dir():
+            raise ValueError(
+                f"run_dir={run_dir} is no folder; leave it out for the newest in runs/"
+            )
+        run_folder.check(Path(run_dir))
+    state, path = checkpoint.find(run_dir, args.checkpoint)
+    # The settings in the checkpoint, not those in the run's config.json: a resumed run may have
+    # changed these since, and a checkpoint can be played wherever it was moved.
+    config = Config.from_dict(state["config"], str(path))
+    describe(config.env, config.frameskip, config.env_timeout)  # tells why it cannot be made
+    print(printable(f"{config.env} by {path}"), file=sys.stderr)
+    torch.set_num_threads(1)  # one observation at a time is too little work to share
+    player = Player(
+        config,
+        state["model"],
+        seed=args.seed,
+        deterministic=args.deterministic,
+        render=bool(args.video) or args.window,
+    )
+    fps = args.fps or real_fps(config)
+    screens: list[Screen] = []
+    if args.window:
+        screens.append(Window(f"{config.env}: {path}", fps))
+    if args.video:
+        screens.append(Video(str(video_path), fps))
+    for screen in screens:
+        stack.callback(screen.close)
+    return player, screens
+
+
+def _watch(player: Player, screens: list[Screen], args: Args, signals: list[int]) -> list[float]:
+    """The returns of the episodes played until the number asked for, or a signal, is reached."""
+    returns: list[float] = []
+    while len(returns) < args.episodes and not signals:
+        for moment in player.episode(len(returns), args.max_steps):
+            if moment.picture is not None:
+                for screen in screens:
+                    screen.show(moment.picture)
+            if signals:
+                return returns
+        returns.append(moment.score)
+        print(f"episode {len(returns)}: {moment.score:g} in {moment.steps} decisions", flush=True)
+    return returns
+
+
+def _note_signals() -> list[int]:
+    """Let Ctrl-C and SIGTERM only be noted in the list returned; a second one kills."""
+    received: list[int] = []
+
+    def note(signum: int, _frame: FrameType | None) -> None:
+        received.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, note)
+    return received
