@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import tyro
-from torch import Tensor
 
 from sfrl import envs
 from sfrl.bench.run import measure_run
@@ -32,7 +31,6 @@ from sfrl.run.crew import LearnerBody, PolicyBody
 from sfrl.run.roles import Shared, make_learner, make_policy_worker
 from sfrl.settings.config import Config
 from sfrl.settings.machine import machine
-from sfrl.workers.learner import Learner
 from sfrl.workers.worker import Worker, worker_loop
 
 POLL_S = 0.1
@@ -52,19 +50,10 @@ class Args:
 
 
 class Turns:
-    """The learner, which lets the policy worker answer before every optimizer step.
+    """The learner, which lets the policy worker answer before every optimizer step."""
 
-    It takes the place of a method of that one learner, so that training code needs no hook for it.
-    """
-
-    def __init__(self, learner: Learner, policy: Worker) -> None:
+    def __init__(self, learner: Worker, policy: Worker) -> None:
         self.learner, self.policy = learner, policy
-        self.update = learner._update
-        learner._update = self.answer_and_update  # type: ignore[assignment]
-
-    def answer_and_update(self) -> Tensor:
-        self.policy.step()
-        return self.update()
 
     def step(self) -> bool:
         has_acted = self.policy.step()
@@ -97,7 +86,6 @@ def networks_body(
     learner = make_learner(shared, reports, requests, resume_path)
     policy = make_policy_worker(shared, 0)
     if takes_turns:
-        assert isinstance(learner, Learner)
         worker_loop(Turns(learner, policy), shared.stop)
     else:
         acting = threading.Thread(target=run_or_exit, args=(policy, shared.stop), daemon=True)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sfrl.ipc.messages import CheckpointRequest
-from sfrl.nets import cuda, distributions
+from sfrl.nets import cuda
+from sfrl.nets.distributions import Categorical
 from sfrl.parameters.weights import WeightsReader
 from sfrl.records.metrics import RunMetrics
 from sfrl.run.roles import make_policy_worker
@@ -44,9 +45,10 @@ UNCAPTURABLE = "tests.test_gpu:LooksAtItsInput"
 def train(bench: Bench, batches: int) -> None:
     for seed in range(batches):
         bench.fill(0, 1, seed=seed)
-        bench.learner.train([0, 1])
+        bench.begin(0, 1)
         bench.learner.finish()
         bench.returned()
+    bench.learner.report()
 
 
 # --- the learner ---
@@ -79,13 +81,15 @@ def test_a_graph_skips_a_step_that_is_not_finite(make_shared):
     train(bench, batches=6)
     assert bench.learner._update.is_captured
     before, steps = bench.weights(), bench.learner.learner_steps
-    state = {k: v.clone() for k, v in bench.learner.optimizer.state_dict()["state"][0].items()}
+    state = {
+        k: v.clone() for k, v in bench.learner.parameters.optimizer.state_dict()["state"][0].items()
+    }
     bench.fill(0, 1)
     bench.buffer.rewards[0, 0] = np.nan
-    bench.learner.train([0, 1])
+    bench.begin(0, 1)
     bench.learner.finish()
     assert same(before, bench.weights())
-    for name, value in bench.learner.optimizer.state_dict()["state"][0].items():
+    for name, value in bench.learner.parameters.optimizer.state_dict()["state"][0].items():
         assert torch.equal(value, state[name]), name
     assert (bench.learner.skipped_steps, bench.learner.learner_steps) == (1, steps)
     train(bench, batches=1)
@@ -108,10 +112,10 @@ def test_the_learning_rate_reaches_a_graph(make_shared):
 def test_slots_go_back_when_the_gpu_has_copied_them(make_shared):
     bench = Bench(make_shared(**ON_GPU))
     bench.fill(0, 1, 2, 3)
-    bench.learner.train([0, 1])
+    bench.begin(0, 1)
     assert bench.returned() == [0, 1]
     assert bench.learner.learner_steps == 0, "not looked at yet"
-    bench.learner.train([2, 3])
+    bench.begin(2, 3)
     assert bench.returned() == [2, 3]
     assert bench.learner.learner_steps == 4
     assert bench.learner.step(), "finishes what it has begun"
@@ -166,12 +170,10 @@ def test_the_learner_finds_the_probabilities_that_were_acted_with(
             slots_of.take()
             envs = torch.arange(bench.buffer.spec.num_envs, device="cuda")
             rows = slots_of.gather(torch.full_like(envs, place), envs)
-            logits, values = bench.model.unroll(rows.obs, rows.rnn_state, rows.valid)
-            log_probs = distributions.log_prob(logits[:-1], rows.actions)
-            torch.testing.assert_close(log_probs, rows.log_probs, rtol=1e-3, atol=1e-4)
-            stored = torch.from_numpy(bench.buffer.values[slot]).cuda()
-            torch.testing.assert_close(values[:-1], stored, rtol=1e-3, atol=1e-4)
-            bench.learner._release([slot])
+            logits, _ = bench.model.unroll(rows.obs, rows.rnn_state, rows.valid)
+            log_probs = Categorical(logits[:-1]).log_prob(rows.acted["actions"])
+            torch.testing.assert_close(log_probs, rows.acted["log_probs"], rtol=1e-3, atol=1e-4)
+            bench.learner.inbox.give_back([slot])
 
 
 def test_a_captured_batch_samples_from_the_policy_and_anew_each_time(make_shared):
@@ -190,7 +192,7 @@ def test_a_captured_batch_samples_from_the_policy_and_anew_each_time(make_shared
         with torch.inference_mode(), torch.cuda.stream(worker._stream):
             batch.load([row], nothing, nothing)
             batch.compute()
-            draws.append(batch.result()[0].copy())
+            draws.append(batch.result()["actions"].copy())
     actions = np.stack(draws)  # [2000, N]
     assert len({draw.tobytes() for draw in draws}) > 1, "replays differ"
     with torch.no_grad():

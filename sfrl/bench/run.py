@@ -16,8 +16,7 @@ import psutil
 from numpy.typing import NDArray
 
 from sfrl.envs import EnvSpec
-from sfrl.experience.trajectory_buffer import Owner
-from sfrl.ipc.index_queue import unpack
+from sfrl.experience.slot_inbox import SlotInbox
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, LearnerReport, Report
 from sfrl.ipc.shared_memory import MIB, unlink_segments
@@ -72,25 +71,17 @@ class Recycler:
     """A worker in the learner's place: gives every full slot straight back, unread."""
 
     def __init__(self, shared: Shared) -> None:
-        self.config = config = shared.config
-        self.buffer = shared.buffer
-        self.inbox = shared.channels.trajectories
-        self.replies = shared.channels.replies
+        config = shared.config
+        self.inbox = SlotInbox(config, shared.buffer, shared.channels, shared.progress)
         component = config.num_workers + config.num_policy_workers
         totals = shared.progress.stage_seconds(component, LEARNER_STAGES)
         self.timer = StageTimer(LEARNER_STAGES, totals)
 
     def step(self) -> bool:
-        config = self.config
-        messages = self.inbox.get_many(config.num_slots)
-        for message in messages:
-            slot = unpack(message).slot
-            self.buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
-            self.buffer.released[slot] = self.buffer.generation[slot]
-            worker = slot // (config.slots_per_split * config.num_splits)
-            self.replies[worker].put(message, config.num_policy_workers)
+        slots = self.inbox.take(1)
+        self.inbox.give_back(slots)
         self.timer.lap("gather")
-        return bool(messages)
+        return bool(slots)
 
     def wait(self, timeout_s: float) -> None:
         self.inbox.wait(timeout_s)

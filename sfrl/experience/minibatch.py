@@ -18,8 +18,7 @@ class Minibatch(NamedTuple):
     obs: Tensor  # [T+1, C, *obs_shape]
     valid: Tensor  # [T+1, C] bool
     rnn_state: Tensor | None  # [C, H] before row 0
-    actions: Tensor  # [T, C] int64
-    log_probs: Tensor  # [T, C] of the behavior policy
+    acted: dict[str, Tensor]  # name -> [T, C, ...], as `AlgorithmSpec.acted` declares them
     rewards: Tensor  # [T, C] raw
     terminated: Tensor  # [T, C] bool
     policy_version: Tensor  # [T, C] int64
@@ -35,9 +34,11 @@ class LearnerSlots:
 
     def __init__(self, buffer: TrajectoryBuffer, num_slots: int, device: torch.device) -> None:
         """`num_slots`: of a training batch."""
-        has_state = buffer.spec.state_size > 0
-        names = [name for name in Minibatch._fields if name != "rnn_state" or has_state]
-        arrays = {name: getattr(buffer, name) for name in names}
+        names = ["obs", "valid", "rewards", "terminated", "policy_version"]
+        if buffer.spec.state_size > 0:
+            names.append("rnn_state")
+        self._acted = tuple(buffer.acted)
+        arrays = {name: getattr(buffer, name) for name in names} | buffer.acted
         self._shared = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.are_copies = device.type != "cpu"
         self._fields = self._shared
@@ -96,8 +97,7 @@ class LearnerSlots:
             obs=obs.unflatten(2, self._obs_shape),
             valid=columns(fields["valid"]),
             rnn_state=fields["rnn_state"][slots, envs] if "rnn_state" in fields else None,
-            actions=columns(fields["actions"]),
-            log_probs=columns(fields["log_probs"]),
+            acted={name: columns(fields[name]) for name in self._acted},
             rewards=columns(fields["rewards"]),
             terminated=columns(fields["terminated"]),
             policy_version=fields["policy_version"].transpose(0, 1)[:, slots],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from sfrl.envs import EnvSpec
 from sfrl.ipc.index_queue import Message, pack, unpack
 from sfrl.ipc.shared_memory import Field, SharedArray, segment_bytes
+from sfrl.settings.algorithm import ALGORITHMS, RowField
 from sfrl.settings.config import Config
 
 
@@ -24,19 +26,27 @@ class Owner(IntEnum):
 
 
 class SlotSpec(NamedTuple):
-    """Sizes of one slot: T steps of N environments."""
+    """One slot: T steps of N environments."""
 
     rollout_length: int
     num_envs: int
     obs_shape: tuple[int, ...]
     obs_dtype: str
+    acted: Mapping[str, RowField]  # what the algorithm writes when it acts
     state_size: int = 0  # of the recurrent state
 
 
 def slot_spec(config: Config, env: EnvSpec) -> SlotSpec:
     """The slots of a run in an environment that looks like `env`."""
-    sizes = (config.rollout_length, config.envs_per_split)
-    return SlotSpec(*sizes, env.obs_shape, env.obs_dtype, config.state_size)
+    acted = ALGORITHMS[config.algorithm].acted(env)
+    return SlotSpec(
+        config.rollout_length,
+        config.envs_per_split,
+        env.obs_shape,
+        env.obs_dtype,
+        acted,
+        config.state_size,
+    )
 
 
 class OwnershipError(RuntimeError):
@@ -61,9 +71,8 @@ class TrajectoryBuffer:
     Fields, one contiguous array each (S slots):
         obs               [S, T+1, N, *obs_shape]  as the environment gave them; row T is only
                                                    there for its value, V(x_T)
-        actions           [S, T, N]    int64
-        log_probs         [S, T, N]    float32, of the action under the policy that took it
-        values            [S, T, N]    float32, as estimated when acting
+        acted             {name: [S, T, N, ...]}   what the policy worker has written: actions, and
+                                                   what else `AlgorithmSpec.acted` names
         rewards           [S, T, N]    float32, as the environment gave them
         terminated        [S, T, N]    bool, the step ended the episode; `truncated`: it was cut
         valid             [S, T+1, N]  bool, False on rows that show an ended episode's final
@@ -99,9 +108,10 @@ class TrajectoryBuffer:
     def _bind(self) -> None:
         # SharedArray.array is NDArray[Any]: the dtypes below are those of `_fields`.
         self.obs: NDArray[np.generic] = self._segments["obs"].array
-        self.actions: NDArray[np.int64] = self._segments["actions"].array
-        self.log_probs: NDArray[np.float32] = self._segments["log_probs"].array
-        self.values: NDArray[np.float32] = self._segments["values"].array
+        self.acted: dict[str, NDArray[Any]] = {
+            name: self._segments[name].array for name in self.spec.acted
+        }
+        self.actions = self.acted["actions"]
         self.rewards: NDArray[np.float32] = self._segments["rewards"].array
         self.terminated: NDArray[np.bool_] = self._segments["terminated"].array
         self.truncated: NDArray[np.bool_] = self._segments["truncated"].array
@@ -158,11 +168,11 @@ class TrajectoryBuffer:
             )
 
     def _poison(self, slot: int) -> None:
-        for name in _POISONED:
+        for name in (*_POISONED, *self.acted):
             self._segments[name].array[slot].view(np.uint8)[...] = _POISON_BYTE
 
     def _check_poison(self, slot: int) -> None:
-        for name in _POISONED:
+        for name in (*_POISONED, *self.acted):
             if (self._segments[name].array[slot].view(np.uint8) != _POISON_BYTE).any():
                 raise OwnershipError(f"{name} of slot {slot} was written while the slot was free")
 
@@ -187,7 +197,7 @@ class TrajectoryBuffer:
 
 # 0xFF bytes are NaN as float32 and -1 as int64: learning from them cannot go unnoticed.
 _POISON_BYTE = 0xFF
-_POISONED = ("obs", "actions", "log_probs", "values", "rewards", "policy_version")
+_POISONED = ("obs", "rewards", "policy_version")
 
 
 def nbytes(num_slots: int, spec: SlotSpec) -> int:
@@ -200,9 +210,7 @@ def _fields(num_slots: int, spec: SlotSpec) -> dict[str, Field]:
     row = (num_slots, spec.rollout_length + 1, spec.num_envs)
     return {
         "obs": ((*row, *spec.obs_shape), spec.obs_dtype),
-        "actions": (step, np.int64),
-        "log_probs": (step, np.float32),
-        "values": (step, np.float32),
+        **{name: ((*step, *field.shape), field.dtype) for name, field in spec.acted.items()},
         "rewards": (step, np.float32),
         "terminated": (step, np.bool_),
         "truncated": (step, np.bool_),

@@ -2,7 +2,7 @@
 
 A masked row adds nothing to a loss and gets a gradient of exactly 0, whatever it holds, NaN
 included. A mask without any row gives 0 with zero gradients, never NaN. All results are scalars
-(but `normalize_advantages`) in the dtype of the inputs.
+(but those of `normalize_advantages` and `shape_rewards`) in the dtype of the inputs.
 """
 
 import torch
@@ -17,6 +17,11 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """
     _check_same_shape(x=x, mask=mask)
     return x.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def shape_rewards(rewards: Tensor, clip: str, scale: float) -> Tensor:
+    """What is learned from: `clip` is "sign" or "none"; `scale` comes after it."""
+    return (rewards.sign() if clip == "sign" else rewards) * scale
 
 
 def ppo_policy_loss(

@@ -1,7 +1,7 @@
-"""The networks: encoders, optional GRUs, a policy head and a value head.
+"""Networks without heads, which are the algorithms': encoders and optional GRUs.
 
 Only the encoder computes in low precision: under `torch.autocast` in the learner, whose parameters
-are float32, and with bfloat16 parameters in the copy that acts (`ActorCritic.inference_copy`). Both
+are float32, and with bfloat16 parameters in the copy that acts (`Network.inference_copy`). Both
 round the same weights in the same places. GRU, heads and everything they return are float32.
 
 The encoders are in encoders.py. docs/adding-a-model.md shows how to bring your own.
@@ -16,49 +16,42 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from sfrl.maths.losses import masked_mean
-from sfrl.nets.encoders import CenteredCNN, init_orthogonal, make_encoder
+from sfrl.nets.encoders import CenteredCNN, make_encoder
 
 
-class PolicyOutput(NamedTuple):
-    logits: Tensor  # [B, A] float32
-    values: Tensor  # [B] float32, in units of the reward
-    rnn_state: Tensor | None  # [B, H] float32 after this observation; None without a GRU
+class Network(nn.Module):
+    """Features of an observation for the heads of an algorithm: encoders and, if asked for, GRUs.
 
-
-class ActorCritic(nn.Module):
-    """Policy and value of an observation, on one shared encoder or on one each.
-
-    Observations are [*, *obs_shape] as the environment gives them: uint8 or float32 [C, H, W] for
-    images, any real dtype for the rest. Initialization is orthogonal, with gain 0.01 for the policy
-    head, so that all actions start about equally likely, and 1 for the value head.
+    One encoder serves all heads, or the value has one of its own. Observations are [*, *obs_shape]
+    as the environment gives them: uint8 or float32 [C, H, W] for images, any real dtype for the
+    rest.
 
     Recurrent state: zeros before an episode's first observation, else what the GRU made of the
     observation before. After a row that is not valid (an episode's final observation, see
-    sfrl/maths/vtrace.py) the next episode begins: `unroll` resets the state there by itself, and
-    whoever calls `step` multiplies the state by `valid` of the row just shown before keeping it.
-    With two encoders there are two GRUs, and the state holds that of the policy, then that of the
-    value.
+    sfrl/maths/vtrace.py) the next episode begins: `unroll_features` resets the state there by
+    itself, and whoever calls `step_features` multiplies the state by `valid` of the row just shown
+    before keeping it. With two encoders there are two GRUs, and the state holds that of the policy,
+    then that of the value.
 
     Attributes:
         state_size: H, the size of the recurrent state; 0 without a GRU.
+        num_features: F, the size of what heads are given.
+        precision: of the encoders' arithmetic.
     """
 
     def __init__(
         self,
         encoder: nn.Module,  # (obs [B, *obs_shape], dtype) -> features [B, F], computed in dtype
         obs_shape: tuple[int, ...],
-        num_actions: int,
         *,
         obs_is_image: bool,
         value_encoder: nn.Module | None = None,  # None: `encoder` serves both
         rnn_size: int = 0,
-        normalize_returns: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -66,51 +59,53 @@ class ActorCritic(nn.Module):
         self.obs_shape = obs_shape
         self.obs_is_image = obs_is_image
         self.state_size = rnn_size if value_encoder is None else 2 * rnn_size
-        self._encoder_dtype = torch.float32
+        self.precision = torch.float32
+        self._casts_weights = False
         num_features = _num_features(encoder, obs_shape, obs_is_image)
         if value_encoder is not None:  # its lazy layers, if there are any, get their sizes now
             _num_features(value_encoder, obs_shape, obs_is_image)
         self.core = _make_gru(num_features, rnn_size) if rnn_size else None
         is_shared = value_encoder is None or not rnn_size
         self.value_core = None if is_shared else _make_gru(num_features, rnn_size)
-        self.policy_head = nn.Linear(rnn_size or num_features, num_actions)
-        self.value_head = ValueHead(rnn_size or num_features, normalize_returns)
-        init_orthogonal(self.policy_head, gain=0.01)
-        init_orthogonal(self.value_head, gain=1.0)
-        self._center_weights()
+        self.num_features = rnn_size or num_features
+        self.center_weights()
 
-    @torch.inference_mode()
-    def step(self, obs: Tensor, rnn_state: Tensor | None = None) -> PolicyOutput:
-        """To act: obs [B, *obs_shape], rnn_state [B, H] (None: zeros). No gradients."""
-        features = self._encode(obs)
-        with torch.autocast(obs.device.type, enabled=False):
-            features, rnn_state = self._remember(features, rnn_state)
-            return PolicyOutput(
-                self.policy_head(features[0]), self.value_head(features[-1]), rnn_state
-            )
+    def step_features(
+        self,
+        obs: Tensor,  # [B, *obs_shape]
+        rnn_state: Tensor | None = None,  # [B, H]; None: zeros
+        *,
+        needs_value: bool = True,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """To act: features [B, F] float32 for the policy and for the value, one if they share.
 
-    def unroll(
+        And the recurrent state after this observation [B, H]; None without a GRU. If it needs no
+        value, those for the policy alone, unless the value's GRU has to see the observation.
+        """
+        features = self._encode(obs, needs_value=needs_value or self.core is not None)
+        return self._remember(features, rnn_state)
+
+    def unroll_features(
         self,
         obs: Tensor,  # [T+1, B, *obs_shape]
         rnn_state: Tensor | None,  # [B, H] before row 0; None: zeros
         valid: Tensor,  # [T+1, B] bool; row T is not read
-    ) -> tuple[Tensor, Tensor]:
-        """To learn: logits [T+1, B, A] and values [T+1, B] of trajectories, both float32.
+    ) -> list[Tensor]:
+        """To learn: features [T+1, B, F] of trajectories, as `step_features`.
 
         The encoders see all (T+1) * B rows at once; only a GRU, if there is one, walks the time.
         """
         rows = self._encode(obs.flatten(0, 1))
         features = [f.unflatten(0, obs.shape[:2]) for f in rows]  # [T+1, B, F] each
-        with torch.autocast(obs.device.type, enabled=False):
-            if self.core is not None:
-                outputs = []
-                for t in range(len(obs)):
-                    if t > 0 and rnn_state is not None:
-                        rnn_state = rnn_state * valid[t - 1].unsqueeze(1)
-                    output, rnn_state = self._remember([f[t] for f in features], rnn_state)
-                    outputs.append(output)
-                features = [torch.stack(rows) for rows in zip(*outputs, strict=True)]
-            return self.policy_head(features[0]), self.value_head(features[-1])
+        if self.core is None:
+            return features
+        outputs = []
+        for t in range(len(obs)):
+            if t > 0 and rnn_state is not None:
+                rnn_state = rnn_state * valid[t - 1].unsqueeze(1)
+            output, rnn_state = self._remember([f[t] for f in features], rnn_state)
+            outputs.append(output)
+        return [torch.stack(rows) for rows in zip(*outputs, strict=True)]
 
     def _remember(
         self, features: list[Tensor], rnn_state: Tensor | None
@@ -126,7 +121,7 @@ class ActorCritic(nn.Module):
         outputs = [core(f, state) for core, f, state in zip(cores, features, states, strict=True)]
         return outputs, torch.cat(outputs, dim=1)
 
-    def _encode(self, obs: Tensor) -> list[Tensor]:
+    def _encode(self, obs: Tensor, *, needs_value: bool = True) -> list[Tensor]:
         """[B, *obs_shape] -> [B, F] float32 for the policy and for the value; one if they share."""
         is_pixels = obs.dtype in (torch.uint8, torch.float32)
         if obs.shape[1:] != self.obs_shape or (self.obs_is_image and not is_pixels):
@@ -135,52 +130,30 @@ class ActorCritic(nn.Module):
                 f"observations must be [B, *{list(self.obs_shape)}] {kind}, "
                 f"got {list(obs.shape)} {obs.dtype}"
             )
-        device_type = obs.device.type
-        is_autocast = torch.is_autocast_enabled(device_type)
-        dtype = torch.get_autocast_dtype(device_type) if is_autocast else self._encoder_dtype
-        encoders = (self.encoder, self.value_encoder)
-        return [encoder(obs, dtype).float() for encoder in encoders if encoder is not None]
+        encoders = [self.encoder]
+        if needs_value and self.value_encoder is not None:
+            encoders.append(self.value_encoder)
+        if not self._casts_weights:
+            return [encoder(obs, self.precision).float() for encoder in encoders]
+        # The cache of cast weights, each of which is used once, would outlive a graph's capture.
+        with torch.autocast(obs.device.type, self.precision, cache_enabled=False):
+            return [encoder(obs, self.precision).float() for encoder in encoders]
 
     def networks(self) -> list[list[nn.Parameter]]:
-        """The parameters of each network that shares none with another: one, or policy and value.
+        """The parameters of each network that shares none with another; here it is one.
 
         Their gradients are clipped apart: a large error of the value does not shorten the
         policy's step.
         """
-        if self.value_encoder is None:
-            return [list(self.parameters())]
-        of_value = (self.value_encoder, self.value_core, self.value_head)
-        value = [p for module in of_value if module is not None for p in module.parameters()]
-        names = {id(p) for p in value}
-        return [[p for p in self.parameters() if id(p) not in names], value]
+        return [list(self.parameters())]
 
-    def normalize_returns(self, returns: Tensor) -> Tensor:
-        """Values or targets in the units that the value loss uses; any shape.
-
-        With --normalize-returns that is the returns' size for a shared network, so that the value's
-        gradient does not drown the policy's. A network of its own has the layer's outputs as unit:
-        its gradient is then nearly always clipped, and no update counts for more than others.
-        """
-        unit = 1.0 if self.value_encoder is None else ValueHead.REACH
-        return self.value_head.normalize(returns, unit)
-
-    def after_optimizer_step(
-        self, vs: Tensor, mask: Tensor, was_applied: Tensor | bool = True
-    ) -> None:
-        """Center the weights again, and let the return normalization follow the targets.
-
-        It edits parameters in place: never call it between a forward pass and its backward pass.
-        Normalization changes no output.
+    def center_weights(self, share: Tensor | float = 1.0) -> None:
+        """Of all `CenteredCNN`. It edits parameters in place: never between a forward pass and its
+        backward pass.
 
         Args:
-            vs: [T, B], the targets of the step.
-            mask: [T, B] bool, the rows that count.
-            was_applied: scalar; False, and nothing changes.
+            share: all of the mean, or 0 to change nothing.
         """
-        self._center_weights(was_applied)
-        self.value_head.update_size(vs, mask & was_applied)
-
-    def _center_weights(self, share: Tensor | float = 1.0) -> None:
         for module in self.modules():
             if isinstance(module, CenteredCNN):
                 module.center_weights(share)
@@ -196,99 +169,22 @@ class ActorCritic(nn.Module):
             if not parameter.isfinite().all():
                 raise ValueError(f"{name} has NaN or infinity")
 
-    def inference_copy(self, dtype: torch.dtype) -> ActorCritic:
-        """A copy to act with, its encoder's parameters in `dtype`, without gradients.
+    def learn_in(self, precision: torch.dtype) -> None:
+        """Have the encoders compute in `precision`; parameters and gradients stay float32."""
+        self.precision = precision
+        self._casts_weights = precision != torch.float32
+
+    def inference_copy(self, precision: torch.dtype) -> Self:
+        """A copy to act with, its encoders' parameters in `precision`, without gradients.
 
         Load new weights by copying this model's `state_dict` into the copy's, entry by entry.
         """
         model = copy.deepcopy(self).requires_grad_(False).eval()
         for encoder in (model.encoder, model.value_encoder):
             if encoder is not None:
-                encoder.to(dtype)
-        model._encoder_dtype = dtype
+                encoder.to(precision)
+        model.precision, model._casts_weights = precision, False
         return model
-
-
-class ValueHead(nn.Module):
-    """Linear value function; if it normalizes, in units of the returns' size.
-
-    The size is the root mean square of the targets, exponentially averaged: the last 1 / BETA
-    updates count. V = size / REACH * linear(features) is what `forward` returns, so all that calls
-    it works in units of the reward. When the size moves the layer is rescaled, so that no value
-    changes, as in PopArt (van Hasselt et al. 2016, arXiv:1602.07714). There the unit is the
-    deviation from a running mean; this has no mean, for two reasons. The deviation falls to nothing
-    where returns become constant, and the layer grows without bound; the size falls only where
-    returns become 0. And a critic that knows the mean of all returns before it can tell states
-    apart gives the end of an episode, whose value is 0, the advantage of the whole mean: where
-    rewards are negative the policy learns to die (docs/experiments.md).
-
-    The size and its weight are buffers, hence published and saved with the layer they belong to.
-    """
-
-    size: Tensor
-    weight: Tensor  # 1 - (1 - BETA)^updates; undoes the average's pull towards its initial 1
-
-    BETA = 3e-3
-    MIN_SIZE = 1e-2  # returns of 0 (no reward yet) must not blow up noise
-    # What the layer has to put out for a return of the usual size. Its first outputs, of size 1,
-    # then are small beside returns, like the policy's first preferences.
-    REACH = 10.0
-    # Targets beyond so many sizes, the initial 1 included, count as that many: a single glitch is
-    # not all, and returns of a million from the start are caught up with within ten updates.
-    MAX_GROWTH = 30.0
-
-    def __init__(self, num_features: int, normalize_returns: bool) -> None:
-        super().__init__()
-        self.linear = nn.Linear(num_features, 1)
-        self.normalizes = normalize_returns
-        if normalize_returns:
-            self.register_buffer("size", torch.tensor(1.0))
-            self.register_buffer("weight", torch.tensor(0.0))
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: object
-    ) -> None:
-        """Also that of format 3, whose layer was written around a mean and a deviation."""
-        if (std := state_dict.pop(f"{prefix}std", None)) is not None:
-            mean = state_dict.pop(f"{prefix}mean")
-            size = (mean.square() + std.square()).sqrt().clamp(min=self.MIN_SIZE)
-            unit = size / self.REACH
-            weight, bias = state_dict[f"{prefix}linear.weight"], state_dict[f"{prefix}linear.bias"]
-            state_dict[f"{prefix}linear.weight"] = weight * std / unit
-            state_dict[f"{prefix}linear.bias"] = (bias * std + mean) / unit
-            state_dict[f"{prefix}size"] = size
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[*, F] -> [*]."""
-        outputs: Tensor = self.linear(features).squeeze(-1)
-        return outputs * (self.size / self.REACH) if self.normalizes else outputs
-
-    def normalize(self, returns: Tensor, size: float = 1.0) -> Tensor:
-        """Returns of the usual size become as large as `size`."""
-        return returns * (size / self.size) if self.normalizes else returns
-
-    @torch.no_grad()
-    def update_size(self, returns: Tensor, mask: Tensor) -> None:
-        """Move the size, and rescale the layer so that `forward` keeps its results.
-
-        An empty mask moves nothing, nor do targets that are not finite.
-        """
-        if not self.normalizes:
-            return
-        limit = self.MAX_GROWTH * self.size
-        square = masked_mean(returns.clamp(-limit, limit).square(), mask)
-        beta = self.BETA * (mask.any() & square.isfinite())
-        new_weight = self.weight + beta * (1 - self.weight)
-        rate = beta / new_weight.clamp(min=self.BETA)  # 1 at the first update
-        change = rate * (square.nan_to_num(0, 0, 0) - self.size.square())
-        new_size = (self.size.square() + change).sqrt().clamp(min=self.MIN_SIZE)
-
-        scale = self.size / new_size  # 1 where nothing moves: then the layer stays, bit for bit
-        self.linear.weight.mul_(scale)
-        self.linear.bias.mul_(scale)
-        self.size.copy_(new_size)
-        self.weight.copy_(new_weight)
 
 
 def check_rnn_size(weights: Mapping[str, Tensor], rnn_size: int) -> None:
@@ -305,26 +201,22 @@ def check_rnn_size(weights: Mapping[str, Tensor], rnn_size: int) -> None:
         raise ValueError(f"rnn_size={rnn_size} is not that of its weights, {found}")
 
 
-def make_model(
+def make_encoders(
     name: str,
     obs_shape: Sequence[int],
-    num_actions: int,
     *,
     obs_is_image: bool,
     obs_scale: float | None = None,
     value_encoder: str = "shared",
-    rnn_size: int = 0,
-    normalize_returns: bool = False,
-) -> ActorCritic:
-    """A fresh model on the CPU, float32, initialized from torch's global generator.
+) -> tuple[nn.Module, nn.Module | None]:
+    """Fresh encoders on the CPU, float32, initialized from torch's global generator.
 
     Args:
         name: "a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp", or your own as
             "module:Class".
         obs_is_image: observations are pixels, uint8 or float32; for the CNNs, [C, H, W].
         obs_scale: encoders divide observations by it. None: 255 for images, 1 for the rest.
-        value_encoder: "shared", or "separate" for a second encoder (and GRU) of the value's own.
-        rnn_size: width of a GRU between encoder and heads; 0 for none.
+        value_encoder: "shared", or "separate" for a second one of the value's own.
 
     Raises:
         ValueError: no such encoder, or one that does not fit these observations.
@@ -334,23 +226,16 @@ def make_model(
         obs_scale = 255.0 if obs_is_image else 1.0
     num_encoders = 2 if value_encoder == "separate" else 1
     encoders = [make_encoder(name, shape, obs_is_image, obs_scale) for _ in range(num_encoders)]
-    return ActorCritic(
-        encoders[0],
-        shape,
-        num_actions,
-        obs_is_image=obs_is_image,
-        value_encoder=encoders[1] if num_encoders > 1 else None,
-        rnn_size=rnn_size,
-        normalize_returns=normalize_returns,
-    )
+    return encoders[0], encoders[1] if num_encoders > 1 else None
 
 
 def try_model(
     name: str,
     obs_shape: Sequence[int],
-    num_actions: int,
     precisions: Sequence[str],
-    **settings: Any,  # of `make_model`
+    *,
+    rnn_size: int = 0,
+    **settings: Any,  # of `make_encoders`
 ) -> None:
     """See that a user's encoder can act and learn: on zeros, on the CPU, in all the precisions.
 
@@ -359,16 +244,24 @@ def try_model(
     """
     precision = "float32"
     try:
-        model = make_model(name, obs_shape, num_actions, **settings)
-        obs_dtype = torch.uint8 if model.obs_is_image else torch.float32
-        obs = torch.zeros(3, 2, *obs_shape, dtype=obs_dtype)  # [T+1, B, ...]
+        encoder, value_encoder = make_encoders(name, obs_shape, **settings)
+        is_image = bool(settings["obs_is_image"])
+        model = Network(
+            encoder,
+            tuple(obs_shape),
+            obs_is_image=is_image,
+            value_encoder=value_encoder,
+            rnn_size=rnn_size,
+        )
+        obs = torch.zeros(3, 2, *obs_shape, dtype=torch.uint8 if is_image else torch.float32)
         valid = torch.ones(3, 2, dtype=torch.bool)
         for precision in precisions:
             dtype: torch.dtype = getattr(torch, precision)
-            model.inference_copy(dtype).step(obs[0])
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                logits, values = model.unroll(obs, None, valid)
-            (logits.sum() + values.sum()).backward()
+            with torch.inference_mode():
+                model.inference_copy(dtype).step_features(obs[0])
+            model.learn_in(dtype)
+            features = model.unroll_features(obs, None, valid)
+            torch.stack([f.sum() for f in features]).sum().backward()
     except Exception as error:  # of any kind: it is the user's code that runs here
         place = traceback.extract_tb(error.__traceback__)
         if (
@@ -411,7 +304,7 @@ def _make_gru(input_size: int, rnn_size: int) -> nn.GRUCell:
     return gru
 
 
-def pick_precision(model: ActorCritic, obs: Tensor, repeats: int = 5) -> torch.dtype:
+def pick_precision(model: Network, obs: Tensor, repeats: int = 5) -> torch.dtype:
     """torch.bfloat16 where `model` acts clearly faster in it than in float32, else torch.float32.
 
     On a GPU: where it has it, since small batches there take the time of starting kernels, and
@@ -427,7 +320,8 @@ def pick_precision(model: ActorCritic, obs: Tensor, repeats: int = 5) -> torch.d
     for _ in range(1 + repeats):  # the first one warms up, and is never the fastest
         for dtype, actor in copies.items():  # in turns, so that a busy moment hits both
             start = time.perf_counter()
-            actor.step(obs)
+            with torch.inference_mode():
+                actor.step_features(obs)
             seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
     is_faster = seconds[torch.bfloat16] < 0.9 * seconds[torch.float32]
     return torch.bfloat16 if is_faster else torch.float32

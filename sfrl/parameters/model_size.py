@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from sfrl.envs import EnvSpec
+from sfrl.settings.algorithm import ALGORITHMS, linear_size
 from sfrl.settings.config import Config
 from sfrl.settings.defaults import MODELS
 
@@ -15,7 +16,7 @@ def model_size(config: Config, spec: EnvSpec) -> int:
     hidden = config.rnn_size or features
     gru = 3 * config.rnn_size * (features + config.rnn_size + 2) if config.rnn_size else 0
     num_encoders = 2 if config.value_encoder == "separate" else 1
-    heads = _linear(hidden, spec.num_actions) + _linear(hidden, 1) + 2 * config.normalize_returns
+    heads = ALGORITHMS[config.algorithm].head_size(config, hidden, spec.num_actions)
     return num_encoders * (encoder + gru) + heads
 
 
@@ -25,26 +26,22 @@ def _encoder(model: str, obs_shape: tuple[int, ...]) -> tuple[int, int]:
         return 0, 0
     if model in ("mlp", "norm_mlp"):
         norms = 2 * 2 * 64 if model == "norm_mlp" else 0
-        return _linear(math.prod(obs_shape), 64) + _linear(64, 64) + norms, 64
+        return linear_size(math.prod(obs_shape), 64) + linear_size(64, 64) + norms, 64
     channels, height, width = obs_shape
     if model == "impala_resnet":
         size = 0
         for section in (16, 32, 32):
             size += _conv(channels, section, 3) + 4 * _conv(section, section, 3)
             channels, height, width = section, (height + 1) // 2, (width + 1) // 2
-        return size + _linear(channels * height * width, 256), 256
+        return size + linear_size(channels * height * width, 256), 256
     filters, features = ((16, 32), 256) if model == "a3c_cnn" else ((32, 64, 64), 512)
     height, width = (((side // 4 - 1) - 4) // 2 + 1 for side in (height, width))
     size = _conv(channels, filters[0], 8) + _conv(filters[0], filters[1], 4)
     if len(filters) > 2:
         size += _conv(filters[1], filters[2], 3)
         height, width = height - 2, width - 2
-    return size + _linear(filters[-1] * height * width, features), features
-
-
-def _linear(inputs: int, outputs: int) -> int:
-    return (inputs + 1) * outputs
+    return size + linear_size(filters[-1] * height * width, features), features
 
 
 def _conv(channels: int, filters: int, side: int) -> int:
-    return _linear(channels * side**2, filters)
+    return linear_size(channels * side**2, filters)

@@ -162,7 +162,7 @@ class SerialCrew:
             {
                 "rollouts": rollouts,
                 "policies": [worker.state() for worker in self._policies],
-                "full_slots": list(self._learner.full_slots),
+                "full_slots": list(self._learner.inbox.waiting),
                 "buffer": shared.buffer.state(),
                 "progress": shared.progress.state(),
                 "queues": [queue.state() for queue in shared.channels.all()],
@@ -181,7 +181,7 @@ class SerialCrew:
         ]
         for part, saved in parts:
             part.load_state(saved)
-        self._learner.full_slots.extend(state["full_slots"])
+        self._learner.inbox.waiting.extend(state["full_slots"])
 
     def advance(self) -> None:
         """One round: every worker does what is ready."""
@@ -189,12 +189,19 @@ class SerialCrew:
         try:
             # All of them, so no generator: any() would stop at the first that did something.
             with self._working():
-                progressed = [worker.step() for worker in self._workers]
+                progressed = [self._turn(worker) for worker in self._workers]
             if not any(progressed):
                 raise WorkerError("serial run: no worker has anything to do; a slot is lost")
         except BaseException:  # in the middle of a round, of which nobody could go on
             self._learner.workers_state = lambda: None
             raise
+
+    def _turn(self, worker: Worker) -> bool:
+        """A step; of the learner a training batch, as long as others wait for its weights."""
+        progressed = worker.step()
+        while self._learner.is_training:
+            self._learner.step()
+        return progressed
 
     def take_reports(self) -> list[Report]:
         return self._mailbox.get_all()

@@ -29,7 +29,8 @@ from sfrl.settings.config import Config
 if TYPE_CHECKING:
     import torch
 
-    from sfrl.nets.model import ActorCritic
+    from sfrl.algorithms import Algorithm
+    from sfrl.nets.model import Network
     from sfrl.workers.learner import Learner
     from sfrl.workers.policy_worker import PolicyWorker
     from sfrl.workers.rollout_worker import RolloutWorker
@@ -41,8 +42,7 @@ class Shared(NamedTuple):
     """What every process of a run gets. All of it lives in shared memory or is constant."""
 
     config: Config
-    num_actions: int
-    obs_scale: float  # see `EnvSpec`
+    env: EnvSpec
     stop: StopFlag
     buffer: TrajectoryBuffer
     channels: Channels
@@ -58,8 +58,7 @@ def make_shared(config: Config, spec: EnvSpec) -> Shared:
     stop = StopFlag()
     return Shared(
         config,
-        spec.num_actions,
-        spec.obs_scale,
+        spec,
         stop,
         TrajectoryBuffer(config.num_slots, slot_spec(config, spec), debug=config.debug_buffers),
         make_channels(config, stop),
@@ -110,11 +109,12 @@ def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
     weights = WeightsReader(shared.weights)
     weights.wait_for_first(shared.stop)
     names = (config.policy_devices or config.device).split(",")
-    model = _make_model(shared, names[index % len(names)])
+    algorithm, model = _make_model(shared, names[index % len(names)])
     precision = torch.bfloat16 if shared.weights.acts_in_bfloat16 else torch.float32
     worker = PolicyWorker(
         index,
         config,
+        algorithm,
         model.inference_copy(precision),
         shared.buffer,
         shared.channels,
@@ -140,15 +140,16 @@ def make_learner(
     config = shared.config
     torch.set_num_threads(config.torch_threads)
     torch.manual_seed(config.seed)
-    model = _make_model(shared, config.device)
+    algorithm, model = _make_model(shared, config.device)
     precision = _choose_precision(shared, model)
+    model.learn_in(precision)
     # The policy workers follow: acting and learning must round alike.
     shared.weights.acts_in_bfloat16 = precision == torch.bfloat16
     log.info("networks run on %s in %s", next(model.parameters()).device, precision)
     learner = Learner(
         config,
+        algorithm,
         model,
-        precision,
         shared.buffer,
         shared.channels,
         shared.weights,
@@ -165,30 +166,21 @@ def make_learner(
     return learner
 
 
-def _make_model(shared: Shared, device: str) -> ActorCritic:
-    """The run's model, in float32, on `device`, which this process then uses."""
+def _make_model(shared: Shared, device: str) -> tuple[Algorithm, Network]:
+    """The run's algorithm and model, in float32, on `device`, which this process then uses."""
     import torch
 
-    from sfrl.nets.model import make_model
+    from sfrl.algorithms import make_algorithm
 
-    config, spec = shared.config, shared.buffer.spec
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device != "cpu":
         torch.cuda.set_device(torch.device(device).index or 0)
-    return make_model(
-        config.model,
-        spec.obs_shape,
-        shared.num_actions,
-        obs_is_image=len(spec.obs_shape) == 3,
-        obs_scale=shared.obs_scale,
-        value_encoder=config.value_encoder,
-        rnn_size=config.rnn_size,
-        normalize_returns=config.normalize_returns,
-    ).to(device)
+    algorithm = make_algorithm(shared.config, shared.env)
+    return algorithm, algorithm.make_model().to(device)
 
 
-def _choose_precision(shared: Shared, model: ActorCritic) -> torch.dtype:
+def _choose_precision(shared: Shared, model: Network) -> torch.dtype:
     """That of the encoder: as configured, or the faster one."""
     import torch
 

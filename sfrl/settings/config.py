@@ -102,6 +102,9 @@ class Config:
     debug_buffers: bool = False
     """Poison free slots and check ownership on every write to the trajectory buffer. Slow."""
 
+    algorithm: Literal["actor_critic"] = "actor_critic"
+    """What is learned, and how it acts."""
+
     # --- the model ---
     model: str = "auto"
     """a3c_cnn, nature_cnn, impala_resnet, mlp, or your own encoder as module:Class.

@@ -124,13 +124,11 @@ def _encoder_problems(config: Config, spec: envs.EnvSpec) -> list[str]:
         try_model(
             name,
             spec.obs_shape,
-            spec.num_actions,
             precisions,
             obs_is_image=len(spec.obs_shape) == 3,
             obs_scale=spec.obs_scale,
             value_encoder=config.value_encoder,
             rnn_size=config.rnn_size,
-            normalize_returns=config.normalize_returns,
         )
     except ValueError as error:
         return [str(error)]

@@ -17,9 +17,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sfrl import envs
+from sfrl.algorithms import make_algorithm
 from sfrl.envs.logs import own_logger
-from sfrl.nets import distributions
-from sfrl.nets.model import check_rnn_size, make_model
+from sfrl.nets.model import check_rnn_size
 from sfrl.records import checkpoint
 from sfrl.settings.config import Config
 from sfrl.settings.defaults import caveats
@@ -89,16 +89,8 @@ class Player:
         spec = envs.describe(config.env, config.frameskip)
         for text in caveats(config.env, spec):
             log.warning("%s", text)
-        model = make_model(
-            config.model,
-            spec.obs_shape,
-            spec.num_actions,
-            obs_is_image=len(spec.obs_shape) == 3,
-            obs_scale=spec.obs_scale,
-            value_encoder=config.value_encoder,
-            rnn_size=config.rnn_size,
-            normalize_returns=config.normalize_returns,
-        )
+        self.algorithm = make_algorithm(config, spec)
+        model = self.algorithm.make_model()
         try:
             model.load_weights(weights)
         except (RuntimeError, ValueError) as error:
@@ -120,13 +112,12 @@ class Player:
             score, steps, ended = 0.0, 0, False
             yield Moment(score, steps, env.render() if self.render else None)
             while not ended and (steps < max_steps or max_steps == 0):
-                logits, _, rnn_state = self.model.step(torch.from_numpy(obs), rnn_state)
-                actions = (
-                    logits.argmax(dim=-1)
-                    if self.deterministic
-                    else distributions.sample(logits, generator)
-                )
-                env.send(actions.numpy())
+                seen = self.model, torch.from_numpy(obs), rnn_state
+                if self.deterministic:
+                    acted, rnn_state = self.algorithm.greedy(*seen)
+                else:
+                    acted, rnn_state = self.algorithm.act(*seen, generator)
+                env.send(acted["actions"].numpy())
                 obs, rewards, terminated, truncated = env.recv()
                 score += float(rewards[0])
                 steps += 1

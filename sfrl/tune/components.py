@@ -370,8 +370,7 @@ def _fill(shared: Shared) -> None:
         buffer.obs[:] = rng.integers(256, size=buffer.obs.shape, dtype=np.uint8)
     else:
         buffer.obs[:] = rng.standard_normal(buffer.obs.shape)
-    buffer.actions[:] = rng.integers(shared.num_actions, size=buffer.actions.shape)
-    buffer.log_probs[:] = -math.log(shared.num_actions)
+    buffer.actions[:] = rng.integers(shared.env.num_actions, size=buffer.actions.shape)
     buffer.rewards[:] = rng.standard_normal(buffer.rewards.shape)
     buffer.valid[:] = True
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,10 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfrl.nets import cuda
+from sfrl.settings.algorithm import RowField
 
-Act = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(obs [R * N, *obs_shape], splits [R] int64, valid [R, N] bool) -> [3, R * N] float32: actions,
-log-probabilities, values. R requests of splits with N environments each."""
+Act = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+"""(obs [R * N, *obs_shape], splits [R] int64, valid [R, N] bool) -> name -> [R * N, ...], what
+acting writes into the rows of R requests of splits with N environments each."""
+
+Results = dict[str, NDArray[Any]]
+"""Name -> [at least R * N, ...]."""
 
 
 class Batch(Protocol):
@@ -27,8 +32,8 @@ class Batch(Protocol):
     def compute(self) -> None:
         """Begin; a CPU also ends it."""
 
-    def result(self) -> NDArray[np.float32]:
-        """[3, at least R * N], once it is there; until the next `compute`."""
+    def result(self) -> Results:
+        """Once it is there; valid until the next `compute`."""
 
 
 class HostBatch:
@@ -44,8 +49,8 @@ class HostBatch:
     def compute(self) -> None:
         self._result = self._act(*self._inputs)
 
-    def result(self) -> NDArray[np.float32]:
-        return self._result.numpy()
+    def result(self) -> Results:
+        return {name: values.numpy() for name, values in self._result.items()}
 
 
 class GpuBatch:
@@ -60,6 +65,7 @@ class GpuBatch:
     def __init__(
         self,
         act: Act,
+        acted: Mapping[str, RowField],  # what it gives
         obs: Tensor,  # [S, T+1, N, *obs_shape], the shared memory
         max_requests: int,
         num_splits: int,  # the index of the split that does not exist
@@ -67,7 +73,8 @@ class GpuBatch:
         copies: torch.cuda.Stream,
         graphs: cuda.Graphs,
     ) -> None:
-        n = obs.shape[2]
+        self._acted = acted
+        self._num_envs = n = obs.shape[2]
         self._obs = torch.zeros((max_requests, *obs.shape[2:]), dtype=obs.dtype, device=device)
         self._places = list(self._obs)
         self._nobody = num_splits
@@ -80,9 +87,13 @@ class GpuBatch:
         self._results: dict[int, Tensor] = {}  # in pinned memory
         for size in batch_sizes(max_requests):
             inputs = self._obs[:size].flatten(0, 1), self._splits[:size], self._valid[:size]
-            self._passes[size] = cuda.Graphed(partial(act, *inputs), graphs)
-            self._results[size] = torch.empty((3, size * n), pin_memory=True)
+            self._passes[size] = cuda.Graphed(partial(self._packed, act, *inputs), graphs)
+            num_bytes = size * n * sum(bytes_of(field) for field in acted.values())
+            self._results[size] = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         self._size = 0
+
+    def _packed(self, act: Act, *inputs: Tensor) -> Tensor:
+        return packed(act(*inputs), self._acted)
 
     def load(self, rows: list[Tensor], splits: Tensor, valid: Tensor) -> None:
         r = len(rows)
@@ -103,9 +114,35 @@ class GpuBatch:
         self._results[self._size].copy_(output, non_blocking=True)
         self._done.record()
 
-    def result(self) -> NDArray[np.float32]:
+    def result(self) -> Results:
         self._done.synchronize()
-        return self._results[self._size].numpy()
+        return unpacked(self._results[self._size], self._acted, self._size * self._num_envs)
+
+
+def packed(fields: Mapping[str, Tensor], acted: Mapping[str, RowField]) -> Tensor:
+    """All fields in one row of bytes: one copy for all. Those of the widest numbers come first."""
+    return torch.cat([fields[n].contiguous().view(torch.uint8).flatten() for n in _by_width(acted)])
+
+
+def unpacked(content: Tensor, acted: Mapping[str, RowField], num_rows: int) -> Results:
+    """What `packed` had, on the host: views of its bytes."""
+    results, start = {}, 0
+    for name in _by_width(acted):
+        end = start + num_rows * bytes_of(acted[name])
+        values = content.numpy()[start:end].view(acted[name].dtype)
+        results[name] = values.reshape(num_rows, *acted[name].shape)
+        start = end
+    return results
+
+
+def _by_width(acted: Mapping[str, RowField]) -> list[str]:
+    """So that each lies at a multiple of its numbers' size."""
+    return sorted(acted, key=lambda name: (-np.dtype(acted[name].dtype).itemsize, name))
+
+
+def bytes_of(field: RowField) -> int:
+    """Of one environment."""
+    return math.prod(field.shape) * np.dtype(field.dtype).itemsize
 
 
 def batch_sizes(max_requests: int) -> list[int]:

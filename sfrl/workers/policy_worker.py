@@ -8,22 +8,22 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfrl.algorithms.algorithm import Algorithm
 from sfrl.envs.logs import own_logger
 from sfrl.experience.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.ipc.channels import Channels
 from sfrl.ipc.index_queue import Message, pack, unpack
 from sfrl.ipc.progress import Progress
-from sfrl.nets import cuda, distributions
-from sfrl.nets.model import ActorCritic
+from sfrl.nets import cuda
+from sfrl.nets.model import Network
 from sfrl.parameters.weights import WeightsReader
 from sfrl.records.timing import POLICY_STAGES, StageTimer
 from sfrl.settings.config import Config
-from sfrl.workers.inference import Batch, GpuBatch, HostBatch, batch_sizes
+from sfrl.workers.inference import Batch, GpuBatch, HostBatch, Results, batch_sizes
 
 log = own_logger(__name__)
 
@@ -41,13 +41,15 @@ class PolicyWorker:
         self,
         index: int,
         config: Config,
-        model: ActorCritic,  # on the device and in the precision to act with
+        algorithm: Algorithm,
+        model: Network,  # on the device and in the precision to act with
         buffer: TrajectoryBuffer,
         channels: Channels,
         weights: WeightsReader,
         progress: Progress,
     ) -> None:
         self.index = index
+        self.algorithm = algorithm
         self.model = model
         self.buffer = buffer
         self.inbox = channels.action_requests[index]
@@ -87,6 +89,7 @@ class PolicyWorker:
         return [
             GpuBatch(
                 self._act,
+                self.buffer.spec.acted,
                 self.obs,
                 self.max_requests,
                 config.splits,
@@ -140,33 +143,25 @@ class PolicyWorker:
         self.timer.lap("forward")
 
     def _answer(self, requests: list[Message], version: int, batch: Batch) -> None:
-        actions, log_probs, values = batch.result()
+        acted = batch.result()
         self.timer.lap("forward")
-        self._reply(requests, version, actions, log_probs, values)
+        self._reply(requests, version, acted)
         self.timer.lap("scatter")
 
-    def _act(self, obs: Tensor, splits: Tensor, valid: Tensor) -> Tensor:
+    def _act(self, obs: Tensor, splits: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """See `inference.Act`. Takes no time of the host's but to start its kernels."""
         is_recurrent = self.model.state_size > 0
         states = self._all_rnn_states[splits].flatten(0, 1) if is_recurrent else None
-        output = self.model.step(obs, states)
-        if output.rnn_state is not None:
+        fields, states = self.algorithm.act(self.model, obs, states, self.generator)
+        if states is not None:
             # A row that shows a final observation is followed by a new episode: state 0.
-            kept = output.rnn_state.unflatten(0, valid.shape) * valid.unsqueeze(2)
+            kept = states.unflatten(0, valid.shape) * valid.unsqueeze(2)
             self._all_rnn_states[splits] = kept
-        actions = distributions.sample(output.logits, self.generator)
-        log_probs = distributions.log_prob(output.logits, actions)
-        return torch.stack([actions.float(), log_probs, output.values])
+        return fields
 
-    def _reply(
-        self,
-        requests: list[Message],
-        version: int,
-        actions: NDArray[np.float32],  # [at least B], whole numbers
-        log_probs: NDArray[np.float32],
-        values: NDArray[np.float32],
-    ) -> None:
+    def _reply(self, requests: list[Message], version: int, acted: Results) -> None:
         buffer, n = self.buffer, self.num_envs
+        fields = [(buffer.acted[name], values) for name, values in acted.items()]
         for i, request in enumerate(requests):
             # The worker may have died since. A row written then is written once more before its
             # next reader: this worker serves all requests of a split, in order.
@@ -175,9 +170,8 @@ class PolicyWorker:
             slot, t, _ = request
             batch = slice(i * n, (i + 1) * n)
             buffer.check_owner(slot, Owner.POLICY_WORKER)
-            buffer.actions[slot, t] = actions[batch]
-            buffer.log_probs[slot, t] = log_probs[batch]
-            buffer.values[slot, t] = values[batch]
+            for field, values in fields:
+                field[slot, t] = values[batch]
             buffer.policy_version[slot, t] = version
             # The row goes back with this put: everything in it is written.
             buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)

@@ -6,6 +6,7 @@ import torch
 
 from sfrl.experience.minibatch import LearnerSlots, Minibatch
 from sfrl.experience.trajectory_buffer import SlotSpec, TrajectoryBuffer
+from sfrl.settings.algorithm import RowField
 
 S, T, N, H = 3, 4, 5, 2
 
@@ -16,20 +17,22 @@ S, T, N, H = 3, 4, 5, 2
 )
 @pytest.mark.parametrize("rnn_size", [0, H])
 def test_a_minibatch_is_the_chosen_trajectories_in_their_order(shape, dtype, rnn_size):
-    buffer = TrajectoryBuffer(S, SlotSpec(T, N, shape, dtype, rnn_size))
+    acted = {"actions": RowField("int64"), "torques": RowField("float32", (2,))}
+    buffer = TrajectoryBuffer(S, SlotSpec(T, N, shape, dtype, acted, rnn_size))
     rng = np.random.default_rng(0)
-    names = [name for name in Minibatch._fields if name != "rnn_state" or rnn_size]
-    for name in names:
-        field = getattr(buffer, name)
+    names = [n for n in Minibatch._fields if n != "acted" and (n != "rnn_state" or rnn_size)]
+    fields = {name: getattr(buffer, name) for name in names} | buffer.acted
+    for field in fields.values():
         field[...] = rng.integers(256, size=field.shape)
     slots, envs = np.array([2, 0, 2, 1]), np.array([4, 1, 0, 4])
     gatherer = LearnerSlots(buffer, num_slots=S, device=torch.device("cpu"))
     assert gatherer.load([2, 0, 1]) == [2, 0, 1], "on a CPU slots are read where they are"
     gatherer.take()
     minibatch = gatherer.gather(torch.from_numpy(slots), torch.from_numpy(envs))
+    gathered = minibatch._asdict() | minibatch.acted
     for i, (slot, env) in enumerate(zip(slots, envs, strict=True)):
-        for name in names:
-            field, got = getattr(buffer, name), getattr(minibatch, name)
+        for name, field in fields.items():
+            got = gathered[name]
             if name == "rnn_state":
                 expected, column = field[slot, env], got[i]
             elif name == "policy_version":

@@ -12,8 +12,10 @@ from sfrl.experience.trajectory_buffer import (
     nbytes,
 )
 from sfrl.ipc import shared_memory
+from sfrl.settings.algorithm import RowField
 
-SPEC = SlotSpec(rollout_length=5, num_envs=3, obs_shape=(2, 4), obs_dtype="uint8", state_size=7)
+ACTED = {"actions": RowField("int64"), "goals": RowField("int16", (2,))}
+SPEC = SlotSpec(5, 3, (2, 4), "uint8", ACTED, state_size=7)
 
 
 @pytest.fixture
@@ -33,7 +35,9 @@ def debug_buffer() -> Iterator[TrajectoryBuffer]:
 def test_fields_have_the_documented_shapes(buffer):
     assert buffer.obs.shape == (4, 6, 3, 2, 4)
     assert buffer.obs.dtype == np.uint8
-    for name in ("actions", "log_probs", "values", "rewards", "terminated", "truncated"):
+    assert buffer.acted["goals"].shape == (4, 5, 3, 2)
+    assert buffer.acted["goals"].dtype == np.int16
+    for name in ("actions", "rewards", "terminated", "truncated"):
         assert getattr(buffer, name).shape == (4, 5, 3), name
     assert buffer.valid.shape == (4, 6, 3)
     assert buffer.policy_version.shape == (4, 5)
@@ -98,9 +102,10 @@ class TestDebug:
         with pytest.raises(OwnershipError, match="POLICY_WORKER uses slot 1"):
             debug_buffer.check_owner(1, Owner.POLICY_WORKER)
 
-    @pytest.mark.parametrize("field", ["obs", "actions", "rewards", "policy_version"])
+    @pytest.mark.parametrize("field", ["obs", "actions", "goals", "rewards", "policy_version"])
     def test_a_write_to_a_free_slot_is_detected_when_it_is_taken(self, debug_buffer, field):
-        getattr(debug_buffer, field)[2, 3] = 0
+        fields = vars(debug_buffer) | debug_buffer.acted
+        fields[field][2, 3] = 0
         with pytest.raises(OwnershipError, match=f"{field} of slot 2 was written while"):
             debug_buffer.transfer(2, Owner.FREE, Owner.ROLLOUT_WORKER)
 

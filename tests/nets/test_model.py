@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfrl import envs
+from sfrl.algorithms.actor_critic import ActorCriticNetwork, make_model
 from sfrl.nets import images
 from sfrl.nets.encoders import A3CCNN, CenteredCNN, ImpalaResNet, NatureCNN
-from sfrl.nets.model import ActorCritic, ValueHead, make_model, pick_precision
+from sfrl.nets.heads import ValueHead
+from sfrl.nets.model import pick_precision
 from sfrl.settings.config import ConfigError
 from sfrl.settings.defaults import defaults_for, resolve
 
@@ -42,7 +44,7 @@ class FlatFeatures(nn.Module):
         return obs.sum(dim=1)
 
 
-def make(name: str = "nature_cnn", **kwargs: object) -> ActorCritic:
+def make(name: str = "nature_cnn", **kwargs: object) -> ActorCriticNetwork:
     torch.manual_seed(0)
     is_image = name not in ("mlp", "norm_mlp")
     return make_model(
@@ -50,7 +52,7 @@ def make(name: str = "nature_cnn", **kwargs: object) -> ActorCritic:
     )
 
 
-def random_obs(model: ActorCritic, *leading: int) -> Tensor:
+def random_obs(model: ActorCriticNetwork, *leading: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     if model.obs_is_image:
         shape = (*leading, *model.obs_shape)
@@ -83,8 +85,8 @@ def test_outputs_are_float32_of_the_documented_shapes(
         assert output.rnn_state is None
 
     valid = torch.ones(3, 2, dtype=torch.bool)
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        logits, values = model.unroll(random_obs(model, 3, 2), None, valid)
+    model.learn_in(dtype)
+    logits, values = model.unroll(random_obs(model, 3, 2), None, valid)
     assert logits.shape == (3, 2, NUM_ACTIONS)
     assert values.shape == (3, 2)
     assert logits.dtype == values.dtype == torch.float32
@@ -200,7 +202,8 @@ def test_acting_copy_and_learner_agree_in_bfloat16(name: str) -> None:
     obs = random_obs(model, 16)
     exact = model.step(obs)
     acting = model.inference_copy(torch.bfloat16).step(obs)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+    model.learn_in(torch.bfloat16)
+    with torch.no_grad():
         logits, values = model.unroll(obs[None], None, torch.ones(1, 16, dtype=torch.bool))
     torch.testing.assert_close(logits[0], acting.logits, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(values[0], acting.values, rtol=1e-3, atol=1e-3)
@@ -585,7 +588,7 @@ def test_precision_is_the_faster_one(slow: torch.dtype) -> None:
                 obs = obs + 1
             return obs.to(dtype)
 
-    model = ActorCritic(SlowInOne(), (1000,), NUM_ACTIONS, obs_is_image=False)
+    model = ActorCriticNetwork(SlowInOne(), (1000,), NUM_ACTIONS, obs_is_image=False)
     assert pick_precision(model, torch.zeros(64, 1000)) != slow
 
 

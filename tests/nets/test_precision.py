@@ -6,7 +6,7 @@ On a GPU and on a CPU alike, since both may choose bfloat16.
 import pytest
 import torch
 
-from sfrl.nets import distributions
+from sfrl.nets.distributions import Categorical
 from tests.workers.test_learner import Bench, T
 
 needs_gpu = [
@@ -43,13 +43,12 @@ def outcome(shared):
     learner.slots.load([0])
     learner.slots.take()
     batch = learner.slots.gather(*places)
-    with learner._autocast():
-        logits, values = model.unroll(batch.obs, None, batch.valid)
-    log_probs = distributions.log_prob(logits[:-1], batch.actions)
-    loss, _, vs = learner._loss(batch, logits, values, batch.valid[:-1])
-    loss.backward()
+    logits, values = model.unroll(batch.obs, None, batch.valid)
+    log_probs = Categorical(logits[:-1]).log_prob(batch.acted["actions"])
+    loss = learner.algorithm.loss_of(model, batch, logits, values, batch.valid[:-1])
+    loss.total.backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-    return [x.detach().float().cpu() for x in (log_probs, values, vs, gradient)]
+    return [x.detach().float().cpu() for x in (log_probs, values, loss.targets, gradient)]
 
 
 @pytest.mark.parametrize(

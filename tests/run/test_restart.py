@@ -21,7 +21,7 @@ from sfrl.workers import rollout_worker
 from sfrl.workers.rollout_worker import RolloutWorker
 from sfrl.workers.worker import worker_loop
 from tests.killing import killed_at
-from tests.ledger import make_checking_learner
+from tests.ledger import CheckingLearner
 
 T, N = 4, 2
 LEDGER = {
@@ -62,7 +62,7 @@ class Serial:
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
-        self.learner = make_checking_learner(shared, Mailbox(), Mailbox())
+        self.learner = CheckingLearner(shared)
         self.policy = make_policy_worker(shared, 0)
         self.worker: RolloutWorker
 
@@ -149,7 +149,7 @@ def test_requests_of_many_dead_do_not_fill_the_queue(make_shared):
 def checking_body(
     shared: Shared, reports: Mailbox[Report], requests: Mailbox[CheckpointRequest], _: str | None
 ) -> None:
-    worker_loop(make_checking_learner(shared, reports, requests), shared.stop)
+    worker_loop(CheckingLearner(shared), shared.stop)
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import pytest
 
 from sfrl import envs
+from sfrl.algorithms.actor_critic import make_model
 from sfrl.commands import train as cli
 from sfrl.ipc import channels, index_queue
-from sfrl.nets import model
 from sfrl.parameters.model_size import model_size
 from sfrl.records import run_folder
 from sfrl.run import limits
@@ -230,7 +230,7 @@ def test_a_model_is_as_large_as_is_counted_without_torch(name, shape, value_enco
             "rnn_size": rnn_size,
             "normalize_returns": normalize,
         }
-        built = model.make_model(name, shape, 5, obs_is_image=len(shape) == 3, **settings)
+        built = make_model(name, shape, 5, obs_is_image=len(shape) == 3, **settings)
         numbers = sum(tensor.numel() for tensor in built.state_dict().values())
         assert model_size(Config(model=name, **settings), spec) == numbers
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sfrl import envs
-from sfrl.nets.model import make_model
+from sfrl.algorithms.actor_critic import make_model
 from sfrl.records import checkpoint
 from sfrl.settings.config import Config
 from sfrl.show.player import Player, Video, VideoError, Window, make_env, real_fps

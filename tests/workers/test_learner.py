@@ -1,6 +1,7 @@
 """Learner: which rows it learns from, how often, and what it leaves behind."""
 
 import copy
+import dataclasses
 import itertools
 import math
 
@@ -13,11 +14,13 @@ from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, LearnerReport
 from sfrl.ipc.shared_memory import Stopped
 from sfrl.maths.vtrace import vtrace
+from sfrl.nets.distributions import Categorical
 from sfrl.parameters.weights import WeightsReader
 from sfrl.records import checkpoint
 from sfrl.records.metrics import RunMetrics
 from sfrl.run.roles import make_learner
 from sfrl.workers.learner import LearnerError
+from sfrl.workers.worker import worker_loop
 from tests.actors import Actors
 
 T, N = 6, 4  # rollout length, environments per split
@@ -61,8 +64,8 @@ class Bench:
             is_image = buffer.obs.dtype == np.uint8
             buffer.obs[slot] = rng.integers(256, size=shape) if is_image else rng.normal(size=shape)
             buffer.actions[slot] = rng.integers(2, size=(T, N))
-            buffer.log_probs[slot] = math.log(0.5) + rng.normal(scale=0.1, size=(T, N))
-            buffer.values[slot] = rng.normal(size=(T, N))
+            buffer.acted["log_probs"][slot] = math.log(0.5) + rng.normal(scale=0.1, size=(T, N))
+            rng.normal(size=(T, N))
             buffer.rewards[slot] = rng.normal(size=(T, N))
             ended = rng.random((T, N)) < 0.2
             ended[1:] &= ~ended[:-1]
@@ -74,11 +77,19 @@ class Bench:
 
     def train(self, *slots):
         """One training batch; the statistics reported on it."""
-        self.learner.train(list(slots))
+        self.begin(*slots)
         assert self.returned() == list(slots)
-        (report,) = self.reports.get_all()
+        self.learner.report()
+        report = self.reports.get_all()[-1]
         assert isinstance(report, LearnerReport)
         return report.metrics
+
+    def begin(self, *slots):
+        """A training batch, as long as nothing has to be waited for."""
+        self.learner._next_report_s = math.inf  # by `train`, when all is there
+        self.learner.begin(list(slots))
+        while self.learner.is_training:
+            self.learner._train_on_next()
 
     def returned(self):
         """The slots that the learner has given back since the last call."""
@@ -111,7 +122,7 @@ def test_rows_older_than_max_policy_lag_have_no_influence(make_bench, settings):
         bench.fill(0, 1)
         buffer = bench.buffer
         buffer.policy_version[0] = [6, 6, 7, 8, 9, 10]  # the first two rows are too old
-        for field in (buffer.rewards, buffer.log_probs, buffer.obs):
+        for field in (buffer.rewards, buffer.acted["log_probs"], buffer.obs):
             field[0, :2] += old_data
         buffer.actions[0, :2] = old_data
         metrics = bench.train(0, 1)
@@ -142,7 +153,7 @@ def test_rows_that_only_reset_have_no_influence(make_bench, settings):
         bench.fill(0, 1)
         only_resets = np.flatnonzero(~bench.buffer.valid[:2, :-1].ravel())
         assert len(only_resets) > 3
-        for field in (bench.buffer.rewards, bench.buffer.log_probs, bench.buffer.actions):
+        for field in (bench.buffer.rewards, *bench.buffer.acted.values()):
             field[:2].reshape(-1)[only_resets] = junk
         bench.train(0, 1)
         outcomes.append(bench.weights())
@@ -176,9 +187,10 @@ def test_targets_bootstrap_where_an_episode_is_cut_but_not_where_it_terminates(m
 
     batch = learner.slots.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
     logits, values = model.unroll(batch.obs, None, batch.valid)
-    on_policy = logits.detach()[:-1].log_softmax(-1).gather(-1, batch.actions[..., None])
-    batch = batch._replace(log_probs=on_policy.squeeze(-1))
-    _, _, vs = learner._loss(batch, logits, values, batch.valid[:-1])
+    policy = Categorical(logits.detach()[:-1])
+    acted = batch.acted | {"log_probs": policy.log_prob(batch.acted["actions"])}
+    batch = batch._replace(acted=acted)
+    vs = learner.algorithm.loss_of(model, batch, logits, values, batch.valid[:-1]).targets
 
     r, v = batch.rewards, values.detach()
     last_two = r[4] + 0.5 * (r[5] + 0.5 * v[6])
@@ -194,20 +206,21 @@ def test_targets_bootstrap_where_an_episode_is_cut_but_not_where_it_terminates(m
     torch.testing.assert_close(vs[3, 1:3], v[3, 1:3])
 
 
-@pytest.mark.parametrize("loss", ["appo", "vtrace"])
-def test_the_loss_is_the_one_that_was_asked_for(make_bench, loss):
+@pytest.mark.parametrize("name", ["appo", "vtrace"])
+def test_the_loss_is_the_one_that_was_asked_for(make_bench, name):
     bench = make_bench(
-        loss=loss, ppo_clip=0.1, entropy_coef=0.1, value_coef=0.7, normalize_advantages=False
+        loss=name, ppo_clip=0.1, entropy_coef=0.1, value_coef=0.7, normalize_advantages=False
     )
     bench.fill(0)
     batch = bench.learner.slots.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
     logits, values = bench.model.unroll(batch.obs, None, batch.valid)
     mask = batch.valid[:-1]
-    total, (policy_loss, value_loss, *_), vs = bench.learner._loss(batch, logits, values, mask)
+    loss = bench.learner.algorithm.loss_of(bench.model, batch, logits, values, mask)
+    vs = loss.targets
 
     policy = torch.distributions.Categorical(logits=logits[:-1])
-    log_probs = policy.log_prob(batch.actions)
-    ratios = (log_probs - batch.log_probs).exp()
+    log_probs = policy.log_prob(batch.acted["actions"])
+    ratios = (log_probs - batch.acted["log_probs"]).exp()
     assert ((ratios[mask] - 1).abs() > 0.1).any()
     returns = vtrace(
         ratios.log(), 0.99 * (~batch.terminated), batch.rewards, values, mask, lambda_=0.95
@@ -218,10 +231,15 @@ def test_the_loss_is_the_one_that_was_asked_for(make_bench, loss):
         "vtrace": ratios.clamp(max=1) * log_probs * advantages,
     }
     torch.testing.assert_close(vs, returns.vs)
-    torch.testing.assert_close(policy_loss, -surrogates[loss][mask].mean())
-    torch.testing.assert_close(value_loss, 0.5 * (values[:-1] - vs)[mask].square().mean())
-    entropy = policy.entropy()[mask].mean()
-    torch.testing.assert_close(total, policy_loss + 0.7 * value_loss - 0.1 * entropy)
+    expected = {
+        "policy_loss": -surrogates[name][mask].mean(),
+        "value_loss": 0.5 * (values[:-1] - vs)[mask].square().mean(),
+        "entropy": policy.entropy()[mask].mean(),
+    }
+    for term, value in expected.items():
+        torch.testing.assert_close(loss.statistics[term], value.detach())
+    total = expected["policy_loss"] + 0.7 * expected["value_loss"] - 0.1 * expected["entropy"]
+    torch.testing.assert_close(loss.total, total)
 
 
 @pytest.mark.parametrize("loss", ["appo", "vtrace"])
@@ -237,8 +255,7 @@ def test_off_policy_only_rewards_move_the_policy(
     actions = torch.arange(T * N).reshape(T, N) % 2
     ones, halves = torch.ones((T + 1, N)), torch.full((T, N), 0.5)
     batch = batch._replace(
-        actions=actions,
-        log_probs=halves.log(),
+        acted={"actions": actions, "log_probs": halves.log()},
         rewards=torch.tensor(rewards).float()[actions],
         terminated=torch.ones_like(actions, dtype=torch.bool),
         valid=ones.bool(),
@@ -247,8 +264,12 @@ def test_off_policy_only_rewards_move_the_policy(
     is_equal = rewards == (1, 1)
     values = 0.0 * ones if normalize_advantages or not is_equal else ones
     logits = torch.tensor([0.52, 0.48]).log().repeat(T + 1, N, 1).requires_grad_()
-    _, (policy_loss, *_), _ = bench.learner._loss(batch, logits, values, batch.valid[:-1])
-    policy_loss.backward()
+    bench.learner.algorithm.config = dataclasses.replace(
+        bench.shared.config, entropy_coef=0.0, value_coef=0.0
+    )
+    bench.learner.algorithm.loss_of(
+        bench.model, batch, logits, values, batch.valid[:-1]
+    ).total.backward()
     ascent = -logits.grad.sum(dim=(0, 1))  # of the two arms' logits
     if is_equal:
         torch.testing.assert_close(ascent, torch.zeros(2), rtol=0, atol=1e-6)
@@ -383,7 +404,7 @@ def test_the_linear_learning_rate_follows_the_frames_of_all_starts(make_bench):
         progress.env_steps[-1], progress.env_steps[0] = earlier_steps, steps
         bench.fill(0, 1)
         assert bench.train(0, 1)["learning_rate"] == pytest.approx(expected)
-        assert bench.learner.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+        assert bench.learner.parameters.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
     progress.env_steps[0] = 2000
     assert bench.learner.learning_rate() == 0
 
@@ -432,23 +453,22 @@ def test_training_begins_when_a_whole_batch_is_there(make_bench):
     assert bench.learner.learner_steps == 0
     for slot in (0, 2, 3):
         trajectories.put(bench.shared.buffer.message(slot, T), slot // 2)
-    for steps in (4, 8):
-        assert bench.learner.step()
+    for steps in range(1, 9):
+        assert bench.learner.step(), "a minibatch"
         assert bench.learner.learner_steps == steps
-        assert len(bench.returned()) == 2
+        assert len(bench.returned()) == (0 if steps % 4 else 2), "after the last one"
     assert not bench.learner.step()
 
 
 def test_results_may_be_looked_at_a_batch_later(make_bench):
-    """As on a GPU, which still trains when `train` returns."""
+    """As on a GPU, which still trains when the host has launched all of a batch."""
     at_once, later = make_bench(), make_bench()
     later.learner._runs_ahead = True
     for bench in (at_once, later):
         bench.fill(0, 1, 2, 3)
         bench.buffer.rewards[2, 0, 1] = np.nan  # in one of two minibatches
-        bench.learner.train([0, 1])
-        bench.learner.train([2, 3])
-    assert [len(bench.reports.get_all()) for bench in (at_once, later)] == [2, 1]
+        bench.begin(0, 1)
+        bench.begin(2, 3)
     assert later.returned() == [0, 1]
     assert later.learner.learner_steps == 4
     reader = WeightsReader(later.shared.weights)
@@ -509,7 +529,7 @@ def test_after_a_checkpoint_is_loaded_the_next_update_is_equal_bit_for_bit(
     first.train(0, 1)
     first.requests.put(CheckpointRequest(RunMetrics().state(), None))
     first.learner.step()
-    (saved,) = first.reports.get_all()
+    *_, saved = first.reports.get_all()
 
     second = Bench(make_shared(**settings), saved.path)
     assert second.learner.learner_steps == first.learner.learner_steps == 8
@@ -529,7 +549,7 @@ def test_the_last_checkpoint_is_written_when_the_run_stops(make_bench):
     bench.requests.put(CheckpointRequest(RunMetrics().state(), best_score=7.5))
     bench.requests.put(CheckpointRequest(RunMetrics().state(), best_score=None))
     bench.learner.close()
-    saved, best = bench.reports.get_all()
+    *_, saved, best = bench.reports.get_all()
     assert (saved.best_score, best.best_score) == (None, 7.5)
     state = checkpoint.load(saved.path)
     assert state["counters"]["env_steps"] == 123
@@ -543,11 +563,11 @@ def test_after_its_last_checkpoint_the_learner_trains_no_more(make_bench):
     """The request may arrive before the word that the run is stopping."""
     bench = make_bench()
     bench.fill(0, 1)
-    bench.learner.full_slots.extend([0, 1])
+    bench.learner.inbox.waiting.extend([0, 1])
     bench.requests.put(CheckpointRequest(RunMetrics().state(), None, is_last=True))
     with pytest.raises(Stopped):
         bench.learner.step()
-    assert list(bench.learner.full_slots) == [0, 1]
+    assert list(bench.learner.inbox.waiting) == [0, 1]
     saved = checkpoint.load_latest(bench.shared.config.run_dir).state
     assert saved["counters"]["learner_steps"] == bench.learner.learner_steps == 0
 
@@ -556,20 +576,21 @@ def test_a_stopping_run_does_not_wait_for_the_rest_of_a_training_batch(make_benc
     """A batch can outlast the trainer's patience; the final checkpoint must still be written."""
     bench = make_bench(epochs=50)
     bench.fill(0, 1)
+    bench.learner.inbox.waiting.extend([0, 1])
     unroll = bench.model.unroll
     seen = []
 
     def stop_in_the_third(obs, rnn_state, valid):
         seen.append(obs)
         if len(seen) == 3:
+            bench.requests.put(CheckpointRequest(RunMetrics().state(), None))
             bench.shared.stop.set()
         return unroll(obs, rnn_state, valid)
 
     bench.model.unroll = stop_in_the_third
-    bench.learner.train([0, 1])
+    worker_loop(bench.learner, bench.shared.stop)
     assert bench.learner.learner_steps == 3
-    bench.requests.put(CheckpointRequest(RunMetrics().state(), None))
-    bench.learner.close()
+    assert bench.returned() == [0, 1]
     saved = checkpoint.load_latest(bench.shared.config.run_dir).state
     assert saved["counters"]["learner_steps"] == 3
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from sfrl.algorithms.actor_critic import make_model
 from sfrl.experience.trajectory_buffer import Owner
 from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.mailbox import Mailbox
-from sfrl.nets import distributions
-from sfrl.nets.model import make_model
+from sfrl.nets.distributions import Categorical
 from sfrl.run.roles import make_learner, make_policy_worker
 from sfrl.workers.inference import HostBatch
 from tests.actors import Actors
@@ -66,13 +66,13 @@ def replies(shared, worker):
 def batch_sizes_of(policy):
     """Grows with every forward pass of the policy."""
     sizes = []
-    forward = policy.model.step
+    forward = policy.model.preferences
 
-    def step(obs, rnn_state=None):
+    def preferences(obs, rnn_state=None):
         sizes.append(len(obs))
         return forward(obs, rnn_state)
 
-    policy.model.step = step
+    policy.model.preferences = preferences
     return sizes
 
 
@@ -115,22 +115,24 @@ def test_a_batch_may_be_answered_while_the_next_is_under_way(make_policy):
     buffer = shared.buffer
     for slot, version in ((0, 3), (6, 3), (3, 5)):
         assert buffer.policy_version[slot, 0] == version
-        expected = model.step(torch.from_numpy(buffer.obs[slot, 0]))
-        np.testing.assert_allclose(buffer.values[slot, 0], expected.values, rtol=1e-5, atol=1e-6)
+        assert_acted_by(model, buffer, slot, 0)
 
 
-def test_rows_get_the_models_values_and_the_log_probs_of_their_actions(make_policy):
+def assert_acted_by(model, buffer, slot, t):
+    """The row has the log-probabilities of its own actions under the model."""
+    policy = Categorical(model.step(torch.from_numpy(buffer.obs[slot, t])).logits)
+    log_probs = policy.log_prob(torch.from_numpy(buffer.actions[slot, t]))
+    np.testing.assert_allclose(buffer.acted["log_probs"][slot, t], log_probs, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_get_the_log_probs_of_their_actions(make_policy):
     shared, model, policy = make_policy()
     rows = [(0, 0), (3, 0), (6, 0)]
     request(shared, *rows)
     policy.step()
     buffer = shared.buffer
     for slot, t in rows:
-        expected = model.step(torch.from_numpy(buffer.obs[slot, t]))
-        actions = torch.from_numpy(buffer.actions[slot, t])
-        log_probs = distributions.log_prob(expected.logits, actions)
-        np.testing.assert_allclose(buffer.log_probs[slot, t], log_probs, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(buffer.values[slot, t], expected.values, rtol=1e-5, atol=1e-6)
+        assert_acted_by(model, buffer, slot, t)
         assert buffer.policy_version[slot, t] == 3
 
 
@@ -158,41 +160,40 @@ def test_a_row_is_complete_before_its_index_is_put(make_policy):
         def put(self, message, producer):
             slot, t, _ = unpack(message)
             shared.buffer.check_owner(slot, Owner.ROLLOUT_WORKER)
-            fields = ("actions", "log_probs", "values", "policy_version")
-            rows_at_put.append([getattr(shared.buffer, name)[slot, t].copy() for name in fields])
+            fields = *shared.buffer.acted.values(), shared.buffer.policy_version
+            rows_at_put.append([field[slot, t].copy() for field in fields])
             queue.put(message, producer)
 
     policy.replies = [Reply(), shared.channels.replies[1]]
     request(shared, (0, 0), (3, 0))
     policy.step()
     assert len(rows_at_put) == 2
-    for actions, log_probs, values, version in rows_at_put:
+    for actions, log_probs, version in rows_at_put:
         assert (actions >= 0).all()
         assert np.isfinite(log_probs).all()
-        assert np.isfinite(values).all()
         assert version == 3
 
 
 def test_weights_published_between_batches_act_from_the_next_one_on(make_policy):
     shared, model, policy = make_policy()
-    forward = policy.model.step
+    forward = policy.model.preferences
 
     def publish_during(obs, rnn_state=None):
         with torch.no_grad():
-            model.value_head.linear.bias.fill_(1000)
+            model.policy_head.bias[1] = 1000
         shared.weights.publish(model, version=11)
         return forward(obs, rnn_state)
 
-    policy.model.step = publish_during
+    policy.model.preferences = publish_during
     request(shared, (0, 0), (2, 0))
     policy.step()
-    policy.model.step = forward
+    policy.model.preferences = forward
     request(shared, (0, 1), (2, 1))
     policy.step()
     assert shared.buffer.policy_version[[0, 2], 0].tolist() == [3, 3]
-    assert (np.abs(shared.buffer.values[[0, 2], 0]) < 100).all()
+    assert (shared.buffer.acted["log_probs"][[0, 2], 0] < 0).all()
     assert shared.buffer.policy_version[[0, 2], 1].tolist() == [11, 11]
-    assert (shared.buffer.values[[0, 2], 1] > 900).all()
+    assert (shared.buffer.acted["log_probs"][[0, 2], 1] == 0).all(), "no doubt about the action"
 
 
 def test_recurrent_state_is_kept_by_split_and_reset_after_an_invalid_row(make_policy):
@@ -229,13 +230,11 @@ def test_the_learner_finds_the_probabilities_that_the_policy_worker_acted_with(
         splits |= {slot // 2 for slot in slots}
         for slot in slots:
             rows = learner.slots.gather(torch.full((N,), slot), torch.arange(N))
-            logits, values = learner.model.unroll(rows.obs, rows.rnn_state, rows.valid)
-            log_probs = distributions.log_prob(logits[:-1], rows.actions)
-            torch.testing.assert_close(log_probs, rows.log_probs, rtol=1e-4, atol=1e-5)
-            behavior_values = torch.from_numpy(shared.buffer.values[slot])
-            torch.testing.assert_close(values[:-1], behavior_values, rtol=1e-4, atol=1e-5)
+            logits, _ = learner.model.unroll(rows.obs, rows.rnn_state, rows.valid)
+            log_probs = Categorical(logits[:-1]).log_prob(rows.acted["actions"])
+            torch.testing.assert_close(log_probs, rows.acted["log_probs"], rtol=1e-4, atol=1e-5)
             num_ends += int((~rows.valid[1:-2]).sum())
-            learner._release([slot])
+            learner.inbox.give_back([slot])
     assert splits == {0, 1, 2, 3}
     assert num_ends > 20, "episodes ended in the middle of slots"
 

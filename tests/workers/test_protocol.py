@@ -18,9 +18,10 @@ from sfrl.ipc.progress import Progress
 from sfrl.run import crew
 from sfrl.run.child import run_child
 from sfrl.run.roles import Shared
+from sfrl.settings.algorithm import RowField
 from sfrl.settings.config import Config
 from sfrl.workers.rollout_worker import RolloutWorker
-from tests.ledger import make_checking_learner
+from tests.ledger import CheckingLearner
 
 # --- on a tape ---
 
@@ -136,7 +137,9 @@ def make_taped(monkeypatch, make_shared):
         monkeypatch.setattr(
             envs, "make_vec_env", lambda *args, **kwargs: TapedEnv(f"env {next(splits)}", tape)
         )
-        buffer = TapedBuffer(config.num_slots, SlotSpec(2, 1, (1,), "float32"), tape)
+        buffer = TapedBuffer(
+            config.num_slots, SlotSpec(2, 1, (1,), "float32", {"actions": RowField("int64")}), tape
+        )
         inbox = TapedQueue("replies", tape)
         channels = Channels(
             [TapedQueue("action requests", tape)], [inbox], TapedQueue("trajectories", tape)
@@ -268,7 +271,7 @@ def _start_workers(shared: Shared, reports: Mailbox) -> list:
 def test_every_row_arrives_at_the_learner_unmixed(make_shared, settings):
     shared = make_shared(**LEDGER, **settings)
     reports = Mailbox()
-    learner = make_checking_learner(shared, reports, Mailbox())
+    learner = CheckingLearner(shared)
     processes = _start_workers(shared, reports)
     deadline_s = time.monotonic() + 60
     try:

@@ -1,0 +1,73 @@
+"""What an algorithm is to the workers: how it acts, and what it learns from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sfrl.experience.minibatch import Minibatch
+from sfrl.nets.model import Network
+
+
+class Acted(NamedTuple):
+    """What acting on B observations gives."""
+
+    fields: dict[str, Tensor]
+    """Name -> [B, ...], as `AlgorithmSpec.acted` declares them; `actions` in the space's dtype."""
+    rnn_state: Tensor | None
+    """[B, H] float32 after these observations; None without a GRU."""
+
+
+class Loss(NamedTuple):
+    """Of one minibatch."""
+
+    total: Tensor
+    """Scalar, with gradient."""
+    statistics: dict[str, Tensor]
+    """Name -> scalar without gradient, as `AlgorithmSpec.statistics` declares them."""
+    targets: Tensor
+    """[T, C], what the values were to be."""
+    mask: Tensor
+    """[T, C] bool, the rows that were learned from."""
+
+
+class Algorithm(Protocol):
+    """One object in each process that acts or learns. It holds settings, no weights.
+
+    A model that it is given is one that its `make_model` has made, or an inference copy of that.
+    """
+
+    def make_model(self) -> Network:
+        """Fresh, on the CPU, float32, initialized from torch's global generator.
+
+        Raises:
+            ValueError: no such encoder, or one that does not fit the observations.
+        """
+
+    def act(
+        self,
+        model: Any,
+        obs: Tensor,  # [B, *obs_shape]
+        rnn_state: Tensor | None,  # [B, H]; None: zeros
+        generator: torch.Generator,  # on the device of `obs`
+    ) -> Acted:
+        """As in training. No gradients; it takes no time of the host's but to start its kernels."""
+
+    def greedy(self, model: Any, obs: Tensor, rnn_state: Tensor | None) -> Acted:
+        """The best action that it knows, as `act`; `fields` has `actions` alone."""
+
+    def loss(self, model: Any, batch: Minibatch, version: Tensor) -> Loss:
+        """Of a minibatch; it reads no result, so that it can be captured as a CUDA graph.
+
+        Args:
+            version: scalar int64, updates applied to the model.
+        """
+
+    def after_update(self, model: Any, loss: Loss, applied: Tensor) -> None:
+        """Edit the model in place after an optimizer step; no output may jump.
+
+        Args:
+            applied: scalar bool. False: the step was left out, and nothing is to change.
+        """

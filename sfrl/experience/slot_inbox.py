@@ -1,0 +1,58 @@
+"""Full slots come in, and go back to their splits: whoever takes them owns them in between."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from sfrl.experience.trajectory_buffer import Owner, TrajectoryBuffer
+from sfrl.ipc.channels import Channels
+from sfrl.ipc.index_queue import unpack
+from sfrl.ipc.progress import Progress
+from sfrl.settings.config import Config
+
+
+class SlotInbox:
+    """The learner's end of the trajectories' queue.
+
+        rollout worker --(slot, T)--> take -> ... -> give_back --(slot, T)--> rollout worker
+
+    Attributes:
+        waiting: full slots that have come and that nobody has taken.
+    """
+
+    def __init__(
+        self, config: Config, buffer: TrajectoryBuffer, channels: Channels, progress: Progress
+    ) -> None:
+        self.buffer = buffer
+        self.waiting: deque[int] = deque()
+        self._queue = channels.trajectories
+        self._replies = channels.replies
+        self._progress = progress
+        self._slots_per_worker = config.slots_per_split * config.num_splits
+        self._producer = config.num_policy_workers
+
+    def take(self, num_slots: int) -> list[int]:
+        """The oldest `num_slots` full slots, which are the caller's then; [] if there are fewer."""
+        messages = self._queue.get_many(self.buffer.num_slots)
+        self.waiting.extend(unpack(message).slot for message in messages)
+        if len(self.waiting) < num_slots:
+            return []
+        slots = [self.waiting.popleft() for _ in range(num_slots)]
+        for slot in slots:
+            self.buffer.check_owner(slot, Owner.LEARNER)
+        return slots
+
+    def give_back(self, slots: Iterable[int]) -> None:
+        """Each goes to its split, which fills it anew: nothing of it may be read any more."""
+        buffer = self.buffer
+        for slot in slots:
+            self._progress.learned_steps[slot] += int(buffer.valid[slot, :-1].sum())
+            buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
+            message = buffer.message(slot, buffer.spec.rollout_length)
+            buffer.released[slot] = buffer.generation[slot]
+            self._replies[slot // self._slots_per_worker].put(message, self._producer)
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep until a slot comes. Raises Stopped once the run is stopping."""
+        self._queue.wait(timeout_s)

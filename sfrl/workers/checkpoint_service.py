@@ -1,0 +1,66 @@
+"""Writes the checkpoints that the trainer asks for, in the process that has the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sfrl.ipc.mailbox import DELIVERY_TIMEOUT_S, Mailbox
+from sfrl.ipc.messages import CheckpointFailed, CheckpointRequest, CheckpointSaved, Report
+from sfrl.ipc.progress import Progress
+from sfrl.records import checkpoint
+from sfrl.records.metrics import LEARNER_COUNTERS
+from sfrl.settings.config import Config
+
+
+class CheckpointService:
+    """One learner's. The trainer decides when, and which is the best."""
+
+    def __init__(
+        self,
+        config: Config,
+        progress: Progress,
+        requests: Mailbox[CheckpointRequest],
+        reports: Mailbox[Report],
+        state: Callable[[], dict[str, Any]],  # what a checkpoint holds, of the moment
+    ) -> None:
+        self._run_dir = config.run_dir
+        self._keep = config.keep_checkpoints
+        self._progress = progress
+        self._requests = requests
+        self._reports = reports
+        self._state = state
+
+    def serve(self) -> CheckpointRequest | None:
+        """Write what was asked for, if anything was; returns the request that was answered."""
+        requests = self._requests.get_all()
+        if not requests:
+            return None
+        request = requests[-1]  # the newest knows all that the earlier ones knew
+        best_score = max((r.best_score for r in requests if r.best_score is not None), default=None)
+        state = self._state()
+        # The trainer asked some batches ago: its counters are behind the weights saved here.
+        counters = {name: state["counters"][name] for name in LEARNER_COUNTERS}
+        state["metrics"] = {**request.metrics, "counters": counters}
+        self._progress.is_saving = True
+        self._write(state, best_score, is_last=request.is_last)
+        self._progress.is_saving = False
+        return request
+
+    def _write(self, state: dict[str, Any], best_score: float | None, *, is_last: bool) -> None:
+        frames = state["counters"]["env_frames"]
+        what = "the checkpoint"
+        try:
+            path = checkpoint.save(self._run_dir, state, frames, keep=self._keep)
+            self._tell(CheckpointSaved(str(path), None, is_last))
+            if best_score is not None:
+                what = "best.pt"
+                checkpoint.save_best(self._run_dir, state, best_score)
+                self._tell(CheckpointSaved(str(path), best_score))
+        except (OSError, checkpoint.CheckpointError) as error:  # full, or returns rubbish
+            reason = getattr(error, "strerror", None) or str(error)
+            self._tell(CheckpointFailed(reason, what))
+
+    def _tell(self, report: Report) -> None:
+        """A report that must not be dropped for want of room."""
+        self._reports.put(report, DELIVERY_TIMEOUT_S)
