@@ -20,26 +20,16 @@ from numpy.typing import NDArray
 from sfrl.envs.gymnasium_envs import INFO_NAME, MAX_INFO
 from sfrl.records.run_folder import is_at, open_new, open_to_append, reopened_to_append
 from sfrl.records.timing import COMPONENT_STAGES, is_waiting, shares
+from sfrl.settings.algorithm import ALGORITHMS
 
 EPISODE_WINDOW = 100  # the score is the mean of this many episodes, as in the literature
 
 _MAX_LINE = 1 << 20  # bytes of a record in metrics.jsonl, at most
 _MAX_COUNT = 1 << 62  # of what is counted, in a checkpoint that may be a stranger's
 
-# What the learner may report. A name is added here and in docs/metrics.md, nowhere else.
-LEARNER_MEANS = (
-    "policy_loss",
-    "value_loss",
-    "total_loss",
-    "entropy",
-    "grad_norm",
-    "learning_rate",
-    "rho_clipped_fraction",
-    "ppo_clipped_fraction",
-    "approx_kl",
-    "explained_variance",
-    "policy_lag_mean",
-)
+# What the learner reports of any algorithm; an algorithm's own names are in its specification. All
+# are explained in docs/metrics.md.
+LEARNER_MEANS = ("total_loss", "grad_norm", "learning_rate", "policy_lag_mean")
 LEARNER_MAXIMA = ("policy_lag_max",)
 LEARNER_COUNTERS = ("learner_steps", "dropped_rows", "skipped_steps")
 
@@ -108,13 +98,17 @@ def _are_infos(value: object) -> bool:
 class RunMetrics:
     """Gathers what the processes report; `record` sums up the interval since the previous one.
 
-    Lives in the trainer. `start_s` is when the run began, by the clock.
+    Lives in the trainer.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, start_s: float | None = None
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        start_s: float | None = None,  # when the run began, by the clock; None: now
+        statistics: Sequence[str] = ALGORITHMS["actor_critic"].statistics,  # of its algorithm
     ) -> None:
         self._clock = clock
+        self._means = (*statistics, *LEARNER_MEANS)
         self._start = clock() if start_s is None else start_s
         self._episodes = 0
         self._returns: deque[float] = deque(maxlen=EPISODE_WINDOW)
@@ -155,7 +149,7 @@ class RunMetrics:
         return _mean(self._returns) if len(self._returns) == EPISODE_WINDOW else None
 
     def add_learner_stats(self, stats: Mapping[str, float]) -> None:
-        """Take one report of the learner: any of the `LEARNER_...` names.
+        """Take one report of the learner: its algorithm's statistics, and the `LEARNER_...` names.
 
         Means are averaged over the interval's reports and maxima maximized, both without
         non-finite values: a skipped step must not hide the good ones. Of a counter, the latest
@@ -167,10 +161,10 @@ class RunMetrics:
         for name, value in stats.items():
             if name in LEARNER_COUNTERS:
                 self._counters[name] = int(value)
-            elif name not in LEARNER_MEANS + LEARNER_MAXIMA:
+            elif name not in self._means + LEARNER_MAXIMA:
                 raise KeyError(
-                    f"learner statistic {name!r} is unknown; "
-                    "add it to LEARNER_MEANS and docs/metrics.md"
+                    f"learner statistic {name!r} is unknown; add it to the algorithm's "
+                    f"specification and to docs/metrics.md"
                 )
             elif math.isfinite(value):
                 self._learner_stats.setdefault(name, []).append(float(value))
@@ -218,7 +212,7 @@ class RunMetrics:
             "best_episode_return_mean": self._best_return_mean,
             "episode_length_mean": _mean(self._lengths),
         }
-        for name in LEARNER_MEANS:
+        for name in self._means:
             record[name] = _mean(self._learner_stats.get(name, ()))
         for name in LEARNER_MAXIMA:
             record[name] = max(self._learner_stats.get(name, ()), default=None)

@@ -41,6 +41,7 @@ from sfrl.run.crew import Crew, ProcessCrew, SerialCrew, WorkerError
 from sfrl.run.description import describe
 from sfrl.run.roles import Shared, make_shared
 from sfrl.run.signals import STOP_SIGNALS
+from sfrl.settings.algorithm import ALGORITHMS
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.defaults import caveats, resolve
 from sfrl.show.display import Display, PanelDisplay, make_display
@@ -108,7 +109,8 @@ class Trainer:
         self.run_dir = Path(config.run_dir).absolute()
         self.config = config = dataclasses.replace(config, run_dir=str(self.run_dir))
         self._started_s = time.monotonic() if started_s is None else started_s
-        self.metrics = RunMetrics(start_s=self._started_s)
+        self._statistics = ALGORITHMS[config.algorithm].statistics
+        self.metrics = RunMetrics(start_s=self._started_s, statistics=self._statistics)
         self.resumed = None
         self._unlock_folder: Callable[[], object] = lambda: None
         if config.resume:
@@ -198,6 +200,7 @@ class Trainer:
                     title=printable(f"{config.env}  {self.run_dir}"),
                     train_seconds=self._time_limit(),
                     train_frames=config.train_frames or None,
+                    statistics=self._statistics,
                 )
             )
             if isinstance(display, PanelDisplay):

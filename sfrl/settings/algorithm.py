@@ -24,7 +24,8 @@ class AlgorithmSpec:
     acted: Callable[[EnvSpec], Mapping[str, RowField]]
     """Fields of a row that acting writes; `actions` is one of them."""
     statistics: tuple[str, ...]
-    """What it tells of an update, besides what the learner tells itself; see docs/metrics.md."""
+    """What it tells of an update, besides what the learner tells itself, the most telling first:
+    a line for people has the third, a panel the first four. See docs/metrics.md."""
     head_size: Callable[[Config, int, int], int]
     """Numbers in its heads, of (config, features, actions)."""
 

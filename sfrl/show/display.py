@@ -28,6 +28,7 @@ from rich.text import Text
 
 from sfrl.records.metrics import Record
 from sfrl.records.timing import COMPONENT_STAGES, is_waiting
+from sfrl.settings.algorithm import ALGORITHMS
 
 BAR_WIDTH = 24
 SPARK_WIDTH = 32
@@ -75,6 +76,7 @@ def make_display(
     title: str = "",
     train_seconds: float | None = None,
     train_frames: int | None = None,
+    statistics: Sequence[str] = ALGORITHMS["actor_critic"].statistics,
     console: Console | None = None,
 ) -> Display:
     """The live panel on a terminal that can redraw, plain lines otherwise.
@@ -86,6 +88,7 @@ def make_display(
         title: what is being trained, for the panel.
         train_seconds: the `time_s` at which the run ends, if it does.
         train_frames: the `env_frames` at which the run ends, if it does.
+        statistics: of the run's algorithm. The panel shows the first four, a line the third.
         console: where the panel goes; `out` unless given.
     """
     end = _End(train_seconds, train_frames)
@@ -93,21 +96,25 @@ def make_display(
     console = console or Console(file=out)
     can_redraw = is_terminal and console.is_terminal and not console.is_dumb_terminal
     if can_redraw:
-        return PanelDisplay(title, end, console)
-    return PlainDisplay(end, out, err or sys.stderr)
+        return PanelDisplay(title, end, statistics, console)
+    return PlainDisplay(end, statistics[2:3], out, err or sys.stderr)
 
 
 class PlainDisplay(Display):
     """One line per record, flushed; log lines go elsewhere, to stderr."""
 
-    def __init__(self, end: "_End", out: TextIO, err: TextIO) -> None:
+    def __init__(self, end: "_End", statistics: Sequence[str], out: TextIO, err: TextIO) -> None:
         self._end = end
+        self._statistics = statistics
         self._out = out
         self.log_handler = _StreamHandler(err)
 
     def update(self, record: Record) -> None:
-        self._out.write(plain_line(record, self._end.seconds_left(record)) + "\n")  # in one piece
+        self._out.write(self._line(record) + "\n")  # in one piece
         self._out.flush()
+
+    def _line(self, record: Record) -> str:
+        return plain_line(record, self._end.seconds_left(record), self._statistics)
 
 
 class _LosesLines(logging.Handler):
@@ -135,8 +142,11 @@ class PanelDisplay(Display):
         console: whatever else must be printed while the panel is up goes through it.
     """
 
-    def __init__(self, title: str, end: "_End", console: Console) -> None:
+    def __init__(
+        self, title: str, end: "_End", statistics: Sequence[str], console: Console
+    ) -> None:
         self.console = console
+        self._statistics = statistics
         self.log_handler = _PanelHandler(console=console, show_path=False)
         self._title = title
         self._end = end
@@ -225,18 +235,18 @@ class PanelDisplay(Display):
             f"   lag {_number(record['policy_lag_mean'])}, at most"
             f" {_count(record['policy_lag_max'])}{_troubles(record, '[bold red]', '[/]')}",
         )
-        table.add_row(
-            "loss",
-            f"policy {_number(record['policy_loss'], 4)}   value {_number(record['value_loss'], 4)}"
-            f"   entropy {_number(record['entropy'], 3)}",
-        )
-        table.add_row(
-            "",
-            f"gradient norm {_number(record['grad_norm'], 3)}"
-            f"   rho clipped {_percent(record['rho_clipped_fraction'])}"
-            f"   learning rate {_number(record['learning_rate'], 6)}",
-        )
+        table.add_row("loss", "   ".join(_named(record, name) for name in self._statistics[:3]))
+        others = (*self._statistics[3:4], "grad_norm", "learning_rate")
+        table.add_row("", "   ".join(_named(record, name) for name in others))
         return table
+
+
+def _named(record: Record, name: str) -> str:
+    digits = 6 if name == "learning_rate" else 3
+    value, label = record[name], name.replace("_", " ")
+    if name.endswith("_fraction"):
+        return f"{label.removesuffix(' fraction')} {_percent(value)}"
+    return f"{label} {_number(value, digits)}"
 
 
 def _takes_output(console: Console) -> bool:
@@ -246,7 +256,7 @@ def _takes_output(console: Console) -> bool:
         return True
 
 
-def plain_line(record: Record, seconds_left: float | None) -> str:
+def plain_line(record: Record, seconds_left: float | None, statistics: Sequence[str] = ()) -> str:
     """The record in one line, the same fields in the same order each time."""
     working = " ".join(
         f"{component} {_percent(record[f'{component}/working'])}{_largest_stage(record, component)}"
@@ -260,7 +270,7 @@ def plain_line(record: Record, seconds_left: float | None) -> str:
         f"score {_number(record['episode_return_mean'])} ({_count(record['episodes'])} episodes)",
         f"lag {_number(record['policy_lag_mean'])} (max {_count(record['policy_lag_max'])})",
         f"loss {_number(record['total_loss'], 4)}",
-        f"entropy {_number(record['entropy'], 3)}",
+        *(_named(record, name) for name in statistics),
         f"working: {working}{_troubles(record)}",
     ]
     if seconds_left is not None:

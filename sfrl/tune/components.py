@@ -345,10 +345,12 @@ def _learner_step(shared: Shared) -> Callable[[], None]:
         shared.buffer.policy_version[:] = shared.progress.learner_steps  # no row is too old
         for slot in batch:
             shared.channels.trajectories.put(shared.buffer.message(slot, 0))
-        _work(learner)
+        num_back = 0
+        while num_back < len(batch):
+            _work(learner)
+            queues = shared.channels.replies
+            num_back += sum(len(queue.get_many(shared.buffer.num_slots)) for queue in queues)
         reports.get_all()
-        for queue in shared.channels.replies:
-            queue.get_many(shared.buffer.num_slots)
 
     return step
 

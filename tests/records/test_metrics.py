@@ -21,6 +21,7 @@ from sfrl.records.metrics import (
     metrics_problem,
 )
 from sfrl.records.timing import COMPONENT_STAGES
+from sfrl.settings.algorithm import ALGORITHMS
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -160,8 +161,12 @@ def test_stage_shares_are_of_the_interval(clock):
 
 
 def logged_names() -> set[str]:
-    names = set(make_record(RunMetrics()))
-    assert names.issuperset(LEARNER_MEANS + LEARNER_MAXIMA + LEARNER_COUNTERS)
+    names = set()
+    for algorithm in ALGORITHMS.values():
+        own = set(make_record(RunMetrics(statistics=algorithm.statistics)))
+        assert own.issuperset(algorithm.statistics + LEARNER_MEANS + LEARNER_MAXIMA)
+        names |= own
+    assert names.issuperset(LEARNER_COUNTERS)
     return names
 
 

@@ -51,7 +51,7 @@ def make_panel(**end):
 
 
 def test_plain_line_has_the_fields_in_their_order():
-    assert plain_line(make_record(), seconds_left=65.0) == (
+    assert plain_line(make_record(), 65.0, ["entropy"]) == (
         "1:02:05 | 7,450,000 frames | 2,000 frames/s (average 2,000) | score -19.5 (2 episodes)"
         " | lag 3.4 (max 11) | loss 0.1235 | entropy 1.700"
         " | working: rollout 75% (env_step 65%) policy 39% (forward 30%) learner 95% (train 80%)"
@@ -60,7 +60,7 @@ def test_plain_line_has_the_fields_in_their_order():
 
 
 def test_plain_line_shows_a_dash_for_what_is_not_known_yet():
-    line = plain_line(make_record(trained=False), seconds_left=None)
+    line = plain_line(make_record(trained=False), None, ["entropy"])
     assert "score - (0 episodes) | lag - (max -) | loss - | entropy -" in line
     assert line.endswith("working: rollout - policy - learner -")
 
