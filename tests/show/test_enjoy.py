@@ -341,14 +341,14 @@ def test_recurrent_state_lasts_an_episode_and_no_longer(monkeypatch):
     config = dataclasses.replace(CARTPOLE, rnn_size=8)
     player = Player(config, fresh_weights(config), seed=0)
     states = []
-    step = player.model.step
+    act = player.algorithm.act
 
-    def recorded_step(obs, rnn_state):
-        output = step(obs, rnn_state)
-        states.append((rnn_state, output.rnn_state))
-        return output
+    def recorded_act(model, obs, rnn_state, *others):
+        acted = act(model, obs, rnn_state, *others)
+        states.append((rnn_state, acted.rnn_state))
+        return acted
 
-    monkeypatch.setattr(player.model, "step", recorded_step)
+    monkeypatch.setattr(player.algorithm, "act", recorded_act)
     for index in range(2):
         states.clear()
         play(player, index)
