@@ -9,13 +9,14 @@ class Actors:
     """The workers of a run but for the learner, who has published its weights before."""
 
     def __init__(self, shared: Shared) -> None:
-        config = shared.config
+        topology = shared.topology
         self.trajectories = shared.channels.trajectories
         self.policy_workers = [
-            make_policy_worker(shared, i) for i in range(config.num_policy_workers)
+            make_policy_worker(shared, role.index) for role in topology.of_kind("policy")
         ]
         self.rollout_workers = [
-            make_rollout_worker(shared, i, Mailbox()) for i in range(config.num_workers)
+            make_rollout_worker(shared, role.index, Mailbox())
+            for role in topology.of_kind("rollout")
         ]
 
     def collect(self, num_slots: int) -> list[int]:

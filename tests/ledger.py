@@ -21,12 +21,13 @@ class CheckingLearner:
     def __init__(self, shared: Shared) -> None:
         self.config, self.buffer, self.progress = shared.config, shared.buffer, shared.progress
         self.weights = shared.weights
-        self.inbox = SlotInbox(shared.config, shared.buffer, shared.channels, shared.progress)
+        self.inbox = SlotInbox(shared.buffer, shared.channels, shared.progress)
         self.slots = LearnerSlots(shared.buffer, 1, torch.device("cpu"))
         torch.manual_seed(0)
         self.model = make_algorithm(shared.config, shared.env).make_model()
         self.num_rows = 0
         self.num_decisions = 0  # rows that did not only reset
+        self.split_of = shared.topology.slots.split  # [S]
         self.last_rows = {}  # split -> row T of its slot before
         self.filled = Counter()  # (slot, generation) -> times received
         self.actions_seen = Counter()
@@ -60,7 +61,7 @@ class CheckingLearner:
         assert (rows.policy_version <= self.progress.learner_steps).all()
         assert (rows.policy_version.diff(dim=0) >= 0).all()
 
-        split = slot // self.config.slots_per_split
+        split = self.split_of[slot]
         if not self.buffer.starts[slot]:
             np.testing.assert_array_equal(obs[0], self.last_rows[split])
         self.last_rows[split] = obs[-1]

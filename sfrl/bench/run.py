@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import pickle
 import time
 from collections import defaultdict
@@ -20,9 +19,11 @@ from sfrl.experience.slot_inbox import SlotInbox
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, LearnerReport, Report
 from sfrl.ipc.shared_memory import MIB, unlink_segments
+from sfrl.ipc.topology import LEARNER
 from sfrl.records.timing import (
     COMPONENT_STAGES,
     LEARNER_STAGES,
+    Kind,
     StageTimer,
     is_waiting,
     shares,
@@ -71,11 +72,8 @@ class Recycler:
     """A worker in the learner's place: gives every full slot straight back, unread."""
 
     def __init__(self, shared: Shared) -> None:
-        config = shared.config
-        self.inbox = SlotInbox(config, shared.buffer, shared.channels, shared.progress)
-        component = config.num_workers + config.num_policy_workers
-        totals = shared.progress.stage_seconds(component, LEARNER_STAGES)
-        self.timer = StageTimer(LEARNER_STAGES, totals)
+        self.inbox = SlotInbox(shared.buffer, shared.channels, shared.progress)
+        self.timer = StageTimer(LEARNER_STAGES, shared.progress.stage_seconds(LEARNER))
 
     def step(self) -> bool:
         slots = self.inbox.take(1)
@@ -121,10 +119,10 @@ def measure_run(
         while shared.progress.total_env_steps < warm_up_rows:
             crew.advance()
         _advance(crew, seconds)
-        readings, reports = [_Reading.of(shared)], []
+        readings, reports = [_Reading.of(shared, crew)], []
         for _ in range(windows):
             reports += _advance(crew, seconds)
-            readings.append(_Reading.of(shared))
+            readings.append(_Reading.of(shared, crew))
         valid_fraction = float(shared.buffer.valid.mean())
         precision: Precision = "bfloat16" if shared.weights.acts_in_bfloat16 else "float32"
         return _figures(config, readings, reports, valid_fraction, python_us, precision)
@@ -168,26 +166,20 @@ class _Reading(NamedTuple):
     seconds: float
     decisions: int
     learner_steps: int
-    stage_seconds: dict[str, NDArray[np.float64]]
+    stage_seconds: dict[Kind, NDArray[np.float64]]
     """component -> [stages], wall-clock, over its processes."""
     core_seconds: dict[str, float]
     """component, or trainer -> processor time of its processes."""
 
     @classmethod
-    def of(cls, shared: Shared) -> _Reading:
-        progress, config = shared.progress, shared.config
-        counts = (config.num_workers, config.num_policy_workers, 1)
-        stage_seconds, first = {}, 0
-        for (component, stages), count in zip(COMPONENT_STAGES.items(), counts, strict=True):
-            rows = progress.stage_seconds(slice(first, first + count), stages)
-            stage_seconds[component] = rows.sum(axis=0)
-            first += count
+    def of(cls, shared: Shared, crew: ProcessCrew) -> _Reading:
+        progress = shared.progress
         return cls(
             time.monotonic(),
             progress.total_env_steps,
             progress.learner_steps,
-            stage_seconds,
-            _core_seconds(),
+            {kind: totals.sum(axis=0) for kind, totals in progress.stage_totals().items()},
+            _core_seconds(crew),
         )
 
     def since(self, earlier: _Reading) -> _Reading:
@@ -200,12 +192,11 @@ class _Reading(NamedTuple):
         )
 
 
-def _core_seconds() -> dict[str, float]:
+def _core_seconds(crew: ProcessCrew) -> dict[str, float]:
     seconds = defaultdict(float, trainer=time.process_time())
-    for child in multiprocessing.active_children():
-        component = child.name.removeprefix("sfrl ").partition("-")[0]
-        times = psutil.Process(child.pid).cpu_times()
-        seconds[component] += times.user + times.system
+    for role, pid in crew.pids.items():
+        times = psutil.Process(pid).cpu_times()
+        seconds[role.kind] += times.user + times.system
     return seconds
 
 
@@ -255,7 +246,7 @@ def _figures(
     )
 
 
-def _work_seconds(spent: _Reading, component: str) -> dict[str, float]:
+def _work_seconds(spent: _Reading, component: Kind) -> dict[str, float]:
     """Wall-clock seconds by stage, without those of waiting."""
     stages = zip(COMPONENT_STAGES[component], spent.stage_seconds[component].tolist(), strict=True)
     return {stage: seconds for stage, seconds in stages if not is_waiting(stage)}
@@ -273,7 +264,8 @@ def _core_us(spent: _Reading, python_us: float) -> dict[str, float]:
     env_us = _work_seconds(spent, "rollout")["env_step"] / spent.decisions * 1e6
     env_us = min(env_us, max(core_us["rollout"] - python_us, 0.0))
     parts = {"rollout/env_step": env_us, "rollout/store": core_us["rollout"] - env_us}
-    for component in ("policy", "learner"):
+    networks: tuple[Kind, ...] = ("policy", "learner")
+    for component in networks:
         work_s = _work_seconds(spent, component)
         total_s = sum(work_s.values())
         for stage, seconds in work_s.items():

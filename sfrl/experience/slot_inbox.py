@@ -9,7 +9,7 @@ from sfrl.experience.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.ipc.channels import Channels
 from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.progress import Progress
-from sfrl.settings.config import Config
+from sfrl.ipc.topology import LEARNER
 
 
 class SlotInbox:
@@ -21,16 +21,12 @@ class SlotInbox:
         waiting: full slots that have come and that nobody has taken.
     """
 
-    def __init__(
-        self, config: Config, buffer: TrajectoryBuffer, channels: Channels, progress: Progress
-    ) -> None:
+    def __init__(self, buffer: TrajectoryBuffer, channels: Channels, progress: Progress) -> None:
         self.buffer = buffer
         self.waiting: deque[int] = deque()
         self._queue = channels.trajectories
-        self._replies = channels.replies
+        self._replies = channels.replies_by_slot(LEARNER)
         self._progress = progress
-        self._slots_per_worker = config.slots_per_split * config.num_splits
-        self._producer = config.num_policy_workers
 
     def take(self, num_slots: int) -> list[int]:
         """The oldest `num_slots` full slots, which are the caller's then; [] if there are fewer."""
@@ -51,7 +47,8 @@ class SlotInbox:
             buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
             message = buffer.message(slot, buffer.spec.rollout_length)
             buffer.released[slot] = buffer.generation[slot]
-            self._replies[slot // self._slots_per_worker].put(message, self._producer)
+            queue, producer = self._replies[slot]
+            queue.put(message, producer)
 
     def wait(self, timeout_s: float) -> None:
         """Sleep until a slot comes. Raises Stopped once the run is stopping."""

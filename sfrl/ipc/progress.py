@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from sfrl.ipc.shared_memory import Field, SharedArray, segment_bytes
-from sfrl.settings.config import Config
+from sfrl.ipc.topology import Role, Topology
+from sfrl.records.timing import COMPONENT_STAGES, Kind
 
 _MAX_STAGES = 8
 _COUNTS = ("env_steps", "begun_steps", "learned_steps", "restarts")
@@ -18,6 +17,7 @@ class Progress:
     """Counters that the trainer, the learner's schedule and the checkpoints read without asking.
 
     Attributes:
+        topology: whose they are.
         frameskip: emulated frames per decision.
         env_steps: [S+1] int64, decisions; entry s counts those ever written into slot s, by its
             rollout worker, the last one those of earlier starts of the run. Rows that only reset
@@ -28,13 +28,12 @@ class Progress:
         stepping: [W, splits of a worker] int64, the environment that steps now, counted from 0 in
             its split; -1 between steps.
         restarts: [W] int64, how often the rollout worker was started anew; the trainer counts.
-
-    Components are numbered rollout workers first, then policy workers, then the learner.
     """
 
-    def __init__(self, config: Config, frameskip: int) -> None:
+    def __init__(self, topology: Topology, frameskip: int) -> None:
+        self.topology = topology
         self.frameskip = frameskip
-        self._segments = {name: SharedArray(name, *f) for name, f in _fields(config).items()}
+        self._segments = {name: SharedArray(name, *f) for name, f in _fields(topology).items()}
         self._bind()
         self.stepping[:] = -1
 
@@ -83,9 +82,16 @@ class Progress:
     def is_saving(self, value: bool) -> None:
         self._saving[0] = value
 
-    def stage_seconds(self, component: int | slice, stages: Sequence[str]) -> NDArray[np.float64]:
-        """[len(stages)], the row of one component, which alone writes it; a slice gives more."""
-        return self._stages[component, : len(stages)]
+    def stage_seconds(self, role: Role) -> NDArray[np.float64]:
+        """[stages of its kind], the row of one worker, which alone writes it."""
+        return self.laps(role)[: len(COMPONENT_STAGES[role.kind])]
+
+    def stage_totals(self) -> dict[Kind, NDArray[np.float64]]:
+        """kind -> [its workers, its stages], as they are now."""
+        return {
+            kind: np.stack([self.stage_seconds(role) for role in self.topology.of_kind(kind)])
+            for kind in COMPONENT_STAGES
+        }
 
     def state(self) -> dict[str, NDArray[np.int64]]:
         """The counts of slots; not the times, which go on by the clock."""
@@ -95,38 +101,37 @@ class Progress:
         for name in _COUNTS:
             getattr(self, name)[:] = state[name]
 
-    def laps(self, component: int) -> NDArray[np.float64]:
-        """All times of one component: they change with every lap of its timer."""
-        laps: NDArray[np.float64] = self._stages[component]
+    def laps(self, role: Role) -> NDArray[np.float64]:
+        """All times of one worker: they change with every lap of its timer."""
+        laps: NDArray[np.float64] = self._stages[self.topology.row(role)]
         return laps
 
     def unlink(self) -> None:
         for segment in self._segments.values():
             segment.unlink()
 
-    def __getstate__(self) -> tuple[int, dict[str, SharedArray]]:
-        return self.frameskip, self._segments
+    def __getstate__(self) -> tuple[Topology, int, dict[str, SharedArray]]:
+        return self.topology, self.frameskip, self._segments
 
-    def __setstate__(self, state: tuple[int, dict[str, SharedArray]]) -> None:
-        self.frameskip, self._segments = state
+    def __setstate__(self, state: tuple[Topology, int, dict[str, SharedArray]]) -> None:
+        self.topology, self.frameskip, self._segments = state
         self._bind()
 
 
-def nbytes(config: Config) -> int:
+def nbytes(topology: Topology) -> int:
     """Shared memory that the counters of a run take, in bytes."""
-    return segment_bytes(*_fields(config).values())
+    return segment_bytes(*_fields(topology).values())
 
 
-def _fields(config: Config) -> dict[str, Field]:
-    slots, workers = config.num_slots, config.num_workers
-    num_components = workers + config.num_policy_workers + 1
+def _fields(topology: Topology) -> dict[str, Field]:
+    slots, workers = len(topology.slots.split), topology.counts["rollout"]
     return {
         "env-steps": ((slots + 1,), np.int64),
         "begun-steps": ((slots,), np.int64),
         "learned-steps": ((slots,), np.int64),
-        "stepping": ((workers, config.num_splits), np.int64),
+        "stepping": ((workers, len(topology.slots.splits_of(0))), np.int64),
         "restarts": ((workers,), np.int64),
         "learner-steps": ((1,), np.int64),
         "saving": ((1,), np.int64),
-        "stage-seconds": ((num_components, _MAX_STAGES), np.float64),
+        "stage-seconds": ((topology.num_roles, _MAX_STAGES), np.float64),
     }

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sfrl.envs.gymnasium_envs import INFO_NAME, MAX_INFO
 from sfrl.records.run_folder import is_at, open_new, open_to_append, reopened_to_append
-from sfrl.records.timing import COMPONENT_STAGES, is_waiting, shares
+from sfrl.records.timing import COMPONENT_STAGES, Kind, is_waiting, shares
 from sfrl.settings.algorithm import ALGORITHMS
 
 EPISODE_WINDOW = 100  # the score is the mean of this many episodes, as in the literature
@@ -120,7 +120,7 @@ class RunMetrics:
         self._learner_stats: dict[str, list[float]] = {}
         self._last_time_s = 0.0
         self._last_env_frames = 0
-        self._last_stage_totals: dict[str, NDArray[np.float64]] = {}
+        self._last_stage_totals: dict[Kind, NDArray[np.float64]] = {}
 
     def add_episode(
         self, episode_return: float, length: int, info: Mapping[str, float] = MappingProxyType({})
@@ -174,7 +174,7 @@ class RunMetrics:
         *,
         env_frames: int,
         env_steps: int,
-        stage_totals: Mapping[str, NDArray[np.float64]],
+        stage_totals: Mapping[Kind, NDArray[np.float64]],
         dropped_reports: int = 0,
         worker_restarts: int = 0,
         discarded_steps: int = 0,
@@ -258,7 +258,7 @@ class RunMetrics:
         self._last_time_s = state["time_s"]
         self._last_env_frames = env_frames
 
-    def _stage_shares(self, component: str, totals: NDArray[np.float64] | None) -> Record:
+    def _stage_shares(self, component: Kind, totals: NDArray[np.float64] | None) -> Record:
         stages = COMPONENT_STAGES[component]
         fractions = dict.fromkeys(stages, math.nan)
         if totals is not None:

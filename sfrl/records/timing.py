@@ -7,6 +7,7 @@ while they grow; the difference between two readings is what happened in between
 
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,10 @@ ROLLOUT_STAGES = ("wait_actions", "wait_slot", "env_step", "store")
 POLICY_STAGES = ("wait_requests", "gather", "forward", "scatter", "refresh_weights")
 LEARNER_STAGES = ("wait_trajectories", "gather", "train", "publish", "checkpoint")
 
-COMPONENT_STAGES = {
+Kind = Literal["rollout", "policy", "learner"]
+"""Of worker: what a process does. Metrics call it the component."""
+
+COMPONENT_STAGES: dict[Kind, tuple[str, ...]] = {
     "rollout": ROLLOUT_STAGES,
     "policy": POLICY_STAGES,
     "learner": LEARNER_STAGES,

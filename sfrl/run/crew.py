@@ -22,6 +22,7 @@ from sfrl.ipc.index_queue import LockFreeQueue
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Failure, Notice, Report
 from sfrl.ipc.shared_memory import MIB, ShortageError, Stopped
+from sfrl.ipc.topology import LEARNER, Role
 from sfrl.records import checkpoint
 from sfrl.run.child import run_child
 from sfrl.run.helpers import Helpers
@@ -35,7 +36,7 @@ from sfrl.run.roles import (
     pin_and_nice,
 )
 from sfrl.run.spawning import descendants, one_thread_each, spawn, terminate
-from sfrl.run.watchdog import Watchdog, component_names
+from sfrl.run.watchdog import Watchdog
 from sfrl.workers.worker import Worker, worker_loop
 
 log = own_logger(__name__)
@@ -125,14 +126,17 @@ class SerialCrew:
     def _start(self, resume_path: str | None) -> None:
         import torch
 
-        shared, config = self._shared, self._shared.config
+        shared = self._shared
         # The learner first: it publishes the weights that the policy workers wait for.
         self._learner = make_learner(shared, self._mailbox, self._requests, resume_path)
-        self._policies = [make_policy_worker(shared, i) for i in range(config.num_policy_workers)]
+        self._policies = [
+            make_policy_worker(shared, role.index) for role in shared.topology.of_kind("policy")
+        ]
         self._settings.enter_context(one_thread_each())  # NumPy's own has started with more
         self._settings.enter_context(forks_noticed(self._tell_of_fork))
         self._rollouts = [
-            make_rollout_worker(shared, i, self._mailbox) for i in range(config.num_workers)
+            make_rollout_worker(shared, role.index, self._mailbox)
+            for role in shared.topology.of_kind("rollout")
         ]
         if resume_path is not None:
             saved = checkpoint.load(resume_path)
@@ -301,56 +305,59 @@ class ProcessCrew:
         self._shared = shared
         self._learner_body = learner_body or _learner_body
         self._policy_body = policy_body or _policy_body
-        self._mailboxes: dict[str, Mailbox[Report]] = {
-            name: Mailbox() for name in component_names(shared.config)
+        self._mailboxes: dict[Role, Mailbox[Report]] = {
+            role: Mailbox() for role in shared.topology.roles
         }
         self._requests: Mailbox[CheckpointRequest] = Mailbox()
         self._received: deque[Report] = deque()
-        self._failures: dict[str, Failure] = {}  # component -> what it said last
-        self._bodies: dict[str, Callable[[], None]] = {}
-        self._processes: dict[str, SpawnProcess] = {}
+        self._failures: dict[Role, Failure] = {}  # what it said last
+        self._bodies: dict[Role, Callable[[], None]] = {}
+        self._processes: dict[Role, SpawnProcess] = {}
         self._watchdog = Watchdog(shared.config, shared.progress)
         self._helpers = Helpers()
-        self._histories: defaultdict[str, RestartHistory] = defaultdict(RestartHistory)
-        self._due_s: dict[str, float] = {}  # who waits to be started anew -> until when
+        self._histories: defaultdict[Role, RestartHistory] = defaultdict(RestartHistory)
+        self._due_s: dict[Role, float] = {}  # who waits to be started anew -> until when
         self._learner_steps_before = shared.progress.learner_steps
-        self._steps_before: dict[str, int] = {}  # restarted, and no decision yet -> those before
+        self._steps_before: dict[Role, int] = {}  # restarted, and no decision yet -> those before
         self._is_killed = self._is_ending = False
-        self._told: set[str] = set()  # components whose end has been told
+        self._told: set[Role] = set()  # whose end has been told
 
     def start(self, resume_path: str | None) -> None:
-        shared, mailboxes = self._shared, self._mailboxes
-        learner = (shared, mailboxes["learner"], self._requests, resume_path)
-        for name, mailbox in mailboxes.items():
-            kind, _, index = name.partition("-")
-            if kind == "learner":
-                self._bodies[name] = partial(self._learner_body, *learner)
-            elif kind == "policy":
-                self._bodies[name] = partial(self._policy_body, shared, int(index))
-            else:
-                self._bodies[name] = partial(_rollout_body, shared, int(index), mailbox)
-        for name in ("learner", *mailboxes):  # it takes longest
-            if name not in self._processes:
-                self._spawn(name)
+        for role in self._mailboxes:
+            self._bodies[role] = self._body(role, resume_path)
+        for role in (LEARNER, *self._mailboxes):  # it takes longest
+            if role not in self._processes:
+                self._spawn(role)
 
-    def _spawn(self, name: str) -> None:
+    def _body(self, role: Role, resume_path: str | None) -> Callable[[], None]:
+        """What its process does."""
+        shared, mailbox = self._shared, self._mailboxes[role]
+        match role.kind:
+            case "rollout":
+                return partial(_rollout_body, shared, role.index, mailbox)
+            case "policy":
+                return partial(self._policy_body, shared, role.index)
+            case "learner":
+                return partial(self._learner_body, shared, mailbox, self._requests, resume_path)
+
+    def _spawn(self, role: Role) -> None:
         try:
             process = spawn(
                 run_child,
-                name,
-                self._mailboxes[name],
-                self._bodies[name],
-                name=f"sfrl {name}",
-                one_thread=name.startswith("rollout"),
+                role.name,
+                self._mailboxes[role],
+                self._bodies[role],
+                name=f"sfrl {role.name}",
+                one_thread=role.kind == "rollout",
             )
         except OSError as error:
             raise WorkerError(
-                f"{name} could not be started: {error}; the machine may be out of memory or at its "
-                f"limit of processes (ulimit -u)"
+                f"{role.name} could not be started: {error}; the machine may be out of memory or "
+                f"at its limit of processes (ulimit -u)"
             ) from error
-        self._processes[name] = process
+        self._processes[role] = process
         assert process.pid is not None
-        self._watchdog.watch(name, process.pid)
+        self._watchdog.watch(role, process.pid)
 
     def advance(self) -> None:
         """Sleep, but no longer than until a process ends: none ends before `stop`."""
@@ -358,107 +365,105 @@ class ProcessCrew:
         connection.wait([process.sentinel for process in self._processes.values()], POLL_S)
         # Not only those whose sentinel tells: helpers that an environment has started hold it open,
         # and an environment may close it.
-        ended = [name for name, process in self._processes.items() if process.exitcode is not None]
+        ended = [role for role, process in self._processes.items() if process.exitcode is not None]
         if self._is_ending:
             return
-        for name in ended:
-            self._helpers.terminate(name)
-        self._helpers.look({n: p for n, p in self._processes.items() if n.startswith("rollout")})
+        for role in ended:
+            self._helpers.terminate(role)
+        self._helpers.look({r: p for r, p in self._processes.items() if r.kind == "rollout"})
         if not ended:
             time.sleep(max(0.0, POLL_S - (time.monotonic() - start_s)))
         self._receive()
-        failures = {name: self._obituary(name) for name in ended}
-        for name, complaint in self._watchdog.stalled().items():
-            if name not in failures:
-                process = self._processes[name]
-                text = f"{name} (pid {process.pid}) {complaint}"
+        failures = {role: self._obituary(role) for role in ended}
+        for role, complaint in self._watchdog.stalled().items():
+            if role not in failures:
+                process = self._processes[role]
+                text = f"{role.name} (pid {process.pid}) {complaint}"
                 if not _killed(process):
                     raise WorkerError(f"{text}; {_UNKILLABLE}")
-                failures[name] = self._with_traceback(name, text)
+                failures[role] = self._with_traceback(role, text)
         self._told.update(failures)
-        fatal = [text for name, text in failures.items() if not self._can_restart(name, ended)]
+        fatal = [text for role, text in failures.items() if not self._can_restart(role, ended)]
         if fatal:
             raise WorkerError("\n".join(fatal))
-        for name, text in failures.items():
-            is_kill = name in ended and self._processes[name].exitcode == -signal.SIGKILL
-            self._restart_later(name, text, is_kill=is_kill)
+        for role, text in failures.items():
+            is_kill = role in ended and self._processes[role].exitcode == -signal.SIGKILL
+            self._restart_later(role, text, is_kill=is_kill)
         self._restart_those_due()
 
-    def _can_restart(self, name: str, ended: Collection[str]) -> bool:
-        kind = name.partition("-")[0]
-        shared = self._shared
-        if kind != "rollout" or not isinstance(shared.channels.trajectories, LockFreeQueue):
+    def _can_restart(self, role: Role, ended: Collection[Role]) -> bool:
+        is_lock_free = isinstance(self._shared.channels.trajectories, LockFreeQueue)
+        if not role.is_restartable or not is_lock_free:
             return False  # a process killed in faster-fifo leaves its lock locked
-        if name in self._failures and self._failures[name].ends_run:
+        if role in self._failures and self._failures[role].ends_run:
             return False
         # What fails or hangs before its first decision does so every time; but for a kill by others
         # a worker is not to blame.
-        was_killed = name in ended and (self._processes[name].exitcode or 0) < 0
-        return was_killed or self._env_steps(name) > 0
+        was_killed = role in ended and (self._processes[role].exitcode or 0) < 0
+        return was_killed or self._env_steps(role) > 0
 
-    def _restart_later(self, name: str, why: str, *, is_kill: bool) -> None:
+    def _restart_later(self, role: Role, why: str, *, is_kill: bool) -> None:
         """Nobody waits meanwhile: the run goes on with the others, and may be stopped.
 
         Args:
             is_kill: by others, who may do so as often as they like, for all that it tells.
         """
-        now_s, history = time.monotonic(), self._histories[name]
+        now_s, history = time.monotonic(), self._histories[role]
         delay_s = history.failed(now_s, why)
         has_learned = self._shared.progress.learner_steps > self._learner_steps_before
         if history.num_repeats >= MAX_REPEATS and not (has_learned or is_kill):
             raise WorkerError(
-                f"{name} failed {MAX_REPEATS} times in a row in the same way, before anything was "
-                f"learned:\n{why}"
+                f"{role.name} failed {MAX_REPEATS} times in a row in the same way, before anything "
+                f"was learned:\n{why}"
             )
         limit = self._shared.config.max_worker_restarts
         if len(history.causes) > limit:
             causes = "\n".join(dict.fromkeys(history.causes))
             raise WorkerError(
-                f"{name} failed {limit + 1} times within an hour "
+                f"{role.name} failed {limit + 1} times within an hour "
                 f"(max_worker_restarts={limit}):\n{causes}"
             )
         when = f" in {delay_s:g} s" if delay_s else ""
         log.warning("%s; starting it anew%s (restart %d)", why, when, len(history.causes))
-        self._failures.pop(name, None)
-        self._told.discard(name)
-        del self._processes[name]
-        self._watchdog.forget(name)
-        self._due_s[name] = now_s + delay_s
+        self._failures.pop(role, None)
+        self._told.discard(role)
+        del self._processes[role]
+        self._watchdog.forget(role)
+        self._due_s[role] = now_s + delay_s
 
     def _restart_those_due(self) -> None:
         now_s = time.monotonic()
-        for name in [name for name, due_s in self._due_s.items() if due_s <= now_s]:
-            del self._due_s[name]
-            self._shared.progress.restarts[int(name.partition("-")[2])] += 1
-            self._histories[name].restarted()
-            self._steps_before[name] = self._env_steps(name)
-            self._spawn(name)
-        for name in [n for n, before in self._steps_before.items() if self._env_steps(n) > before]:
-            del self._steps_before[name]
-            self._histories[name].worked(now_s)
+        for role in [role for role, due_s in self._due_s.items() if due_s <= now_s]:
+            del self._due_s[role]
+            self._shared.progress.restarts[role.index] += 1
+            self._histories[role].restarted()
+            self._steps_before[role] = self._env_steps(role)
+            self._spawn(role)
+        for role in [r for r, before in self._steps_before.items() if self._env_steps(r) > before]:
+            del self._steps_before[role]
+            self._histories[role].worked(now_s)
 
-    def _env_steps(self, name: str) -> int:
+    def _env_steps(self, role: Role) -> int:
         """Decisions of a rollout worker and its forerunners."""
-        per_worker = self._shared.config.num_slots // self._shared.config.num_workers
-        first = int(name.partition("-")[2]) * per_worker
-        return int(self._shared.progress.env_steps[first : first + per_worker].sum())
+        slots = self._shared.topology.slots.of_worker(role.index)
+        return int(self._shared.progress.env_steps[slots].sum())
 
-    def _obituary(self, name: str) -> str:
-        process = self._processes[name]
+    def _obituary(self, role: Role) -> str:
+        process = self._processes[role]
         code = process.exitcode or 0
         known = {-number.value: number.name for number in signal.Signals}
         how = f"exited with {code}" if code >= 0 else f"was killed by {known.get(code, code)}"
-        return self._with_traceback(name, f"{name} (pid {process.pid}) {how}")
+        return self._with_traceback(role, f"{role.name} (pid {process.pid}) {how}")
 
-    def _with_traceback(self, name: str, text: str) -> str:
-        failure = self._failures.get(name)
+    def _with_traceback(self, role: Role, text: str) -> str:
+        failure = self._failures.get(role)
         return f"{text}:\n{failure.traceback}" if failure else text
 
     def _receive(self) -> None:
-        for name, mailbox in self._mailboxes.items():
+        for role, mailbox in self._mailboxes.items():
             for report in mailbox.get_all():
                 if isinstance(report, Failure):
-                    self._failures[name] = report
+                    self._failures[role] = report
                 self._received.append(report)
 
     def take_reports(self) -> list[Report]:
@@ -474,20 +479,20 @@ class ProcessCrew:
             self._shared.channels.wake_all()
             return self._wait_for_the_end(timeout_s)
         finally:
-            for name, process in self._processes.items():
+            for role, process in self._processes.items():
                 process.kill()  # one that lives would keep us from ending
                 if process.exitcode != 0:
-                    self._helpers.terminate(name)
+                    self._helpers.terminate(role)
 
     def _wait_for_the_end(self, timeout_s: float) -> list[str]:
         started_s = last_saving_s = time.monotonic()
         complaints = []
-        for name, process in self._processes.items():  # the learner first, that saves
-            limit_s = self._stop_limit_s(name, timeout_s)
+        for role, process in self._processes.items():  # the learner first, that saves
+            limit_s = self._stop_limit_s(role, timeout_s)
             next_tell_s = started_s + _SAVING_TOLD_S
             while process.exitcode is None and not self._is_killed:
                 now = time.monotonic()
-                if name == "learner" and self._shared.progress.is_saving:
+                if role.kind == "learner" and self._shared.progress.is_saving:
                     last_saving_s = now
                     if now >= next_tell_s:
                         next_tell_s = now + _SAVING_TOLD_AGAIN_S
@@ -497,24 +502,24 @@ class ProcessCrew:
                 process.join(POLL_S)  # not longer: see `advance`
             if process.exitcode is None:
                 if not self._is_killed:
-                    log.warning("%s did not stop within %.0f s; killing it", name, limit_s)
+                    log.warning("%s did not stop within %.0f s; killing it", role.name, limit_s)
                 if not _killed(process):
-                    complaints.append(f"{name} (pid {process.pid}) {_UNKILLABLE}")
+                    complaints.append(f"{role.name} (pid {process.pid}) {_UNKILLABLE}")
         self._receive()
-        for name, process in self._processes.items():
+        for role, process in self._processes.items():
             if not process.exitcode:
                 continue
-            if self._is_killed or not name.startswith("rollout"):
-                complaints.append(self._obituary(name))
-            elif name not in self._told:
+            if self._is_killed or not role.is_restartable:
+                complaints.append(self._obituary(role))
+            elif role not in self._told:
                 # While the run goes on it would be replaced; now nobody waits for its work.
-                log.warning("%s, while the run was stopping", self._obituary(name))
+                log.warning("%s, while the run was stopping", self._obituary(role))
         return complaints
 
-    def _stop_limit_s(self, name: str, timeout_s: float) -> float:
+    def _stop_limit_s(self, role: Role, timeout_s: float) -> float:
         """The learner looks up after a minibatch, and what it has learned is to be saved."""
         shared = self._shared
-        if name == "learner" and shared.progress.learner_steps > 0:
+        if role.kind == "learner" and shared.progress.learner_steps > 0:
             return max(timeout_s, shared.config.stall_timeout)
         return timeout_s
 
@@ -525,6 +530,11 @@ class ProcessCrew:
         self._is_killed = True
         for process in self._processes.values():
             process.kill()
+
+    @property
+    def pids(self) -> dict[Role, int]:
+        """Of the processes there are: not of those that wait to be started anew."""
+        return {r: process.pid for r, process in self._processes.items() if process.pid is not None}
 
     @property
     def dropped_reports(self) -> int:

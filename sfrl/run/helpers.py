@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from sfrl.ipc.topology import Role
 from sfrl.run.spawning import terminate
 
 _LOOK_S = 1.0
@@ -24,27 +25,27 @@ class Helpers:
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, dict[int, psutil.Process]] = {}
+        self._known: dict[Role, dict[int, psutil.Process]] = {}
         self._next_look_s = 0.0  # on the monotonic clock
 
-    def look(self, workers: Mapping[str, BaseProcess]) -> None:
+    def look(self, workers: Mapping[Role, BaseProcess]) -> None:
         """Once a second, whenever it is called. Some 20 us for each thread of the workers."""
         now = time.monotonic()
         if now < self._next_look_s:
             return
         self._next_look_s = now + _LOOK_S
-        for name, worker in workers.items():
-            before, found = self._known.get(name, {}), {}
+        for role, worker in workers.items():
+            before, found = self._known.get(role, {}), {}
             assert worker.pid is not None
             for pid in _below(worker.pid):
                 with suppress(psutil.NoSuchProcess):
                     found[pid] = before.get(pid) or psutil.Process(pid)
             if worker.exitcode is None:  # else it may have died before they were read
-                self._known[name] = found
+                self._known[role] = found
 
-    def terminate(self, name: str) -> None:
+    def terminate(self, role: Role) -> None:
         """The worker has died. A process that has got the number of one of them is spared."""
-        terminate(list(self._known.pop(name, {}).values()))
+        terminate(list(self._known.pop(role, {}).values()))
 
 
 def _below(pid: int) -> list[int]:

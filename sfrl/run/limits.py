@@ -14,6 +14,7 @@ import psutil
 
 from sfrl.envs import EnvSpec
 from sfrl.ipc.shared_memory import MIB, ShortageError, shm_shortage
+from sfrl.ipc.topology import make_topology
 from sfrl.parameters.model_size import model_size
 from sfrl.run.roles import shared_bytes
 from sfrl.settings.config import Config, ConfigError
@@ -72,7 +73,7 @@ def check(config: Config, spec: EnvSpec) -> None:
 
 
 def _num_processes(config: Config) -> int:
-    return config.num_workers + config.num_policy_workers + 1
+    return make_topology(config).num_roles
 
 
 def _shm_shortage(config: Config, spec: EnvSpec) -> str | None:

@@ -16,10 +16,12 @@ from sfrl.experience import trajectory_buffer
 from sfrl.experience.trajectory_buffer import TrajectoryBuffer, slot_spec
 from sfrl.ipc import channels, progress
 from sfrl.ipc.channels import Channels, make_channels
+from sfrl.ipc.index_queue import resolve_queue_kind
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
 from sfrl.ipc.progress import Progress
 from sfrl.ipc.shared_memory import StopFlag, segment_bytes
+from sfrl.ipc.topology import Topology, make_topology
 from sfrl.parameters import weights
 from sfrl.parameters.model_size import model_size
 from sfrl.parameters.weights import Weights
@@ -42,6 +44,7 @@ class Shared(NamedTuple):
     """What every process of a run gets. All of it lives in shared memory or is constant."""
 
     config: Config
+    topology: Topology
     env: EnvSpec
     stop: StopFlag
     buffer: TrajectoryBuffer
@@ -55,15 +58,16 @@ def make_shared(config: Config, spec: EnvSpec) -> Shared:
 
     Raises MemoryError if /dev/shm is too small for them.
     """
-    stop = StopFlag()
+    stop, topology = StopFlag(), make_topology(config)
     return Shared(
         config,
+        topology,
         spec,
         stop,
         TrajectoryBuffer(config.num_slots, slot_spec(config, spec), debug=config.debug_buffers),
-        make_channels(config, stop),
+        make_channels(topology, resolve_queue_kind(config.queue), stop),
         Weights(),
-        Progress(config, spec.frameskip),
+        Progress(topology, spec.frameskip),
     )
 
 
@@ -77,13 +81,14 @@ class SharedBytes(NamedTuple):
 
 def shared_bytes(config: Config, spec: EnvSpec) -> SharedBytes:
     """Of all that `make_shared`, the crew and the learner allocate."""
-    num_mailboxes = config.num_workers + config.num_policy_workers + 2  # requests go the other way
+    topology = make_topology(config)
+    num_mailboxes = topology.num_roles + 1  # requests go the other way
     return SharedBytes(
         trajectory_buffer.nbytes(config.num_slots, slot_spec(config, spec)),
         weights.nbytes(model_size(config, spec)),
         segment_bytes(StopFlag.FIELD)
-        + channels.nbytes(config)
-        + progress.nbytes(config)
+        + channels.nbytes(topology, resolve_queue_kind(config.queue))
+        + progress.nbytes(topology)
         + num_mailboxes * segment_bytes(Mailbox.FIELD),
     )
 

@@ -35,7 +35,6 @@ from sfrl.ipc.messages import (
 from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.records import checkpoint, run_folder
 from sfrl.records.metrics import MetricsWriter, RunMetrics
-from sfrl.records.timing import COMPONENT_STAGES
 from sfrl.run import limits
 from sfrl.run.crew import Crew, ProcessCrew, SerialCrew, WorkerError
 from sfrl.run.description import describe
@@ -354,17 +353,11 @@ class Trainer:
                     log.log(level, "%s", text)
 
     def _report(self, display: Display, writer: MetricsWriter) -> None:
-        progress, config = self.shared.progress, self.config
-        counts = (config.num_workers, config.num_policy_workers, 1)
-        first = 0
-        totals = {}
-        for (component, stages), count in zip(COMPONENT_STAGES.items(), counts, strict=True):
-            totals[component] = progress.stage_seconds(slice(first, first + count), stages)
-            first += count
+        progress = self.shared.progress
         record = self.metrics.record(
             env_frames=progress.env_frames,
             env_steps=progress.total_env_steps,
-            stage_totals=totals,
+            stage_totals=progress.stage_totals(),
             dropped_reports=self.crew.dropped_reports,
             worker_restarts=int(progress.restarts.sum()),
             write_failures=self._write_failures,

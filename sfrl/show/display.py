@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sfrl.records.metrics import Record
-from sfrl.records.timing import COMPONENT_STAGES, is_waiting
+from sfrl.records.timing import COMPONENT_STAGES, Kind, is_waiting
 from sfrl.settings.algorithm import ALGORITHMS
 
 BAR_WIDTH = 24
@@ -278,7 +278,7 @@ def plain_line(record: Record, seconds_left: float | None, statistics: Sequence[
     return " | ".join(fields)
 
 
-def _largest_stage(record: Record, component: str) -> str:
+def _largest_stage(record: Record, component: Kind) -> str:
     """The stage, of those that are work, that takes most of the component's time."""
     stages = [stage for stage in COMPONENT_STAGES[component] if not is_waiting(stage)]
     shares = {stage: record[f"{component}/{stage}"] or 0.0 for stage in stages}

@@ -37,6 +37,7 @@ from sfrl.envs.atari import load_rom
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
 from sfrl.ipc.shared_memory import sweep_stale_segments
+from sfrl.ipc.topology import Role, make_topology
 from sfrl.records.timing import ROLLOUT_STAGES
 from sfrl.run.child import die_with_parent
 from sfrl.run.leaving import leave_after
@@ -143,7 +144,7 @@ def rollout(config: Config, spec: EnvSpec, seconds: float) -> Rollout:
     worker = make_rollout_worker(shared, 0, reports)
     [requests], [replies] = shared.channels.action_requests, shared.channels.replies
     trajectories, num_slots = shared.channels.trajectories, shared.buffer.num_slots
-    env_seconds = shared.progress.stage_seconds(0, ROLLOUT_STAGES)
+    env_seconds = shared.progress.stage_seconds(Role("rollout", 0))
     env_step = ROLLOUT_STAGES.index("env_step")
     times: list[tuple[float, float]] = []  # of a split step: in the environments, beside them
     end_s = time.perf_counter() + seconds
@@ -192,8 +193,8 @@ def _emulate(config: Config, game: str, index: int) -> Callable[[], int]:
 
 def _simulate(config: Config, index: int) -> Callable[[], int]:
     pin_and_nice(config, index)
-    first = index * config.num_splits
-    splits = deque(Split(first + i, config) for i in range(config.num_splits))
+    slots = make_topology(config).slots
+    splits = deque(Split(split, config) for split in slots.splits_of(index))
     rng = np.random.default_rng(index)
     num_actions, num_envs = int(splits[0].env.action_space.n), config.envs_per_split
     for split in splits:
@@ -321,8 +322,8 @@ def _inference_step(shared: Shared) -> Callable[[], None]:
     worker = make_policy_worker(shared, 0)
     _fill(shared)
     [requests], [replies] = shared.channels.action_requests, shared.channels.replies
-    config = shared.config
-    first_slots = range(0, config.num_slots, config.slots_per_split)  # of every split
+    slots = shared.topology.slots
+    first_slots = [slots.of_split(split)[0] for split in slots.splits_of(0)]
 
     def step() -> None:
         for slot in first_slots:

@@ -22,6 +22,7 @@ from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, LearnerReport, Report
 from sfrl.ipc.progress import Progress
 from sfrl.ipc.shared_memory import StopFlag, Stopped
+from sfrl.ipc.topology import LEARNER
 from sfrl.nets import cuda
 from sfrl.nets.model import Network
 from sfrl.parameters.central import CentralParameters
@@ -75,7 +76,7 @@ class Learner:
         self.algorithm = algorithm
         self.model = model
         self.stop = stop
-        self.inbox = SlotInbox(config, buffer, channels, progress)
+        self.inbox = SlotInbox(buffer, channels, progress)
         self.progress = progress
         self.reports = reports
         self.checkpoints = CheckpointService(
@@ -103,8 +104,7 @@ class Learner:
         # Whether a batch may still be trained on when the host has launched all of it.
         self._runs_ahead = self.device.type == "cuda" and not config.serial
         self._training: _Training | None = None
-        component = config.num_workers + config.num_policy_workers
-        self.timer = StageTimer(LEARNER_STAGES, progress.stage_seconds(component, LEARNER_STAGES))
+        self.timer = StageTimer(LEARNER_STAGES, progress.stage_seconds(LEARNER))
 
     @property
     def learner_steps(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from sfrl.experience.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.ipc.channels import Channels
 from sfrl.ipc.index_queue import Message, pack, unpack
 from sfrl.ipc.progress import Progress
+from sfrl.ipc.topology import Role
 from sfrl.nets import cuda
 from sfrl.nets.model import Network
 from sfrl.parameters.weights import WeightsReader
@@ -48,17 +48,16 @@ class PolicyWorker:
         weights: WeightsReader,
         progress: Progress,
     ) -> None:
-        self.index = index
+        role, slots = Role("policy", index), channels.topology.slots
         self.algorithm = algorithm
         self.model = model
         self.buffer = buffer
-        self.inbox = channels.action_requests[index]
-        self.replies = channels.replies
+        self.inbox = channels.inbox(role)
+        self.replies = channels.replies_by_slot(role)
         self.weights = weights
         self.num_envs = config.envs_per_split
-        self.slots_per_split = config.slots_per_split
-        self.num_splits = config.num_splits
-        served = math.ceil(config.splits / config.num_policy_workers)  # splits, at most
+        self.split_of = slots.split  # [S]
+        served = slots.policy.count(index)  # splits
         self.max_requests = max(1, min(config.policy_batch_size // self.num_envs, served))
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device)
@@ -76,8 +75,7 @@ class PolicyWorker:
         self._in_flight: deque[tuple[list[Message], int, Batch]] = deque()
         # While one computes the next is gathered; but --serial has nothing under way.
         self._max_in_flight = 0 if config.serial else len(self._batches) - 1
-        component = config.num_workers + index
-        self.timer = StageTimer(POLICY_STAGES, progress.stage_seconds(component, POLICY_STAGES))
+        self.timer = StageTimer(POLICY_STAGES, progress.stage_seconds(role))
 
     def _make_batches(self, config: Config) -> Sequence[Batch]:
         if self.device.type == "cpu":
@@ -175,8 +173,8 @@ class PolicyWorker:
             buffer.policy_version[slot, t] = version
             # The row goes back with this put: everything in it is written.
             buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
-            worker = slot // self.slots_per_split // self.num_splits
-            self.replies[worker].put(pack(*request), self.index)
+            queue, producer = self.replies[slot]
+            queue.put(pack(*request), producer)
 
     def _recurrent_inputs(self, requests: list[Message]) -> tuple[Tensor, Tensor]:
         """splits [R] and valid [R, N] of the rows asked for; of no size without a GRU.
@@ -189,10 +187,10 @@ class PolicyWorker:
         if begun:
             for slot in begun:
                 if self.buffer.starts[slot]:
-                    self.rnn_states[slot // self.slots_per_split].zero_()
-            states = self.rnn_states[[slot // self.slots_per_split for slot in begun]]
+                    self.rnn_states[self.split_of[slot]].zero_()
+            states = self.rnn_states[[self.split_of[slot] for slot in begun]]
             self.buffer.rnn_state[begun] = states.cpu().numpy()
-        splits = torch.tensor([slot // self.slots_per_split for slot, _, _ in requests])
+        splits = torch.tensor([self.split_of[slot] for slot, _, _ in requests])
         return splits, torch.stack([self.valid[slot, t] for slot, t, _ in requests])
 
     def state(self) -> dict[str, NDArray[Any]]:

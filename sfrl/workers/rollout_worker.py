@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from sfrl.ipc.index_queue import Message, QueueFullError, unpack
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import EpisodeEnded, Report
 from sfrl.ipc.progress import Progress
+from sfrl.ipc.topology import LEARNER, Role
 from sfrl.records.timing import ROLLOUT_STAGES, StageTimer
 from sfrl.settings.config import Config
 
@@ -37,7 +38,7 @@ class Split:
         config: Config,
         seed: Sequence[int] = (),  # beside the config's and the index, if it is not the first one
         stepping: NDArray[np.int64] | None = None,  # [1], see `VecEnv`
-        lent: Container[int] = (),  # slots that the learner has
+        free_slots: Iterable[int] = (),  # of its pool
         timer: StageTimer | None = None,  # ends a lap between making them and their first reset
     ) -> None:
         self.index = index
@@ -62,8 +63,7 @@ class Split:
         self.slot = -1  # -1: waits for a free one
         self.t = 0
         self.has_begun = False
-        pool = slots_of(index, config)
-        self.free_slots = deque(slot for slot in pool if slot not in lent)
+        self.free_slots = deque(free_slots)
 
     def recv(self) -> tuple[envs.StepResult, list[EpisodeEnded]]:
         """Take the environments' answer to the actions sent, and the episodes it ended."""
@@ -100,12 +100,6 @@ class Split:
         self.free_slots = deque(state["free_slots"])
 
 
-def slots_of(split: int, config: Config) -> range:
-    """The pool that the split owns."""
-    first = split * config.slots_per_split
-    return range(first, first + config.slots_per_split)
-
-
 class RolloutWorker:
     """Steps its splits in turn: while one waits for its actions, another's environments work.
 
@@ -126,28 +120,36 @@ class RolloutWorker:
         progress: Progress,
         reports: Mailbox[Report],
     ) -> None:
-        self.index = index
+        self.role = role = Role("rollout", index)
         self.buffer = buffer
-        self.inbox = channels.replies[index]
-        self.action_requests = channels.action_requests
-        self.trajectories = channels.trajectories
+        self.inbox = channels.inbox(role)
+        self.trajectories = channels.outbox(role, LEARNER)
         self.reports = reports
         self.rollout_length = config.rollout_length
-        self.slots_per_split = config.slots_per_split
         self.progress = progress
-        self.timer = StageTimer(ROLLOUT_STAGES, progress.stage_seconds(index, ROLLOUT_STAGES))
+        self.timer = StageTimer(ROLLOUT_STAGES, progress.stage_seconds(role))
         restarts, stepping = int(progress.restarts[index]), progress.stepping[index]
-        first = index * config.num_splits
-        split_indices = range(first, first + config.num_splits)
-        slots = [slot for split in split_indices for slot in slots_of(split, config)]
-        lent = self._inherit(slots) if restarts else set()
+        slots = channels.topology.slots
+        lent = self._inherit(slots.of_worker(index)) if restarts else set()
         # A worker that was started anew, or a run that goes on, plays other episodes.
         earlier = (restarts, int(progress.env_steps[-1]))
         seed = earlier if any(earlier) else ()
         self.splits = [
-            Split(split, config, seed, stepping[i : i + 1], lent, self.timer)
-            for i, split in enumerate(split_indices)
+            Split(
+                split,
+                config,
+                seed,
+                stepping[i : i + 1],
+                [slot for slot in slots.of_split(split) if slot not in lent],
+                self.timer,
+            )
+            for i, split in enumerate(slots.splits_of(index))
         ]
+        self._by_slot = {s: split for split in self.splits for s in slots.of_split(split.index)}
+        self._action_requests = {  # by split
+            split.index: channels.outbox(role, Role("policy", slots.policy[split.index]))
+            for split in self.splits
+        }
         self.stepping: deque[Split] = deque()  # actions sent, oldest first
         self._has_forerunner = restarts > 0
         self._unsent: deque[Split] = deque()  # their requests find no room in the queue
@@ -165,7 +167,8 @@ class RolloutWorker:
         """
         buffer, progress = self.buffer, self.progress
         self.inbox.get_many(2 * buffer.num_slots)  # answers to the dead: its queue must not fill up
-        put = [unpack(message) for message in self.trajectories.recent(self.index)]
+        queue, producer = self.trajectories
+        put = [unpack(message) for message in queue.recent(producer)]
         lent = {m.slot for m in put if buffer.is_current(m) and buffer.is_filled[m.slot]}
         num_discarded = 0
         for slot in slots:
@@ -174,7 +177,7 @@ class RolloutWorker:
                     num_discarded += int(progress.env_steps[slot] - progress.begun_steps[slot])
                 progress.begun_steps[slot] = progress.env_steps[slot]
                 buffer.reclaim(slot)
-        log.info("rollout-%d discards %d decisions of its forerunner", self.index, num_discarded)
+        log.info("%s discards %d decisions of its forerunner", self.role.name, num_discarded)
         return lent
 
     def _stagger(self, split: Split, seed: int) -> None:
@@ -207,7 +210,7 @@ class RolloutWorker:
         slot, t, _ = message
         if not self.buffer.is_current(message):
             return  # to a worker that has died, about a slot that its successor has reclaimed
-        split = self.splits[slot // self.slots_per_split - self.splits[0].index]
+        split = self._by_slot[slot]
         if t < self.rollout_length:
             split.env.send(self.buffer.actions[slot, t])
             self.stepping.append(split)
@@ -233,7 +236,8 @@ class RolloutWorker:
             # The slot is the learner's from the put on. The next one starts from the split's own
             # copy of the last observation, never from a slot that was given away.
             buffer.transfer(slot, Owner.ROLLOUT_WORKER, Owner.LEARNER)
-            self.trajectories.put(buffer.message(slot, split.t), self.index)
+            queue, producer = self.trajectories
+            queue.put(buffer.message(slot, split.t), producer)
             self._begin_slot(split)
         else:
             self._request_actions(split)
@@ -264,9 +268,9 @@ class RolloutWorker:
         self._put_request(split)
 
     def _put_request(self, split: Split) -> None:
-        queue = self.action_requests[split.index % len(self.action_requests)]
+        queue, producer = self._action_requests[split.index]
         try:
-            queue.put(self.buffer.message(split.slot, split.t), self.index)
+            queue.put(self.buffer.message(split.slot, split.t), producer)
         except QueueFullError:
             if not self._has_forerunner:
                 raise
@@ -287,8 +291,8 @@ class RolloutWorker:
     def load_state(self, state: dict[str, Any]) -> None:
         for split, saved in zip(self.splits, state["splits"], strict=True):
             split.load_state(saved)
-        first = self.splits[0].index
-        self.stepping = deque(self.splits[index - first] for index in state["stepping"])
+        by_index = {split.index: split for split in self.splits}
+        self.stepping = deque(by_index[index] for index in state["stepping"])
 
     def wait(self, timeout_s: float) -> None:
         self.inbox.wait(_RESEND_S if self._unsent else timeout_s)

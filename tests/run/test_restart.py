@@ -14,6 +14,7 @@ from sfrl.experience import trajectory_buffer
 from sfrl.ipc import progress
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
+from sfrl.ipc.topology import Role
 from sfrl.run import restarts
 from sfrl.run.crew import ProcessCrew, WorkerError
 from sfrl.run.roles import Shared, make_policy_worker, make_rollout_worker
@@ -194,8 +195,7 @@ def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(
     gc.collect()  # other tests' garbage, which holds files open until some moment of its own
     num_fds = len(os.listdir("/proc/self/fd"))
     for kill in range(30):
-        name = f"rollout-{kill % 2}"
-        os.kill(crew._processes[name].pid, rng.choice([signal.SIGKILL, signal.SIGSEGV]))
+        os.kill(crew.pids[Role("rollout", kill % 2)], rng.choice([signal.SIGKILL, signal.SIGSEGV]))
         if kill % 4 < 2:
             all_slots_move_on(crew, shared)
         end_s = time.monotonic() + rng.uniform(0, 0.5)
@@ -216,11 +216,11 @@ def test_workers_killed_while_their_policy_worker_is_stopped_find_it_again(make_
     settings = {"num_workers": 1, "slots_per_split": 1, "max_worker_restarts": 100}
     crew, shared = make_crew(**settings)
     all_slots_move_on(crew, shared)
-    policy = crew._processes["policy-0"].pid
+    policy = crew.pids[Role("policy", 0)]
     os.kill(policy, signal.SIGSTOP)
     for _ in range(4):
         before = shared.buffer.generation.copy()
-        os.kill(crew._processes["rollout-0"].pid, signal.SIGKILL)
+        os.kill(crew.pids[Role("rollout", 0)], signal.SIGKILL)
         # All are reclaimed, and begun: the requests of each slot follow at once.
         advance_until(crew, lambda before=before: (shared.buffer.generation >= before + 2).all())
         end_s = time.monotonic() + 0.3
@@ -236,7 +236,7 @@ def test_one_that_fails_again_and_again_is_started_later_each_time(make_crew, ca
     crew, shared = make_crew()
     all_slots_move_on(crew, shared)
     for delay_s in (0, 1, 2):
-        os.kill(crew._processes["rollout-0"].pid, signal.SIGKILL)
+        os.kill(crew.pids[Role("rollout", 0)], signal.SIGKILL)
         killed_s, number = time.monotonic(), shared.progress.restarts.sum()
         advance_until(crew, lambda number=number: shared.progress.restarts.sum() > number)
         assert time.monotonic() - killed_s >= delay_s
@@ -248,8 +248,8 @@ def test_one_that_fails_again_and_again_is_started_later_each_time(make_crew, ca
         "starting it anew in 1 s (restart 2)",
         "starting it anew in 2 s (restart 3)",
     ]
-    os.kill(crew._processes["rollout-0"].pid, signal.SIGKILL)
-    advance_until(crew, lambda: "rollout-0" not in crew._processes)
+    os.kill(crew.pids[Role("rollout", 0)], signal.SIGKILL)
+    advance_until(crew, lambda: Role("rollout", 0) not in crew.pids)
     started_s = time.monotonic()
     assert crew.stop(10) == []
     assert time.monotonic() - started_s < 3, "nobody waits for a restart that is due later"
@@ -291,7 +291,7 @@ def test_too_many_restarts_end_the_run_and_tell_why(make_crew):
     crew, shared = make_crew(max_worker_restarts=1)
     all_slots_move_on(crew, shared)
     for _ in range(2):
-        os.kill(crew._processes["rollout-1"].pid, signal.SIGKILL)
+        os.kill(crew.pids[Role("rollout", 1)], signal.SIGKILL)
         if shared.progress.restarts.sum() == 0:
             all_slots_move_on(crew, shared)
     with pytest.raises(WorkerError, match=r"2 times within an hour \(max_worker_restarts=1\)") as e:

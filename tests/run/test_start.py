@@ -13,6 +13,7 @@ from sfrl import envs
 from sfrl.algorithms.actor_critic import make_model
 from sfrl.commands import train as cli
 from sfrl.ipc import channels, index_queue
+from sfrl.ipc.topology import make_topology
 from sfrl.parameters.model_size import model_size
 from sfrl.records import run_folder
 from sfrl.run import limits
@@ -209,8 +210,9 @@ def test_what_is_counted_is_what_a_run_allocates(tmp_path):
 @pytest.mark.parametrize("kind", ["lock-free", "faster-fifo"])
 def test_queues_of_both_kinds_are_counted(kind):
     config = Config(queue=kind)
-    number = config.num_policy_workers + config.num_workers + 1
-    assert channels.nbytes(config) >= number * index_queue.nbytes(kind, 1, 2 * config.num_slots)
+    topology = make_topology(config)
+    least = len(topology.roles) * index_queue.nbytes(kind, 1, 2 * config.num_slots)
+    assert channels.nbytes(topology, kind) >= least
 
 
 @pytest.mark.parametrize(

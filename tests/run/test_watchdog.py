@@ -10,7 +10,7 @@ import time
 import pytest
 
 from sfrl.ipc.mailbox import Mailbox
-from sfrl.records.timing import LEARNER_STAGES
+from sfrl.ipc.topology import LEARNER, Role
 from sfrl.run import watchdog
 from sfrl.run.roles import make_rollout_worker
 from sfrl.run.watchdog import Watchdog
@@ -44,7 +44,7 @@ def test_a_stopped_process_does_not_hang_but_is_told_of_once(
     )
     watched = Watchdog(shared.config, shared.progress)
     process.send_signal(signal.SIGSTOP)
-    watched.watch("learner", process.pid)
+    watched.watch(LEARNER, process.pid)
     assert looks(watched, 2) == []
     [text] = [record.getMessage() for record in caplog.records]
     assert text.startswith(f"learner (pid {process.pid}) has been stopped, or has waited")
@@ -58,9 +58,9 @@ def test_a_learner_that_saves_does_not_hang_however_long_it_takes(make_shared, p
     shared = make_shared(
         env="CartPole-v1", frameskip=1, num_workers=1, batch_size=128, stall_timeout=0.5
     )
-    learner_laps = shared.progress.stage_seconds(2, LEARNER_STAGES)
+    learner_laps = shared.progress.stage_seconds(LEARNER)
     watched = Watchdog(shared.config, shared.progress)
-    watched.watch("learner", process.pid)
+    watched.watch(LEARNER, process.pid)
     learner_laps += 1.0  # it has worked, and then stands still
     shared.progress.is_saving = True
     assert looks(watched, 1.5) == []
@@ -77,7 +77,7 @@ def complaints_at_start(make_shared, num_envs: int, env_timeout: float) -> list[
     settings |= {"envs_per_worker": num_envs, "env_timeout": env_timeout}
     shared = make_shared(**SLOW_START, **settings)
     watched = Watchdog(shared.config, shared.progress)
-    watched.watch("rollout-0", os.getpid())
+    watched.watch(Role("rollout", 0), os.getpid())
     worker = threading.Thread(target=make_rollout_worker, args=(shared, 0, Mailbox()))
     worker.start()
     complaints = []

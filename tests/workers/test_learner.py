@@ -13,6 +13,7 @@ from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, LearnerReport
 from sfrl.ipc.shared_memory import Stopped
+from sfrl.ipc.topology import LEARNER, Role
 from sfrl.maths.vtrace import vtrace
 from sfrl.nets.distributions import Categorical
 from sfrl.parameters.weights import WeightsReader
@@ -74,6 +75,14 @@ class Bench:
             buffer.valid[slot, 0] = True
             buffer.valid[slot, 1:] = ~ended
             buffer.policy_version[slot] = self.learner.learner_steps
+
+    def send(self, *slots):
+        """Put full slots into the learner's queue, as the workers that fill them do."""
+        addresses = self.shared.topology.slots
+        for slot in slots:
+            sender = Role("rollout", addresses.rollout[addresses.split[slot]])
+            queue, producer = self.shared.channels.outbox(sender, LEARNER)
+            queue.put(self.buffer.message(slot, T), producer)
 
     def train(self, *slots):
         """One training batch; the statistics reported on it."""
@@ -447,12 +456,10 @@ def test_every_trajectory_is_used_once_per_epoch_and_slots_return_after_the_last
 def test_training_begins_when_a_whole_batch_is_there(make_bench):
     bench = make_bench()
     bench.fill(0, 1, 2, 3)
-    trajectories = bench.shared.channels.trajectories
-    trajectories.put(bench.shared.buffer.message(1, T), 0)
+    bench.send(1)
     assert not bench.learner.step()
     assert bench.learner.learner_steps == 0
-    for slot in (0, 2, 3):
-        trajectories.put(bench.shared.buffer.message(slot, T), slot // 2)
+    bench.send(0, 2, 3)
     for steps in range(1, 9):
         assert bench.learner.step(), "a minibatch"
         assert bench.learner.learner_steps == steps

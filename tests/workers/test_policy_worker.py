@@ -10,6 +10,7 @@ from sfrl.algorithms.actor_critic import make_model
 from sfrl.experience.trajectory_buffer import Owner
 from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.topology import Role
 from sfrl.nets.distributions import Categorical
 from sfrl.run.roles import make_learner, make_policy_worker
 from sfrl.workers.inference import HostBatch
@@ -55,8 +56,10 @@ def request(shared, *rows):
         shared.buffer.transfer(slot, Owner(shared.buffer._owners[slot]), Owner.POLICY_WORKER)
         shared.buffer.obs[slot, t] = rng.normal(size=(N, 4))
         shared.buffer.valid[slot, t] = True
-        producer = slot // 4
-        shared.channels.action_requests[0].put(shared.buffer.message(slot, t), producer)
+        slots = shared.topology.slots
+        sender = Role("rollout", slots.rollout[slots.split[slot]])
+        queue, producer = shared.channels.outbox(sender, Role("policy", 0))
+        queue.put(shared.buffer.message(slot, t), producer)
 
 
 def replies(shared, worker):
@@ -164,7 +167,7 @@ def test_a_row_is_complete_before_its_index_is_put(make_policy):
             rows_at_put.append([field[slot, t].copy() for field in fields])
             queue.put(message, producer)
 
-    policy.replies = [Reply(), shared.channels.replies[1]]
+    policy.replies = [(Reply(), producer) for _, producer in policy.replies]
     request(shared, (0, 0), (3, 0))
     policy.step()
     assert len(rows_at_put) == 2
@@ -227,7 +230,7 @@ def test_the_learner_finds_the_probabilities_that_the_policy_worker_acted_with(
     splits = set()
     for _ in range(16):
         slots = actors.collect(4)
-        splits |= {slot // 2 for slot in slots}
+        splits |= {shared.topology.slots.split[slot] for slot in slots}
         for slot in slots:
             rows = learner.slots.gather(torch.full((N,), slot), torch.arange(N))
             logits, _ = learner.model.unroll(rows.obs, rows.rnn_state, rows.valid)

@@ -15,6 +15,7 @@ from sfrl.ipc.channels import Channels
 from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.progress import Progress
+from sfrl.ipc.topology import make_topology
 from sfrl.run import crew
 from sfrl.run.child import run_child
 from sfrl.run.roles import Shared
@@ -141,10 +142,13 @@ def make_taped(monkeypatch, make_shared):
             config.num_slots, SlotSpec(2, 1, (1,), "float32", {"actions": RowField("int64")}), tape
         )
         inbox = TapedQueue("replies", tape)
-        channels = Channels(
-            [TapedQueue("action requests", tape)], [inbox], TapedQueue("trajectories", tape)
+        topology = make_topology(config)
+        requests, trajectories = (
+            TapedQueue("action requests", tape),
+            TapedQueue("trajectories", tape),
         )
-        worker = RolloutWorker(0, config, buffer, channels, Progress(config, 1), Mailbox())
+        channels = Channels(topology, [requests], [inbox], trajectories)
+        worker = RolloutWorker(0, config, buffer, channels, Progress(topology, 1), Mailbox())
         return Taped(worker, buffer, inbox, tape)
 
     return make
@@ -246,17 +250,16 @@ LEDGER = {
 
 
 def _start_workers(shared: Shared, reports: Mailbox) -> list:
-    config = shared.config
     bodies = {
-        f"policy-{i}": partial(crew._policy_body, shared, i)
-        for i in range(config.num_policy_workers)
+        role: partial(crew._policy_body, shared, role.index)
+        for role in shared.topology.of_kind("policy")
     }
-    for i in range(config.num_workers):
-        bodies[f"rollout-{i}"] = partial(crew._rollout_body, shared, i, reports)
+    for role in shared.topology.of_kind("rollout"):
+        bodies[role] = partial(crew._rollout_body, shared, role.index, reports)
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=run_child, args=(name, reports, body))
-        for name, body in bodies.items()
+        context.Process(target=run_child, args=(role.name, reports, body))
+        for role, body in bodies.items()
     ]
     for process in processes:
         process.start()

@@ -14,6 +14,7 @@ from sfrl.experience.trajectory_buffer import Owner
 from sfrl.ipc.index_queue import Message, pack, unpack
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import EpisodeEnded
+from sfrl.ipc.topology import LEARNER, Role
 from sfrl.records.timing import ROLLOUT_STAGES
 from sfrl.run.child import run_child
 from sfrl.run.roles import Shared, make_rollout_worker
@@ -61,7 +62,8 @@ class Peers:
         for slot, t, generation in requests:
             self.shared.buffer.actions[slot, t] = self.rng.integers(7, size=N)
             self.shared.buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
-            self.shared.channels.replies[0].put(pack(slot, t, generation), 0)
+            queue, producer = self.shared.channels.replies_by_slot(Role("policy", 0))[slot]
+            queue.put(pack(slot, t, generation), producer)
         return bool(requests)
 
     def full_slots(self) -> list[int]:
@@ -75,7 +77,8 @@ class Peers:
     def release(self, slot: int) -> None:
         self.shared.buffer.transfer(slot, Owner.LEARNER, Owner.FREE)
         self.shared.buffer.released[slot] = self.shared.buffer.generation[slot]
-        self.shared.channels.replies[0].put(self.shared.buffer.message(slot, T), 1)
+        queue, producer = self.shared.channels.replies_by_slot(LEARNER)[slot]
+        queue.put(self.shared.buffer.message(slot, T), producer)
 
 
 def play(shared: Shared, worker: RolloutWorker, num_slots: int) -> dict[int, list[Trajectories]]:
@@ -85,7 +88,7 @@ def play(shared: Shared, worker: RolloutWorker, num_slots: int) -> dict[int, lis
     num_released = 0
     while worker.step() or peers.answer(peers.requests()):
         for slot in peers.full_slots():
-            collected[slot // 2].append(peers.copy(slot))
+            collected[shared.topology.slots.split[slot]].append(peers.copy(slot))
             if num_released < num_slots:
                 peers.release(slot)
                 num_released += 1
@@ -193,7 +196,7 @@ def test_one_split_steps_while_another_waits_for_its_actions(shared, worker):
 
 
 def test_waiting_for_the_learner_is_told_from_waiting_for_actions(shared, worker):
-    waited = shared.progress.stage_seconds(0, ROLLOUT_STAGES)
+    waited = shared.progress.stage_seconds(Role("rollout", 0))
     for_actions, for_slot = map(ROLLOUT_STAGES.index, ("wait_actions", "wait_slot"))
     worker.wait(0.01)
     assert waited[for_actions] > 0
@@ -212,7 +215,7 @@ def _work_and_look_for_torch(
         worker_loop(make_rollout_worker(shared, 0, reports), shared.stop)
         has_torch.value = "torch" in sys.modules
 
-    run_child("rollout-0", reports, body)
+    run_child(Role("rollout", 0).name, reports, body)
 
 
 def test_a_process_of_its_own_does_the_same_without_torch(shared, reports):

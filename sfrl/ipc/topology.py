@@ -1,0 +1,129 @@
+"""Who there is in a run, and whose each slot is: roles, their rows and links, and the slot map.
+
+Made once from the settings. Whoever needs an address asks here: nobody else computes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sfrl.records.timing import COMPONENT_STAGES, Kind
+from sfrl.settings.config import Config
+
+# Who sends to whom, by kind: the receiver -> the senders, in the order of its queue's producers.
+_SENDERS: dict[Kind, tuple[Kind, ...]] = {
+    "rollout": ("policy", "learner"),
+    "policy": ("rollout",),
+    "learner": ("rollout",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One worker of a run; a key of dicts. What its kind's class is, `run/roles.py` knows."""
+
+    kind: Kind
+    index: int  # among those of its kind
+
+    @property
+    def name(self) -> str:
+        """In logs and process titles."""
+        return self.kind if self.kind == "learner" else f"{self.kind}-{self.index}"
+
+    @property
+    def is_restartable(self) -> bool:
+        """Whether another may take its place: the others have what nobody else has."""
+        return self.kind == "rollout"
+
+
+LEARNER = Role("learner", 0)
+
+
+class SlotMap(NamedTuple):
+    """Whose each slot is. Tuples of integers, which the hot loops look up without computing.
+
+    A split owns a fixed pool of slots, is stepped by one rollout worker and served by one policy
+    worker. All splits have the same sizes.
+    """
+
+    split: tuple[int, ...]  # [S], the split that owns the slot
+    rollout: tuple[int, ...]  # [splits], the index of its rollout worker
+    policy: tuple[int, ...]  # [splits], the index of its policy worker
+    slots_per_split: int
+    envs_per_split: int
+
+    def of_split(self, split: int) -> range:
+        """Its pool of slots."""
+        first = split * self.slots_per_split
+        return range(first, first + self.slots_per_split)
+
+    def splits_of(self, worker: int) -> list[int]:
+        """Those that rollout worker `worker` steps."""
+        return [split for split, owner in enumerate(self.rollout) if owner == worker]
+
+    def of_worker(self, worker: int) -> list[int]:
+        """The slots that rollout worker `worker` fills."""
+        return [slot for split in self.splits_of(worker) for slot in self.of_split(split)]
+
+    def columns(self, slot: int) -> range:
+        """[N], the numbers of its environments among all those of the run."""
+        first = self.split[slot] * self.envs_per_split
+        return range(first, first + self.envs_per_split)
+
+
+class Topology(NamedTuple):
+    """All roles of a run, and their addresses in queues and counters."""
+
+    counts: Mapping[Kind, int]  # roles of each kind
+    slots: SlotMap
+
+    @property
+    def roles(self) -> list[Role]:
+        """In the order of their rows."""
+        return [role for kind in COMPONENT_STAGES for role in self.of_kind(kind)]
+
+    @property
+    def num_roles(self) -> int:
+        return sum(self.counts.values())
+
+    def of_kind(self, kind: Kind) -> list[Role]:
+        return [Role(kind, index) for index in range(self.counts[kind])]
+
+    def row(self, role: Role) -> int:
+        """Where its times are in `Progress`."""
+        return self._position(role, tuple(COMPONENT_STAGES))
+
+    def num_producers(self, receiver: Kind) -> int:
+        """Of the queue that each role of kind `receiver` reads."""
+        return sum(self.counts[kind] for kind in _SENDERS[receiver])
+
+    def producer(self, sender: Role, receiver: Role) -> int:
+        """The number of `sender` among the producers of that queue."""
+        return self._position(sender, _SENDERS[receiver.kind])
+
+    def _position(self, role: Role, kinds: tuple[Kind, ...]) -> int:
+        """In a list of all roles of these kinds."""
+        assert role.kind in kinds, f"{role.name} is none of {kinds}"
+        assert 0 <= role.index < self.counts[role.kind], f"there is no {role.name}"
+        return sum(self.counts[kind] for kind in kinds[: kinds.index(role.kind)]) + role.index
+
+
+def make_topology(config: Config) -> Topology:
+    """A process for every role. Splits are dealt to rollout workers in blocks, to policy workers
+    in turn."""
+    splits = range(config.splits)
+    slots = SlotMap(
+        split=tuple(slot // config.slots_per_split for slot in range(config.num_slots)),
+        rollout=tuple(split // config.num_splits for split in splits),
+        policy=tuple(split % config.num_policy_workers for split in splits),
+        slots_per_split=config.slots_per_split,
+        envs_per_split=config.envs_per_split,
+    )
+    counts: dict[Kind, int] = {
+        "rollout": config.num_workers,
+        "policy": config.num_policy_workers,
+        "learner": 1,
+    }
+    return Topology(counts, slots)
