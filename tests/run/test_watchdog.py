@@ -68,6 +68,23 @@ def test_a_learner_that_saves_does_not_hang_however_long_it_takes(make_shared, p
     assert looks(watched, 1.5)[0].startswith("has not got on for 0.5 s (stall_timeout=0.5;")
 
 
+def test_of_two_workers_the_one_that_hangs_is_named_with_its_own_environment(make_shared, process):
+    shared = make_shared(
+        env="CartPole-v1", frameskip=1, num_workers=2, batch_size=128, env_timeout=0.3
+    )
+    watched = Watchdog(shared.config, shared.progress)
+    for role in shared.topology.of_kind("rollout"):
+        watched.watch(role, process.pid)
+    shared.progress.stage_seconds(Role("rollout", 1))[:] = 1.0  # it has worked before
+    shared.progress.stepping[1, 0] = 3
+    found = {}
+    while not found:
+        found = watched.stalled()
+        time.sleep(0.02)
+    assert found.keys() == {Role("rollout", 1)}
+    assert found[Role("rollout", 1)].startswith("has been in a step of env 3 of its split 0, CartP")
+
+
 SLOW_START = {"env": "tests.faulty_env:SlowStart-v0", "frameskip": 1, "model": "mlp"}
 
 

@@ -195,6 +195,16 @@ def test_one_split_steps_while_another_waits_for_its_actions(shared, worker):
     assert [request[:2] for request in peers.requests()] == [(waiting.slot, 1)]
 
 
+def test_every_split_asks_its_own_policy_worker(make_shared):
+    shared = make_shared(**LEDGER, num_policy_workers=2)
+    make_rollout_worker(shared, 0, Mailbox())  # begins a slot of both splits
+    asked = [
+        [shared.topology.slots.split[unpack(message).slot] for message in queue.get_many(100)]
+        for queue in shared.channels.action_requests
+    ]
+    assert asked == [[0], [1]]
+
+
 def test_waiting_for_the_learner_is_told_from_waiting_for_actions(shared, worker):
     waited = shared.progress.stage_seconds(Role("rollout", 0))
     for_actions, for_slot = map(ROLLOUT_STAGES.index, ("wait_actions", "wait_slot"))
