@@ -27,7 +27,7 @@ from sfrl.commands.train import parse
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
 from sfrl.ipc.shared_memory import StopFlag
-from sfrl.run.crew import LearnerBody, PolicyBody
+from sfrl.run.process_crew import LearnerBody, PolicyBody
 from sfrl.run.roles import Shared, make_learner, make_policy_worker
 from sfrl.settings.config import Config
 from sfrl.settings.machine import machine

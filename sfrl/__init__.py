@@ -11,7 +11,7 @@
 
 All experience lives in one TrajectoryBuffer in shared memory; only indices of its slots travel,
 through lock-free queues. One role, one module, one loop (`step`): rollout_worker.py,
-policy_worker.py, learner.py. crew.py puts them in processes, trainer.py watches over them.
+policy_worker.py, learner.py. process_crew.py starts them, trainer.py watches over them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from sfrl.records import checkpoint
-from sfrl.run.crew import SerialCrew, WorkerError
+from sfrl.run.crew import WorkerError
+from sfrl.run.serial_crew import SerialCrew
 from sfrl.run.trainer import Summary, Trainer
 from sfrl.settings.config import Config
 from sfrl.workers.learner import Learner

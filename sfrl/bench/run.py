@@ -28,7 +28,8 @@ from sfrl.records.timing import (
     is_waiting,
     shares,
 )
-from sfrl.run.crew import LearnerBody, PolicyBody, ProcessCrew, WorkerError
+from sfrl.run.crew import WorkerError
+from sfrl.run.process_crew import LearnerBody, PolicyBody, ProcessCrew
 from sfrl.run.roles import Shared, make_learner, make_shared
 from sfrl.run.trainer import STOP_TIMEOUT_S
 from sfrl.settings.config import Config

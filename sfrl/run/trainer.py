@@ -36,9 +36,11 @@ from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.records import checkpoint, run_folder
 from sfrl.records.metrics import MetricsWriter, RunMetrics
 from sfrl.run import limits
-from sfrl.run.crew import Crew, ProcessCrew, SerialCrew, WorkerError
+from sfrl.run.crew import Crew, WorkerError
 from sfrl.run.description import describe
+from sfrl.run.process_crew import ProcessCrew
 from sfrl.run.roles import Shared, make_shared
+from sfrl.run.serial_crew import SerialCrew
 from sfrl.run.signals import STOP_SIGNALS
 from sfrl.settings.algorithm import ALGORITHMS
 from sfrl.settings.config import Config, ConfigError

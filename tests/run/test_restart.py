@@ -16,7 +16,8 @@ from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
 from sfrl.ipc.topology import Role
 from sfrl.run import restarts
-from sfrl.run.crew import ProcessCrew, WorkerError
+from sfrl.run.crew import WorkerError
+from sfrl.run.process_crew import ProcessCrew
 from sfrl.run.roles import Shared, make_policy_worker, make_rollout_worker
 from sfrl.workers import rollout_worker
 from sfrl.workers.rollout_worker import RolloutWorker

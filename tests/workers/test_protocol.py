@@ -16,7 +16,7 @@ from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.progress import Progress
 from sfrl.ipc.topology import make_topology
-from sfrl.run import crew
+from sfrl.run import process_crew
 from sfrl.run.child import run_child
 from sfrl.run.roles import Shared
 from sfrl.settings.algorithm import RowField
@@ -251,11 +251,11 @@ LEDGER = {
 
 def _start_workers(shared: Shared, reports: Mailbox) -> list:
     bodies = {
-        role: partial(crew._policy_body, shared, role.index)
+        role: partial(process_crew._policy_body, shared, role.index)
         for role in shared.topology.of_kind("policy")
     }
     for role in shared.topology.of_kind("rollout"):
-        bodies[role] = partial(crew._rollout_body, shared, role.index, reports)
+        bodies[role] = partial(process_crew._rollout_body, shared, role.index, reports)
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=run_child, args=(role.name, reports, body))
