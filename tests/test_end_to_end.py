@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import enjoy
 from sfrl.records import checkpoint
 from sfrl.run.crew import WorkerError
 from sfrl.run.serial_crew import SerialCrew
@@ -176,15 +178,20 @@ def test_a_serial_run_whose_environments_cannot_be_saved_starts_them_anew_and_sa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", [3, 4])
-def test_a_run_of_this_checkpoint_format_goes_on(tmp_path, version):
-    """Files written when the format was new: whoever changes it keeps a way to read them."""
+@pytest.mark.parametrize("version", ["3", "4", "4-one-class"])
+def test_a_run_of_this_checkpoint_format_is_played_and_goes_on(tmp_path, version, capsys):
+    """Files written when the format was new: whoever changes it keeps a way to read them.
+
+    one-class: all settings are of one class, and threads_per_worker=2 is among them.
+    """
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints").mkdir(parents=True)
     data = Path(__file__).parent / "data"
     shutil.copy(data / f"config-{version}.json", run_dir / "config.json")
     path = run_dir / "checkpoints" / "latest-000000004000.pt"
     shutil.copy(data / f"checkpoint-{version}.pt", path)
+    assert enjoy.main([f"--checkpoint={path}", "--episodes=1"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["episode_return_mean"] >= 8
     before = checkpoint.load_latest(run_dir).state["counters"]
     flags = (f"--run-dir={run_dir}", "--resume", "--train-frames=20000", "--lr-schedule=constant")
     ended = run_training(None, *flags)

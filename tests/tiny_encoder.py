@@ -45,3 +45,10 @@ class FindsNoMemory(HangsWhenLearning):
         if self.is_the_one() and getproctitle() == "sfrl learner":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return super().forward(x)
+
+
+class Vector(nn.Sequential):
+    """A network whose checkpoint takes a few kB."""
+
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        super().__init__(nn.Linear(obs_shape[0], 4), nn.Tanh())
