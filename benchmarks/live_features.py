@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sfrl.nets.encoders import NatureCNN
 from sfrl.records import checkpoint
+from sfrl.settings.algorithms import config_from
 from sfrl.settings.config import Config
 from sfrl.show.player import Player, make_env
 
@@ -61,7 +62,7 @@ def live_features(encoder: NatureCNN, obs: Tensor) -> dict[str, tuple[int, int]]
 
 def main(args: Args) -> None:
     state, path = checkpoint.load_latest(args.run_dir)
-    config = Config.from_dict(state["config"], str(path))
+    config = config_from(state["config"], str(path))
     encoder = Player(config, state["model"], seed=0).model.encoder
     if not isinstance(encoder, NatureCNN):
         raise SystemExit(f"{path} has --model={config.model}; this needs nature_cnn or a3c_cnn")

@@ -18,7 +18,8 @@ from sfrl.records import run_folder
 from sfrl.run import limits
 from sfrl.run.child import serves_a_run
 from sfrl.run.trainer import Summary, Trainer, signals_to
-from sfrl.settings.config import DEFAULTS
+from sfrl.settings.algorithms import all_settings
+from sfrl.settings.fields import Setting
 from sfrl.settle import settle, tuned
 from sfrl.show.output import own_output
 
@@ -63,7 +64,8 @@ def train(**settings: Any) -> Summary:
 
     with only_run(), signals_to(note):
         try:
-            given = {name: _plain(name, value) for name, value in settings.items()}
+            known = all_settings()
+            given = {name: _plain(value, known.get(name)) for name, value in settings.items()}
             trainer = prepare(given, signals, give_up, started_s)
             if not signals:
                 with own_output() as output:
@@ -78,13 +80,13 @@ def train(**settings: Any) -> Summary:
     return summary
 
 
-def _plain(name: str, value: object) -> object:
+def _plain(value: object, setting: Setting | None) -> object:
     """A path as text, NumPy's scalars as Python's, and 1e6 whole where a whole number is due."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and value.is_integer() and type(DEFAULTS.get(name)) is int:
+    if isinstance(value, float) and value.is_integer() and setting and setting.type is int:
         return int(value)
     return value
 

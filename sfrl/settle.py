@@ -15,7 +15,13 @@ from sfrl.records import checkpoint, run_folder
 from sfrl.run import limits
 from sfrl.run.description import describe
 from sfrl.settings import synonyms
-from sfrl.settings.config import Config, ConfigError, type_problems
+from sfrl.settings.algorithms import (
+    default_config,
+    foreign_problems,
+    type_problems,
+    user_settings,
+)
+from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.defaults import defaults_for, resolve
 from sfrl.tune.tuner import tune
 
@@ -23,7 +29,7 @@ RUNS = Path("runs")
 
 # What the saved weights, the optimizer's state and the frame counter depend on.
 FIXED_ON_RESUME = (
-    *("env", "frameskip", "model", "value_encoder", "rnn_size"),
+    *("algorithm", "env", "frameskip", "model", "value_encoder", "rnn_size"),
     *("normalize_returns", "optimizer"),
 )
 
@@ -43,22 +49,28 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
         checkpoint.CheckpointError: there is nothing to resume.
         Stopped: there was a signal while the environment was looked at.
     """
-    if problems := type_problems(given, synonyms.OF_PYTHON):
+    if problems := type_problems(given, user_settings(), synonyms.OF_PYTHON):
         raise ConfigError("\n".join(problems))
     # Here: the user's code, which `model` imports, may go elsewhere.
     runs = run_folder.started_in() / RUNS
+    saved = saved_settings(given)
     try:
-        defaults, spec = defaults_of(given, signals)
+        defaults, spec = defaults_of(given, saved, signals)
     except envs.UnknownEnvError as error:
         problems.append(str(error))  # and go on, to tell of the other problems at once
-        defaults = Config()
+        defaults = saved or default_config(given)
     if not given.get("serial", defaults.serial) and multiprocessing.current_process().daemon:
         problems.append(
             "serial=False needs workers, and this process may start none, being daemonic as those "
             "of multiprocessing.Pool are; use concurrent.futures.ProcessPoolExecutor"
         )
+    if saved is not None:
+        problems += _resume_problems(saved, given)
+    foreign = foreign_problems(given, defaults.algorithm)
+    problems += foreign.values()
+    own = {name: value for name, value in given.items() if name not in foreign}
     try:
-        config = dataclasses.replace(defaults, **given)
+        config = dataclasses.replace(defaults, **own | {"algorithm": defaults.algorithm})
     except ConfigError as error:
         problems.append(str(error))
     if problems:
@@ -66,22 +78,19 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
     if config.run_dir:
         run_dir = Path(run_folder.expanded("run_dir", config.run_dir)).absolute()
         config = dataclasses.replace(config, run_dir=str(run_dir))
-    if config.resume:
-        if config.model == "auto":
-            config = dataclasses.replace(config, model=defaults.model)
-        _check_resumable(defaults, config)
+    if saved is not None and config.model == "auto":
+        config = dataclasses.replace(config, model=saved.model)
     config = resolve(config, spec)
     return _with_run_dir(config, runs), dataclasses.replace(spec, frameskip=config.frameskip)
 
 
 def defaults_of(
-    given: Mapping[str, Any], signals: Sequence[int] = ()
+    given: Mapping[str, Any], saved: Config | None, signals: Sequence[int] = ()
 ) -> tuple[Config, envs.EnvSpec]:
     """What stands where nothing is given, and the environment. Its frameskip is not settled yet.
 
     Raises as `settle` does, and envs.UnknownEnvError.
     """
-    saved = _saved_settings(given) if given.get("resume") else None
     env = given.get("env", (saved or Config).env)
     timeout_s = given.get("env_timeout", (saved or Config).env_timeout)
     if not timeout_s > 0:  # which is refused later, with all other problems
@@ -90,8 +99,7 @@ def defaults_of(
     spec = describe(env, None, timeout_s, signals, is_serial=is_serial)
     if saved is not None:
         return saved, spec
-    num_workers = max(given["num_workers"], 1) if "num_workers" in given else None
-    return defaults_for(env, given.get("loss", Config.loss), num_workers, spec), spec
+    return defaults_for(env, given, spec), spec
 
 
 def tuned(config: Config, given: Mapping[str, Any], spec: envs.EnvSpec) -> Config:
@@ -109,8 +117,13 @@ def tuned(config: Config, given: Mapping[str, Any], spec: envs.EnvSpec) -> Confi
     return config
 
 
-def _saved_settings(given: Mapping[str, Any]) -> Config:
-    """Those of the run that is to go on. A time limit was that of its earlier start alone."""
+def saved_settings(given: Mapping[str, Any]) -> Config | None:
+    """Those of the run that is to go on, if one is; its time limit was its earlier start's alone.
+
+    Raises as `settle` does.
+    """
+    if not given.get("resume"):
+        return None
     if given.get("run_dir"):
         run_dir = Path(run_folder.expanded("run_dir", given["run_dir"]))
     else:
@@ -120,16 +133,16 @@ def _saved_settings(given: Mapping[str, Any]) -> Config:
     return dataclasses.replace(saved, run_dir=str(run_dir), train_seconds=0.0)
 
 
-def _check_resumable(saved: Config, config: Config) -> None:
-    """Raises ConfigError if something given changes what the checkpoint depends on."""
-    problems = [
-        f"{name}={getattr(config, name)} differs from the saved run's {getattr(saved, name)}, on "
-        f"which its checkpoint depends; leave it out, or start a new run without resume"
-        for name in FIXED_ON_RESUME
-        if getattr(config, name) != getattr(saved, name)
+def _resume_problems(saved: Config, given: Mapping[str, Any]) -> list[str]:
+    """What is given, and changes what the checkpoint depends on. model=auto is the saved one."""
+    values = dataclasses.asdict(saved)
+    fixed = {name: values[name] for name in FIXED_ON_RESUME if name in values}
+    return [
+        f"{name}={given[name]} differs from the saved run's {value}, on which its checkpoint "
+        f"depends; leave it out, or start a new run without resume"
+        for name, value in fixed.items()
+        if given.get(name, value) != value and (name, given[name]) != ("model", "auto")
     ]
-    if problems:
-        raise ConfigError("\n".join(problems))
 
 
 def _with_run_dir(config: Config, runs: Path) -> Config:

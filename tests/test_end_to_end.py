@@ -17,6 +17,7 @@ from sfrl.records import checkpoint
 from sfrl.run.crew import WorkerError
 from sfrl.run.serial_crew import SerialCrew
 from sfrl.run.trainer import Summary, Trainer
+from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.config import Config
 from sfrl.workers.learner import Learner
 from tests.runs import (
@@ -58,7 +59,9 @@ PONG = {
 
 def train_serially(run_dir, seed: int, **settings) -> tuple[Summary, dict]:
     """A run in this thread: how it ended, and its last checkpoint."""
-    config = Config(serial=True, seed=seed, run_dir=str(run_dir), precision="float32", **settings)
+    config = ActorCriticConfig(
+        serial=True, seed=seed, run_dir=str(run_dir), precision="float32", **settings
+    )
     summary = Trainer(config).run()
     return summary, checkpoint.load_latest(run_dir).state
 
@@ -108,9 +111,9 @@ def test_a_serial_run_may_be_interrupted_anywhere_and_ends_the_same(
 ):
     """Bit for bit: weights, optimizer, random numbers, and the workers with all they hold."""
     settings = {**settings, "serial": True, "precision": "float32"}
-    Trainer(Config(run_dir=str(tmp_path / "1"), **settings)).run()
+    Trainer(ActorCriticConfig(run_dir=str(tmp_path / "1"), **settings)).run()
     whole = checkpoint.load_latest(tmp_path / "1").state
-    config = Config(run_dir=str(tmp_path / "2"), **settings)
+    config = ActorCriticConfig(run_dir=str(tmp_path / "2"), **settings)
     for rounds in (25, 1, 2, 38, 13, 10_000):
         config = interrupted(config, monkeypatch, rounds)
     resumed = checkpoint.load_latest(tmp_path / "2").state
@@ -122,7 +125,7 @@ def test_a_serial_run_may_be_interrupted_anywhere_and_ends_the_same(
 
 @pytest.mark.parametrize("fault", ["other settings", "in a round"])
 def test_what_cannot_go_on_exactly_leaves_its_checkpoint_alone(tmp_path, monkeypatch, fault):
-    config = Config(serial=True, precision="float32", run_dir=str(tmp_path), **PONG)
+    config = ActorCriticConfig(serial=True, precision="float32", run_dir=str(tmp_path), **PONG)
     config = interrupted(config, monkeypatch, 25)
     before = checkpoint.load_latest(tmp_path)
     content, settings = before.path.read_bytes(), (tmp_path / "config.json").read_bytes()
@@ -166,7 +169,9 @@ def test_a_serial_run_whose_environments_cannot_be_saved_starts_them_anew_and_sa
     tmp_path, monkeypatch, caplog
 ):
     """The seed and the decisions so far decide which: a copy of the run goes on in the same way."""
-    config = Config(serial=True, precision="float32", run_dir=str(tmp_path / "1"), **GUESS)
+    config = ActorCriticConfig(
+        serial=True, precision="float32", run_dir=str(tmp_path / "1"), **GUESS
+    )
     config = interrupted(config, monkeypatch, 50)
     copy = dataclasses.replace(config, run_dir=str(tmp_path / "2"))
     shutil.copytree(config.run_dir, copy.run_dir)

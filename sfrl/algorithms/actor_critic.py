@@ -16,7 +16,7 @@ from sfrl.nets.distributions import Categorical
 from sfrl.nets.encoders import init_orthogonal
 from sfrl.nets.heads import ValueHead
 from sfrl.nets.model import Network, make_encoders
-from sfrl.settings.config import Config
+from sfrl.settings.actor_critic import ActorCriticConfig
 
 
 class PolicyOutput(NamedTuple):
@@ -116,7 +116,7 @@ class ActorCriticNetwork(Network):
 class ActorCritic:
     """V-trace's targets and advantages; the policy's loss is as `config.loss` says."""
 
-    def __init__(self, config: Config, env: EnvSpec) -> None:
+    def __init__(self, config: ActorCriticConfig, env: EnvSpec) -> None:
         self.config = config
         self.env = env
 
@@ -235,7 +235,11 @@ def make_model(
         rnn_size: width of a GRU between encoder and heads; 0 for none.
     """
     encoder, value = make_encoders(
-        name, obs_shape, obs_is_image=obs_is_image, obs_scale=obs_scale, value_encoder=value_encoder
+        name,
+        obs_shape,
+        obs_is_image=obs_is_image,
+        obs_scale=obs_scale,
+        num_encoders=2 if value_encoder == "separate" else 1,
     )
     return ActorCriticNetwork(
         encoder,

@@ -15,7 +15,7 @@ class Acted(NamedTuple):
     """What acting on B observations gives."""
 
     fields: dict[str, Tensor]
-    """Name -> [B, ...], as `AlgorithmSpec.acted` declares them; `actions` in the space's dtype."""
+    """Name -> [B, ...], as `Config.acted` declares them; `actions` in the space's dtype."""
     rnn_state: Tensor | None
     """[B, H] float32 after these observations; None without a GRU."""
 
@@ -26,7 +26,7 @@ class Loss(NamedTuple):
     total: Tensor
     """Scalar, with gradient."""
     statistics: dict[str, Tensor]
-    """Name -> scalar without gradient, as `AlgorithmSpec.statistics` declares them."""
+    """Name -> scalar without gradient, as `Config.STATISTICS` declares them."""
     targets: Tensor
     """[T, C], what the values were to be."""
     mask: Tensor

@@ -127,11 +127,12 @@ def _rounded(value: object) -> object:
 
 def describe(machine: Mapping[str, object], config: Config) -> list[str]:
     """On what it was measured, and with which settings."""
+    loss = getattr(config, "loss", config.algorithm)  # of an algorithm that has one
     return [
         "; ".join(f"{name}: {value}" for name, value in machine.items()),
         f"{config.env}: {config.num_workers} rollout workers x {config.num_splits} splits x "
         f"{config.envs_per_split} environments, {config.num_policy_workers} policy workers; "
-        f"{config.model}, {config.loss}, T={config.rollout_length}, {config.epochs} epochs of "
+        f"{config.model}, {loss}, T={config.rollout_length}, {config.epochs} epochs of "
         f"{config.minibatches} x {config.batch_size}, precision {config.precision}",
         "",
     ]

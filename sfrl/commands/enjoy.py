@@ -24,8 +24,8 @@ from sfrl.envs.logs import printable
 from sfrl.records import checkpoint, run_folder
 from sfrl.run.description import describe
 from sfrl.settings import synonyms
-from sfrl.settings.config import Config
-from sfrl.settings.flags import parse_flags, read_flags
+from sfrl.settings.algorithms import config_from
+from sfrl.settings.flags import parse_flags
 
 if TYPE_CHECKING:
     from sfrl.show.player import Player, Screen
@@ -86,8 +86,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     with ExitStack() as stack:
         try:
             started_in = run_folder.started_in()  # an environment may go elsewhere
-            read_flags(argv, dataclasses.asdict(Args()), {}, synonyms.OF_ENJOY)
-            args = parse_flags(argv, Args(), prog=prog, description="Watch an agent play.")
+            args = parse_flags(argv, Args(), synonyms.OF_ENJOY, prog, "Watch an agent play.")
             paths = {name: getattr(args, name) for name in ("run_dir", "checkpoint", "video")}
             paths = {name: run_folder.expanded(name, path) for name, path in paths.items()}
             args = dataclasses.replace(args, **paths)
@@ -137,7 +136,7 @@ def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
     state, path = checkpoint.find(run_dir, args.checkpoint)
     # The settings in the checkpoint, not those in the run's config.json: a resumed run may have
     # changed these since, and a checkpoint can be played wherever it was moved.
-    config = Config.from_dict(state["config"], str(path))
+    config = config_from(state["config"], str(path))
     describe(config.env, config.frameskip, config.env_timeout)  # tells why it cannot be made
     print(printable(f"{config.env} by {path}"), file=sys.stderr)
     torch.set_num_threads(1)  # one observation at a time is too little work to share

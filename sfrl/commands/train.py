@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium
 
@@ -22,8 +22,9 @@ from sfrl.records import checkpoint, run_folder
 from sfrl.run.crew import WorkerError
 from sfrl.run.trainer import signals_to
 from sfrl.settings import flags, synonyms
-from sfrl.settings.config import CHOICES, DEFAULTS, Config
-from sfrl.settle import defaults_of, settle
+from sfrl.settings.algorithms import default_config, user_settings
+from sfrl.settings.config import Config
+from sfrl.settle import defaults_of, saved_settings, settle
 from sfrl.show.output import own_output
 
 READER_LIMIT_S = 5  # for whoever reads the summary of a run that a signal has ended
@@ -116,27 +117,17 @@ def read_flags(argv: Sequence[str], prog: str = "sfrl train") -> dict[str, Any]:
     Raises:
         ConfigError: lists all unknown flags and all values of a wrong type.
     """
-    typed = flags.read_flags(argv, DEFAULTS, CHOICES, synonyms.OF_TRAIN)
-    wants_help = typed.pop("help", None) is not None
-    given = {name.removeprefix("no_"): _value(name, text) for name, text in typed.items()}
-    if wants_help:
+    given = flags.read_flags(argv, user_settings(), synonyms.OF_TRAIN)
+    if given.pop("help", False):
         _print_help(given, prog)
     return given
 
 
-def _value(flag: str, text: str) -> str | bool | int | float:
-    default = DEFAULTS.get(flag)
-    if default is None or isinstance(default, bool):
-        return default is not None  # --no-SWITCH is no setting by itself
-    if isinstance(default, int):
-        return flags.whole_number(text)
-    return float(text) if isinstance(default, float) else text
-
-
-def _print_help(given: dict[str, Any], prog: str) -> None:
+def _print_help(given: dict[str, Any], prog: str) -> NoReturn:
     """All settings, with what stands where nothing is given; then leave."""
     try:
-        defaults, _ = defaults_of(given)
+        defaults, _ = defaults_of(given, saved_settings(given))
     except envs.UnknownEnvError:
-        defaults = Config()
-    flags.parse_flags(["--help"], defaults, prog, "Train an agent. See docs/flags.md.")
+        defaults = default_config(given)
+    text = "Train an agent. See docs/flags.md."
+    flags.print_help(defaults, user_settings(), prog, text)

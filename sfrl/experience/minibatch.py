@@ -18,7 +18,7 @@ class Minibatch(NamedTuple):
     obs: Tensor  # [T+1, C, *obs_shape]
     valid: Tensor  # [T+1, C] bool
     rnn_state: Tensor | None  # [C, H] before row 0
-    acted: dict[str, Tensor]  # name -> [T, C, ...], as `AlgorithmSpec.acted` declares them
+    acted: dict[str, Tensor]  # name -> [T, C, ...], as `Config.acted` declares them
     rewards: Tensor  # [T, C] raw
     terminated: Tensor  # [T, C] bool
     policy_version: Tensor  # [T, C] int64

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from sfrl.envs import EnvSpec
 from sfrl.ipc.index_queue import Message, pack, unpack
 from sfrl.ipc.shared_memory import Field, SharedArray, segment_bytes
-from sfrl.settings.algorithm import ALGORITHMS, RowField
-from sfrl.settings.config import Config
+from sfrl.settings.config import Config, RowField
 
 
 class Owner(IntEnum):
@@ -38,13 +37,12 @@ class SlotSpec(NamedTuple):
 
 def slot_spec(config: Config, env: EnvSpec) -> SlotSpec:
     """The slots of a run in an environment that looks like `env`."""
-    acted = ALGORITHMS[config.algorithm].acted(env)
     return SlotSpec(
         config.rollout_length,
         config.envs_per_split,
         env.obs_shape,
         env.obs_dtype,
-        acted,
+        config.acted(env),
         config.state_size,
     )
 
@@ -72,7 +70,7 @@ class TrajectoryBuffer:
         obs               [S, T+1, N, *obs_shape]  as the environment gave them; row T is only
                                                    there for its value, V(x_T)
         acted             {name: [S, T, N, ...]}   what the policy worker has written: actions, and
-                                                   what else `AlgorithmSpec.acted` names
+                                                   what else `Config.acted` names
         rewards           [S, T, N]    float32, as the environment gave them
         terminated        [S, T, N]    bool, the step ended the episode; `truncated`: it was cut
         valid             [S, T+1, N]  bool, False on rows that show an ended episode's final

@@ -43,7 +43,7 @@ class Message(NamedTuple):
 
 
 def pack(slot: int, t: int, generation: int) -> int:
-    """One 64-bit message. `slot` and `t` are below 2^20 (config.py sees to it)."""
+    """One 64-bit message. `slot` and `t` are below 2^20 (settings/config.py sees to it)."""
     generation &= (1 << _GENERATION_BITS) - 1
     return (slot << _T_BITS | t) << _GENERATION_BITS | generation
 

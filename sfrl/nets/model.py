@@ -207,7 +207,7 @@ def make_encoders(
     *,
     obs_is_image: bool,
     obs_scale: float | None = None,
-    value_encoder: str = "shared",
+    num_encoders: int = 1,
 ) -> tuple[nn.Module, nn.Module | None]:
     """Fresh encoders on the CPU, float32, initialized from torch's global generator.
 
@@ -216,7 +216,7 @@ def make_encoders(
             "module:Class".
         obs_is_image: observations are pixels, uint8 or float32; for the CNNs, [C, H, W].
         obs_scale: encoders divide observations by it. None: 255 for images, 1 for the rest.
-        value_encoder: "shared", or "separate" for a second one of the value's own.
+        num_encoders: two, if the value has one of its own.
 
     Raises:
         ValueError: no such encoder, or one that does not fit these observations.
@@ -224,7 +224,6 @@ def make_encoders(
     shape = tuple(obs_shape)
     if obs_scale is None:
         obs_scale = 255.0 if obs_is_image else 1.0
-    num_encoders = 2 if value_encoder == "separate" else 1
     encoders = [make_encoder(name, shape, obs_is_image, obs_scale) for _ in range(num_encoders)]
     return encoders[0], encoders[1] if num_encoders > 1 else None
 

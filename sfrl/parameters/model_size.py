@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from sfrl.envs import EnvSpec
-from sfrl.settings.algorithm import ALGORITHMS, linear_size
 from sfrl.settings.config import Config
 from sfrl.settings.defaults import MODELS
+from sfrl.settings.fields import linear_size
 
 
 def model_size(config: Config, spec: EnvSpec) -> int:
@@ -15,9 +15,8 @@ def model_size(config: Config, spec: EnvSpec) -> int:
     encoder, features = _encoder(config.model, spec.obs_shape)
     hidden = config.rnn_size or features
     gru = 3 * config.rnn_size * (features + config.rnn_size + 2) if config.rnn_size else 0
-    num_encoders = 2 if config.value_encoder == "separate" else 1
-    heads = ALGORITHMS[config.algorithm].head_size(config, hidden, spec.num_actions)
-    return num_encoders * (encoder + gru) + heads
+    heads = config.head_size(hidden, spec.num_actions)
+    return config.num_encoders * (encoder + gru) + heads
 
 
 def _encoder(model: str, obs_shape: tuple[int, ...]) -> tuple[int, int]:

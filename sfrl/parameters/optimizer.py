@@ -57,7 +57,7 @@ def make_optimizer(
             else config.learning_rate,
             "rate_factor": factor,
         }
-        for network, factor in zip(networks, (1.0, config.value_lr_factor), strict=False)
+        for network, factor in zip(networks, config.rate_factors, strict=False)
     ]
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":

@@ -26,7 +26,8 @@ import numpy as np
 from sfrl.envs.logs import own_logger
 from sfrl.records.metrics import metrics_problem
 from sfrl.records.run_folder import LATEST_NAME, open_new
-from sfrl.settings.config import MAX_CONFIG_BYTES, Config
+from sfrl.settings.algorithms import MAX_CONFIG_BYTES, config_from, load_config
+from sfrl.settings.config import Config
 
 log = own_logger(__name__)
 
@@ -374,7 +375,7 @@ def saved_config(run_dir: Path) -> Config:
     """
     path = run_dir / "config.json"
     if os.path.lexists(path):
-        return Config.load(path)
+        return load_config(path)
     if not latest_paths(run_dir):
         is_empty = not run_dir.exists() or not any(run_dir.iterdir())
         remedy = ", or start a run there without --resume" if is_empty else ""
@@ -384,7 +385,7 @@ def saved_config(run_dir: Path) -> Config:
         )
     state, checkpoint_path = load_latest(run_dir)
     log.warning("%s is missing; going by the settings in %s", path, checkpoint_path)
-    return Config.from_dict(state["config"], str(checkpoint_path))
+    return config_from(state["config"], str(checkpoint_path))
 
 
 def in_one_line(error: BaseException) -> str:

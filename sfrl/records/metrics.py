@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sfrl.envs.gymnasium_envs import INFO_NAME, MAX_INFO
 from sfrl.records.run_folder import is_at, open_new, open_to_append, reopened_to_append
 from sfrl.records.timing import COMPONENT_STAGES, Kind, is_waiting, shares
-from sfrl.settings.algorithm import ALGORITHMS
+from sfrl.settings.actor_critic import ActorCriticConfig
 
 EPISODE_WINDOW = 100  # the score is the mean of this many episodes, as in the literature
 
@@ -105,7 +105,7 @@ class RunMetrics:
         self,
         clock: Callable[[], float] = time.monotonic,
         start_s: float | None = None,  # when the run began, by the clock; None: now
-        statistics: Sequence[str] = ALGORITHMS["actor_critic"].statistics,  # of its algorithm
+        statistics: Sequence[str] = ActorCriticConfig.STATISTICS,  # of its algorithm
     ) -> None:
         self._clock = clock
         self._means = (*statistics, *LEARNER_MEANS)

@@ -42,7 +42,7 @@ from sfrl.run.process_crew import ProcessCrew
 from sfrl.run.roles import Shared, make_shared
 from sfrl.run.serial_crew import SerialCrew
 from sfrl.run.signals import STOP_SIGNALS
-from sfrl.settings.algorithm import ALGORITHMS
+from sfrl.settings.algorithms import load_config
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.defaults import caveats, resolve
 from sfrl.show.display import Display, PanelDisplay, make_display
@@ -110,8 +110,7 @@ class Trainer:
         self.run_dir = Path(config.run_dir).absolute()
         self.config = config = dataclasses.replace(config, run_dir=str(self.run_dir))
         self._started_s = time.monotonic() if started_s is None else started_s
-        self._statistics = ALGORITHMS[config.algorithm].statistics
-        self.metrics = RunMetrics(start_s=self._started_s, statistics=self._statistics)
+        self.metrics = RunMetrics(start_s=self._started_s, statistics=config.STATISTICS)
         self.resumed = None
         self._unlock_folder: Callable[[], object] = lambda: None
         if config.resume:
@@ -201,7 +200,7 @@ class Trainer:
                     title=printable(f"{config.env}  {self.run_dir}"),
                     train_seconds=self._time_limit(),
                     train_frames=config.train_frames or None,
-                    statistics=self._statistics,
+                    statistics=config.STATISTICS,
                 )
             )
             if isinstance(display, PanelDisplay):
@@ -259,7 +258,7 @@ class Trainer:
                 with suppress(OSError, ConfigError):
                     writer.discard()
                     config_path = self.run_dir / "config.json"
-                    if config_path.exists() and Config.load(config_path) == self.config:
+                    if config_path.exists() and load_config(config_path) == self.config:
                         config_path.unlink()
                     log_file.note(run_folder.UNTRAINED)
 

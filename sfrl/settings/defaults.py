@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
+from typing import Any
 
 from sfrl import envs
-from sfrl.settings.config import Config, ConfigError, Loss
+from sfrl.settings.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, make_config
+from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.machine import available_cores
 
 MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp")
@@ -14,57 +17,43 @@ _CNN_MIN_SIZE = 36  # pixels: below, the strided convolutions of the first two l
 
 
 def defaults_for(
-    env: str,
-    loss: Loss = Config.loss,
-    num_workers: int | None = None,
-    spec: envs.EnvSpec | None = None,
+    env: str, given: Mapping[str, Any] | None = None, spec: envs.EnvSpec | None = None
 ) -> Config:
-    """The settings that learn for this kind of environment, sized for this machine.
+    """The settings that learn in this kind of environment, sized for this machine.
 
     Args:
-        num_workers: rollout workers, where the user has decided; the training batch fits them.
+        given: what the user has set, whose types are right: the algorithm is the user's, the number
+            of rollout workers, and of others the algorithm may say that they change its defaults.
         spec: of `env`, where it is known; None: it is made once, here.
 
     Raises:
         envs.UnknownEnvError: there is no such game or id; the text names the nearest known ones.
     """
+    given = given or {}
+    algorithm = given.get("algorithm", DEFAULT_ALGORITHM)
     cores = available_cores()
-    # With more processes than cores another one fills a worker's wait, and inference batches of a
-    # whole worker's environments are cheaper than of its halves.
-    num_splits = 1 if cores <= 4 else 2
     spec = spec or envs.describe(env)
-    if spec.kind == "atari":
-        num_workers = num_workers or (cores if cores <= 4 else cores - 1)
-        config = Config(env=env)
-    else:
-        num_workers = num_workers or 1
-        config = Config(
-            env=env,
-            frameskip=1,
-            reward_clip="none",
-            train_frames=1_000_000,
-            checkpoint_seconds=60.0,
-            minibatches=2,
-            epochs=4,
-            ppo_clip=0.2,
-            # One encoder for both lets the critic's errors move the policy, into traps that two
-            # avoid; of vectors the second costs little (docs/experiments.md).
-            value_encoder="separate" if spec.kind == "vector" else "shared",
-            normalize_returns=True,  # rewards come in all sizes here
-        )
-    if loss == "vtrace":
-        # Unlike PPO's ratio it has no clip that ends the pull of rows used before: with 4 epochs
-        # CartPole is learned more slowly than with 2, and Pong needs a lower rate as well
-        # (docs/experiments.md).
-        rate = 3e-4 if spec.kind == "atari" else config.learning_rate
-        config = dataclasses.replace(config, loss=loss, epochs=2, learning_rate=rate)
+    values: dict[str, Any] = {"env": env, "algorithm": algorithm}
+    num_workers = cores if cores <= 4 else cores - 1
+    if spec.kind != "atari":
+        num_workers = 1
+        values |= {
+            "frameskip": 1,
+            "reward_clip": "none",
+            "train_frames": 1_000_000,
+            "checkpoint_seconds": 60.0,
+        }
+    config = make_config({**values, **ALGORITHMS[algorithm].defaults_in(spec, given)})
     # A training batch is one round of all environments. Policy lag, counted in optimizer steps,
     # then depends on epochs * minibatches alone, however many workers there are.
+    num_workers = max(given.get("num_workers", num_workers), 1)
     round_size = num_workers * config.envs_per_worker * config.rollout_length
     return dataclasses.replace(
         config,
         num_workers=num_workers,
-        num_splits=num_splits,
+        # With more processes than cores another one fills a worker's wait, and inference batches
+        # of a whole worker's environments are cheaper than of its halves.
+        num_splits=1 if cores <= 4 else 2,
         batch_size=round_size // config.minibatches,
     )
 
@@ -127,7 +116,7 @@ def _encoder_problems(config: Config, spec: envs.EnvSpec) -> list[str]:
             precisions,
             obs_is_image=len(spec.obs_shape) == 3,
             obs_scale=spec.obs_scale,
-            value_encoder=config.value_encoder,
+            num_encoders=config.num_encoders,
             rnn_size=config.rnn_size,
         )
     except ValueError as error:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import dataclasses
 import difflib
+import inspect
+import itertools
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import TypeVar
-
-import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sfrl import __version__
 from sfrl.settings.config import ConfigError
+from sfrl.settings.fields import Setting, settings_of
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    T = TypeVar("T", bound=DataclassInstance)
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _WHOLE_NUMBER = re.compile(r"([+-]?\d[\d_]*(?:\.\d*)?(?:e[+-]?\d\d?)?)([kmb]?)", re.ASCII | re.I)
@@ -36,48 +43,23 @@ def whole_number(text: str) -> int:
     return number.numerator
 
 
-def _read_whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
-    if info.type is not int:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=lambda args: whole_number(args[0]),
-        is_instance=lambda value: isinstance(value, int),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-_registry = ConstructorRegistry()
-_registry.primitive_rule(_read_whole_numbers)
-
-
-def parse_flags(argv: Sequence[str], defaults: T, prog: str, description: str) -> T:
-    """`defaults`, a dataclass, with the flags over them. `--help` prints and leaves."""
-    return tyro.cli(
-        type(defaults),
-        args=list(argv),
-        default=defaults,
-        prog=prog,
-        description=description,
-        registry=_registry,
-    )
+def parse_flags(
+    argv: Sequence[str], defaults: T, synonyms: Mapping[str, str], prog: str, description: str
+) -> T:
+    """`defaults`, a dataclass, with the flags over them. Raises as `read_flags`."""
+    given = read_flags(argv, settings_of(type(defaults)), synonyms)
+    if given.pop("help", False):
+        print_help(defaults, settings_of(type(defaults)), prog, description)
+    return dataclasses.replace(defaults, **given)
 
 
 def read_flags(
-    argv: Sequence[str],
-    defaults: Mapping[str, object],
-    choices: Mapping[str, tuple[str, ...]],
-    synonyms: Mapping[str, str],
-) -> dict[str, str]:
-    """The flags as typed, by the setting's name; a switch has the value "". `--version` leaves.
-
-    tyro reads them for good. But it stops at the first problem, and it must be given the defaults,
-    which may depend on some flags.
+    argv: Sequence[str], settings: Mapping[str, Setting], synonyms: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the flags set, by the setting's name; `help` is True with --help. `--version` leaves.
 
     Args:
-        defaults: of all settings. They tell the types.
-        choices: the values of those settings that have a fixed set of them.
+        settings: all that there are.
         synonyms: what to do instead of a flag of another name (synonyms.py).
 
     Raises:
@@ -86,9 +68,10 @@ def read_flags(
     if "--version" in argv:
         print(f"sfrl {__version__}")
         sys.exit(0)
-    switches = {name for name, default in defaults.items() if isinstance(default, bool)}
-    switches |= {f"no_{name}" for name in switches} | {"help"}
-    flags: dict[str, str] = {}
+    switches = {"help": ("help", True)}  # what each sets, and to what
+    for name in (name for name, setting in settings.items() if setting.type is bool):
+        switches |= {name: (name, True), f"no_{name}": (name, False)}
+    given: dict[str, Any] = {}
     problems: list[str] = []
     args = list(argv)
     while args:
@@ -99,48 +82,98 @@ def read_flags(
             problems.append(f"{arg!r} is no flag; settings are given as --name=value")
             continue
         if name in switches:
+            setting, is_on = switches[name]
+            given[setting] = is_on
             if has_value:
                 problems.append(f"{arg} must have no value; use {flag}")
-        elif not has_value and args and not args[0].startswith("--"):
+            continue
+        if not has_value and args and not args[0].startswith("--"):
             value = args.pop(0)
-        elif not has_value and name in defaults:
+        elif not has_value and name in settings:
             problems.append(f"{flag} needs a value; use {flag}=VALUE")
             continue
-        flags[name] = value
-        if name in switches:
-            problem = None
-        elif name not in defaults:
-            problem = f"{flag} is unknown; {_remedy(name, defaults, synonyms)}"
-        elif name in choices:
-            is_one = value in choices[name]
-            problem = (
-                None if is_one else f"{flag}={value} must be one of {', '.join(choices[name])}"
-            )
-        else:
-            problem = _type_problem(flag, value, defaults[name])
-        problems += [problem] if problem else []
+        if name not in settings:
+            problems.append(f"{flag} is unknown; {_remedy(name, settings, synonyms)}")
+            continue
+        try:
+            given[name] = _value(settings[name], value)
+        except ValueError as error:
+            problems.append(f"{flag}={value} {error}")
     if problems:
         raise ConfigError("\n".join(problems))
-    return flags
+    return given
 
 
-def _remedy(name: str, defaults: Mapping[str, object], synonyms: Mapping[str, str]) -> str:
+def _remedy(name: str, settings: Mapping[str, Setting], synonyms: Mapping[str, str]) -> str:
     """For a flag that there is not. Of a dotted one (train.gamma) the end counts."""
     name = name.rpartition(".")[2].lower()
     for synonym in (name, name.removeprefix("no_")):
         if synonym in synonyms:
             return synonyms[synonym]
-    nearest = difflib.get_close_matches(name, defaults, n=3, cutoff=0.5)
-    hint = " or ".join(f"--{match.replace('_', '-')}" for match in nearest)
+    nearest = difflib.get_close_matches(name, settings, n=3, cutoff=0.5)
+    hint = " or ".join(settings[match].flag for match in nearest)
     return f"did you mean {hint}?" if hint else "--help lists all flags"
 
 
-def _type_problem(flag: str, value: str, default: object) -> str | None:
-    if isinstance(default, str):
-        return None
+def _value(setting: Setting, text: str) -> str | int | float:
+    """Raises ValueError, which says what it must be."""
+    if setting.choices and text not in setting.choices:
+        raise ValueError(f"must be one of {', '.join(setting.choices)}")
+    if setting.type is str:
+        return text
     try:
-        whole_number(value) if isinstance(default, int) else float(value)
+        return whole_number(text) if setting.type is int else float(text)
     except ValueError:
-        kind = "a whole number" if isinstance(default, int) else "a number"
-        return f"{flag}={value} must be {kind}, like {flag}={default}"
-    return None
+        kind = "a whole number" if setting.type is int else "a number"
+        raise ValueError(f"must be {kind}, like {setting.flag}={setting.default}") from None
+
+
+# --- --help ---
+
+
+class _WholeFlags(argparse.HelpFormatter):
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+def print_help(
+    defaults: DataclassInstance, settings: Mapping[str, Setting], prog: str, description: str
+) -> NoReturn:
+    """The settings of a dataclass in sections, with the values of `defaults`; then leave."""
+    usage = f"{prog} [--name=value | --switch ...]"
+    parser = argparse.ArgumentParser(prog, usage, description, formatter_class=_WholeFlags)
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    for title, docs in _sections(type(defaults)).items():
+        section = parser.add_argument_group(title)
+        for setting in (settings[name] for name in docs if name in settings):
+            default = getattr(defaults, setting.name)
+            text = f"{docs[setting.name]} (default: {default if default != '' else repr(default)})"
+            text = text.replace("%", "%%")
+            if setting.type is bool:
+                action = argparse.BooleanOptionalAction
+                section.add_argument(setting.flag, action=action, help=text)
+            else:
+                values = ",".join(setting.choices)
+                metavar = f"{{{values}}}" if values else setting.type.__name__.upper()
+                section.add_argument(setting.flag, metavar=metavar, help=text)
+    parser.print_help()
+    sys.exit(0)
+
+
+def _sections(cls: type) -> dict[str, dict[str, str]]:
+    """The docs under a dataclass's fields, by the first line of the doc of the class they are in.
+
+    What is not kept in the class, Python's parser finds in its source.
+    """
+    sections = {}
+    for base in (base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)):
+        tree = ast.parse(inspect.getsource(base)).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        docs = {}
+        for pair in itertools.pairwise(tree.body):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(doc))):
+                    docs[name] = " ".join(doc.split())
+        title = (ast.get_docstring(tree) or "settings").partition("\n")[0].removesuffix(".")
+        sections[title] = docs
+    return sections

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from sfrl.settings.config import DEFAULTS
+from sfrl.settings.algorithms import user_settings
 
 _LOGS = "curves are in TensorBoard's files and metrics.jsonl in the run's folder (docs/metrics.md)"
 _FRAMES = "use --train-frames, which counts emulated frames: on Atari 4 for each decision"
@@ -52,7 +52,7 @@ _OF_TRAIN = {
         "update_epochs n_epochs num_epochs noptepochs num_sgd_iter ppo_epochs ppo_epoch k_epochs"
     ),
     "use --loss=appo, PPO's loss, or --loss=vtrace, IMPALA's": (
-        "algo algorithm with_vtrace use_vtrace vtrace"
+        "algo with_vtrace use_vtrace vtrace"
     ),
     "use --learning-rate": "lr alpha step_size learning_rate_start adam_lr",
     "use --lr-schedule": "anneal_lr lr_anneal lr_decay use_lr_decay use_linear_lr_decay linear_lr",
@@ -175,5 +175,5 @@ def _in_python(remedy: str) -> str:
 OF_TRAIN = _by_name(_OF_TRAIN)
 OF_PYTHON = {name: _in_python(remedy) for name, remedy in OF_TRAIN.items()}
 OF_ENJOY = dict.fromkeys(
-    (*DEFAULTS, *OF_TRAIN), "a checkpoint has the settings that it was trained with"
+    (*user_settings(), *OF_TRAIN), "a checkpoint has the settings that it was trained with"
 ) | _by_name(_OF_ENJOY)

@@ -28,7 +28,7 @@ from rich.text import Text
 
 from sfrl.records.metrics import Record
 from sfrl.records.timing import COMPONENT_STAGES, Kind, is_waiting
-from sfrl.settings.algorithm import ALGORITHMS
+from sfrl.settings.actor_critic import ActorCriticConfig
 
 BAR_WIDTH = 24
 SPARK_WIDTH = 32
@@ -76,7 +76,7 @@ def make_display(
     title: str = "",
     train_seconds: float | None = None,
     train_frames: int | None = None,
-    statistics: Sequence[str] = ALGORITHMS["actor_critic"].statistics,
+    statistics: Sequence[str] = ActorCriticConfig.STATISTICS,
     console: Console | None = None,
 ) -> Display:
     """The live panel on a terminal that can redraw, plain lines otherwise.

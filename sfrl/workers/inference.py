@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfrl.nets import cuda
-from sfrl.settings.algorithm import RowField
+from sfrl.settings.config import RowField
 
 Act = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 """(obs [R * N, *obs_shape], splits [R] int64, valid [R, N] bool) -> name -> [R * N, ...], what

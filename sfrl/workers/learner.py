@@ -29,7 +29,6 @@ from sfrl.parameters.central import CentralParameters
 from sfrl.parameters.weights import Weights
 from sfrl.records import checkpoint
 from sfrl.records.timing import LEARNER_STAGES, StageTimer
-from sfrl.settings.algorithm import ALGORITHMS
 from sfrl.settings.config import Config
 from sfrl.workers.checkpoint_service import CheckpointService
 from sfrl.workers.statistics import UpdateStatistics
@@ -94,7 +93,7 @@ class Learner:
         trajectories = config.batch_size // config.rollout_length
         self._chosen = torch.zeros((2, trajectories), dtype=torch.int64, device=self.device)
         self._version = torch.zeros((), dtype=torch.int64, device=self.device)
-        names = ("total_loss", "grad_norm", *ALGORITHMS[config.algorithm].statistics)
+        names = ("total_loss", "grad_norm", *config.STATISTICS)
         self.statistics = UpdateStatistics(names, self.device)
         self._next_report_s = 0.0  # on the monotonic clock
         use_graphs = self.device.type == "cuda" and config.cuda_graphs == "auto"

@@ -13,7 +13,7 @@ from sfrl.bench.run import Recycler
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.records.timing import is_waiting
 from sfrl.run.roles import make_learner
-from sfrl.settings.config import Config
+from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.machine import available_cores
 from sfrl.tune import components as parts
 from tests.actors import Actors
@@ -168,7 +168,7 @@ def test_every_kind_of_queue_is_measured_in_the_same_way(monkeypatch, capsys):
 
 
 def test_simulation_counts_no_step_that_only_resets():
-    config = Config(
+    config = ActorCriticConfig(
         env="tests.tiny_envs:Catch-v0", frameskip=1, num_splits=1, envs_per_worker=8, worker_nice=0
     )
     step = parts._simulate(config, 0)
@@ -214,10 +214,10 @@ def test_a_measurement_crosses_from_a_process_of_its_own():
 
 def test_only_atari_has_an_emulator_to_measure():
     with pytest.raises(ValueError, match="CartPole-v1 is no Atari game"):
-        parts.emulator(Config(env="CartPole-v1"), 0.1)
+        parts.emulator(ActorCriticConfig(env="CartPole-v1"), 0.1)
 
 
 def test_the_python_of_a_split_step_is_measured_without_its_environments():
-    config = Config(env="CartPole-v1", frameskip=1, model="mlp", num_workers=1)
+    config = ActorCriticConfig(env="CartPole-v1", frameskip=1, model="mlp", num_workers=1)
     rollout = parts.in_child(parts.rollout, config, envs.describe("CartPole-v1"), 0.2)
     assert 0 < rollout.copy_us < rollout.python_us < rollout.env_us

@@ -2,7 +2,7 @@
 
 import ast
 import dataclasses
-import inspect
+import itertools
 import os
 import re
 from pathlib import Path
@@ -15,11 +15,12 @@ from sfrl.commands import train as cli
 from sfrl.ipc.shared_memory import unlink_segments
 from sfrl.records import checkpoint, run_folder
 from sfrl.run.trainer import Trainer
-from sfrl.settings import config
-from sfrl.settings.config import Config
+from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.settings.algorithms import user_settings
+from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.defaults import defaults_for
 from tests.records.test_checkpoint import make_state
-from tests.runs import TINY, finish, run_training, segments, training
+from tests.runs import ROOT, TINY, finish, run_training, segments, training
 
 # Other tools call these; more may come, none may go.
 FIXED_FLAGS = """
@@ -145,8 +146,11 @@ def test_help_has_every_flag_with_its_doc_and_the_default_of_the_kind_of_env(env
     assert leaving.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     defaults = dataclasses.asdict(defaults_for(env))
-    assert set(FIXED_FLAGS.split()) <= {f"--{name.replace('_', '-')}" for name in defaults}
-    for name, doc in field_docs().items():
+    assert set(FIXED_FLAGS.split()) <= {setting.flag for setting in user_settings().values()}
+    docs = field_docs()
+    assert docs.keys() == defaults.keys(), "every setting has a doc"
+    assert "--tuned" not in text
+    for name, doc in docs.items() - {("tuned", docs["tuned"])}:
         _, _, entry = text.partition(f" --{name.replace('_', '-')}")
         assert doc in entry, name
         default = defaults[name] if defaults[name] != "" else "''"
@@ -155,18 +159,14 @@ def test_help_has_every_flag_with_its_doc_and_the_default_of_the_kind_of_env(env
 
 
 def field_docs() -> dict[str, str]:
-    """The docs under Config's fields, in one line each."""
-    (body,) = (n for n in ast.parse(inspect.getsource(config)).body if _is_config(n))
+    """The docs under the fields of all settings, in one line each."""
     docs = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign):
-            assert isinstance(following, ast.Expr), f"{ast.unparse(statement)} has no doc"
-            docs[statement.target.id] = " ".join(ast.literal_eval(following.value).split())
+    for path in (ROOT / "sfrl/settings").glob("*.py"):
+        for node in (n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ClassDef)):
+            for field, doc in itertools.pairwise(node.body):
+                if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+                    docs[field.target.id] = " ".join(ast.literal_eval(doc.value).split())
     return docs
-
-
-def _is_config(node: ast.stmt) -> bool:
-    return isinstance(node, ast.ClassDef) and node.name == "Config"
 
 
 def test_the_folder_is_named_for_env_and_time_and_never_shared():
@@ -207,7 +207,7 @@ def test_a_folder_with_anything_of_a_run_is_refused_without_resume(left, remedy,
     assert path.read_text() == "precious"
     assert [p for p in Path("x").rglob("*") if p.is_file()] == [path]
     with pytest.raises(run_folder.RunFolderError, match="already holds a run"):
-        Trainer(Config(run_dir="x", env="CartPole-v1", model="mlp", frameskip=1)).run()
+        Trainer(ActorCriticConfig(run_dir="x", env="CartPole-v1", model="mlp", frameskip=1)).run()
     unlink_segments()
 
 
@@ -226,7 +226,7 @@ def test_a_run_without_its_config_goes_on_with_that_of_its_checkpoint(caplog):
     assert cli.parse(["--resume", "--run-dir=runs/x"]) == expected
     assert cli.parse(["--resume", "--env=CartPole-v1"]) == expected
     assert f"runs/x/config.json is missing; going by the settings in {path}" in caplog.text
-    with pytest.raises(config.ConfigError, match=r"rnn_size=8 differs from the saved run's 0"):
+    with pytest.raises(ConfigError, match=r"rnn_size=8 differs from the saved run's 0"):
         cli.parse(["--resume", "--run-dir=runs/x", "--rnn-size=8"])
 
 

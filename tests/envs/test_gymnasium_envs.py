@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import ClipReward, NormalizeObservation, NormalizeReward
 
 from sfrl import envs
-from sfrl.settings.config import Config
+from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.workers.rollout_worker import Split
 
 
@@ -578,7 +578,9 @@ def test_numbers_in_the_info_at_an_episodes_end_are_told(info, expected):
     register("Telling-v0", np.zeros(2, np.float32), env_class=Telling)
     gymnasium.registry["Telling-v0"].disable_env_checker = True
     gymnasium.registry["Telling-v0"].order_enforce = False
-    config = Config(env="Telling-v0", num_splits=1, envs_per_worker=2, frameskip=1, batch_size=64)
+    config = ActorCriticConfig(
+        env="Telling-v0", num_splits=1, envs_per_worker=2, frameskip=1, batch_size=64
+    )
     split = Split(0, config)
     for _ in range(2):
         for is_last in (False, False, True):

@@ -6,7 +6,7 @@ import torch
 
 from sfrl.experience.minibatch import LearnerSlots, Minibatch
 from sfrl.experience.trajectory_buffer import SlotSpec, TrajectoryBuffer
-from sfrl.settings.algorithm import RowField
+from sfrl.settings.config import RowField
 
 S, T, N, H = 3, 4, 5, 2
 

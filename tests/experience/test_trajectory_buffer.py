@@ -12,7 +12,7 @@ from sfrl.experience.trajectory_buffer import (
     nbytes,
 )
 from sfrl.ipc import shared_memory
-from sfrl.settings.algorithm import RowField
+from sfrl.settings.config import RowField
 
 ACTED = {"actions": RowField("int64"), "goals": RowField("int16", (2,))}
 SPEC = SlotSpec(5, 3, (2, 4), "uint8", ACTED, state_size=7)

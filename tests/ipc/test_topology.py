@@ -5,7 +5,7 @@ import pytest
 
 from sfrl.ipc.topology import LEARNER, Role, make_topology
 from sfrl.records.timing import COMPONENT_STAGES
-from sfrl.settings.config import Config
+from sfrl.settings.actor_critic import ActorCriticConfig
 
 # Uneven on purpose: 6 splits of 2 environments, 3 slots each, served by 4 policy workers.
 UNEVEN = {
@@ -22,7 +22,7 @@ UNEVEN = {
 
 @pytest.fixture
 def topology():
-    return make_topology(Config(**UNEVEN))
+    return make_topology(ActorCriticConfig(**UNEVEN))
 
 
 def test_roles_have_the_names_that_logs_and_process_titles_show(topology):
@@ -77,7 +77,7 @@ def test_the_slot_map_written_out(topology):
 def test_every_slot_and_environment_has_one_place_whatever_the_sizes(seed):
     rng = np.random.default_rng(seed)
     workers, splits, per_split, num_envs = rng.integers(1, 6, size=4).tolist()
-    config = Config(
+    config = ActorCriticConfig(
         num_workers=workers,
         num_splits=splits,
         envs_per_worker=splits * num_envs,

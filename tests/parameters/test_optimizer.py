@@ -13,16 +13,17 @@ from sfrl.parameters.optimizer import (
     portable_state,
     set_learning_rate,
 )
-from sfrl.settings.config import Config
+from sfrl.settings.actor_critic import ActorCriticConfig
 
 IMPORTS_NOTHING = """
 import sys, torch
-from sfrl.settings.config import Config
+from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.parameters.optimizer import load_portable_state, make_optimizer, portable_state
 
 model = torch.nn.Linear(3, 3)
 for name in ("adam", "rmsprop"):
-    optimizer = make_optimizer(Config(run_dir="x", optimizer=name), [list(model.parameters())])
+    config = ActorCriticConfig(run_dir="x", optimizer=name)
+    optimizer = make_optimizer(config, [list(model.parameters())])
     model(torch.ones(2, 3)).sum().backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -43,7 +44,7 @@ def gradients(model: nn.Module, step: int) -> None:
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
 def test_steps_are_those_of_torch_also_after_a_checkpoint(name: str) -> None:
-    config = Config(run_dir="x", optimizer=name)
+    config = ActorCriticConfig(run_dir="x", optimizer=name)
     torch.manual_seed(0)
     ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
     theirs.load_state_dict(ours.state_dict())
@@ -70,7 +71,7 @@ def test_steps_are_those_of_torch_also_after_a_checkpoint(name: str) -> None:
 
 def test_a_second_network_has_a_learning_rate_of_its_own() -> None:
     networks = [[nn.Parameter(torch.zeros(3))], [nn.Parameter(torch.zeros(3))]]
-    config = Config(run_dir="x", learning_rate=1e-3, value_lr_factor=4.0)
+    config = ActorCriticConfig(run_dir="x", learning_rate=1e-3, value_lr_factor=4.0)
     optimizer = make_optimizer(config, networks)
     load_portable_state(optimizer, portable_state(optimizer))
     for rate in (1e-3, 5e-4):

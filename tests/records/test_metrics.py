@@ -21,7 +21,7 @@ from sfrl.records.metrics import (
     metrics_problem,
 )
 from sfrl.records.timing import COMPONENT_STAGES
-from sfrl.settings.algorithm import ALGORITHMS
+from sfrl.settings.algorithms import ALGORITHMS
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -163,8 +163,8 @@ def test_stage_shares_are_of_the_interval(clock):
 def logged_names() -> set[str]:
     names = set()
     for algorithm in ALGORITHMS.values():
-        own = set(make_record(RunMetrics(statistics=algorithm.statistics)))
-        assert own.issuperset(algorithm.statistics + LEARNER_MEANS + LEARNER_MAXIMA)
+        own = set(make_record(RunMetrics(statistics=algorithm.STATISTICS)))
+        assert own.issuperset(algorithm.STATISTICS + LEARNER_MEANS + LEARNER_MAXIMA)
         names |= own
     assert names.issuperset(LEARNER_COUNTERS)
     return names

@@ -19,7 +19,7 @@ from sfrl.ipc.shared_memory import Stopped
 from sfrl.records import checkpoint
 from sfrl.run.description import describe
 from sfrl.run.trainer import Trainer
-from sfrl.settings.config import Config
+from sfrl.settings.actor_critic import ActorCriticConfig
 from tests.runs import (
     ROOT,
     TIMEOUT_S,
@@ -124,7 +124,7 @@ def test_an_environment_of_this_program_needs_no_module_if_it_trains_by_itself()
 
 def test_the_trainer_looks_once_and_only_if_it_is_not_told(unruly):
     settings = {"env": "tests.unruly_env:Unruly-v0", "frameskip": 1, "num_workers": 1}
-    config = Config(**settings, model="mlp", batch_size=128, run_dir=str(unruly / "run"))
+    config = ActorCriticConfig(**settings, model="mlp", batch_size=128, run_dir=str(unruly / "run"))
     Trainer(config, spec=envs.describe("CartPole-v1"))
     assert not (unruly / "made").exists()
     Trainer(config)

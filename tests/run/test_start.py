@@ -18,7 +18,8 @@ from sfrl.parameters.model_size import model_size
 from sfrl.records import run_folder
 from sfrl.run import limits
 from sfrl.run.roles import shared_bytes
-from sfrl.settings.config import Config
+from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.settings.algorithms import load_config
 from sfrl.tune import tuner
 from tests.runs import ROOT, SHM_DIR, TINY, finish, has_trained, run_training, training, wait_for
 
@@ -69,7 +70,7 @@ REFUSED = {
     "environments": Case(
         "",
         f"{RUN} --envs-per-worker={10**12}",
-        [f"batch_size=8 must be .*{10**12}", "policy_batch_size=512 must be at least .*; try"],
+        ["policy_batch_size=512 must be at least .*; try", f"batch_size=8 must be .*{10**12}"],
     ),
     "rows": Case(
         "",
@@ -203,13 +204,13 @@ def test_what_is_counted_is_what_a_run_allocates(tmp_path):
         wait_for(lambda: has_trained(run_dir))
         [folder] = SHM_DIR.glob(f"sfrl-{process.pid}-*")
         allocated = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
-    config = Config.load(run_dir / "config.json")
+    config = load_config(run_dir / "config.json")
     assert sum(shared_bytes(config, envs.describe(config.env))) == allocated
 
 
 @pytest.mark.parametrize("kind", ["lock-free", "faster-fifo"])
 def test_queues_of_both_kinds_are_counted(kind):
-    config = Config(queue=kind)
+    config = ActorCriticConfig(queue=kind)
     topology = make_topology(config)
     least = len(topology.roles) * index_queue.nbytes(kind, 1, 2 * config.num_slots)
     assert channels.nbytes(topology, kind) >= least
@@ -234,13 +235,13 @@ def test_a_model_is_as_large_as_is_counted_without_torch(name, shape, value_enco
         }
         built = make_model(name, shape, 5, obs_is_image=len(shape) == 3, **settings)
         numbers = sum(tensor.numel() for tensor in built.state_dict().values())
-        assert model_size(Config(model=name, **settings), spec) == numbers
+        assert model_size(ActorCriticConfig(model=name, **settings), spec) == numbers
 
 
 def test_a_container_of_docker_gets_one_slot_for_each_split(monkeypatch):
     """Two workers of Pong's in 64 MiB."""
     spec = envs.describe("Pong")
-    config = Config(model="nature_cnn", num_splits=1)
+    config = ActorCriticConfig(model="nature_cnn", num_splits=1)
     free = 64 * 2**20
     monkeypatch.setattr(
         "sfrl.ipc.shared_memory.shutil.disk_usage",

@@ -9,12 +9,15 @@ from sfrl.ipc.messages import CheckpointFailed, CheckpointSaved
 from sfrl.ipc.shared_memory import unlink_segments
 from sfrl.records.metrics import EPISODE_WINDOW
 from sfrl.run.trainer import Trainer, slower_than_need_be
-from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.settings.config import ConfigError
 
 
 def config(tmp_path, **settings):
     cart_pole = {"env": "CartPole-v1", "frameskip": 1, "model": "mlp"}
-    return Config(**{**cart_pole, "num_workers": 1, "run_dir": str(tmp_path), **settings})
+    return ActorCriticConfig(
+        **{**cart_pole, "num_workers": 1, "run_dir": str(tmp_path), **settings}
+    )
 
 
 def test_the_clock_runs_from_the_command_on(tmp_path):
@@ -26,7 +29,7 @@ def test_the_clock_runs_from_the_command_on(tmp_path):
 
 def test_settings_that_are_not_complete_are_refused_or_completed(tmp_path):
     with pytest.raises(ConfigError) as refusal:
-        Trainer(Config(env="CartPole-v1", run_dir=str(tmp_path)))
+        Trainer(ActorCriticConfig(env="CartPole-v1", run_dir=str(tmp_path)))
     assert str(refusal.value) == (
         "a Trainer takes complete settings, which sfrl.train makes of those given: "
         "frameskip=4 is for Atari games, and CartPole-v1 is none; leave it out"

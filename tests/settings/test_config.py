@@ -11,13 +11,15 @@ import pytest
 from sfrl import envs
 from sfrl.records import checkpoint
 from sfrl.settings import defaults
-from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.settings.algorithms import load_config
+from sfrl.settings.config import ConfigError
 
 
 def problems_of(**settings: object) -> list[str]:
     """What Config says of these settings, line by line; [] if it accepts them."""
     try:
-        Config(**settings)
+        ActorCriticConfig(**settings)
     except ConfigError as error:
         return str(error).splitlines()
     return []
@@ -26,7 +28,7 @@ def problems_of(**settings: object) -> list[str]:
 def remedies(problems: list[str]) -> dict[str, object]:
     """The values that the texts propose: {"batch_size": 128}."""
     proposed = re.findall(r"try (\w+)=([\w.]+)", "\n".join(problems))
-    return {name: type(getattr(Config, name))(value) for name, value in proposed}
+    return {name: type(getattr(ActorCriticConfig, name))(value) for name, value in proposed}
 
 
 # The settings, and what the text must name of value, rule and remedy.
@@ -75,7 +77,7 @@ def test_a_problem_is_named_by_value_and_rule_and_its_remedy_works(settings, tex
     remedy = remedies([problem])
     assert bool(remedy) == ("try" in text)
     if remedy:
-        Config(**{**settings, **remedy})
+        ActorCriticConfig(**{**settings, **remedy})
 
 
 def test_all_problems_are_reported_at_once():
@@ -102,7 +104,7 @@ def test_the_remedies_of_any_impossible_sizes_together_work():
         }
         problems = problems_of(**settings)
         num_impossible += bool(problems)
-        config = Config(**{**settings, **remedies(problems)})
+        config = ActorCriticConfig(**{**settings, **remedies(problems)})
         trajectories_per_batch = config.slots_per_batch * config.envs_per_split
         assert (
             trajectories_per_batch * config.rollout_length == config.batch_size * config.minibatches
@@ -114,26 +116,30 @@ def test_the_remedies_of_any_impossible_sizes_together_work():
 
 def test_a_training_batch_may_take_all_slots_but_not_one_more():
     # 1 worker * 2 splits * 2 slots = 4, of 8 environments * 32 decisions = 256 each.
-    fits = Config(num_workers=1, batch_size=256, minibatches=4)
+    fits = ActorCriticConfig(num_workers=1, batch_size=256, minibatches=4)
     assert (fits.num_slots, fits.slots_per_batch) == (4, 4)
     (problem,) = problems_of(num_workers=1, batch_size=320, minibatches=4)
     assert problem.startswith("slots_per_split=2 makes 4 slots")
 
 
 def test_derived_sizes_count_environments_splits_and_slots():
-    config = Config(num_workers=3, envs_per_worker=8, num_splits=2, slots_per_split=4)
+    config = ActorCriticConfig(num_workers=3, envs_per_worker=8, num_splits=2, slots_per_split=4)
     assert (config.envs_per_split, config.splits, config.num_slots) == (4, 6, 24)
+    assert dataclasses.replace(config, rnn_size=5).state_size == 5
+    assert dataclasses.replace(config, rnn_size=5, value_encoder="separate").state_size == 10
 
 
 def test_a_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().gamma = 0.5
+        ActorCriticConfig().gamma = 0.5
 
 
 def test_saving_and_loading_gives_an_equal_config(tmp_path):
-    config = Config(env="CartPole-v1", gamma=1, rnn_size=8, serial=True, reward_clip="none")
+    config = ActorCriticConfig(
+        env="CartPole-v1", gamma=1, rnn_size=8, serial=True, reward_clip="none"
+    )
     checkpoint.save_config(config, tmp_path)
-    assert Config.load(tmp_path / "config.json") == config
+    assert load_config(tmp_path / "config.json") == config
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     assert json.loads((tmp_path / "config.json").read_text()) == dataclasses.asdict(config)
 
@@ -153,7 +159,7 @@ def test_loading_names_the_file_and_all_that_is_wrong_in_it(tmp_path, text, prob
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
-        Config.load(path)
+        load_config(path)
     assert str(path) in str(error.value)
     assert all(re.search(problem, str(error.value)) for problem in problems)
 
@@ -162,7 +168,7 @@ def test_loading_names_the_file_and_all_that_is_wrong_in_it(tmp_path, text, prob
 def test_the_defaults_are_possible_on_a_machine_of_any_size(env, monkeypatch):
     for cores, loss in itertools.product((1, 2, 3, 4, 5, 16, 61, 256), ("appo", "vtrace")):
         monkeypatch.setattr(defaults, "available_cores", lambda cores=cores: cores)
-        config = defaults.defaults_for(env, loss)
+        config = defaults.defaults_for(env, {"loss": loss})
         resolved = defaults.resolve(config, envs.describe(env, config.frameskip))
         assert resolved.model in defaults.MODELS
         assert (resolved.env, resolved.loss) == (env, loss)

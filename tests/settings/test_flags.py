@@ -14,7 +14,7 @@ from sfrl.commands import EXIT_USAGE, bench, enjoy
 from sfrl.commands import train as cli
 from sfrl.records import checkpoint
 from sfrl.settings import synonyms
-from sfrl.settings.config import DEFAULTS
+from sfrl.settings.algorithms import user_settings
 from sfrl.settings.flags import whole_number
 from tests.runs import ROOT
 
@@ -67,14 +67,14 @@ def test_every_whole_number_of_a_run_takes_all_forms_and_stays_one():
 
 def test_no_synonym_is_a_flag_and_every_remedy_names_flags_that_there_are():
     enjoys = {field.name for field in dataclasses.fields(enjoy.Args)}
-    for own, table in ((set(DEFAULTS), synonyms.OF_TRAIN), (enjoys, synonyms.OF_ENJOY)):
+    for own, table in ((set(user_settings()), synonyms.OF_TRAIN), (enjoys, synonyms.OF_ENJOY)):
         remedies = {name: remedy for name, remedy in table.items() if name not in own}
         assert len(remedies) > 50
         for remedy in set(remedies.values()):
             known = enjoys if "sfrl enjoy" in remedy else own
             named = re.findall(r"--([a-z-]+)", remedy)
             assert {name.replace("-", "_") for name in named} <= known, remedy
-    assert not DEFAULTS.keys() & synonyms.OF_TRAIN.keys()
+    assert not user_settings().keys() & synonyms.OF_TRAIN.keys()
     for remedy in synonyms.OF_PYTHON.values():
         assert "--" not in remedy or "sfrl enjoy" in remedy
 

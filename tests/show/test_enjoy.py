@@ -18,14 +18,14 @@ import torch
 from sfrl import envs
 from sfrl.algorithms.actor_critic import make_model
 from sfrl.records import checkpoint
-from sfrl.settings.config import Config
+from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.show.player import Player, Video, VideoError, Window, make_env, real_fps
 from sfrl.workers.rollout_worker import Split
 from tests.runs import ROOT, TIMEOUT_S, TINY, interrupt, run_training
 
 EXIT_USAGE = 2
-PONG = Config(env="Pong", model="nature_cnn")
-CARTPOLE = Config(env="CartPole-v1", model="mlp", frameskip=1)
+PONG = ActorCriticConfig(env="Pong", model="nature_cnn")
+CARTPOLE = ActorCriticConfig(env="CartPole-v1", model="mlp", frameskip=1)
 
 
 def start_enjoy(cwd, *flags, **environment):
@@ -319,7 +319,7 @@ def test_a_lost_life_does_not_end_the_game():
                 return step
         raise AssertionError("no end")
 
-    config = Config(env="Breakout", episodic_life=True)
+    config = ActorCriticConfig(env="Breakout", episodic_life=True)
     game = make_env(config, 0, render=False)
     life = envs.make_vec_env("Breakout", 1, 0, episodic_life=True)
     assert steps_to_the_end(game) > 2 * steps_to_the_end(life)
@@ -366,7 +366,7 @@ def test_weights_that_do_not_fit_are_refused():
 
 
 def test_an_environment_without_pictures_is_played_unseen():
-    config = Config(env="tests.tiny_envs:Catch-v0", model="mlp", frameskip=1)
+    config = ActorCriticConfig(env="tests.tiny_envs:Catch-v0", model="mlp", frameskip=1)
     episode = play(Player(config, fresh_weights(config), seed=0), 0)
     assert [moment.steps for moment in episode] == list(range(10))
     assert {moment.picture for moment in episode} == {None}
@@ -378,11 +378,11 @@ def test_an_environment_without_pictures_is_played_unseen():
     [("Pong", 4, 15), ("Pong", 1, 60), ("CartPole-v1", 1, 50), ("tests.tiny_envs:Catch-v0", 1, 30)],
 )
 def test_real_speed_is_60_frames_a_second_or_what_the_environment_says(env, frameskip, fps):
-    assert real_fps(Config(env=env, frameskip=frameskip)) == fps
+    assert real_fps(ActorCriticConfig(env=env, frameskip=frameskip)) == fps
 
 
 def test_statistics_that_no_checkpoint_has_are_told(caplog):
-    config = Config(env="tests.tiny_envs:Normalized-v0", model="mlp", frameskip=1)
+    config = ActorCriticConfig(env="tests.tiny_envs:Normalized-v0", model="mlp", frameskip=1)
     Player(config, fresh_weights(config), seed=0)
     [record] = caplog.records
     assert "the statistics of NormalizeObservation are neither shared nor saved" in record.message
@@ -393,7 +393,7 @@ def test_statistics_that_no_checkpoint_has_are_told(caplog):
     "kind", ["rgb", "rgba", "float", "int64", "channels_first", "list", "grey", "grows"]
 )
 def test_whatever_an_environment_shows_is_right_in_the_video(tmp_path, kind):
-    config = Config(env=f"tests.tiny_envs:Shows-{kind}-v0", model="mlp", frameskip=1)
+    config = ActorCriticConfig(env=f"tests.tiny_envs:Shows-{kind}-v0", model="mlp", frameskip=1)
     player = Player(config, fresh_weights(config), seed=0, render=True)
     video = Video(str(tmp_path / "game.gif"), fps=10)  # with exact colours
     for index in range(2):
@@ -407,7 +407,7 @@ def test_whatever_an_environment_shows_is_right_in_the_video(tmp_path, kind):
 
 
 def test_an_environment_that_shows_nothing_is_told_in_one_line(tmp_path):
-    config = Config(env="tests.tiny_envs:Shows-none-v0", model="mlp", frameskip=1)
+    config = ActorCriticConfig(env="tests.tiny_envs:Shows-none-v0", model="mlp", frameskip=1)
     path = save_checkpoint(tmp_path, config, fresh_weights(config))
     process = start_enjoy(
         tmp_path, f"--checkpoint={path}", "--video=game.mp4", PYTHONPATH=str(ROOT)

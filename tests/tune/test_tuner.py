@@ -11,6 +11,8 @@ from sfrl import envs
 from sfrl.commands import bench
 from sfrl.commands import train as cli
 from sfrl.settings import defaults, machine
+from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.settings.algorithms import load_config
 from sfrl.settings.config import Config
 from sfrl.tune import tuner
 from sfrl.tune.throughput import Costs, predict
@@ -28,7 +30,9 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def arranged(num_workers: int, num_splits: int, envs_per_worker: int) -> Config:
-    return Config(num_workers=num_workers, num_splits=num_splits, envs_per_worker=envs_per_worker)
+    return ActorCriticConfig(
+        num_workers=num_workers, num_splits=num_splits, envs_per_worker=envs_per_worker
+    )
 
 
 def in_cache(config: Config, costs: Costs) -> None:
@@ -89,7 +93,7 @@ def test_the_note_tells_what_limits_the_machine_and_what_would_help():
 def test_cores_that_would_stand_idle_are_not_recommended():
     """64 of them wait for one learner, and twice as many would."""
     slow_learner = PONG._replace(learn_us=1000.0)
-    config = Config(num_workers=16, envs_per_worker=16, num_splits=1, batch_size=2048)
+    config = ActorCriticConfig(num_workers=16, envs_per_worker=16, num_splits=1, batch_size=2048)
     candidates = tuner.arrangements(config, (), 64)
     chosen = tuner.choose(candidates, slow_learner, 64)
     assert chosen.num_workers <= 4
@@ -102,7 +106,7 @@ def test_cores_that_would_stand_idle_are_not_recommended():
 def test_a_learner_that_all_wait_for_gets_threads_where_there_are_cores_for_them():
     """Not on 2 cores, where the threads would wait for each other (docs/experiments.md)."""
     slow_learner = PONG._replace(learn_us=800.0, parallel=0.9)
-    config = Config(num_workers=8, envs_per_worker=16, num_splits=1, batch_size=1024)
+    config = ActorCriticConfig(num_workers=8, envs_per_worker=16, num_splits=1, batch_size=1024)
     threads, rates = {}, {}
     for cores in (2, 4, 8, 16):
         chosen = tuner.choose(tuner.arrangements(config, (), cores), slow_learner, cores)
@@ -154,7 +158,7 @@ def test_arrangements_leave_learning_alone_and_bound_the_environments(env, cores
 
 
 def test_a_small_batch_of_the_users_is_filled_by_one_round_of_all_environments():
-    config = dataclasses.replace(defaults.defaults_for("Pong", num_workers=2), batch_size=128)
+    config = dataclasses.replace(defaults.defaults_for("Pong", {"num_workers": 2}), batch_size=128)
     for candidate in tuner.arrangements(config, ["batch_size"], 2):
         assert candidate.num_workers * candidate.envs_per_worker * 32 <= 4 * 128
 
@@ -243,7 +247,7 @@ def test_the_benchmark_measures_what_train_py_would_run(monkeypatch):
 
 
 def test_the_key_holds_what_costs_depend_on_and_nothing_else(monkeypatch):
-    config = Config()
+    config = ActorCriticConfig()
     keys = {
         tuner.cache_key(config, 2),
         tuner.cache_key(config, 3),
@@ -286,7 +290,7 @@ def test_the_key_holds_what_costs_depend_on_and_nothing_else(monkeypatch):
     ],
 )
 def test_a_broken_cache_is_ignored_with_a_warning(text, capsys):
-    in_cache(Config(), PONG)
+    in_cache(ActorCriticConfig(), PONG)
     assert not capsys.readouterr().err
     values = {"zero": 0.0, "nan": math.nan, "huge": 10**400, "bool": True}
     values |= {"text": "x", "unknown setting": 1.0}
@@ -306,7 +310,7 @@ def test_train_py_measures_replaces_a_broken_cache_and_saves_what_it_decided(tmp
     tuner.cache_path().write_text("{")
     ended = run_training(tmp_path / "run", "--env=CartPole-v1", "--tune=now", "--train-frames=3000")
     assert ended.code == 0, ended.stderr
-    saved = Config.load(tmp_path / "run/config.json")
+    saved = load_config(tmp_path / "run/config.json")
     assert saved.tuned.startswith("tuned for ")
     assert f"sfrl: {saved.tuned}\n" in ended.stderr
     assert "will be replaced" in ended.stderr

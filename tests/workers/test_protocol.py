@@ -19,8 +19,8 @@ from sfrl.ipc.topology import make_topology
 from sfrl.run import process_crew
 from sfrl.run.child import run_child
 from sfrl.run.roles import Shared
-from sfrl.settings.algorithm import RowField
-from sfrl.settings.config import Config
+from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.settings.config import RowField
 from sfrl.workers.rollout_worker import RolloutWorker
 from tests.ledger import CheckingLearner
 
@@ -124,7 +124,7 @@ def make_taped(monkeypatch, make_shared):
     """A rollout worker with T=2 and one environment a split; the tape from before it was made."""
 
     def make(num_splits: int, slots_per_split: int) -> Taped:
-        config = Config(
+        config = ActorCriticConfig(
             num_workers=1,
             num_splits=num_splits,
             envs_per_worker=num_splits,

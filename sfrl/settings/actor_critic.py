@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sfrl import envs
+from sfrl.settings.config import Config, RowField
+from sfrl.settings.fields import NotNegative, Positive, Share, linear_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCriticConfig(Config):
+    """A policy with a critic (--algorithm=actor_critic)."""
+
+    STATISTICS = (
+        "policy_loss",
+        "value_loss",
+        "entropy",
+        "rho_clipped_fraction",
+        "ppo_clipped_fraction",
+        "approx_kl",
+        "explained_variance",
+    )
+
+    algorithm: Literal["actor_critic"] = "actor_critic"
+    loss: Literal["appo", "vtrace"] = "appo"
+    """appo: PPO's clipped ratio with V-trace advantages. vtrace: IMPALA's policy gradient."""
+    trace_lambda: Share = 0.95
+    """V-trace's lambda: 1 trusts the returns, lower values trust the critic."""
+    rho_clip: NotNegative = 1.0
+    """V-trace's rho-bar: which policy the values converge to."""
+    c_clip: NotNegative = 1.0
+    """V-trace's c-bar: how far corrections travel back. At most rho_clip."""
+    ppo_clip: Positive = 0.1
+    """Ratio beyond which --loss=appo stops pushing."""
+    entropy_coef: NotNegative = 0.01
+    """Weight of the entropy bonus."""
+    value_coef: NotNegative = 0.5
+    """Weight of the value loss, which is half the mean squared error."""
+    normalize_advantages: bool = True
+    """Advantages of a minibatch get mean 0 and deviation 1."""
+    normalize_returns: bool = False
+    """Learn values in units of the returns' running size, their root mean square."""
+    value_encoder: Literal["shared", "separate"] = "shared"
+    """separate: policy and value have an encoder each (and a GRU each, with --rnn-size). Vectors
+    have it by default, where it costs little and learns more surely."""
+    value_lr_factor: Positive = 3.0
+    """Learning rate of a separate value network (--value-encoder), in multiples of the policy's."""
+
+    @classmethod
+    def defaults_in(cls, spec: envs.EnvSpec, given: Mapping[str, object]) -> dict[str, object]:
+        values: dict[str, object] = {}
+        if spec.kind != "atari":
+            values = {
+                "minibatches": 2,
+                "epochs": 4,
+                "ppo_clip": 0.2,
+                # One encoder for both lets the critic's errors move the policy, into traps that two
+                # avoid; of vectors the second costs little (docs/experiments.md).
+                "value_encoder": "separate" if spec.kind == "vector" else "shared",
+                "normalize_returns": True,  # rewards come in all sizes here
+            }
+        if given.get("loss") == "vtrace":
+            # Unlike PPO's ratio it has no clip that ends the pull of rows used before: with 4
+            # epochs CartPole is learned more slowly than with 2, and Pong needs a lower rate as
+            # well (docs/experiments.md).
+            values |= {"loss": "vtrace", "epochs": 2}
+            if spec.kind == "atari":
+                values["learning_rate"] = 3e-4
+        return values
+
+    @classmethod
+    def acted(cls, spec: envs.EnvSpec) -> dict[str, RowField]:
+        log_probs = RowField("float32")  # of the action under the policy that took it
+        return super().acted(spec) | {"log_probs": log_probs}
+
+    def head_size(self, num_features: int, num_actions: int) -> int:
+        normalizer = 2 if self.normalize_returns else 0
+        value = linear_size(num_features, 1) + normalizer
+        return super().head_size(num_features, num_actions) + value
+
+    @property
+    def num_encoders(self) -> int:
+        return 2 if self.value_encoder == "separate" else 1
+
+    @property
+    def rate_factors(self) -> tuple[float, ...]:
+        """The second one is of a separate value network."""
+        return (1.0, self.value_lr_factor)
+
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        if self.c_clip > self.rho_clip:
+            problems.append(
+                f"c_clip={self.c_clip} must not exceed rho_clip={self.rho_clip} "
+                f"(IMPALA, section 4.1); try c_clip={self.rho_clip}"
+            )
+        return problems

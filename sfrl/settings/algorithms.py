@@ -1,0 +1,139 @@
+"""The algorithms by name, and settings by name, from a user or a file, before they are a `Config`.
+
+What is wrong with names and types is told here; what is wrong with values, by `Config`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sfrl.envs.logs import printable
+from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.fields import Setting, settings_of
+
+ALGORITHMS: dict[str, type[Config]] = {"actor_critic": ActorCriticConfig}
+DEFAULT_ALGORITHM = "actor_critic"  # and that of files from when there was no other
+
+MAX_CONFIG_BYTES = 1 << 20  # of a config.json
+_MAX_CHARACTERS = 4096  # of a setting, in a file that may be a stranger's: the longest path
+_MAX_NAME = 80  # of what may be a misspelled setting
+
+
+def make_config(values: Mapping[str, Any]) -> Config:
+    """The settings of a run of their algorithm, which has all of them. Raises ConfigError."""
+    algorithm = values.get("algorithm", DEFAULT_ALGORITHM)
+    return ALGORITHMS[algorithm](**{**values, "algorithm": algorithm})
+
+
+def default_config(given: Mapping[str, Any]) -> Config:
+    """That of the algorithm that is given, with nothing else set."""
+    return make_config({name: value for name, value in given.items() if name == "algorithm"})
+
+
+def all_settings() -> dict[str, Setting]:
+    """The settings of all algorithms, by name."""
+    settings: dict[str, Setting] = {}
+    for cls in reversed(ALGORITHMS.values()):
+        settings |= settings_of(cls)
+    return {**settings, "algorithm": settings["algorithm"]._replace(choices=tuple(ALGORITHMS))}
+
+
+def user_settings() -> dict[str, Setting]:
+    """Those that a user may set."""
+    return {name: setting for name, setting in all_settings().items() if not setting.is_note}
+
+
+def type_problems(
+    values: Mapping[str, object],
+    settings: Mapping[str, Setting],
+    synonyms: Mapping[str, str] | None = None,
+) -> list[str]:
+    """What is wrong with the names and types of `values`.
+
+    Args:
+        settings: those that there are.
+        synonyms: what to do instead of a setting of another name (synonyms.py).
+    """
+    problems = []
+    for name, value in values.items():
+        if name not in settings:
+            text = str(name)  # a checkpoint of a stranger's may have a number
+            hint = " or ".join(nearest(text, settings))
+            remedy = f"did you mean {hint}?" if hint else "remove it"
+            remedy = (synonyms or {}).get(text.lower(), remedy)
+            problems.append(f"unknown setting {name!r:.80}; {remedy}")
+            continue
+        if isinstance(value, str) and len(value) > _MAX_CHARACTERS:
+            problems.append(f"{name} has {len(value)} characters, and must be a name or a path")
+            continue
+        if isinstance(value, str) and value != printable(value):
+            problems.append(f"{name}={value!r:.80} has characters that are no text")
+            continue
+        expected = settings[name].type
+        accepted = (int, float) if expected is float else expected
+        if not isinstance(value, accepted) or isinstance(value, bool) != (expected is bool):
+            problems.append(f"{name}={value!r:.80} must be of type {expected.__name__}")
+        elif name == "algorithm" and (problem := settings[name].problem(value)):
+            problems.append(problem)  # the class depends on it, before the class can tell
+    return problems
+
+
+def foreign_problems(values: Mapping[str, object], algorithm: str) -> dict[str, str]:
+    """What to say of each of `values` that another algorithm has, and this one has not."""
+    problems = {}
+    for name in values:
+        owners = [other for other, cls in ALGORITHMS.items() if name in settings_of(cls)]
+        if algorithm not in owners:
+            problems[name] = (
+                f"{name} is a setting of algorithm={' and '.join(owners)}; leave it out with "
+                f"algorithm={algorithm}"
+            )
+    return problems
+
+
+def nearest(name: str, names: Mapping[str, object]) -> list[str]:
+    """At most three that are spelled like it."""
+    return difflib.get_close_matches(name[:_MAX_NAME], names, n=3, cutoff=0.5)
+
+
+# --- on disk ---
+
+
+def load_config(path: Path) -> Config:
+    """Raises ConfigError if the file is no config: what is wrong with which field."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes are no settings")
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read as a config: {error}") from error
+    return config_from(values, str(path))
+
+
+def config_from(values: object, origin: str) -> Config:
+    """Settings as `dataclasses.asdict` gave them. Raises ConfigError, naming `origin`."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin} must hold an object of settings, not {values!r:.40}")
+    problems = type_problems(values, all_settings())
+    if not problems:
+        algorithm = values.get("algorithm", DEFAULT_ALGORITHM)
+        problems = [*foreign_problems(values, algorithm).values()]
+    if problems:
+        raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
+    try:
+        return make_config(values)
+    except ConfigError as error:
+        raise ConfigError(f"in {origin}:\n{error}") from error
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object. Of two values of one name, programs take this one or that."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("it has two values of one name")
+    return values

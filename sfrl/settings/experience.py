@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from sfrl.settings.fields import Count, Positive, Settings, Share, at_least, at_most
+
+# Of minibatches and of epochs: the learner has a row of numbers for each minibatch of each epoch.
+_Steps = Annotated[Count, at_most(1000)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperienceSettings(Settings):
+    """What is learned from."""
+
+    rollout_length: Count = 32
+    """Decisions per trajectory (T)."""
+    slots_per_split: Count = 2
+    """Trajectory slots a split owns. More let it run ahead of the learner, at more policy lag."""
+    batch_size: Count = 256
+    """Decisions per optimizer step; whole trajectories, so a multiple of --rollout-length."""
+    minibatches: _Steps = 4
+    """Optimizer steps per epoch: one training batch is batch_size * minibatches decisions."""
+    epochs: _Steps = 2
+    """Passes over each training batch."""
+    max_policy_lag: Annotated[int, at_least(0)] = 200
+    """Rows whose policy is more optimizer steps behind than this are masked and counted."""
+    gamma: Share = 0.99
+    """Discount per decision."""
+    reward_clip: Literal["sign", "none"] = "sign"
+    """What the learner makes of rewards; logged scores are never clipped."""
+    reward_scale: Positive = 1.0
+    """Factor on rewards in the learner, after clipping."""

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sfrl.settings.fields import Count, Positive, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Settings):
+    """The optimizer."""
+
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """adam, or IMPALA's rmsprop."""
+    optimizer_eps: Positive = 1e-5
+    """Added to the denominator of the update. IMPALA's rmsprop uses 0.01."""
+    learning_rate: Positive = 1e-3
+    """At the start, or throughout if the schedule is constant."""
+    lr_schedule: Literal["linear", "constant"] = "linear"
+    """linear: falls to 0 at --train-frames, counted in frames, so that a resumed run goes on."""
+    max_grad_norm: Positive = 0.5
+    """Gradients are scaled down to this norm."""
+    max_skipped_steps: Count = 20
+    """This many non-finite losses or gradients in a row end the run; single ones are skipped."""
+
+    @property
+    def rate_factors(self) -> tuple[float, ...]:
+        """Learning rates of the model's networks, in multiples of `learning_rate`."""
+        return (1.0,)

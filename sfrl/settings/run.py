@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from sfrl.settings.fields import NotNegative, Settings, at_least, at_most
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """The run."""
+
+    env: str = "Pong"
+    """An Atari game by name (Pong, Breakout, MsPacman, ...) or a Gymnasium id (CartPole-v1) with
+    Box observations and Discrete actions."""
+    algorithm: str
+    """What learns, and how. Some settings are of one algorithm alone."""
+    run_dir: str = ""
+    """The run's folder. Empty: runs/<env>-<timestamp>; with --resume, the newest (of --env)."""
+    resume: bool = False
+    """Continue the run in --run-dir, or the newest one (of --env, if given), as it was set."""
+    seed: Annotated[int, at_least(0), at_most(2**32 - 1)] = 1  # torch takes it times a million
+    """Seeds environments, action sampling and the learner. Only --serial makes runs repeatable."""
+    train_seconds: Annotated[NotNegative, at_most(1e9)] = 0.0
+    """Stop after this many seconds of this start, start-up included. 0: no limit."""
+    train_frames: Annotated[int, at_least(0)] = 40_000_000
+    """Stop after this many emulated frames, resumed ones included; the linear learning-rate
+    schedule ends here. 0: no limit (then the schedule must be constant)."""
+    serial: bool = False
+    """Run all workers in one thread, in turn: slow, but the same seed gives the same weights."""
+
+    @property
+    def max_frames(self) -> float:
+        return self.train_frames or float("inf")
+
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        if any(ord(character) < 32 for character in self.run_dir):
+            problems.append(
+                f"run_dir={self.run_dir!r} must have no control characters, such as ends of lines; "
+                f"name another folder"
+            )
+        return problems

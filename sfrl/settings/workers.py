@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from sfrl.settings.fields import NOTE, Count, Settings, at_most, between, nearest_multiple
+
+_DEVICE = r"(cpu|cuda(:[0-9]{1,2})?)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings(Settings):
+    """Who does the work, and where."""
+
+    tune: Literal["off", "cached", "now"] = "cached"
+    """Fit workers, environments, splits and precision to this machine by a measurement of some
+    seconds, whose result is kept; flags are respected. now: measure anew. off: as the defaults say.
+    No effect with --serial and --resume."""
+    tuned: Annotated[str, NOTE] = ""
+    """What the tuner decided and why."""
+    device: str = "auto"
+    """Where the learner runs: auto, cpu, cuda or cuda:N. auto: CUDA where there is one."""
+    policy_devices: str = ""
+    """Where policy workers run, in turn, e.g. cuda:0,cuda:1. Empty: where the learner does."""
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """auto: an inference or a minibatch is one CUDA graph, where it can be captured as one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the encoder. auto: the faster one, measured at start (--serial: float32).
+    Weights, optimizer, losses and V-trace are float32 in any case."""
+    num_workers: Count = 2
+    """Rollout workers, one process each. They emulate: about one per core."""
+    envs_per_worker: Count = 16
+    """Environments in one rollout worker, over all its splits."""
+    num_splits: Count = 2
+    """Groups of environments in a worker: one group steps while another waits for its actions."""
+    threads_per_worker: Count = 1
+    """More than one changes nothing but a warning: ALE steps a game with Python's lock held, so
+    that cores are used by processes (num_workers)."""
+    num_policy_workers: Count = 1
+    """Processes that run the policy. Each serves a fixed share of all splits."""
+    policy_batch_size: Count = 512
+    """Most observations in one forward pass of a policy worker."""
+    torch_threads: Annotated[Count, at_most(1024)] = 1  # all are started
+    """Threads of the learner's network. Policy workers have one each, and there may be several."""
+    queue: Literal["auto", "lock-free", "faster-fifo"] = "auto"
+    """Index queues. auto: lock-free, or faster-fifo where the extension could not be built."""
+    pin_workers: bool = False
+    """Bind rollout worker i to core i (modulo the cores this process may use)."""
+    worker_nice: Annotated[int, between(0, 19)] = 5
+    """Niceness of rollout workers: above 0 the networks go first where cores are short."""
+    debug_buffers: bool = False
+    """Poison free slots and check ownership on every write to the trajectory buffer. Slow."""
+
+    @property
+    def envs_per_split(self) -> int:
+        return self.envs_per_worker // self.num_splits
+
+    @property
+    def splits(self) -> int:
+        """Splits of all workers; split i belongs to worker i // num_splits."""
+        return self.num_workers * self.num_splits
+
+    def problems(self) -> list[str]:
+        return [*super().problems(), *self._split_problems(), *self._device_problems()]
+
+    def _split_problems(self) -> list[str]:
+        if min(self.num_workers, self.num_splits, self.envs_per_worker) < 1:
+            return []  # has been reported, and divides by nothing
+        problems = []
+        envs_per_worker = nearest_multiple(self.envs_per_worker, self.num_splits)
+        if self.envs_per_worker % self.num_splits:
+            problems.append(
+                f"envs_per_worker={self.envs_per_worker} must be a multiple of num_splits="
+                f"{self.num_splits}, since all splits are equal; try "
+                f"envs_per_worker={envs_per_worker}"
+            )
+        if self.num_policy_workers > self.splits:
+            problems.append(
+                f"num_policy_workers={self.num_policy_workers} must not exceed the {self.splits} "
+                f"splits (num_workers * num_splits) that they share; try "
+                f"num_policy_workers={self.splits}"
+            )
+        envs_per_split = envs_per_worker // self.num_splits
+        if self.policy_batch_size < envs_per_split:
+            problems.append(
+                f"policy_batch_size={self.policy_batch_size} must be at least the {envs_per_split} "
+                f"environments of a split (envs_per_worker / num_splits), which are served "
+                f"together; try policy_batch_size={envs_per_split}"
+            )
+        return problems
+
+    def _device_problems(self) -> list[str]:
+        problems = []
+        if not re.fullmatch(f"auto|{_DEVICE}", self.device):
+            problems.append(f"device={self.device!r} must be auto, cpu, cuda or cuda:N")
+        if not re.fullmatch(f"({_DEVICE}(,{_DEVICE})*)?", self.policy_devices):
+            problems.append(
+                f"policy_devices={self.policy_devices!r} must be devices like cpu, cuda or cuda:1, "
+                f"separated by commas"
+            )
+        return problems
