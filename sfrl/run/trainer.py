@@ -490,18 +490,12 @@ def slower_than_need_be(config: Config) -> list[str]:
         stand_ins["sfrl.envs._screen"] = "NumPy"
     if config.model in ("a3c_cnn", "nature_cnn") and "cuda" not in config.device:
         stand_ins["sfrl.nets._images"] = "torch"
-    warnings = [
+    return [
         f"{extension} could not be built, and {stand_in} does its work, slower; "
         f"install a C++ compiler, and this package once more"
         for extension, stand_in in stand_ins.items()
         if not _is_importable(extension)
     ]
-    if config.threads_per_worker > 1:
-        warnings.append(
-            f"threads_per_worker={config.threads_per_worker} has no effect: workers step their "
-            f"environments in one thread; raise num_workers to use more cores"
-        )
-    return warnings
 
 
 def _is_importable(module: str) -> bool:

@@ -27,6 +27,9 @@ _OF_TRAIN = {
     ),
     "use --num-splits": "worker_num_splits num_buffers",
     "use --num-policy-workers": "policy_workers_per_policy num_inference_workers",
+    "leave it out; a worker has one thread, and --num-workers takes more cores": (
+        "threads_per_worker"
+    ),
     "use --torch-threads": "num_threads n_threads num_learner_threads torch_num_threads",
     _FRAMES: (
         "total_timesteps n_timesteps timesteps timesteps_total total_steps max_steps max_timesteps "

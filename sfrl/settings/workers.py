@@ -34,9 +34,6 @@ class WorkerSettings(Settings):
     """Environments in one rollout worker, over all its splits."""
     num_splits: Count = 2
     """Groups of environments in a worker: one group steps while another waits for its actions."""
-    threads_per_worker: Count = 1
-    """More than one changes nothing but a warning: ALE steps a game with Python's lock held, so
-    that cores are used by processes (num_workers)."""
     num_policy_workers: Count = 1
     """Processes that run the policy. Each serves a fixed share of all splits."""
     policy_batch_size: Count = 512

@@ -25,7 +25,7 @@ from tests.runs import ROOT, TINY, finish, run_training, segments, training
 # Other tools call these; more may come, none may go.
 FIXED_FLAGS = """
 --env --run-dir --resume --seed --train-seconds --train-frames --device --precision --num-workers
---envs-per-worker --num-splits --threads-per-worker --num-policy-workers --rollout-length
+--envs-per-worker --num-splits --num-policy-workers --rollout-length
 --batch-size --epochs --loss --learning-rate --lr-schedule --gamma --entropy-coef --value-coef
 --max-grad-norm --rho-clip --c-clip --ppo-clip --max-policy-lag --queue --serial --sticky-actions
 --frameskip

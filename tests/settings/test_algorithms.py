@@ -118,6 +118,7 @@ def test_a_saved_config_is_read_as_its_algorithms(cls):
 def test_a_config_from_when_there_was_one_algorithm_is_actor_critics(path):
     values = json.loads(path.read_text())
     assert "algorithm" not in values
+    assert values.pop("threads_per_worker") >= 1  # which is gone
     config = load_config(path)
     assert type(config) is ActorCriticConfig
     loaded = dataclasses.asdict(config)

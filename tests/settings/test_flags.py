@@ -121,6 +121,11 @@ def test_no_synonym_is_a_flag_and_every_remedy_names_flags_that_there_are():
                 "--seed=1e-3 must be a whole number",
             ],
         ),
+        (
+            "train.py",
+            "--threads-per-worker=2",
+            ["--threads-per-worker is unknown; leave it out; a worker has one thread"],
+        ),
         ("train.py", "--env=Pnog --model=.x:Y", ["'Pnog' is neither"]),
         ("train.py", "--env=CartPole-v1 --model=.x:Y", ["model=.x:Y: cannot import '.x'"]),
         (
