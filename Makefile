@@ -35,7 +35,7 @@ tsan:  ## the lock-free queue's C++ core under ThreadSanitizer
 	$(CXX) -std=c++17 -O2 -pthread sfrl/ipc/csrc/stress.cpp -o build/stress
 	build/stress
 
-soak: $(VENV)/.installed  ## an hour of training with random kills: nothing may grow or get lost
+soak: $(VENV)/.installed-dev  ## an hour of training with random kills: nothing may grow or get lost
 	$(BIN)/python -m benchmarks.soak
 
 clean:
