@@ -172,7 +172,10 @@ def _sections(cls: type) -> dict[str, dict[str, str]]:
         docs = {}
         for pair in itertools.pairwise(tree.body):
             match pair:
-                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(doc))):
+                case (
+                    ast.AnnAssign(target=ast.Name(name)),
+                    ast.Expr(ast.Constant(str(doc))),
+                ) if name in settings_of(base):
                     docs[name] = " ".join(doc.split())
         title = (ast.get_docstring(tree) or "settings").partition("\n")[0].removesuffix(".")
         sections[title] = docs
