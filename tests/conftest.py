@@ -9,7 +9,7 @@ from sfrl import envs
 from sfrl.ipc.shared_memory import unlink_segments
 from sfrl.run.roles import Shared
 from sfrl.run.trainer import Trainer
-from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.settings.algorithms import make_config
 from tests.runs import ROOT
 
 # For `--env=tests...` of programs that are started in another folder.
@@ -25,7 +25,7 @@ def make_shared(tmp_path: Path) -> Iterator[Callable[..., Shared]]:
     """Makes what the processes of a run share, without the processes: `make_shared(seed=3)`."""
 
     def make(**settings: object) -> Shared:
-        config = ActorCriticConfig(run_dir=str(tmp_path), **settings)
+        config = make_config({"run_dir": str(tmp_path), **settings})
         return Trainer(config, spec=envs.describe(config.env, config.frameskip)).shared
 
     yield make

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import enjoy
+from sfrl.commands import enjoy
 from sfrl.records import checkpoint
 from sfrl.run.crew import WorkerError
 from sfrl.run.serial_crew import SerialCrew
 from sfrl.run.trainer import Summary, Trainer
 from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.settings.algorithms import make_config
 from sfrl.settings.config import Config
 from sfrl.workers.learner import Learner
 from tests.runs import (
@@ -59,17 +60,22 @@ PONG = {
 
 def train_serially(run_dir, seed: int, **settings) -> tuple[Summary, dict]:
     """A run in this thread: how it ended, and its last checkpoint."""
-    config = ActorCriticConfig(
-        serial=True, seed=seed, run_dir=str(run_dir), precision="float32", **settings
-    )
+    serial = {"serial": True, "seed": seed, "run_dir": str(run_dir), "precision": "float32"}
+    config = make_config(serial | settings)
     summary = Trainer(config).run()
     return summary, checkpoint.load_latest(run_dir).state
 
 
 @pytest.mark.parametrize(
     "settings",
-    [CATCH, {**CATCH, "rnn_size": 8}, GUESS, PONG],
-    ids=["Catch", "Catch with a GRU", "an environment that draws from its spaces", "Pong"],
+    [CATCH, {**CATCH, "rnn_size": 8}, {**CATCH, "algorithm": "n_step_q"}, GUESS, PONG],
+    ids=[
+        "Catch",
+        "Catch with a GRU",
+        "Catch by Q",
+        "an environment that draws from its spaces",
+        "Pong",
+    ],
 )
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path, settings):
     summary, first = train_serially(tmp_path / "1", seed=5, **settings)
@@ -105,21 +111,29 @@ def interrupted(config: Config, monkeypatch, rounds: int) -> Config:
 STICKY_PONG = {**PONG, "sticky_actions": 0.25, "num_workers": 2, "num_splits": 2}
 
 
-@pytest.mark.parametrize("settings", [PONG, {**STICKY_PONG, "rnn_size": 8}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PONG,
+        {**STICKY_PONG, "rnn_size": 8},
+        {**STICKY_PONG, "algorithm": "n_step_q", "target_every": 3, "epsilon_frames": 8000},
+    ],
+)
 def test_a_serial_run_may_be_interrupted_anywhere_and_ends_the_same(
     tmp_path, monkeypatch, settings
 ):
     """Bit for bit: weights, optimizer, random numbers, and the workers with all they hold."""
     settings = {**settings, "serial": True, "precision": "float32"}
-    Trainer(ActorCriticConfig(run_dir=str(tmp_path / "1"), **settings)).run()
+    Trainer(make_config({"run_dir": str(tmp_path / "1"), **settings})).run()
     whole = checkpoint.load_latest(tmp_path / "1").state
-    config = ActorCriticConfig(run_dir=str(tmp_path / "2"), **settings)
+    config = make_config({"run_dir": str(tmp_path / "2"), **settings})
     for rounds in (25, 1, 2, 38, 13, 10_000):
         config = interrupted(config, monkeypatch, rounds)
     resumed = checkpoint.load_latest(tmp_path / "2").state
     assert whole["counters"] == resumed["counters"]
     assert whole["counters"]["learner_steps"] >= 8
-    for key in ("model", "optimizer", "rng", "workers"):
+    assert ("target" in whole) == ("target_every" in settings)
+    for key in {"model", "target", "optimizer", "rng", "workers"} & whole.keys():
         assert_same(whole[key], resumed[key], key)
 
 
@@ -195,7 +209,7 @@ def test_a_run_of_this_checkpoint_format_is_played_and_goes_on(tmp_path, version
     shutil.copy(data / f"config-{version}.json", run_dir / "config.json")
     path = run_dir / "checkpoints" / "latest-000000004000.pt"
     shutil.copy(data / f"checkpoint-{version}.pt", path)
-    assert enjoy.main([f"--checkpoint={path}", "--episodes=1"]) == 0
+    assert enjoy.main([f"--checkpoint={path}", "--episodes=1"], "enjoy.py") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["episode_return_mean"] >= 8
     before = checkpoint.load_latest(run_dir).state["counters"]
     flags = (f"--run-dir={run_dir}", "--resume", "--train-frames=20000", "--lr-schedule=constant")

@@ -1,13 +1,16 @@
 """train.py learns, with its default settings, within a time that can be told."""
 
 import importlib.util
+import json
 import math
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.runs import finish, interrupt, metrics, training
+from tests.runs import ROOT, finish, interrupt, metrics, training
 
 WINDOW = 100  # episodes in `episode_return_mean`
 
@@ -61,6 +64,30 @@ def test_rewards_that_come_late_and_grow_a_thousandfold_are_learned(tmp_path):
     """16 environments make 32,000 decisions in each phase, half of them resets."""
     flags = ("--env=tests.tiny_envs:LateReward-v0", "--serial")
     seconds_until(950, 120, tmp_path / "run", *flags, max_decisions=100_000)
+
+
+def greedy_return(run_dir) -> float:
+    """Of best.pt, over 30 episodes."""
+    command = [sys.executable, str(ROOT / "enjoy.py"), f"--run-dir={run_dir}", "--checkpoint=best"]
+    played = subprocess.run(
+        [*command, "--deterministic", "--episodes=30"], check=True, capture_output=True, text=True
+    )
+    return json.loads(played.stdout.splitlines()[-1])["episode_return_mean"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("env", "frames", "score"),
+    [("tests.tiny_envs:Catch-v0", 200_000, 0.9), ("CartPole-v1", 500_000, 475)],
+)
+def test_n_step_q_is_learned_where_its_best_actions_are_taken(tmp_path, env, frames, score):
+    """In training a third of the environments takes every second action at random."""
+    run_dir = tmp_path / "run"
+    flags = (f"--env={env}", "--algorithm=n_step_q", "--serial", f"--train-frames={frames}")
+    with training(run_dir, *flags) as process:
+        ended = finish(process, 300)
+    assert ended.code == 0, ended.stderr
+    assert greedy_return(run_dir) >= score
 
 
 POINT = ("--env=tests.tiny_envs:Point-v0",)

@@ -2,9 +2,11 @@
 
 from sfrl.algorithms.actor_critic import ActorCritic
 from sfrl.algorithms.algorithm import Algorithm as Algorithm
+from sfrl.algorithms.n_step_q import NStepQ
 from sfrl.envs import EnvSpec
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.config import Config
+from sfrl.settings.n_step_q import NStepQConfig
 
 
 def make_algorithm(config: Config, env: EnvSpec) -> Algorithm:
@@ -12,4 +14,6 @@ def make_algorithm(config: Config, env: EnvSpec) -> Algorithm:
     match config:
         case ActorCriticConfig():
             return ActorCritic(config, env)
-    raise TypeError(f"algorithm={config.algorithm} has no networks")
+        case NStepQConfig():
+            return NStepQ(config, env)
+    raise TypeError(f"{type(config).__name__} is of no algorithm")

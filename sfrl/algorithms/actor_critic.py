@@ -138,6 +138,7 @@ class ActorCritic:
         model: ActorCriticNetwork,
         obs: Tensor,
         rnn_state: Tensor | None,
+        epsilon: Tensor | None,
         generator: torch.Generator,
     ) -> Acted:
         logits, rnn_state = model.preferences(obs, rnn_state)
@@ -149,7 +150,9 @@ class ActorCritic:
         logits, rnn_state = model.preferences(obs, rnn_state)
         return Acted({"actions": Categorical(logits).mode()}, rnn_state)
 
-    def loss(self, model: ActorCriticNetwork, batch: Minibatch, version: Tensor) -> Loss:
+    def loss(
+        self, model: ActorCriticNetwork, target: None, batch: Minibatch, version: Tensor
+    ) -> Loss:
         logits, values = model.unroll(batch.obs, batch.rnn_state, batch.valid)
         lag = version - batch.policy_version  # [T, C], updates since the row's policy
         mask = batch.valid[:-1] & (lag <= self.config.max_policy_lag)

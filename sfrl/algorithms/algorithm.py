@@ -51,6 +51,7 @@ class Algorithm(Protocol):
         model: Any,
         obs: Tensor,  # [B, *obs_shape]
         rnn_state: Tensor | None,  # [B, H]; None: zeros
+        epsilon: Tensor | None,  # [B], the probabilities to explore; None: it has none
         generator: torch.Generator,  # on the device of `obs`
     ) -> Acted:
         """As in training. No gradients; it takes no time of the host's but to start its kernels."""
@@ -58,10 +59,11 @@ class Algorithm(Protocol):
     def greedy(self, model: Any, obs: Tensor, rnn_state: Tensor | None) -> Acted:
         """The best action that it knows, as `act`; `fields` has `actions` alone."""
 
-    def loss(self, model: Any, batch: Minibatch, version: Tensor) -> Loss:
+    def loss(self, model: Any, target: Any, batch: Minibatch, version: Tensor) -> Loss:
         """Of a minibatch; it reads no result, so that it can be captured as a CUDA graph.
 
         Args:
+            target: an earlier state of the model, if the settings ask for one; else None.
             version: scalar int64, updates applied to the model.
         """
 

@@ -54,3 +54,32 @@ class Categorical:
     def entropy(self) -> Tensor:
         log_probs = self.logits.log_softmax(dim=-1)
         return -(log_probs.exp() * log_probs).sum(dim=-1)
+
+
+class EpsilonGreedy:
+    """The best of A actions by their values, or with probability epsilon any of them.
+
+    values are [..., A] float32, epsilon [...] float32; actions are [...] int64.
+    """
+
+    def __init__(self, values: Tensor, epsilon: Tensor) -> None:
+        self.values = values
+        self.epsilon = epsilon
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        draws = torch.empty_like(self.values).uniform_(generator=generator)
+        explores = torch.empty_like(self.epsilon).uniform_(generator=generator) < self.epsilon
+        return torch.where(explores, draws.argmax(dim=-1), self.mode())
+
+    def mode(self) -> Tensor:
+        return self.values.argmax(dim=-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        probs = self.epsilon / self.values.shape[-1]
+        return torch.where(actions == self.mode(), probs + 1 - self.epsilon, probs).log()
+
+    def entropy(self) -> Tensor:
+        num_others = self.values.shape[-1] - 1
+        other = self.epsilon / self.values.shape[-1]
+        best = other + 1 - self.epsilon
+        return -(torch.xlogy(best, best) + num_others * torch.xlogy(other, other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from sfrl.parameters.optimizer import (
     portable_state,
     set_learning_rate,
 )
-from sfrl.parameters.weights import Weights
+from sfrl.parameters.weights import Weights, WeightsReader
 from sfrl.settings.config import Config
 
 
@@ -26,11 +27,28 @@ class Step(NamedTuple):
 
 
 class CentralParameters:
-    """A model's parameters, its optimizer, and where the weights are published."""
+    """A model's parameters, its optimizer, and where the weights are published.
 
-    def __init__(self, config: Config, model: Network, weights: Weights) -> None:
+    Attributes:
+        target: an earlier state of the model, renewed every `config.target_period` steps, or None.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: Network,
+        weights: Weights,
+        target_weights: Weights | None = None,  # where the target's are published
+    ) -> None:
         self.model = model
         self.weights = weights
+        self.target: Network | None = None
+        self._target_weights = target_weights
+        self._target_every = config.target_period
+        if target_weights is not None:
+            self.target = copy.deepcopy(model).requires_grad_(False)
+            self._target_reader = WeightsReader(target_weights)
+            self._target_version = 0
         self._max_grad_norm = config.max_grad_norm
         self._networks = model.networks()
         self.optimizer = make_optimizer(config, self._networks)
@@ -66,14 +84,30 @@ class CentralParameters:
         set_learning_rate(self.optimizer, learning_rate)
 
     def publish(self, version: int) -> None:
-        """Make the present weights those that everybody acts with."""
+        """Make the present weights those that everybody acts with, and the target's if it is due.
+
+        Args:
+            version: optimizer steps applied so far.
+        """
         self.weights.publish(self.model, version)
+        if self.target is None or self._target_weights is None:
+            return
+        if version // self._target_every > self._target_version // self._target_every:
+            self._target_version = version
+            self._target_weights.publish(self.model, version)
+            self._target_reader.refresh(self.target)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint. Normalization statistics are buffers of the model."""
-        return {"model": self.model.state_dict(), "optimizer": portable_state(self.optimizer)}
+        state = {"model": self.model.state_dict(), "optimizer": portable_state(self.optimizer)}
+        if self.target is not None:
+            state["target"] = self.target.state_dict()
+        return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint. Raises what `checkpoint.MISFITS` lists if it does not fit."""
         self.model.load_weights(state["model"])
         load_portable_state(self.optimizer, state["optimizer"])
+        if self.target is not None:
+            self.target.load_weights(state["target"])
+            self._target_version = state["counters"]["learner_steps"]

@@ -42,9 +42,9 @@ class Weights:
     as float32.
     """
 
-    def __init__(self) -> None:
-        self._header = SharedArray("weights-header", *_HEADER)
-        self._path = segment_path("weights")
+    def __init__(self, name: str = "weights") -> None:
+        self._header = SharedArray(f"{name}-header", *_HEADER)
+        self._path = segment_path(name)
         self._copies: torch.Tensor | None = None  # [2, number of values] float32
 
     @property

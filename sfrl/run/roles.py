@@ -50,6 +50,7 @@ class Shared(NamedTuple):
     buffer: TrajectoryBuffer
     channels: Channels
     weights: Weights
+    target_weights: Weights | None  # of an algorithm that needs a target
     progress: Progress
 
 
@@ -67,6 +68,7 @@ def make_shared(config: Config, spec: EnvSpec) -> Shared:
         TrajectoryBuffer(config.num_slots, slot_spec(config, spec), debug=config.debug_buffers),
         make_channels(topology, resolve_queue_kind(config.queue), stop),
         Weights(),
+        Weights("target-weights") if config.target_period else None,
         Progress(topology, spec.frameskip),
     )
 
@@ -85,7 +87,7 @@ def shared_bytes(config: Config, spec: EnvSpec) -> SharedBytes:
     num_mailboxes = topology.num_roles + 1  # requests go the other way
     return SharedBytes(
         trajectory_buffer.nbytes(config.num_slots, slot_spec(config, spec)),
-        weights.nbytes(model_size(config, spec)),
+        weights.nbytes(model_size(config, spec)) * (2 if config.target_period else 1),
         segment_bytes(StopFlag.FIELD)
         + channels.nbytes(topology, resolve_queue_kind(config.queue))
         + progress.nbytes(topology)
@@ -158,6 +160,7 @@ def make_learner(
         shared.buffer,
         shared.channels,
         shared.weights,
+        shared.target_weights,
         shared.progress,
         reports,
         requests,

@@ -15,8 +15,12 @@ from sfrl.envs.logs import printable
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.fields import Setting, settings_of
+from sfrl.settings.n_step_q import NStepQConfig
 
-ALGORITHMS: dict[str, type[Config]] = {"actor_critic": ActorCriticConfig}
+ALGORITHMS: dict[str, type[Config]] = {
+    "actor_critic": ActorCriticConfig,
+    "n_step_q": NStepQConfig,
+}
 DEFAULT_ALGORITHM = "actor_critic"  # and that of files from when there was no other
 
 MAX_CONFIG_BYTES = 1 << 20  # of a config.json

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sfrl import envs
 from sfrl.settings.environment import EnvironmentSettings
 from sfrl.settings.experience import ExperienceSettings
@@ -57,6 +60,17 @@ class Config(
     STATISTICS: ClassVar[tuple[str, ...]] = ()
     """What the algorithm tells of an update, besides what the learner tells itself, the most
     telling first: a line for people has the third, a panel the first four. See docs/metrics.md."""
+
+    @property
+    def target_period(self) -> int:
+        """Optimizer steps after which a target network becomes a copy of the model; 0: there is
+        none."""
+        return 0
+
+    def epsilons(self, env_frames: int) -> NDArray[np.float32] | None:
+        """[splits, N], with what probability each environment's action is a random one; None: it
+        explores in other ways."""
+        return None
 
     def __post_init__(self) -> None:
         if problems := self.problems():

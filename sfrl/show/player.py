@@ -99,6 +99,9 @@ class Player:
         self.model = model.inference_copy(torch.float32)
         self.seed = seed
         self.deterministic = deterministic
+        self._epsilon: Tensor | None = None
+        if (epsilons := config.epsilons(config.train_frames)) is not None:
+            self._epsilon = torch.tensor([epsilons.min()])  # as little as any did in the end
         self.render = render
 
     def episode(self, index: int, max_steps: int = 0) -> Iterator[Moment]:
@@ -116,7 +119,7 @@ class Player:
                 if self.deterministic:
                     acted, rnn_state = self.algorithm.greedy(*seen)
                 else:
-                    acted, rnn_state = self.algorithm.act(*seen, generator)
+                    acted, rnn_state = self.algorithm.act(*seen, self._epsilon, generator)
                 env.send(acted["actions"].numpy())
                 obs, rewards, terminated, truncated = env.recv()
                 score += float(rewards[0])

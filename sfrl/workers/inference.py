@@ -103,10 +103,11 @@ class GpuBatch:
                 place.copy_(row, non_blocking=True)
             self._copied.record()
         torch.cuda.current_stream().wait_event(self._copied)
-        if valid.numel():  # recurrent
+        if splits.numel():
             self._host_splits[:r], self._host_splits[r:] = splits, self._nobody
-            self._host_valid[:r] = valid
             self._splits.copy_(self._host_splits, non_blocking=True)
+        if valid.numel():
+            self._host_valid[:r] = valid
             self._valid.copy_(self._host_valid, non_blocking=True)
 
     def compute(self) -> None:

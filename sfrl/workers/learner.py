@@ -66,6 +66,7 @@ class Learner:
         buffer: TrajectoryBuffer,
         channels: Channels,
         weights: Weights,
+        target_weights: Weights | None,  # of an algorithm that needs a target
         progress: Progress,
         reports: Mailbox[Report],
         checkpoint_requests: Mailbox[CheckpointRequest],
@@ -82,7 +83,7 @@ class Learner:
             config, progress, checkpoint_requests, reports, self.state
         )
         self.device = next(model.parameters()).device
-        self.parameters = CentralParameters(config, model, weights)
+        self.parameters = CentralParameters(config, model, weights, target_weights)
         self.rng = np.random.default_rng(config.seed)  # order of trajectories in minibatches
         self.workers_state: Callable[[], dict[str, Any] | None] = lambda: None  # see `SerialCrew`
         self.dropped_rows = 0
@@ -188,11 +189,9 @@ class Learner:
             self._chosen.copy_(torch.from_numpy(np.stack([slots, envs])))
             batch = self.slots.gather(*self._chosen)
             acted = {name: torch.zeros_like(field) for name, field in batch.acted.items()}
-            self.algorithm.loss(
-                self.model,
-                batch._replace(acted=acted),
-                self._version,  # free slots have none
-            ).total.backward()
+            batch = batch._replace(acted=acted)  # free slots have none
+            target = self.parameters.target
+            self.algorithm.loss(self.model, target, batch, self._version).total.backward()
             self.parameters.drop_gradients()
 
     def _orders(self, places: list[int]) -> NDArray[np.int64]:
@@ -215,7 +214,7 @@ class Learner:
         """
         batch = self.slots.gather(*self._chosen)
         self.timer.lap("gather")
-        loss = self.algorithm.loss(self.model, batch, self._version)
+        loss = self.algorithm.loss(self.model, self.parameters.target, batch, self._version)
         applied, grad_norm = self.parameters.step(loss.total)
         self.algorithm.after_update(self.model, loss, applied)
         own = {"total_loss": loss.total.detach(), "grad_norm": grad_norm}

@@ -49,6 +49,8 @@ class PolicyWorker:
         progress: Progress,
     ) -> None:
         role, slots = Role("policy", index), channels.topology.slots
+        self.config = config
+        self.progress = progress
         self.algorithm = algorithm
         self.model = model
         self.buffer = buffer
@@ -69,6 +71,10 @@ class PolicyWorker:
             (config.splits + 1, self.num_envs, model.state_size), device=self.device
         )
         self.rnn_states = self._all_rnn_states[: config.splits]
+        # [splits, N], of each environment, and of one more split; None: nobody explores so.
+        self._epsilons: Tensor | None = None
+        if config.epsilons(0) is not None:
+            self._epsilons = torch.zeros(self._all_rnn_states.shape[:2], device=self.device)
         self._batches: deque[Batch] = deque(self._make_batches(config))
         self._stream = cuda.new_stream(self.device)  # last: it waits for what was made here
         # Of the batches launched, the oldest first: requests and the version that answers them.
@@ -134,7 +140,11 @@ class PolicyWorker:
         batch = self._batches[0]
         self._batches.rotate(-1)
         rows = [self.obs[slot, t] for slot, t, _ in requests]
-        batch.load(rows, *self._recurrent_inputs(requests))
+        if self._epsilons is not None:
+            now = self.config.epsilons(self.progress.env_frames)
+            assert now is not None, "it does not change its ways"
+            self._epsilons[:-1].copy_(torch.from_numpy(now))
+        batch.load(rows, *self._split_inputs(requests))
         self.timer.lap("gather")
         batch.compute()
         self._in_flight.append((requests, self.weights.version, batch))
@@ -150,7 +160,8 @@ class PolicyWorker:
         """See `inference.Act`. Takes no time of the host's but to start its kernels."""
         is_recurrent = self.model.state_size > 0
         states = self._all_rnn_states[splits].flatten(0, 1) if is_recurrent else None
-        fields, states = self.algorithm.act(self.model, obs, states, self.generator)
+        epsilon = None if self._epsilons is None else self._epsilons[splits].flatten()
+        fields, states = self.algorithm.act(self.model, obs, states, epsilon, self.generator)
         if states is not None:
             # A row that shows a final observation is followed by a new episode: state 0.
             kept = states.unflatten(0, valid.shape) * valid.unsqueeze(2)
@@ -176,13 +187,15 @@ class PolicyWorker:
             queue, producer = self.replies[slot]
             queue.put(pack(*request), producer)
 
-    def _recurrent_inputs(self, requests: list[Message]) -> tuple[Tensor, Tensor]:
-        """splits [R] and valid [R, N] of the rows asked for; of no size without a GRU.
+    def _split_inputs(self, requests: list[Message]) -> tuple[Tensor, Tensor]:
+        """splits [R] and valid [R, N] of the rows asked for; of no size where nobody needs them.
 
-        At a slot's first row the state before it goes into the slot.
+        With a GRU the state before a slot's first row goes into the slot.
         """
         if self.model.state_size == 0:
-            return _NOTHING, _NOTHING
+            if self._epsilons is None:
+                return _NOTHING, _NOTHING
+            return torch.tensor([self.split_of[slot] for slot, _, _ in requests]), _NOTHING
         begun = [slot for slot, t, _ in requests if t == 0]
         if begun:
             for slot in begun:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.distributions import Categorical as Reference
 
-from sfrl.nets.distributions import Categorical
+from sfrl.nets.distributions import Categorical, EpsilonGreedy
 
 SHAPES = [(1, 2), (64, 6), (5, 3, 18)]
 
@@ -67,3 +67,34 @@ def test_sample_has_one_action_per_row_and_repeats_with_the_seed(shape: tuple[in
     assert first.shape == shape[:-1]
     assert first.dtype == torch.int64
     assert torch.equal(first, second)
+
+
+EPSILONS = torch.tensor([0.0, 0.1, 0.5, 1.0])
+
+
+def epsilon_greedy(num_rows: int = 1) -> tuple[EpsilonGreedy, torch.Tensor]:
+    """Over 5 actions for each of 4 epsilons, and the probabilities [4, 5]."""
+    values = random_logits(4, 5)
+    probs = EPSILONS[:, None] / 5 + torch.zeros(4, 5)
+    probs[torch.arange(4), values.argmax(1)] += 1 - EPSILONS
+    return EpsilonGreedy(values.expand(num_rows, 4, 5), EPSILONS.expand(num_rows, 4)), probs
+
+
+def test_epsilon_greedy_has_the_probabilities_it_is_named_after() -> None:
+    policy, probs = epsilon_greedy()
+    reference = Reference(probs=probs)
+    for action in range(5):
+        actions = torch.full((1, 4), action)
+        expected = probs[:, action].log()
+        torch.testing.assert_close(policy.log_prob(actions)[0], expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(policy.entropy()[0], reference.entropy(), atol=1e-6, rtol=1e-5)
+    assert policy.mode()[0, :3].tolist() == probs[:3].argmax(1).tolist()
+
+
+def test_epsilon_greedy_samples_follow_the_probabilities() -> None:
+    policy, probs = epsilon_greedy(num_rows=100_000)
+    actions = policy.sample(torch.Generator().manual_seed(7))
+    frequencies = torch.stack([(actions == a).float().mean(0) for a in range(5)], dim=1)
+    deviations = (probs * (1 - probs) / 100_000).sqrt()
+    assert ((frequencies - probs).abs() <= 4.5 * deviations).all()
+    assert (actions[:, 0] == policy.mode()[:, 0]).all(), "epsilon 0 never explores"

@@ -1,0 +1,34 @@
+"""Returns of trajectories, as pure functions of [T, B] tensors."""
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def n_step_returns(
+    rewards: Tensor,  # [T, B]
+    discounts: Tensor,  # [T, B] gamma, or 0 where the episode ended at step t
+    values: Tensor,  # [T+1, B] of the states; row T is the bootstrap
+    valid: Tensor,  # [T, B] bool; False on rows that show an ended episode's final observation
+) -> Tensor:
+    """Discounted rewards up to the trajectory's end, and the value there [T, B].
+
+    Algorithm S3 of Mnih et al. 2016 (arXiv:1602.01783): G_t = r_t + discount_t * G_{t+1} and
+    G_T = values[T], so that row t looks T - t steps ahead. A row that is not valid shows the final
+    observation of an episode that was cut off: G is its value there, from which the step before
+    bootstraps, and nothing flows back from the next episode.
+
+    Raises:
+        ValueError: shapes disagree; unchecked, a [T, 1] argument would broadcast silently.
+    """
+    if not rewards.shape == discounts.shape == valid.shape == values[1:].shape:
+        raise ValueError(
+            f"rewards {list(rewards.shape)}, discounts {list(discounts.shape)} and valid "
+            f"{list(valid.shape)} must be [T, B], and values {list(values.shape)} [T+1, B]"
+        )
+    returns = torch.empty_like(rewards)
+    following = values[-1]
+    for t in reversed(range(len(rewards))):
+        following = torch.where(valid[t], rewards[t] + discounts[t] * following, values[t])
+        returns[t] = following
+    return returns

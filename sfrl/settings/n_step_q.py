@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfrl import envs
+from sfrl.settings.config import Config
+from sfrl.settings.fields import Count, at_least
+
+# What epsilons become, and how many environments have each (Mnih et al. 2016, section 5.1).
+_FINAL_EPSILONS = (0.1, 0.01, 0.5)
+_SHARES = (0.4, 0.3, 0.3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NStepQConfig(Config):
+    """n-step Q-learning (--algorithm=n_step_q)."""
+
+    STATISTICS = ("value_loss", "explained_variance", "action_value", "greedy_fraction")
+
+    algorithm: Literal["n_step_q"] = "n_step_q"
+    target_every: Count = 100
+    """Optimizer steps after which the target network becomes a copy of the model."""
+    epsilon_frames: Annotated[int, at_least(0)] = 4_000_000
+    """Emulated frames over which the probability of a random action falls from 1 to 0.1, 0.01 or
+    0.5, which is drawn for each environment."""
+
+    @classmethod
+    def defaults_in(cls, spec: envs.EnvSpec, given: Mapping[str, object]) -> dict[str, object]:
+        if spec.kind == "atari":
+            return {}
+        return {"epsilon_frames": 50_000}
+
+    @property
+    def target_period(self) -> int:
+        return self.target_every
+
+    def epsilons(self, env_frames: int) -> NDArray[np.float32]:
+        """[splits, N]: all begin at 1 and fall in a line to a final value of their own."""
+        rng = np.random.default_rng([self.seed, len(_SHARES)])
+        shape = (self.splits, self.envs_per_split)
+        final = rng.choice(np.array(_FINAL_EPSILONS, np.float32), size=shape, p=_SHARES)
+        progress = min(1.0, env_frames / self.epsilon_frames) if self.epsilon_frames else 1.0
+        return (1 - progress * (1 - final)).astype(np.float32)

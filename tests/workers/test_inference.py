@@ -1,0 +1,26 @@
+"""How what a GPU has acted crosses to the host: all fields in one row of bytes."""
+
+import numpy as np
+import torch
+from sfrl.settings.algorithm import RowField
+
+from sfrl.workers.inference import packed, unpacked
+
+ACTED = {
+    "masks": RowField("bool", (3,)),
+    "actions": RowField("int64"),
+    "torques": RowField("float32", (2,)),
+}
+
+
+def test_what_is_unpacked_is_what_was_packed():
+    fields = {
+        "masks": torch.rand(5, 3) > 0.5,
+        "actions": torch.arange(5) * 2**40,
+        "torques": torch.randn(5, 2),
+    }
+    results = unpacked(packed(fields, ACTED), ACTED, 5)
+    assert results.keys() == fields.keys()
+    for name, values in fields.items():
+        np.testing.assert_array_equal(results[name], values.numpy())
+        assert results[name].dtype == ACTED[name].dtype
