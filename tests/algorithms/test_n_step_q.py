@@ -69,7 +69,8 @@ def test_epsilons_fall_to_a_value_of_each_environment(config):
     assert (before == 1).all()
     assert (np.abs(after[..., None] - [0.1, 0.01, 0.5]).min(axis=-1) < 1e-6).all()
     np.testing.assert_allclose(half, (1 + after) / 2, rtol=1e-6)
-    many = NStepQConfig(**SETTINGS | {"envs_per_worker": 20_000, "batch_size": 10_000 * T})
+    sizes = {"envs_per_worker": 20_000, "batch_size": 10_000 * T, "policy_batch_size": 10_000}
+    many = NStepQConfig(**SETTINGS | sizes)
     values, counts = np.unique(many.epsilons(10**9).round(6), return_counts=True)
     np.testing.assert_allclose(values, [0.01, 0.1, 0.5])
     np.testing.assert_allclose(counts / 20_000, [0.3, 0.4, 0.3], atol=0.02)
