@@ -91,7 +91,7 @@ class Run:
     def told_as_discarded(self) -> int:
         """Decisions that the successors of killed workers say they have discarded."""
         log = (self.run_dir / "log.txt").read_text()
-        return sum(map(int, re.findall(r"discards (\d+) decisions of its forerunner", log)))
+        return sum(map(int, re.findall(r"discards (\d+) decisions of its predecessor", log)))
 
     def longest_standstill_s(self) -> float:
         """Of the reports after the first frames: the longest time in which no frame was added."""

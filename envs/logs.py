@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _OWN = "sfrl"
-# What terminals take for orders: control characters, but for the ends of lines and tabs, and those
-# that turn the direction of writing.
+# What terminals obey: control characters without line ends and tabs, and those that change the
+# direction of writing.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 

@@ -171,7 +171,7 @@ def what_it_needs(env_id: str, error: Exception) -> str | None:
 
 
 def _ids() -> list[str]:
-    """Gymnasium's, but for those that are there only to say that they have moved."""
+    """Gymnasium's, except for those that are there only to say that they have moved."""
     specs = [gymnasium.registry[name] for name in sorted(_INSTALLED)]
     return [
         spec.id

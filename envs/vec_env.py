@@ -15,7 +15,7 @@ EnvState = dict[str, Any]  # arrays, numbers and containers of them, as checkpoi
 
 
 class StepResult(NamedTuple):
-    """One step of N environments. The caller owns the arrays, but for `obs`."""
+    """One step of N environments. The caller owns the arrays, except for `obs`."""
 
     obs: ObsArray  # [N, *obs_shape], contiguous; the next `recv` or `reset` may overwrite it
     rewards: NDArray[np.float32]  # [N] as the environment gave them: unclipped, unscaled
@@ -57,8 +57,8 @@ class VecEnv(Protocol):
     action_space: Discrete  # of a single environment; starts at 0
     frameskip: int  # emulated frames per decision; 1 if the environment has no such notion
     stepping: NDArray[np.int64]
-    """[1], the environment that is made, steps or resets now, -1 if none: for a watchdog, who has
-    the environments made with shared memory here."""
+    """[1], the environment that is made, steps or resets now, -1 if none. `Split` puts shared
+    memory here, for the watchdog."""
 
     def reset(self) -> ObsArray:
         """Start all environments from their seeds. Every call gives the same start states."""
@@ -80,7 +80,7 @@ class VecEnv(Protocol):
         """All that decides what comes next, between any two calls; None if it cannot be had."""
 
     def load_state(self, state: EnvState) -> None:
-        """Go on as the environments went on of which this is the `state`; replaces `reset`."""
+        """Restore a state returned by `state()`; call it instead of `reset()`."""
 
     def render(self) -> NDArray[np.uint8]:
         """The picture a human would see now, [H, W, 3]. Needs `render=True` when made.

@@ -4,14 +4,29 @@
     summary = train(env="CartPole-v1", train_frames=100_000)
 
     rollout worker --(slot, t)--> policy worker <--weights-- learner
-      envs, no net <--actions----  batched inference          V-trace
+      envs, no net <--actions----  batched inference          updates
            |  ^                                                |  ^
            |  +---------------- free slots --------------------+  |
            +------------------- full slots -----------------------+
 
 All experience lives in one TrajectoryBuffer in shared memory; only indices of its slots travel,
-through lock-free queues. One role, one module, one loop (`step`): rollout_worker.py,
-policy_worker.py, learner.py. process_crew.py starts them, trainer.py watches over them.
+through lock-free queues. The folders, each of which imports only from those below it:
+
+    commands/    flags become settings, errors become exit codes
+    bench/       what limits this machine;  tune/  finds the fastest arrangement for it
+    run/         processes: trainer, crews, watchdog; alone knows all workers
+    show/        panel, output, player
+    workers/     rollout worker, policy worker, learner: a module and a loop (`step`) each
+    algorithms/  what is learned, and how it acts: actor_critic, n_step_q
+    experience/  slots, and the minibatches made of them
+    parameters/  weights, optimizer, publication
+    ipc/         queues, mailboxes, counters, addresses in shared memory
+    records/     metrics, checkpoints, the run's folder
+    settings/    groups of settings and their rules, one file for each algorithm
+    nets/        encoders, distributions;  maths/  V-trace, returns, losses
+    envs/        Atari and Gymnasium behind one interface
+
+docs/architecture.md has the same picture, and the reasons.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from sfrl.run.roles import Shared, make_policy_worker, make_rollout_worker
 
 
 class Actors:
-    """The workers of a run but for the learner, who has published its weights before."""
+    """The workers of a run except for the learner, who has published its weights before."""
 
     def __init__(self, shared: Shared) -> None:
         topology = shared.topology

@@ -20,7 +20,7 @@ import sfrl
 from sfrl.api import only_run
 from sfrl.commands import train as cli
 from sfrl.settings.algorithms import all_settings, load_config, type_problems
-from sfrl.tune.components import MeasureError, in_child
+from sfrl.tune.children import MeasureError, in_child
 from tests.runs import ROOT, TIMEOUT_S, TINY, has_trained, segments, wait_for
 
 gymnasium.register("Mine-v0", CartPoleEnv)

@@ -190,7 +190,7 @@ def test_a_serial_run_whose_environments_cannot_be_saved_starts_them_anew_and_sa
     copy = dataclasses.replace(config, run_dir=str(tmp_path / "2"))
     shutil.copytree(config.run_dir, copy.run_dir)
     Trainer(config).run()
-    assert "environments could not be saved; they start anew, from other seeds" in caplog.text
+    assert "environments could not be saved; they start again, from other seeds" in caplog.text
     Trainer(copy).run()
     first, again = (checkpoint.load_latest(c.run_dir).state["model"] for c in (config, copy))
     assert all(first[name].equal(again[name]) for name in first)

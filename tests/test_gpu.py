@@ -181,7 +181,7 @@ def test_a_captured_batch_samples_from_the_policy_and_anew_each_time(make_shared
     worker = make_policy_worker(bench.shared, 0)
     batch = worker._batches[0]
     assert isinstance(batch, GpuBatch)
-    assert all(graphed.is_captured for graphed in batch._passes.values()), "by the rehearsal"
+    assert all(graphed.is_captured for graphed in batch._passes.values()), "by the warm-up"
     obs = torch.from_numpy(bench.buffer.obs)
     bench.fill(0)
     row, nothing = obs[0, 0], torch.empty(0)

@@ -40,7 +40,7 @@ class SlotInbox:
         return slots
 
     def give_back(self, slots: Iterable[int]) -> None:
-        """Each goes to its split, which fills it anew: nothing of it may be read any more."""
+        """Each goes to its split, which fills it again: nothing of it may be read any more."""
         buffer = self.buffer
         for slot in slots:
             self._progress.learned_steps[slot] += int(buffer.valid[slot, :-1].sum())

@@ -112,7 +112,7 @@ class IndexQueue(Protocol):
         """
 
     def load_state(self, state: NDArray[np.uint64]) -> None:
-        """Be as the queue of which this is the `state`."""
+        """Restore the `state` of a queue of the same size."""
 
     def unlink(self) -> None:
         """Remove what the queue keeps in /dev/shm; for the process that made it."""
@@ -143,7 +143,7 @@ class LockFreeQueue:
         return (memory_bytes(num_producers, capacity) // 8,), np.uint64
 
     def __reduce__(self) -> tuple[type[LockFreeQueue], tuple[object, ...]]:
-        # The memory crosses by name; the extension object is made anew over it.
+        # The memory crosses by name; the extension object is made again over it.
         sizes = (self.name, self.num_producers, self.capacity)
         return LockFreeQueue, (*sizes, self._stop, self._spin_us, self._memory)
 

@@ -27,7 +27,7 @@ class Progress:
             back, whether it trained on them or dropped them.
         stepping: [W, splits of a worker] int64, the environment that steps now, counted from 0 in
             its split; -1 between steps.
-        restarts: [W] int64, how often the rollout worker was started anew; the trainer counts.
+        restarts: [W] int64, how often the rollout worker was started again; the trainer counts.
     """
 
     def __init__(self, topology: Topology, frameskip: int) -> None:
@@ -57,7 +57,7 @@ class Progress:
         return self.total_env_steps * self.frameskip
 
     def discarded_steps(self, is_filled: NDArray[np.bool_]) -> int:
-        """Decisions of this start that were lost with a worker, half a trajectory at most each.
+        """Decisions of this start that were lost with a worker: a partly filled slot per split.
 
         Args:
             is_filled: [S], a filling has begun and has not been given back by the learner.

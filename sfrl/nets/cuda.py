@@ -23,9 +23,9 @@ _pinned: dict[int, NDArray[Any]] = {}  # by address
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """A stream for `with torch.cuda.stream(...)`, which does nothing with None, that of a CPU.
+    """New CUDA stream, or None on a CPU, where `torch.cuda.stream(None)` is a no-op.
 
-    Graphs cannot be captured on the default stream. What that was given before is done when this
+    Graphs cannot be captured on the default stream. All work of that stream is done when this
     returns.
     """
     if device.type == "cpu":
@@ -62,7 +62,7 @@ def pin(array: NDArray[Any]) -> None:
     if result == 0:
         _pinned[address] = array
         return
-    with suppress(RuntimeError):  # the next kernel would be told of it: let it be one of no use
+    with suppress(RuntimeError):  # launch a dummy kernel, which clears CUDA's sticky error
         torch.zeros(1, device="cuda")
     log.warning(
         "%d MiB of shared memory could not be pinned (CUDA error %d): copies to the GPU take "
@@ -101,7 +101,7 @@ class Graphed:
     tensor each time, overwritten by the next call.
 
     What waits for the GPU in the middle cannot be captured. That is found out in the last of the
-    first calls, which then begins anew: a capture that fails can leave torch unable to go on.
+    first calls, which then begins again: a capture that fails can leave torch unable to go on.
     """
 
     WARM_UP_CALLS = 3

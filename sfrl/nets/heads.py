@@ -30,7 +30,7 @@ class ValueHead(nn.Module):
     BETA = 3e-3
     MIN_SIZE = 1e-2  # returns of 0 (no reward yet) must not blow up noise
     # What the layer has to put out for a return of the usual size. Its first outputs, of size 1,
-    # then are small beside returns, like the policy's first preferences.
+    # then are small next to returns, like the policy's first preferences.
     REACH = 10.0
     # Targets beyond so many sizes, the initial 1 included, count as that many: a single glitch is
     # not all, and returns of a million from the start are caught up with within ten updates.

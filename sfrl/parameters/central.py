@@ -56,8 +56,8 @@ class CentralParameters:
     def step(self, loss: Tensor) -> Step:
         """One optimizer step down the gradient of `loss`, unless one of them is not finite.
 
-        It reads no result, so that it can be captured as a CUDA graph; but for RMSprop, which has
-        no `found_inf` and can only be kept from a step by an if.
+        It reads no result, so that it can be captured as a CUDA graph. RMSprop cannot: it has no
+        `found_inf`, so that the host has to branch.
         """
         self.drop_gradients()
         loss.backward()
@@ -105,7 +105,7 @@ class CentralParameters:
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint. Raises what `checkpoint.MISFITS` lists if it does not fit."""
+        """Go on from a checkpoint. Raises what `checkpoint.MISMATCHES` lists if it does not fit."""
         self.model.load_weights(state["model"])
         load_portable_state(self.optimizer, state["optimizer"])
         if self.target is not None:

@@ -57,7 +57,7 @@ _DAMAGE = (
 
 
 # What loading another model's state, or nonsense, was seen to raise (tests/test_hostile.py).
-MISFITS = (
+MISMATCHES = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError),
     *(RuntimeError, OverflowError, MemoryError),
 )
@@ -80,7 +80,7 @@ def save(run_dir: Path | str, state: Mapping[str, Any], env_frames: int, *, keep
 
     Args:
         run_dir: the run's folder; `checkpoints/` is created if missing.
-        state: `REQUIRED_KEYS` but for `version`, which is added here, and whatever else is needed
+        state: `REQUIRED_KEYS` without `version`, which is added here, and whatever else is needed
             to go on. Tensors, numbers, strings, None and containers of them.
         env_frames: emulated frames of the run so far.
         keep: how many `latest` files stay.
@@ -145,7 +145,7 @@ def load(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     remedy = "check the path, or use another checkpoint"
     if path.parent.name == "checkpoints" and path.suffix == ".pt":  # of a run, not any file
-        remedy = "delete it and use an earlier checkpoint (--checkpoint=latest does so by itself)"
+        remedy = "use an earlier checkpoint of that run"
     if path.exists() and not path.is_file():  # a pipe would be waited for without end
         raise CheckpointError(f"{path} is no file; check the path")
     try:
@@ -167,7 +167,7 @@ def load(path: Path | str) -> dict[str, Any]:
         )
     try:
         problem = next(_problems(state), None)
-    except (RecursionError, *MISFITS) as error:
+    except (RecursionError, *MISMATCHES) as error:
         raise CheckpointError(f"{path} cannot be read ({_reason(error)}); {remedy}") from error
     if problem:
         raise CheckpointError(f"{path} is not a checkpoint of ours ({problem}); {remedy}")

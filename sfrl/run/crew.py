@@ -43,7 +43,7 @@ class Crew(Protocol):
         does. Whatever is raised, no process is left.
 
         Returns:
-            What happened to each that failed, or that was killed because it took longer; but for
+            What happened to each that failed, or that was killed because it took longer; except for
             rollout workers, of whom a run that ends needs nothing more: the log tells of them.
         """
 

@@ -45,7 +45,7 @@ PolicyBody = Callable[[Shared, int], None]
 class ProcessCrew:
     """Every worker in a process of its own, started by spawn and watched by its sentinel.
 
-    A rollout worker that dies or hangs is started anew, since others can tell what it had
+    A rollout worker that dies or hangs is started again, since others can tell what it had
     (`RolloutWorker`). A policy worker or the learner has what nobody else has: then the run ends.
     """
 
@@ -70,7 +70,7 @@ class ProcessCrew:
         self._watchdog = Watchdog(shared.config, shared.progress)
         self._helpers = Helpers()
         self._histories: defaultdict[Role, RestartHistory] = defaultdict(RestartHistory)
-        self._due_s: dict[Role, float] = {}  # who waits to be started anew -> until when
+        self._due_s: dict[Role, float] = {}  # who waits to be started again -> until when
         self._learner_steps_before = shared.progress.learner_steps
         self._steps_before: dict[Role, int] = {}  # restarted, and no decision yet -> those before
         self._is_killed = self._is_ending = False
@@ -128,7 +128,7 @@ class ProcessCrew:
         if not ended:
             time.sleep(max(0.0, _POLL_S - (time.monotonic() - start_s)))
         self._receive()
-        failures = {role: self._obituary(role) for role in ended}
+        failures = {role: self._how_it_ended(role) for role in ended}
         for role, complaint in self._watchdog.stalled().items():
             if role not in failures:
                 process = self._processes[role]
@@ -151,8 +151,8 @@ class ProcessCrew:
             return False  # a process killed in faster-fifo leaves its lock locked
         if role in self._failures and self._failures[role].ends_run:
             return False
-        # What fails or hangs before its first decision does so every time; but for a kill by others
-        # a worker is not to blame.
+        # Restart it if others have killed it, or if it has worked already. Whatever fails or hangs
+        # before its first decision would fail again.
         was_killed = role in ended and (self._processes[role].exitcode or 0) < 0
         return was_killed or self._env_steps(role) > 0
 
@@ -178,7 +178,7 @@ class ProcessCrew:
                 f"(max_worker_restarts={limit}):\n{causes}"
             )
         when = f" in {delay_s:g} s" if delay_s else ""
-        log.warning("%s; starting it anew%s (restart %d)", why, when, len(history.causes))
+        log.warning("%s; starting it again%s (restart %d)", why, when, len(history.causes))
         self._failures.pop(role, None)
         self._told.discard(role)
         del self._processes[role]
@@ -198,11 +198,11 @@ class ProcessCrew:
             self._histories[role].worked(now_s)
 
     def _env_steps(self, role: Role) -> int:
-        """Decisions of a rollout worker and its forerunners."""
+        """Decisions of a rollout worker and its predecessors."""
         slots = self._shared.topology.slots.of_worker(role.index)
         return int(self._shared.progress.env_steps[slots].sum())
 
-    def _obituary(self, role: Role) -> str:
+    def _how_it_ended(self, role: Role) -> str:
         process = self._processes[role]
         code = process.exitcode or 0
         known = {-number.value: number.name for number in signal.Signals}
@@ -264,10 +264,10 @@ class ProcessCrew:
             if not process.exitcode:
                 continue
             if self._is_killed or not role.is_restartable:
-                complaints.append(self._obituary(role))
+                complaints.append(self._how_it_ended(role))
             elif role not in self._told:
                 # While the run goes on it would be replaced; now nobody waits for its work.
-                log.warning("%s, while the run was stopping", self._obituary(role))
+                log.warning("%s, while the run was stopping", self._how_it_ended(role))
         return complaints
 
     def _stop_limit_s(self, role: Role, timeout_s: float) -> float:
@@ -287,7 +287,7 @@ class ProcessCrew:
 
     @property
     def pids(self) -> dict[Role, int]:
-        """Of the processes there are: not of those that wait to be started anew."""
+        """Of the processes there are: not of those that wait to be started again."""
         return {r: process.pid for r, process in self._processes.items() if process.pid is not None}
 
     @property

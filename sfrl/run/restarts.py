@@ -1,4 +1,4 @@
-"""When a rollout worker that failed is started anew: the oftener it fails, the later."""
+"""When a rollout worker that failed is started again: the oftener it fails, the later."""
 
 from __future__ import annotations
 

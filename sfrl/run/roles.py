@@ -129,7 +129,7 @@ def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
         shared.progress,
     )
     if worker.device.type != "cpu":
-        worker.rehearse()
+        worker.warm_up()
     return worker
 
 
@@ -169,7 +169,7 @@ def make_learner(
     if resume_path is not None:
         learner.load_state(checkpoint.load(resume_path))
     if learner.device.type != "cpu":
-        learner.rehearse()
+        learner.warm_up()
     learner.publish()
     return learner
 

@@ -68,11 +68,11 @@ class SerialCrew:
         if resume_path is not None:
             saved = checkpoint.load(resume_path)
             if saved.get("workers") is None:
-                log.info("environments could not be saved; they start anew, from other seeds")
+                log.info("environments could not be saved; they start again, from other seeds")
             else:
                 try:
                     self._load_state(checkpoint.arrays_of(saved["workers"]))
-                except checkpoint.MISFITS as error:
+                except checkpoint.MISMATCHES as error:
                     raise checkpoint.CheckpointError(
                         f"{resume_path} has the workers of a run with other sizes, or of none "
                         f"({type(error).__name__}: {checkpoint.in_one_line(error)}); resume with "

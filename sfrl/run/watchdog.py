@@ -39,7 +39,7 @@ class Watchdog:
         self._seen: dict[Role, bytes] = {}  # what it had done at the last look
         self._still_s: dict[Role, float] = {}  # for how long that has not changed
         self._suspended_s: dict[Role, float] = {}  # likewise, while it was stopped
-        self._first: dict[Role, bytes] = {}  # what its forerunner had done
+        self._first: dict[Role, bytes] = {}  # what its predecessor had done
         self._last_look_s = time.monotonic()
 
     def watch(self, role: Role, pid: int) -> None:
@@ -51,7 +51,7 @@ class Watchdog:
         self._still_s[role] = self._suspended_s[role] = 0.0
 
     def forget(self, role: Role) -> None:
-        """It has ended, and waits to be started anew."""
+        """It has ended, and waits to be started again."""
         del self._processes[role]
 
     def stalled(self) -> dict[Role, str]:

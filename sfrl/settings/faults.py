@@ -15,7 +15,7 @@ class FaultSettings(Settings):
     again soon. After this many restarts of one worker within an hour the run ends."""
     env_timeout: Seconds = 60.0
     """Seconds after which the start, a reset or a step of an environment is given up, and its
-    worker started anew."""
+    worker started again."""
     on_nan: Literal["skip", "stop"] = "skip"
     """NaN or infinity from an environment. skip: its episode is cut off before, with a warning.
     stop: the run ends. Neither ever reaches the learner."""

@@ -15,7 +15,7 @@ class WorkerSettings(Settings):
 
     tune: Literal["off", "cached", "now"] = "cached"
     """Fit workers, environments, splits and precision to this machine by a measurement of some
-    seconds, whose result is kept; flags are respected. now: measure anew. off: as the defaults say.
+    seconds, whose result is kept; flags are respected. now: measure again. off: use the defaults.
     No effect with --serial and --resume."""
     tuned: Annotated[str, NOTE] = ""
     """What the tuner decided and why."""

@@ -84,7 +84,7 @@ def make_display(
     Args:
         is_terminal: usually `out.isatty()`.
         out: where it is shown; None: stdout.
-        err: where log lines go, but for the panel's; None: stderr.
+        err: where log lines go, except for the panel's; None: stderr.
         title: what is being trained, for the panel.
         train_seconds: the `time_s` at which the run ends, if it does.
         train_frames: the `env_frames` at which the run ends, if it does.

@@ -57,8 +57,8 @@ class GpuBatch:
     """On a GPU, which copies rows straight from shared memory.
 
     The numbers of requests are rounded up to a power of two, and each of these sizes is one CUDA
-    graph, from pixels to sampled actions. What fills the rest is computed for nothing, for the
-    split behind the last. All batches compute on the same stream, one after the other; copies have
+    graph, from pixels to sampled actions. Padding rows are computed for a dummy split,
+    the one after the last. All batches compute on the same stream, one after the other; copies have
     one of their own, and so reach the next batch while this one computes.
     """
 

@@ -179,7 +179,7 @@ class Learner:
             self.timer.lap("publish")
         return True
 
-    def rehearse(self) -> None:
+    def warm_up(self) -> None:
         """One minibatch forward and backward, of which nothing is kept.
 
         A GPU whose memory is too small says so at start then, and not in the middle of the run.
@@ -300,7 +300,7 @@ class Learner:
             self.skipped_steps = state["counters"]["skipped_steps"]
             self.rng.bit_generator.state = state["rng"]["numpy"]
             torch.set_rng_state(state["rng"]["torch"])
-        except checkpoint.MISFITS as error:
+        except checkpoint.MISMATCHES as error:
             raise checkpoint.CheckpointError(
                 f"the checkpoint does not fit this run ({type(error).__name__}: "
                 f"{checkpoint.in_one_line(error)}); go on with the code and settings that wrote "

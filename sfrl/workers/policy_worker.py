@@ -122,7 +122,7 @@ class PolicyWorker:
                 self._answer(*self._in_flight.popleft())
         return bool(messages) or has_answered
 
-    def rehearse(self) -> None:
+    def warm_up(self) -> None:
         """Every batch that may come, for nobody: until each is a graph, on a GPU.
 
         One that is too small for them says so at start then, and not in the middle of the run.

@@ -106,7 +106,7 @@ class RolloutWorker:
     A split's message comes back as it was put, (slot, t, generation): row t has its actions, or,
     with t = T, the learner is done with the whole slot.
 
-    The same code starts a worker whose forerunner was killed, at whatever instruction. What that
+    The same code starts a worker whose predecessor was killed, at whatever instruction. What that
     one had put is the learner's; all else that it had begun is discarded, and late answers to it
     are known by their generation.
     """
@@ -131,7 +131,7 @@ class RolloutWorker:
         restarts, stepping = int(progress.restarts[index]), progress.stepping[index]
         slots = channels.topology.slots
         lent = self._inherit(slots.of_worker(index)) if restarts else set()
-        # A worker that was started anew, or a run that goes on, plays other episodes.
+        # A worker that was started again, or a run that goes on, plays other episodes.
         earlier = (restarts, int(progress.env_steps[-1]))
         seed = earlier if any(earlier) else ()
         self.splits = [
@@ -151,7 +151,7 @@ class RolloutWorker:
             for split in self.splits
         }
         self.stepping: deque[Split] = deque()  # actions sent, oldest first
-        self._has_forerunner = restarts > 0
+        self._has_predecessor = restarts > 0
         self._unsent: deque[Split] = deque()  # their requests find no room in the queue
         for split in self.splits:
             if not restarts:
@@ -177,7 +177,7 @@ class RolloutWorker:
                     num_discarded += int(progress.env_steps[slot] - progress.begun_steps[slot])
                 progress.begun_steps[slot] = progress.env_steps[slot]
                 buffer.reclaim(slot)
-        log.info("%s discards %d decisions of its forerunner", self.role.name, num_discarded)
+        log.info("%s discards %d decisions of its predecessor", self.role.name, num_discarded)
         return lent
 
     def _stagger(self, split: Split, seed: int) -> None:
@@ -272,7 +272,7 @@ class RolloutWorker:
         try:
             queue.put(self.buffer.message(split.slot, split.t), producer)
         except QueueFullError:
-            if not self._has_forerunner:
+            if not self._has_predecessor:
                 raise
             # Of requests that the dead have left, to a policy worker that is stopped itself.
             self._unsent.append(split)

@@ -59,7 +59,7 @@ class UpdateStatistics:
         return applied, skipped, in_a_row
 
     def take(self) -> tuple[dict[str, float], int, list[int]]:
-        """Means by name, rows dropped, rows by policy lag; all begin anew. Waits for a GPU.
+        """Means by name, rows dropped, rows by policy lag; all begin again. Waits for a GPU.
 
         The means are those of the names and `policy_lag_mean`, `policy_lag_max`, without those of
         which there is nothing.

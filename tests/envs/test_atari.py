@@ -78,7 +78,7 @@ def test_pong_ends_at_21_points_and_the_next_row_only_resets():
             assert result.rewards[i] == 0
             assert not result.terminated[i]
             assert not result.truncated[i]
-            assert not result.obs[i, :3].any()  # an empty stack but for its first picture
+            assert not result.obs[i, :3].any()  # an empty stack except for its first picture
             assert result.obs[i, 3].any()
         for i in np.flatnonzero(~ended):
             np.testing.assert_array_equal(result.obs[i, :3], obs[i, 1:])

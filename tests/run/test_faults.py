@@ -92,7 +92,7 @@ def test_nan_ends_the_run_at_once_if_it_is_to(tmp_path):
     assert ended.code == 1
     assert "NonFiniteError: GivesNaN-v0, env " in ended.stderr
     assert "NaN or infinity: reward nan" in ended.stderr
-    assert "starting it anew" not in ended.stderr
+    assert "starting it again" not in ended.stderr
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_an_environment_that_never_worked_ends_the_run_at_once(tmp_path, more):
         assert "\x1b" not in text
     assert ended.stderr.count("Traceback") == 1
     assert f"train.py: {'serial run' if more else 'rollout-0'}" in ended.stderr
-    assert "starting it anew" not in ended.stderr
+    assert "starting it again" not in ended.stderr
 
 
 def test_a_learner_that_fails_in_a_serial_run_is_told(tmp_path):
@@ -201,7 +201,7 @@ def test_an_environment_that_hangs_before_its_first_decision_ends_the_run(tmp_pa
         ended = finish(process)
     assert ended.code == 1
     assert "has been in a step of env 1 of its split 1, tests.faulty_env:Sixth" in ended.stderr
-    assert "starting it anew" not in ended.stderr
+    assert "starting it again" not in ended.stderr
     assert_nothing_is_left(process.pid)
 
 
@@ -231,7 +231,7 @@ def full_pipe() -> tuple[int, int]:
 
 
 def full_socket() -> tuple[int, int]:
-    """As some supervisors give it. It cannot be opened anew."""
+    """As some supervisors give it. It cannot be opened again."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     with suppress(BlockingIOError):
@@ -266,7 +266,7 @@ def test_a_reader_that_looks_away_stops_nothing_but_the_last_line(tmp_path, make
     assert ended.code == 0, ended.stderr
     assert json.loads(last)["run_dir"] == str(run_dir)
     assert "the program's line" in lines
-    assert ended.stderr.count("starting it anew") == 1
+    assert ended.stderr.count("starting it again") == 1
     assert checkpoint.latest_paths(run_dir)
 
 
@@ -556,7 +556,7 @@ def test_a_run_folder_that_is_deleted_comes_back(tmp_path):
     assert metrics(run_dir)[: len(known)] == known
     log = (run_dir / "log.txt").read_text()
     assert f"training CartPole-v1 in {run_dir}\n" in log, "the lines of before"
-    assert f"{run_dir} was deleted or moved; it has been made anew" in log
+    assert f"{run_dir} was deleted or moved; it has been made again" in log
     frames = ended.summary["env_frames"]
     with training(run_dir, "--resume", f"--train-frames={frames + 100}") as process:
         ended = finish(process)

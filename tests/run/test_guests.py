@@ -92,7 +92,7 @@ def test_a_simulator_that_ctrl_c_ends_does_not_fail_the_run(tmp_path):
     assert (
         "CalledProcessError: Command '['sleep', '4242']' died with <Signals.SIGINT" in ended.stderr
     )
-    assert "starting it anew" not in ended.stderr
+    assert "starting it again" not in ended.stderr
     assert checkpoint.latest_paths(run_dir)
     assert_nothing_is_left(process.pid)
 
@@ -187,7 +187,7 @@ def test_a_fork_that_comes_back_is_no_second_worker(tmp_path, more):
     text = "a process that an environment forked has left the environment: "
     assert ended.stderr.count(text + "it returned") == 8
     assert ended.stderr.count(text + "Traceback") == 8
-    assert "starting it anew" not in ended.stderr
+    assert "starting it again" not in ended.stderr
 
 
 @pytest.mark.slow

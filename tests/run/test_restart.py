@@ -207,7 +207,7 @@ def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(
     assert len(os.listdir("/proc/self/fd")) == num_fds
     assert crew.stop(10) == []
     assert "while the run was stopping" not in caplog.text
-    assert caplog.text.count("starting it anew") == 30
+    assert caplog.text.count("starting it again") == 30
     assert_accounts_are_right(shared)
 
 
@@ -243,11 +243,11 @@ def test_one_that_fails_again_and_again_is_started_later_each_time(make_crew, ca
         assert time.monotonic() - killed_s >= delay_s
         before = shared.progress.env_steps[:-1].copy()
         advance_until(crew, lambda before=before: (shared.progress.env_steps[:-1] > before).all())
-    texts = [text for text in caplog.messages if "starting it anew" in text]
+    texts = [text for text in caplog.messages if "starting it again" in text]
     assert [text.partition("; ")[2] for text in texts] == [
-        "starting it anew (restart 1)",
-        "starting it anew in 1 s (restart 2)",
-        "starting it anew in 2 s (restart 3)",
+        "starting it again (restart 1)",
+        "starting it again in 1 s (restart 2)",
+        "starting it again in 2 s (restart 3)",
     ]
     os.kill(crew.pids[Role("rollout", 0)], signal.SIGKILL)
     advance_until(crew, lambda: Role("rollout", 0) not in crew.pids)

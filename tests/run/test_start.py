@@ -288,7 +288,7 @@ def test_one_failure_three_times_before_anything_is_learned_ends_the_run(tmp_pat
     with training(run_dir, *flags, cwd=tmp_path) as process:
         ended = finish(process)
     assert ended.code == 1
-    assert ended.stderr.count("starting it anew") == 2
+    assert ended.stderr.count("starting it again") == 2
     text = "rollout-0 failed 3 times in a row in the same way, before anything was learned:"
     for told in (ended.stderr, (run_dir / "log.txt").read_text()):
         assert told.count(text) == 1
@@ -301,7 +301,7 @@ def test_one_failure_three_times_is_waited_out_once_something_is_learned(tmp_pat
     with training(tmp_path / "run", *flags, cwd=tmp_path) as process:
         ended = finish(process)
     assert ended.code == 1
-    assert ended.stderr.count("starting it anew") == 3
+    assert ended.stderr.count("starting it again") == 3
     assert "rollout-0 failed 4 times within an hour (max_worker_restarts=3)" in ended.stderr
     assert re.search(r"RuntimeError: no answer from 0x[0-9a-f]+$", ended.stderr, re.MULTILINE)
 

@@ -29,7 +29,7 @@ CARTPOLE = ActorCriticConfig(env="CartPole-v1", model="mlp", frameskip=1)
 
 
 def start_enjoy(cwd, *flags, **environment):
-    """`enjoy.py` with these flags, and no display but for what `environment` says."""
+    """`enjoy.py` with these flags, and no display except for what `environment` says."""
     hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
     inherited = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.Popen(

@@ -55,7 +55,7 @@ def make_pipe():
 
 
 def make_socket():
-    """As some supervisors give it: it cannot be opened anew, and `send` blocks."""
+    """As some supervisors give it: it cannot be opened again, and `send` blocks."""
     ours, theirs = socket.socketpair()
     return ours.detach(), theirs.detach()
 

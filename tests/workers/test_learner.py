@@ -602,12 +602,12 @@ def test_a_stopping_run_does_not_wait_for_the_rest_of_a_training_batch(make_benc
     assert saved["counters"]["learner_steps"] == 3
 
 
-def test_a_rehearsal_takes_a_whole_minibatch_and_changes_nothing(make_shared):
+def test_a_warm_up_takes_a_whole_minibatch_and_changes_nothing(make_shared):
     bench = Bench(make_shared(**SMALL | {"debug_buffers": True, "rnn_size": 8}))
     before = copy.deepcopy(bench.learner.state())
     sizes = []
     bench.model.encoder.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
-    bench.learner.rehearse()
+    bench.learner.warm_up()
     assert sizes == [(T + 1) * N]  # a minibatch of T * N decisions, and the rows that bootstrap
     after = bench.learner.state()
     for name, value in before["model"].items():

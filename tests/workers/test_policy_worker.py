@@ -243,10 +243,10 @@ def test_the_learner_finds_the_probabilities_that_the_policy_worker_acted_with(
 
 
 @pytest.mark.parametrize("rnn_size", [0, 8])
-def test_a_rehearsal_takes_every_size_of_batch_and_answers_nobody(make_policy, rnn_size):
+def test_a_warm_up_takes_every_size_of_batch_and_answers_nobody(make_policy, rnn_size):
     shared, _, policy = make_policy(policy_batch_size=3 * N, rnn_size=rnn_size)
     sizes = batch_sizes_of(policy)
-    policy.rehearse()
+    policy.warm_up()
     assert set(sizes) == {N, 2 * N, 3 * N}
     assert not replies(shared, 0)
     assert not policy.rnn_states.any()
