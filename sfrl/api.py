@@ -17,7 +17,8 @@ from sfrl.ipc.shared_memory import Stopped, unlink_segments
 from sfrl.records import run_folder
 from sfrl.run import limits
 from sfrl.run.child import serves_a_run
-from sfrl.run.trainer import Summary, Trainer, signals_to
+from sfrl.run.signals import signals_to
+from sfrl.run.trainer import Summary, Trainer
 from sfrl.settings.algorithms import all_settings
 from sfrl.settings.fields import Setting
 from sfrl.settle import settle, tuned

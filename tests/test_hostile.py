@@ -32,7 +32,8 @@ from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.shared_memory import SHM_DIR, sweep_stale_segments, unlink_segments
 from sfrl.records import checkpoint
 from sfrl.records.checkpoint import CheckpointError
-from sfrl.records.metrics import MetricsWriter, RunMetrics, metrics_problem
+from sfrl.records.metrics import RunMetrics, metrics_problem
+from sfrl.records.metrics_writer import MetricsWriter
 from sfrl.records.run_folder import RunFolderError, open_to_append
 from sfrl.run.roles import make_learner
 from sfrl.settings.actor_critic import ActorCriticConfig

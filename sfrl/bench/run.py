@@ -34,7 +34,8 @@ from sfrl.run.roles import Shared, make_learner, make_shared
 from sfrl.run.trainer import STOP_TIMEOUT_S
 from sfrl.settings.config import Config
 from sfrl.settings.machine import available_cores
-from sfrl.tune.components import MeasureError, Precision, interrupts_deferred
+from sfrl.tune.children import MeasureError, interrupts_deferred
+from sfrl.tune.components import Precision
 from sfrl.workers.worker import worker_loop
 
 WARM_UP_BATCHES = 2

@@ -32,7 +32,7 @@ from sfrl.run.trainer import slower_than_need_be
 from sfrl.settings.config import Config
 from sfrl.settings.machine import available_cores, machine
 from sfrl.settle import settle, tuned
-from sfrl.tune import components
+from sfrl.tune import children, components
 
 STEPS = {  # of each part, in order
     "all": [
@@ -75,7 +75,7 @@ def _main(argv: Sequence[str], prog: str) -> int:
     sweep_stale_segments()
     try:
         figures = measure_part(options.part, config, spec, options.seconds)
-    except (components.MeasureError, WorkerError, MemoryError) as error:
+    except (children.MeasureError, WorkerError, MemoryError) as error:
         print(printable(f"{prog}: {error}"), file=sys.stderr)
         return EXIT_FAILURE
     where = machine()
@@ -151,7 +151,7 @@ def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) 
             case "simulation":
                 simulations.append(components.simulation(on_all_cores, seconds, SIMULATION_WINDOWS))
             case "rollout":
-                figures.rollout = components.in_child(components.rollout, config, spec, seconds)
+                figures.rollout = children.in_child(components.rollout, config, spec, seconds)
                 python_us = figures.rollout.python_us
             case "sampling":
                 figures.sampling = measure_run(
@@ -160,7 +160,7 @@ def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) 
             case "training":
                 figures.training = measure_run(config, spec, seconds, TRAINING_WINDOWS, python_us)
             case "inference":
-                figures.inference = components.in_child(
+                figures.inference = children.in_child(
                     components.inference,
                     config,
                     spec,
@@ -170,7 +170,7 @@ def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) 
                     config.envs_per_split,
                 )
             case "learner":
-                figures.learner = components.in_child(
+                figures.learner = children.in_child(
                     components.learner, config, spec, seconds, precisions
                 )
     if simulations:

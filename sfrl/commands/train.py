@@ -20,7 +20,7 @@ from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import Stopped
 from sfrl.records import checkpoint, run_folder
 from sfrl.run.crew import WorkerError
-from sfrl.run.trainer import signals_to
+from sfrl.run.signals import signals_to
 from sfrl.settings import flags, synonyms
 from sfrl.settings.algorithms import default_config, user_settings
 from sfrl.settings.config import Config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
@@ -57,10 +57,40 @@ def _be_an_ordinary_fork() -> None:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Children inherit the blocked signals: Ctrl-C cannot hit one before it has its handlers."""
+    """Children inherit the blocked signals: none can hit a child before it has its handlers.
+
+    A worker that starts meanwhile is thus always registered before a signal is handled.
+    """
     resource_tracker.ensure_running()  # unblocks them when it starts: let it start before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
+    """`STOP_SIGNALS` call `handle`, and do nothing else. Only the main thread can have it so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    pid = os.getpid()
+
+    def on_signal(signum: int, _frame: FrameType | None) -> None:
+        if os.getpid() == pid:
+            handle(signum)
+        else:  # a fork of an environment's, which `multiprocessing`, for example, terminates
+            is_ctrl_c = signum == signal.SIGINT
+            signal.signal(signum, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+            signal.raise_signal(signum)
+
+    # A SIGHUP that is ignored was set so by nohup: the run is to outlive its terminal.
+    noted = [s for s in STOP_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+    previous = {s: signal.signal(s, on_signal) for s in noted}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

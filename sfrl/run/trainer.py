@@ -5,25 +5,21 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import importlib
-import logging
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
 from sfrl import envs
-from sfrl.envs.logs import logging_to, own_logger, printable
+from sfrl.envs.logs import own_logger, printable
 from sfrl.ipc.messages import (
     CheckpointFailed,
     CheckpointRequest,
@@ -34,29 +30,31 @@ from sfrl.ipc.messages import (
 )
 from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.records import checkpoint, run_folder
-from sfrl.records.metrics import MetricsWriter, RunMetrics
+from sfrl.records.metrics import RunMetrics
+from sfrl.records.metrics_writer import MetricsWriter
 from sfrl.run import limits
 from sfrl.run.crew import Crew, WorkerError
 from sfrl.run.description import describe
+from sfrl.run.log_file import LogFile, reason_of, run_log
+from sfrl.run.owned_folder import OwnedFolder
 from sfrl.run.process_crew import ProcessCrew
 from sfrl.run.roles import Shared, make_shared
 from sfrl.run.serial_crew import SerialCrew
-from sfrl.run.signals import STOP_SIGNALS
-from sfrl.settings.algorithms import load_config
+from sfrl.run.signals import signals_to
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.defaults import caveats, resolve
 from sfrl.show.display import Display, PanelDisplay, make_display
-from sfrl.show.output import ESCAPE, Output
+from sfrl.show.output import Output
 
 log = own_logger(__name__)
 
 # For the workers to finish, before they are killed. The learner writes a checkpoint meanwhile.
 STOP_TIMEOUT_S = 8.0
 FAILED_STOP_TIMEOUT_S = 4.0
-# While they start there is nothing to save, and one that imports torch would not look up.
+# While workers start there is nothing to save, and one that imports torch cannot see the stop flag.
 STARTING_STOP_TIMEOUT_S = 1.0
 FOLDER_LOOK_S = 1.0  # how often the trainer sees whether the run's folder is still there
-# A second Ctrl-C that comes earlier is none: `timeout` signals a process, and then its group.
+# A second signal within this time is ignored: `timeout` signals a process, and then its group.
 INSISTENCE_S = 0.5
 
 
@@ -76,7 +74,8 @@ class Summary:
 class Trainer:
     """One run, from its first process to its last: `Trainer(config).run()`.
 
-    The trainer emulates nothing and trains nothing. It watches its workers, collects what they
+    The trainer itself neither emulates nor trains; with --serial its thread runs the workers that
+    do. It watches its workers, collects what they
     report, writes metrics, asks the learner for checkpoints, and stops everything.
     """
 
@@ -112,9 +111,9 @@ class Trainer:
         self._started_s = time.monotonic() if started_s is None else started_s
         self.metrics = RunMetrics(start_s=self._started_s, statistics=config.STATISTICS)
         self.resumed = None
-        self._unlock_folder: Callable[[], object] = lambda: None
+        self.folder = OwnedFolder(config)
         if config.resume:
-            self._lock_folder()
+            self.folder.lock()
             self.resumed = checkpoint.load_latest(self.run_dir)
             self._check_rnn_size(*self.resumed)
         if spec is None:
@@ -136,7 +135,6 @@ class Trainer:
         self._best_saved = checkpoint.best_score(self.run_dir) if config.resume else None
         self._last_checkpoint = str(self.resumed.path) if self.resumed else None
         self._is_last_saved = False
-        self._may_save = True  # as long as the folder is this run's
 
     def _check_rnn_size(self, state: dict[str, Any], path: Path) -> None:
         from sfrl.nets.model import check_rnn_size
@@ -148,7 +146,7 @@ class Trainer:
 
     def _make_shared(self, spec: envs.EnvSpec) -> Shared:
         config = self.config
-        atexit.register(unlink_segments)  # however this process ends, but for SIGKILL
+        atexit.register(unlink_segments)  # however this process ends, except for SIGKILL
         for name in sweep_stale_segments():
             log.warning("removed %s, which a dead run had left in shared memory", name)
         limits.check(config, spec)
@@ -183,55 +181,36 @@ class Trainer:
             with suppress(FileExistsError):
                 run_folder.make(self.run_dir)
             with run_folder.problems_told(self.run_dir):
-                self._lock_folder()
+                self.folder.lock()
             run_folder.check_new(self.run_dir)
         resume_frames = self._first_frame if self.resumed else None
         resume_path = str(self.resumed.path) if self.resumed else None
         with ExitStack() as stack:
             stack.callback(run_folder.remove_empty)
-            stack.callback(lambda: self._unlock_folder())  # the one of then
+            stack.callback(self.folder.unlock)
             stack.callback(unlink_segments)
             stack.enter_context(signals_to(self._note_signal))
-            display = stack.enter_context(
-                make_display(
-                    output.out.isatty(),
-                    out=output.out,
-                    err=output.err,
-                    title=printable(f"{config.env}  {self.run_dir}"),
-                    train_seconds=self._time_limit(),
-                    train_frames=config.train_frames or None,
-                    statistics=config.STATISTICS,
-                )
-            )
+            display = stack.enter_context(self._make_display(output))
             if isinstance(display, PanelDisplay):
                 output.show = display.show
                 stack.callback(setattr, output, "show", None)
             with run_folder.problems_told(self.run_dir):
                 log_file = stack.enter_context(
-                    _logging_to(self.run_dir / "log.txt", display, self._owns_folder)
+                    run_log(self.run_dir / "log.txt", display, self.folder.owns)
                 )
                 writer = stack.enter_context(
                     MetricsWriter(
-                        self.run_dir, resume_frames=resume_frames, is_ours=self._owns_folder
+                        self.run_dir, resume_frames=resume_frames, is_ours=self.folder.owns
                     )
                 )
             stack.enter_context(self._folder_left_in_order(log_file, writer))
-            log.info("training %s in %s", config.env, self.run_dir)
-            for text in [*self._caveats, *slower_than_need_be(config)]:
-                log.warning("%s", text)
-            if threading.current_thread() is not threading.main_thread():
-                log.warning(
-                    "this is not the main thread, which alone is told of signals: Ctrl-C and "
-                    "SIGTERM do not end the run in order, train_seconds and train_frames do"
-                )
-            if resume_path:
-                log.info("going on from %s", resume_path)
+            self._announce(resume_path)
             if not config.resume:
-                self._save_config()
+                self.folder.save_config(self.config)
             try:
                 self.crew.start(resume_path)
                 if config.resume:
-                    self._save_config()  # not of what cannot start
+                    self.folder.save_config(self.config)  # not of what cannot start
                 self._supervise(display, writer)
             finally:
                 failures = self._stop()
@@ -240,64 +219,51 @@ class Trainer:
                 raise WorkerError("\n".join(failures))
         return self._summary()
 
-    def _save_config(self) -> None:
-        with run_folder.problems_told(self.run_dir):
-            checkpoint.save_config(self.config, self.run_dir)
+    def _make_display(self, output: Output) -> Display:
+        config = self.config
+        return make_display(
+            output.out.isatty(),
+            out=output.out,
+            err=output.err,
+            title=printable(f"{config.env}  {self.run_dir}"),
+            train_seconds=self._time_limit(),
+            train_frames=config.train_frames or None,
+            statistics=config.STATISTICS,
+        )
+
+    def _announce(self, resume_path: str | None) -> None:
+        """Log what begins, and all that the user should know of it."""
+        log.info("training %s in %s", self.config.env, self.run_dir)
+        for text in [*self._caveats, *slower_than_need_be(self.config)]:
+            log.warning("%s", text)
+        if threading.current_thread() is not threading.main_thread():
+            log.warning(
+                "this is not the main thread, which alone is told of signals: Ctrl-C and "
+                "SIGTERM do not end the run in order, train_seconds and train_frames do"
+            )
+        if resume_path:
+            log.info("going on from %s", resume_path)
 
     @contextmanager
-    def _folder_left_in_order(self, log_file: _LogFile, writer: MetricsWriter) -> Iterator[None]:
+    def _folder_left_in_order(self, log_file: LogFile, writer: MetricsWriter) -> Iterator[None]:
         """The log has the reason of a failure. A run that has learned nothing leaves that alone."""
         try:
             yield
         finally:
             error = sys.exception()
             if error is not None:
-                log_file.note(printable(f"the run failed: {_reason(error)}"))
-            if self._has_learned_nothing() and self._owns_folder():
-                # Somebody may have changed the folder meanwhile, or its disk.
-                with suppress(OSError, ConfigError):
+                log_file.note(printable(f"the run failed: {reason_of(error)}"))
+            is_new = not self.config.resume and self.shared.progress.learner_steps == 0
+            if is_new and not self.folder.has_checkpoints() and self.folder.owns():
+                with suppress(OSError):
                     writer.discard()
-                    config_path = self.run_dir / "config.json"
-                    if config_path.exists() and load_config(config_path) == self.config:
-                        config_path.unlink()
+                    self.folder.remove_config()
                     log_file.note(run_folder.UNTRAINED)
 
-    def _has_learned_nothing(self) -> bool:
-        is_new = not self.config.resume and self.shared.progress.learner_steps == 0
-        return is_new and not any((self.run_dir / "checkpoints").glob("*"))
-
-    def _lock_folder(self) -> None:
-        folder = run_folder.lock(self.run_dir)
-        self._unlock_folder()
-        self._folder = folder
-        self._unlock_folder = weakref.finalize(self, run_folder.unlock, folder)
-
-    def _owns_folder(self) -> bool:
-        return self._may_save and run_folder.is_at(self.run_dir, self._folder)
-
     def _keep_folder(self) -> None:
-        """Make the run's folder anew if somebody has deleted it: the next checkpoint goes there.
-
-        Raises:
-            run_folder.RunFolderError: another run has begun in its place.
-        """
-        config_path = self.run_dir / "config.json"
         try:
-            if not run_folder.is_at(self.run_dir, self._folder):
-                self.run_dir.mkdir(parents=True, exist_ok=True)
-                self._lock_folder()
-                if os.path.lexists(config_path):
-                    raise run_folder.RunFolderError(
-                        f"run_dir={self.run_dir} was deleted, and holds another run by now; this "
-                        f"one leaves it alone, and ends"
-                    )
+            if self.folder.keep():
                 self._best_saved = None
-                log.warning("%s was deleted or moved; it has been made anew", self.run_dir)
-            if not config_path.exists():
-                checkpoint.save_config(self.config, self.run_dir)
-        except run_folder.RunFolderError:
-            self._may_save = False
-            raise
         except OSError as error:
             self._write_failed("the run's folder", error)
 
@@ -365,7 +331,7 @@ class Trainer:
             discarded_steps=progress.discarded_steps(self.shared.buffer.is_filled),
         )
         try:
-            if self._may_save:
+            if self.folder.is_ours:
                 writer.write(record, self._lag_counts.tolist())
         except OSError as error:
             self._write_failed("metrics", error)
@@ -405,7 +371,7 @@ class Trainer:
         try:
             self._collect()
             self._write_problems.clear()  # what was told long ago is told again: it is the end
-            if has_begun and self._may_save:
+            if has_begun and self.folder.is_ours:
                 self._keep_folder()
                 self._request_checkpoint(is_last=True)
         finally:
@@ -434,7 +400,7 @@ class Trainer:
 
     def _checkpoint_left(self) -> str:
         """The newest one that is there, whatever others may have deleted."""
-        if not self._may_save:
+        if not self.folder.is_ours:
             return "none, for its folder is another run's"
         last = self._last_checkpoint
         if last is None or not os.path.exists(last):
@@ -504,85 +470,3 @@ def _is_importable(module: str) -> bool:
     except ImportError:
         return False
     return True
-
-
-@contextmanager
-def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
-    """`STOP_SIGNALS` call `handle`, and do nothing else. Only the main thread can have it so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    pid = os.getpid()
-
-    def on_signal(signum: int, _frame: FrameType | None) -> None:
-        if os.getpid() == pid:
-            handle(signum)
-        else:  # a fork of an environment's, which `multiprocessing`, for example, terminates
-            is_ctrl_c = signum == signal.SIGINT
-            signal.signal(signum, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
-            signal.raise_signal(signum)
-
-    # A SIGHUP that is ignored was set so by nohup: the run is to outlive its terminal.
-    noted = [s for s in STOP_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
-    previous = {s: signal.signal(s, on_signal) for s in noted}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-
-def _reason(error: BaseException) -> str:
-    """Of a fault in the trainer itself with its place, as Python tells it."""
-    if isinstance(error, (WorkerError, checkpoint.CheckpointError, ValueError, OSError)):
-        return str(error)
-    return "".join(traceback.format_exception(error))
-
-
-@contextmanager
-def _logging_to(path: Path, display: Display, is_ours: Callable[[], bool]) -> Iterator[_LogFile]:
-    """Log lines go to the run's log file and to the terminal while the run lasts."""
-    file_handler = _LogFile(path, is_ours)
-    file_handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    try:
-        with logging_to(file_handler, display.log_handler):
-            yield file_handler
-    finally:
-        file_handler.end()
-
-
-class _LogFile(logging.Handler):
-    """Loses lines where the disk is full; the terminal has them. Comes back if it is deleted."""
-
-    def __init__(self, path: Path, is_ours: Callable[[], bool]) -> None:
-        super().__init__()
-        self._path = path.absolute()
-        self._is_ours = is_ours
-        self._file = run_folder.open_to_append(path)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = f"{self.format(record)}\n".encode("utf-8", ESCAPE)
-            self._file = run_folder.reopened_to_append(self._path, self._file, self._is_ours)
-            self._file.write(line)
-        except OSError:
-            pass
-        except Exception:  # as logging's own handlers do: a faulty line must not end the run
-            self.handleError(record)
-
-    def note(self, text: str) -> None:
-        """A line for this file alone."""
-        self.handle(logging.makeLogRecord({"msg": text}))
-
-    def end(self) -> None:
-        """If nothing could be written no file is left.
-
-        Not `close`, which logging.config.dictConfig, called by an environment, calls on all there
-        are.
-        """
-        descriptor = self._file.fileno()
-        if os.fstat(descriptor).st_size == 0 and run_folder.is_at(self._path, descriptor):
-            self._path.unlink()
-        self._file.close()
-        self.close()

@@ -14,19 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from functools import partial
-from multiprocessing import connection
-from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Barrier
-from typing import Any, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +29,8 @@ from sfrl.envs import EnvSpec
 from sfrl.envs.atari import load_rom
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
-from sfrl.ipc.shared_memory import sweep_stale_segments
 from sfrl.ipc.topology import Role, make_topology
 from sfrl.records.timing import ROLLOUT_STAGES
-from sfrl.run.child import die_with_parent
-from sfrl.run.leaving import leave_after
 from sfrl.run.roles import (
     Shared,
     make_learner,
@@ -49,10 +39,10 @@ from sfrl.run.roles import (
     make_shared,
     pin_and_nice,
 )
-from sfrl.run.signals import leave_stopping_to_the_trainer
-from sfrl.run.spawning import pythons_own_found, spawn
+from sfrl.run.spawning import pythons_own_found
 from sfrl.settings.config import Config
 from sfrl.settings.machine import available_cores
+from sfrl.tune.children import SPAWN, in_children
 from sfrl.workers.rollout_worker import Split
 from sfrl.workers.worker import Worker
 
@@ -60,21 +50,6 @@ Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 _WARM_UP = 0.25  # of a window
-_SPAWN = multiprocessing.get_context("spawn")
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class MeasureError(RuntimeError):
-    """A measuring process failed; its traceback is on stderr."""
-
-
-class _Limit(NamedTuple):
-    seconds: float
-    end_s: float  # by the monotonic clock
-
-
-_limit: ContextVar[_Limit | None] = ContextVar("_limit", default=None)
 
 
 class Simulation(NamedTuple):
@@ -224,8 +199,8 @@ def _count_together(
 ) -> list[list[_Window]]:
     """[makers][windows]: what the steps that they make count, at the same time, after warm-up."""
     with pythons_own_found():  # by multiprocessing's resource tracker, which starts with the first
-        start = _SPAWN.Barrier(len(makers))
-    return _in_children([partial(_count, make, start, seconds, windows) for make in makers])
+        start = SPAWN.Barrier(len(makers))
+    return in_children([partial(_count, make, start, seconds, windows) for make in makers])
 
 
 def _count(
@@ -395,89 +370,3 @@ def _time_in_turn(steps: Sequence[Callable[[], None]], seconds: float) -> list[t
             times = [[] for _ in steps]
     medians = [np.median(taken, axis=0).tolist() for taken in times]
     return [(wall_s, host_s) for wall_s, host_s in medians]
-
-
-# --- processes ---
-
-
-def in_child(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """`function(...)` in a fresh process, which ends with it, and with it its shared memory.
-
-    All that crosses is pickled.
-
-    Raises:
-        MeasureError: it failed.
-    """
-    [result] = _in_children([partial(function, *args, **kwargs)])
-    return result
-
-
-def _in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
-    """The results of all bodies, each in a fresh process, at the same time."""
-    results: dict[connection.Connection, R] = {}
-    children: dict[connection.Connection, SpawnProcess] = {}
-    try:
-        for body in bodies:
-            receiver, sender = _SPAWN.Pipe(duplex=False)
-            # Also where it measures networks: these tell torch how many threads they want.
-            with interrupts_deferred():
-                children[receiver] = spawn(_run_body, body, sender, one_thread=True)
-            sender.close()  # the child's alone: its end is then the end of the pipe
-        while len(results) < len(children):
-            limit = _limit.get()
-            left_s = limit and max(0.0, limit.end_s - time.monotonic())
-            told = connection.wait([c for c in children if c not in results], left_s)
-            if limit and not told:
-                raise MeasureError(f"measuring took longer than {limit.seconds:g} s")
-            for ready in told:
-                assert isinstance(ready, connection.Connection)
-                try:
-                    results[ready] = ready.recv()
-                except EOFError:
-                    children[ready].join()
-                    raise MeasureError(
-                        f"a measuring process exited with {children[ready].exitcode}"
-                    ) from None
-        return [results[receiver] for receiver in children]
-    finally:
-        for child in children.values():
-            if len(results) < len(children):
-                child.kill()
-            child.join()
-            sweep_stale_segments(child.pid)
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Processes in the block that have not told their results in time raise MeasureError."""
-    token = _limit.set(_Limit(seconds, time.monotonic() + seconds))
-    try:
-        yield
-    finally:
-        _limit.reset(token)
-
-
-@contextmanager
-def interrupts_deferred() -> Iterator[None]:
-    """While processes start, Ctrl-C waits: one half started could not be ended in order.
-
-    To block the signal is not enough: it may reach another thread of this process, one of NumPy's.
-    Where this is not the main thread Ctrl-C does not come.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda signum, _frame: received.append(signum))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if received:
-        signal.raise_signal(signal.SIGINT)
-
-
-def _run_body(body: Callable[[], R], sender: connection.Connection) -> NoReturn:
-    leave_stopping_to_the_trainer()
-    die_with_parent()
-    leave_after(lambda: sender.send(body()))

@@ -26,7 +26,7 @@ from sfrl.ipc.shared_memory import shm_shortage
 from sfrl.run.roles import shared_bytes
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.machine import available_cores, available_memory, machine, usable_cores
-from sfrl.tune import components
+from sfrl.tune import children, components
 from sfrl.tune.throughput import Costs, Rates, predict
 
 TIME_LIMIT_S = 20  # of the whole measurement
@@ -40,7 +40,7 @@ _PARALLEL = 0.75
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
 _MAX_CACHE_BYTES = 8 << 20
 _MARGIN = 0.01  # predictions closer than this are equal
-# Microseconds of a GPU, for the estimate of what one would give: small beside any environment. The
+# Microseconds of a GPU, for the estimate of what one would give: small next to any environment. The
 # two processes that drive it are not counted, hence "up to".
 _GPU_BATCH_US, _GPU_ROW_US, _GPU_LEARN_US = 150.0, 1.0, 10.0
 _ROLLOUT_BYTES, _NETWORK_BYTES = 200 << 20, 600 << 20  # of a process's own memory
@@ -61,9 +61,11 @@ def _num_envs(config: Config) -> int:
 def choose(candidates: Sequence[Config], costs: Costs, cores: float) -> Config:
     """The fastest; of equals the one with the fewest environments, for the least policy lag.
 
-    Then with the fewest threads and splits, for the largest inferences, and with the most workers,
-    of which one has something to do while the others wait; or, if it is the networks that all wait
-    for, with the fewest.
+    Ties are broken in this order:
+
+    1. the fewest threads of the learner and the fewest splits, for the largest inferences;
+    2. the most workers, so that one has work while others wait; the fewest, if all of them wait for
+       the networks.
     """
     rates = [predict(config, costs, cores) for config in candidates]
     enough = (1 - _MARGIN) * max(rate.expected for rate in rates)
@@ -182,10 +184,10 @@ def measure_costs(config: Config, spec: EnvSpec, cores: float) -> Costs:
     threads of a core share its units and all cores the memory, the other parts will lose as well.
 
     Raises:
-        components.MeasureError: something failed, or took longer than `TIME_LIMIT_S`.
+        children.MeasureError: something failed, or took longer than `TIME_LIMIT_S`.
     """
-    with components.time_limit(TIME_LIMIT_S):
-        alone, env_us = components.in_child(_measure_parts, config, spec)
+    with children.time_limit(TIME_LIMIT_S):
+        alone, env_us = children.in_child(_measure_parts, config, spec)
         busy = dataclasses.replace(_one_split(config, _ENVS[-1]), num_workers=math.ceil(cores))
         slowdown = max(1.0, components.simulation(busy, 0.5).core_us / env_us)
     return min(alone, key=_network_us).slower(slowdown)
@@ -270,7 +272,7 @@ def tune(config: Config, fixed: Collection[str], spec: EnvSpec) -> Config:
         _say(f"measuring {config.env} on this machine; --tune=off starts without")
         try:
             costs = measure_costs(config, spec, cores)
-        except components.MeasureError as error:
+        except children.MeasureError as error:
             _say(f"not tuned, the defaults stay, as with --tune=off: {error}")
             return dataclasses.replace(config, tuned=f"not tuned: {error}")
         _write_cache({**cached, key: costs})

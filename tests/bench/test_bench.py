@@ -15,6 +15,7 @@ from sfrl.records.timing import is_waiting
 from sfrl.run.roles import make_learner
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.machine import available_cores
+from sfrl.tune import children as measuring
 from sfrl.tune import components as parts
 from tests.actors import Actors
 from tests.runs import ROOT, children, components, group, interrupt, segments, wait_for
@@ -203,13 +204,13 @@ def fail(text: str) -> None:
 
 
 def test_a_failed_measurement_is_told_with_its_traceback(capfd):
-    with pytest.raises(parts.MeasureError, match="exited with 1"):
-        parts.in_child(fail, "the reason")
+    with pytest.raises(measuring.MeasureError, match="exited with 1"):
+        measuring.in_child(fail, "the reason")
     assert "ValueError: the reason" in capfd.readouterr().err
 
 
 def test_a_measurement_crosses_from_a_process_of_its_own():
-    assert parts.in_child(math.sqrt, 4.0) == 2.0
+    assert measuring.in_child(math.sqrt, 4.0) == 2.0
 
 
 def test_only_atari_has_an_emulator_to_measure():
@@ -219,5 +220,5 @@ def test_only_atari_has_an_emulator_to_measure():
 
 def test_the_python_of_a_split_step_is_measured_without_its_environments():
     config = ActorCriticConfig(env="CartPole-v1", frameskip=1, model="mlp", num_workers=1)
-    rollout = parts.in_child(parts.rollout, config, envs.describe("CartPole-v1"), 0.2)
+    rollout = measuring.in_child(parts.rollout, config, envs.describe("CartPole-v1"), 0.2)
     assert 0 < rollout.copy_us < rollout.python_us < rollout.env_us

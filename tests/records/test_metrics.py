@@ -15,11 +15,11 @@ from sfrl.records.metrics import (
     LEARNER_COUNTERS,
     LEARNER_MAXIMA,
     LEARNER_MEANS,
-    MetricsWriter,
     Record,
     RunMetrics,
     metrics_problem,
 )
+from sfrl.records.metrics_writer import MetricsWriter
 from sfrl.records.timing import COMPONENT_STAGES
 from sfrl.settings.algorithms import ALGORITHMS
 

@@ -77,7 +77,7 @@ def test_what_the_trainer_imports_does_not_import_torch():
     )
     script = (
         f"import sys, tempfile, {modules}\n"
-        "with sfrl.records.metrics.MetricsWriter(tempfile.mkdtemp()) as writer:\n"
+        "with sfrl.records.metrics_writer.MetricsWriter(tempfile.mkdtemp()) as writer:\n"
         "    writer.write({'env_frames': 1, 'entropy': 0.5})\n"
         "assert 'torch' not in sys.modules\n"
     )
