@@ -49,6 +49,7 @@ class CentralParameters:
             self.target = copy.deepcopy(model).requires_grad_(False)
             self._target_reader = WeightsReader(target_weights)
             self._target_version = 0
+            target_weights.publish(self.target, 0)  # which takes its memory: not later
         self._max_grad_norm = config.max_grad_norm
         self._networks = model.networks()
         self.optimizer = make_optimizer(config, self._networks)
@@ -108,6 +109,7 @@ class CentralParameters:
         """Go on from a checkpoint. Raises what `checkpoint.MISMATCHES` lists if it does not fit."""
         self.model.load_weights(state["model"])
         load_portable_state(self.optimizer, state["optimizer"])
-        if self.target is not None:
+        if self.target is not None and self._target_weights is not None:
             self.target.load_weights(state["target"])
             self._target_version = state["counters"]["learner_steps"]
+            self._target_weights.publish(self.target, self._target_version)

@@ -145,7 +145,7 @@ def load(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     remedy = "check the path, or use another checkpoint"
     if path.parent.name == "checkpoints" and path.suffix == ".pt":  # of a run, not any file
-        remedy = "use an earlier checkpoint of that run"
+        remedy = "delete it and use an earlier one"
     if path.exists() and not path.is_file():  # a pipe would be waited for without end
         raise CheckpointError(f"{path} is no file; check the path")
     try:

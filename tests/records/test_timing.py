@@ -72,9 +72,7 @@ def test_each_component_has_stages_of_work_and_of_waiting():
 
 
 def test_what_the_trainer_imports_does_not_import_torch():
-    modules = (
-        "sfrl.records.timing, sfrl.records.metrics, sfrl.show.display, sfrl.records.checkpoint"
-    )
+    modules = "sfrl.records.metrics_writer, sfrl.show.display, sfrl.records.checkpoint"
     script = (
         f"import sys, tempfile, {modules}\n"
         "with sfrl.records.metrics_writer.MetricsWriter(tempfile.mkdtemp()) as writer:\n"

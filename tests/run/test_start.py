@@ -198,9 +198,11 @@ def test_what_a_start_can_do_without_does_not_matter(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_counted_is_what_a_run_allocates(tmp_path):
+@pytest.mark.parametrize("algorithm", ["actor_critic", "n_step_q"])
+def test_what_is_counted_is_what_a_run_allocates(tmp_path, algorithm):
     run_dir = tmp_path / "run"
-    with training(run_dir, *TINY, "--num-workers=2", "--batch-size=64", "--rnn-size=8") as process:
+    sizes = ("--num-workers=2", "--batch-size=64", "--rnn-size=8", f"--algorithm={algorithm}")
+    with training(run_dir, *TINY, *sizes) as process:
         wait_for(lambda: has_trained(run_dir))
         [folder] = SHM_DIR.glob(f"sfrl-{process.pid}-*")
         allocated = sum(path.stat().st_blocks * 512 for path in folder.iterdir())

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -12,30 +11,16 @@ from sfrl.records import checkpoint
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.algorithms import ALGORITHMS, load_config
 from sfrl.settings.config import Config, ConfigError
-from sfrl.settings.fields import Count
+from sfrl.settings.n_step_q import NStepQConfig
 from sfrl.settle import settle
 
 DATA = Path(__file__).parents[1] / "data"
 OF_OTHERS = "{} is a setting of algorithm={}; leave it out with algorithm={}"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OtherConfig(Config):
-    """Another algorithm."""
-
-    algorithm: Literal["other"] = "other"
-    target_every: Count = 100
-    """Steps between copies of the weights."""
-
-    @classmethod
-    def defaults_in(cls, spec, given):
-        return {"target_every": 7} if spec.kind == "vector" else {}
-
-
 @pytest.fixture(autouse=True)
-def another_algorithm(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(ALGORITHMS, "other", OtherConfig)
 
 
 def saved_run(config: Config) -> None:
@@ -45,45 +30,47 @@ def saved_run(config: Config) -> None:
 
 
 def test_the_algorithm_says_which_settings_there_are_and_what_they_are_by_default():
-    config = cli.parse(["--env=CartPole-v1", "--algorithm=other", "--run-dir=x", "--epochs=3"])
-    assert type(config) is OtherConfig
-    assert (config.target_every, config.epochs, config.reward_clip) == (7, 3, "none")
+    config = cli.parse(["--env=CartPole-v1", "--algorithm=n_step_q", "--run-dir=x", "--epochs=3"])
+    assert type(config) is NStepQConfig
+    assert (config.epsilon_frames, config.epochs, config.reward_clip) == (50_000, 3, "none")
     assert type(cli.parse(["--env=CartPole-v1", "--run-dir=x"])) is ActorCriticConfig
-    assert cli.parse(["--algorithm=other", "--target-every=1e2", "--run-dir=x"]).target_every == 100
+    assert (
+        cli.parse(["--algorithm=n_step_q", "--target-every=2e2", "--run-dir=x"]).target_every == 200
+    )
 
 
 @pytest.mark.parametrize(
     ("flags", "problems"),
     [
         (
-            "--algorithm=other --ppo-clip=0.2 --gamma=2 --no-normalize-returns",
+            "--algorithm=n_step_q --ppo-clip=0.2 --gamma=2 --no-normalize-returns",
             [
-                OF_OTHERS.format("ppo_clip", "actor_critic", "other"),
-                OF_OTHERS.format("normalize_returns", "actor_critic", "other"),
+                OF_OTHERS.format("ppo_clip", "actor_critic", "n_step_q"),
+                OF_OTHERS.format("normalize_returns", "actor_critic", "n_step_q"),
                 "gamma=2.0 must lie between 0 and 1",
             ],
         ),
-        ("--target-every=5", [OF_OTHERS.format("target_every", "other", "actor_critic")]),
+        ("--target-every=5", [OF_OTHERS.format("target_every", "n_step_q", "actor_critic")]),
         (
             "--env=Pnog --target-every=5",
-            ["did you mean Pong", OF_OTHERS.format("target_every", "other", "actor_critic")],
+            ["did you mean Pong", OF_OTHERS.format("target_every", "n_step_q", "actor_critic")],
         ),
-        ("--algorithm=other --target-every=0", ["target_every=0 must be at least 1"]),
-        ("--algorithm=ppo", ["--algorithm=ppo must be one of actor_critic, other"]),
+        ("--algorithm=n_step_q --target-every=0", ["target_every=0 must be at least 1"]),
+        ("--algorithm=ppo", ["--algorithm=ppo must be one of actor_critic, n_step_q"]),
         (
             "--resume --run-dir=saved --rho-clip=2",
-            [OF_OTHERS.format("rho_clip", *ALGORITHMS, "other")],
+            [OF_OTHERS.format("rho_clip", "actor_critic", "n_step_q")],
         ),
         (
             "--resume --run-dir=saved --algorithm=actor_critic --rnn-size=8",
-            ["algorithm=actor_critic differs from the saved run's other", "rnn_size=8 differs"],
+            ["algorithm=actor_critic differs from the saved run's n_step_q", "rnn_size=8 differs"],
         ),
     ],
 )
 def test_another_algorithms_settings_are_refused_in_a_line_that_says_whose_they_are(
     flags, problems
 ):
-    saved_run(OtherConfig(env="CartPole-v1", run_dir="saved", frameskip=1))
+    saved_run(NStepQConfig(env="CartPole-v1", run_dir="saved", frameskip=1))
     with pytest.raises(ConfigError) as refusal:
         cli.parse(["--env=CartPole-v1", *flags.split()])
     lines = str(refusal.value).splitlines()
@@ -92,13 +79,13 @@ def test_another_algorithms_settings_are_refused_in_a_line_that_says_whose_they_
 
 
 def test_from_python_and_from_a_file_they_are_refused_as_well():
-    with pytest.raises(ConfigError, match="algorithm=ppo must be one of actor_critic, other"):
+    with pytest.raises(ConfigError, match="algorithm=ppo must be one of actor_critic, n_step_q"):
         settle({"algorithm": "ppo", "seed": 2})
     with pytest.raises(ConfigError, match="ppo_clip is a setting of algorithm=actor_critic"):
-        settle({"env": "CartPole-v1", "algorithm": "other", "ppo_clip": 0.5})
+        settle({"env": "CartPole-v1", "algorithm": "n_step_q", "ppo_clip": 0.5})
     for values, text in (
-        ({"algorithm": "other", "ppo_clip": 0.5}, "ppo_clip is a setting of algorithm=actor_"),
-        ({"target_every": 5}, "target_every is a setting of algorithm=other"),
+        ({"algorithm": "n_step_q", "ppo_clip": 0.5}, "ppo_clip is a setting of algorithm=actor_"),
+        ({"target_every": 5}, "target_every is a setting of algorithm=n_step_q"),
         ({"algorithm": "r2d2"}, "algorithm=r2d2 must be one of"),
         ({"algorithm": 3}, "algorithm=3 must be of type str"),
     ):
@@ -107,7 +94,7 @@ def test_from_python_and_from_a_file_they_are_refused_as_well():
             load_config(Path("config.json"))
 
 
-@pytest.mark.parametrize("cls", [ActorCriticConfig, OtherConfig])
+@pytest.mark.parametrize("cls", [ActorCriticConfig, NStepQConfig])
 def test_a_saved_config_is_read_as_its_algorithms(cls):
     config = cls(run_dir="x", seed=7, tuned="as measured")
     checkpoint.save_config(config, Path())
@@ -131,10 +118,10 @@ def test_help_has_the_settings_of_the_algorithm(capsys):
         with pytest.raises(SystemExit):
             cli.read_flags(["--env=CartPole-v1", f"--algorithm={algorithm}", "--help"])
         texts[algorithm] = " ".join(capsys.readouterr().out.split())
-    assert all("--algorithm {actor_critic,other} What learns" in text for text in texts.values())
-    assert "--target-every INT Steps between copies of the weights. (default: 7)" in texts["other"]
-    assert "Another algorithm:" in texts["other"]
-    assert "--ppo-clip" not in texts["other"]
+    assert all("--algorithm {actor_critic,n_step_q} What learns" in text for text in texts.values())
+    assert "--epsilon-frames INT Emulated frames over which" in texts["n_step_q"]
+    assert "n-step Q-learning (--algorithm=n_step_q):" in texts["n_step_q"]
+    assert "--ppo-clip" not in texts["n_step_q"]
     assert "--ppo-clip" in texts["actor_critic"]
     assert "--target-every" not in texts["actor_critic"]
 
