@@ -28,7 +28,7 @@ python3 -c 'import sfrl.nets._images, sfrl.ipc._index_queue, sfrl.envs._screen' 
 echo "--- correctness, after $((SECONDS - started)) s"
 # Warnings of that machine's own plugins are not ours to fail on.
 timeout 180 python3 -m pytest -q -p no:cacheprovider -W default -m gpu --durations=5 \
-    tests/test_gpu.py tests/test_precision.py tests/test_vtrace.py 2>&1 |
+    tests/test_gpu.py tests/nets/test_precision.py tests/maths/test_vtrace.py 2>&1 |
     tee "$out/tests.log" | tail -n 60
 tests=${PIPESTATUS[0]}
 

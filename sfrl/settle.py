@@ -27,12 +27,6 @@ from sfrl.tune.tuner import tune
 
 RUNS = Path("runs")
 
-# What the saved weights, the optimizer's state and the frame counter depend on.
-FIXED_ON_RESUME = (
-    *("algorithm", "env", "frameskip", "model", "value_encoder", "rnn_size"),
-    *("normalize_returns", "optimizer"),
-)
-
 
 def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Config, envs.EnvSpec]:
     """The complete, checked settings of a run, and its environment.
@@ -136,7 +130,7 @@ def saved_settings(given: Mapping[str, Any]) -> Config | None:
 def _resume_problems(saved: Config, given: Mapping[str, Any]) -> list[str]:
     """What is given, and changes what the checkpoint depends on. model=auto is the saved one."""
     values = dataclasses.asdict(saved)
-    fixed = {name: values[name] for name in FIXED_ON_RESUME if name in values}
+    fixed = {name: values[name] for name in saved.FIXED_ON_RESUME if name in values}
     return [
         f"{name}={given[name]} differs from the saved run's {value}, on which its checkpoint "
         f"depends; leave it out, or start a new run without resume"

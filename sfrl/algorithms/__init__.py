@@ -16,4 +16,4 @@ def make_algorithm(config: Config, env: EnvSpec) -> Algorithm:
             return ActorCritic(config, env)
         case NStepQConfig():
             return NStepQ(config, env)
-    raise TypeError(f"{type(config).__name__} is of no algorithm")
+    raise TypeError(f"{type(config).__name__} belongs to no algorithm")

@@ -33,6 +33,15 @@ class Role:
         return self.kind if self.kind == "learner" else f"{self.kind}-{self.index}"
 
     @property
+    def has_envs(self) -> bool:
+        return self.kind == "rollout"
+
+    @property
+    def saves(self) -> bool:
+        """Whether it writes the checkpoints."""
+        return self.kind == "learner"
+
+    @property
     def is_restartable(self) -> bool:
         """Whether another may take its place: the others have what nobody else has."""
         return self.kind == "rollout"

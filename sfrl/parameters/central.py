@@ -20,7 +20,7 @@ from sfrl.settings.config import Config
 
 
 class Step(NamedTuple):
-    """What came of an optimizer step, on the device."""
+    """The outcome of an optimizer step, on the device."""
 
     applied: Tensor  # scalar bool; False: loss or gradient was not finite, nothing has changed
     grad_norm: Tensor  # scalar, of all networks together, before it was clipped

@@ -41,7 +41,7 @@ def make_optimizer(
     """As `config.optimizer` says: Adam (Kingma and Ba 2015, arXiv:1412.6980) or RMSprop.
 
     Args:
-        networks: as `ActorCritic.networks`. The second one's learning rate, that of a separate
+        networks: as `Network.networks`. The second one's learning rate, that of a separate
             value network, is `value_lr_factor` times that of the first.
 
     On a GPU all of its state and settings stay there, as a captured CUDA graph needs it.
@@ -57,7 +57,7 @@ def make_optimizer(
             else config.learning_rate,
             "rate_factor": factor,
         }
-        for network, factor in zip(networks, config.rate_factors, strict=False)
+        for network, factor in zip(networks, config.rate_factors, strict=True)
     ]
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":

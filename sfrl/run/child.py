@@ -53,7 +53,7 @@ def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> 
             pass
         except BaseException as error:  # that of an environment may be of any kind
             end_if_forked(error)
-            # Not of our code: who reads of it needs no place there.
+            # Not of our code: the user needs no traceback.
             is_told = isinstance(error, ShortageError | CheckpointError | TrainsOnImportError)
             text = str(error) if is_told else traceback.format_exc()[-_MAX_TEXT:]
             failure = Failure(text, ends_run=isinstance(error, NonFiniteError))

@@ -95,7 +95,8 @@ def _memory_problems(config: Config, spec: EnvSpec) -> list[str]:
     networks = config.num_policy_workers + 1
     model = 4 * model_size(config, spec)  # float32
     on_cpu = "cuda" not in config.device  # of the weights: what auto is, torch alone knows
-    copies = _LEARNER_COPIES + config.num_policy_workers if on_cpu else 0
+    num_targets = 1 if config.target_period else 0
+    copies = _LEARNER_COPIES + num_targets + config.num_policy_workers if on_cpu else 0
     needed = sum(needed_bytes) + config.num_workers * _ROLLOUT_BYTES + networks * _NETWORK_BYTES
     needed += copies * model
     available = available_memory()

@@ -102,7 +102,7 @@ class ProcessCrew:
                 self._mailboxes[role],
                 self._bodies[role],
                 name=f"sfrl {role.name}",
-                one_thread=role.kind == "rollout",
+                one_thread=role.has_envs,
             )
         except OSError as error:
             raise WorkerError(
@@ -124,7 +124,7 @@ class ProcessCrew:
             return
         for role in ended:
             self._helpers.terminate(role)
-        self._helpers.look({r: p for r, p in self._processes.items() if r.kind == "rollout"})
+        self._helpers.look({r: p for r, p in self._processes.items() if r.has_envs})
         if not ended:
             time.sleep(max(0.0, _POLL_S - (time.monotonic() - start_s)))
         self._receive()
@@ -160,7 +160,7 @@ class ProcessCrew:
         """Nobody waits meanwhile: the run goes on with the others, and may be stopped.
 
         Args:
-            is_kill: by others, who may do so as often as they like, for all that it tells.
+            is_kill: by others, as often as they like: it says nothing about the worker.
         """
         now_s, history = time.monotonic(), self._histories[role]
         delay_s = history.failed(now_s, why)
@@ -246,7 +246,7 @@ class ProcessCrew:
             next_tell_s = started_s + SAVING_TOLD_S
             while process.exitcode is None and not self._is_killed:
                 now = time.monotonic()
-                if role.kind == "learner" and self._shared.progress.is_saving:
+                if role.saves and self._shared.progress.is_saving:
                     last_saving_s = now
                     if now >= next_tell_s:
                         next_tell_s = now + SAVING_TOLD_AGAIN_S
@@ -273,7 +273,7 @@ class ProcessCrew:
     def _stop_limit_s(self, role: Role, timeout_s: float) -> float:
         """The learner looks up after a minibatch, and what it has learned is to be saved."""
         shared = self._shared
-        if role.kind == "learner" and shared.progress.learner_steps > 0:
+        if role.saves and shared.progress.learner_steps > 0:
             return max(timeout_s, shared.config.stall_timeout)
         return timeout_s
 

@@ -164,7 +164,6 @@ def make_learner(
         shared.progress,
         reports,
         requests,
-        shared.stop,
     )
     if resume_path is not None:
         learner.load_state(checkpoint.load(resume_path))

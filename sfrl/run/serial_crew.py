@@ -84,7 +84,10 @@ class SerialCrew:
         self._learner.workers_state = self._state
 
     def _state(self) -> dict[str, Any] | None:
-        """Between two rounds, as a checkpoint holds it; None if there is something untold in it."""
+        """Between two rounds, as a checkpoint holds it.
+
+        None if an environment cannot report its own state.
+        """
         shared = self._shared
         rollouts = [worker.state() for worker in self._rollouts]
         if None in rollouts or not isinstance(shared.channels.trajectories, LockFreeQueue):
@@ -123,7 +126,7 @@ class SerialCrew:
                 progressed = [self._turn(worker) for worker in self._workers]
             if not any(progressed):
                 raise WorkerError("serial run: no worker has anything to do; a slot is lost")
-        except BaseException:  # in the middle of a round, of which nobody could go on
+        except BaseException:  # in the middle of a round, from which no run could go on
             self._learner.workers_state = lambda: None
             raise
 
@@ -188,7 +191,7 @@ class SerialCrew:
             if isinstance(
                 error, Stopped | ShortageError | WorkerError | checkpoint.CheckpointError
             ):
-                raise  # who reads of these needs no place in our code
+                raise  # the user needs no traceback of these
             raise WorkerError(f"serial run:\n{traceback.format_exc()}") from error
 
     def _tell_of_fork(self, text: str) -> None:

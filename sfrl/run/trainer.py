@@ -228,7 +228,8 @@ class Trainer:
             title=printable(f"{config.env}  {self.run_dir}"),
             train_seconds=self._time_limit(),
             train_frames=config.train_frames or None,
-            statistics=config.STATISTICS,
+            shown=config.SHOWN,
+            headline=config.HEADLINE,
         )
 
     def _announce(self, resume_path: str | None) -> None:

@@ -45,7 +45,7 @@ class Watchdog:
     def watch(self, role: Role, pid: int) -> None:
         """Begin with a process, or with the one that takes its place."""
         self._processes[role] = psutil.Process(pid)
-        if role.kind == "rollout":
+        if role.has_envs:
             self._progress.stepping[role.index] = -1
         self._seen[role] = self._first[role] = self._done(role)
         self._still_s[role] = self._suspended_s[role] = 0.0
@@ -90,7 +90,7 @@ class Watchdog:
 
     def _limit(self, role: Role) -> tuple[float, str]:
         config = self._config
-        has_envs = role.kind == "rollout"
+        has_envs = role.has_envs
         if self._stepping(role) is not None:
             text = f" (env_timeout={config.env_timeout:g}; raise --env-timeout if it takes as long)"
             return config.env_timeout, text
@@ -128,7 +128,7 @@ class Watchdog:
 
     def _stepping(self, role: Role) -> tuple[int, int] | None:
         """The split of a rollout worker, and its environment, that steps now."""
-        if role.kind != "rollout":
+        if not role.has_envs:
             return None
         steps = self._progress.stepping[role.index]
         for split in np.flatnonzero(steps >= 0):
@@ -137,12 +137,12 @@ class Watchdog:
 
     def _done(self, role: Role) -> bytes:
         done = self._progress.laps(role).tobytes()
-        if role.kind == "rollout":
+        if role.has_envs:
             done += self._progress.stepping[role.index].tobytes()
         return done
 
     def _is_suspended(self, role: Role) -> bool:
-        if role.kind == "learner" and self._progress.is_saving:
+        if role.saves and self._progress.is_saving:
             return True
         try:
             status = self._processes[role].status()

@@ -23,6 +23,11 @@ class ActorCriticConfig(Config):
         "explained_variance",
     )
 
+    SHOWN = ("policy_loss", "value_loss", "entropy", "rho_clipped_fraction")
+    HEADLINE = "entropy"
+    FIXED_ON_RESUME = (*Config.FIXED_ON_RESUME, "value_encoder", "normalize_returns")
+    COSTS = (*Config.COSTS, "loss", "value_encoder", "normalize_returns")
+
     algorithm: Literal["actor_critic"] = "actor_critic"
     loss: Literal["appo", "vtrace"] = "appo"
     """appo: PPO's clipped ratio with V-trace advantages. vtrace: IMPALA's policy gradient."""
@@ -87,7 +92,7 @@ class ActorCriticConfig(Config):
     @property
     def rate_factors(self) -> tuple[float, ...]:
         """The second one is of a separate value network."""
-        return (1.0, self.value_lr_factor)
+        return (1.0, self.value_lr_factor)[: self.num_encoders]
 
     def problems(self) -> list[str]:
         problems = super().problems()

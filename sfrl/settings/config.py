@@ -58,8 +58,12 @@ class Config(
     """
 
     STATISTICS: ClassVar[tuple[str, ...]] = ()
-    """What the algorithm tells of an update, besides what the learner tells itself, the most
-    telling first: a line for people has the third, a panel the first four. See docs/metrics.md."""
+    """What the algorithm reports of an update, besides what the learner reports of any. Each name
+    is explained in docs/metrics.md."""
+    SHOWN: ClassVar[tuple[str, ...]] = ()
+    """Those, at most four, that the panel in the terminal has."""
+    HEADLINE: ClassVar[str] = "total_loss"
+    """The one that a plain line has."""
 
     @property
     def target_period(self) -> int:
@@ -67,10 +71,21 @@ class Config(
         none."""
         return 0
 
-    def epsilons(self, env_frames: int) -> NDArray[np.float32] | None:
+    def epsilons(self, env_frames: float) -> NDArray[np.float32] | None:
         """[splits, N], with what probability each environment's action is a random one; None: it
         explores in other ways."""
         return None
+
+    FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
+        *("algorithm", "env", "frameskip", "model", "rnn_size", "optimizer"),
+    )
+    """What the saved weights, the optimizer's state and the frame counter depend on."""
+    COSTS: ClassVar[tuple[str, ...]] = (
+        *("env", "frameskip", "sticky_actions", "episodic_life", "max_episode_frames", "queue"),
+        *("device", "policy_devices", "cuda_graphs", "precision", "model", "rnn_size"),
+        *("algorithm", "optimizer", "rollout_length", "batch_size", "minibatches", "epochs"),
+    )
+    """What the costs that the tuner measures depend on besides the machine."""
 
     def __post_init__(self) -> None:
         if problems := self.problems():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -21,10 +22,13 @@ class NStepQConfig(Config):
     """n-step Q-learning (--algorithm=n_step_q)."""
 
     STATISTICS = ("value_loss", "explained_variance", "action_value", "greedy_fraction")
+    SHOWN = STATISTICS
+    HEADLINE = "action_value"
 
     algorithm: Literal["n_step_q"] = "n_step_q"
     target_every: Count = 100
-    """Optimizer steps after which the target network becomes a copy of the model."""
+    """The target network becomes a copy of the model every so many optimizer steps, at the end of
+    the training batch that reaches them."""
     epsilon_frames: Annotated[int, at_least(0)] = 4_000_000
     """Emulated frames over which the probability of a random action falls from 1 to 0.1, 0.01 or
     0.5, which is drawn for each environment."""
@@ -39,10 +43,14 @@ class NStepQConfig(Config):
     def target_period(self) -> int:
         return self.target_every
 
-    def epsilons(self, env_frames: int) -> NDArray[np.float32]:
+    def epsilons(self, env_frames: float) -> NDArray[np.float32]:
         """[splits, N]: all begin at 1 and fall in a line to a final value of their own."""
-        rng = np.random.default_rng([self.seed, len(_SHARES)])
-        shape = (self.splits, self.envs_per_split)
-        final = rng.choice(np.array(_FINAL_EPSILONS, np.float32), size=shape, p=_SHARES)
+        final = _final_epsilons(self.seed, self.splits, self.envs_per_split)
         progress = min(1.0, env_frames / self.epsilon_frames) if self.epsilon_frames else 1.0
         return (1 - progress * (1 - final)).astype(np.float32)
+
+
+@cache
+def _final_epsilons(seed: int, *shape: int) -> NDArray[np.float32]:
+    rng = np.random.default_rng([seed, len(_SHARES)])
+    return rng.choice(np.array(_FINAL_EPSILONS, np.float32), size=shape, p=_SHARES)

@@ -76,7 +76,8 @@ def make_display(
     title: str = "",
     train_seconds: float | None = None,
     train_frames: int | None = None,
-    statistics: Sequence[str] = ActorCriticConfig.STATISTICS,
+    shown: Sequence[str] = ActorCriticConfig.SHOWN,
+    headline: str = ActorCriticConfig.HEADLINE,
     console: Console | None = None,
 ) -> Display:
     """The live panel on a terminal that can redraw, plain lines otherwise.
@@ -88,7 +89,8 @@ def make_display(
         title: what is being trained, for the panel.
         train_seconds: the `time_s` at which the run ends, if it does.
         train_frames: the `env_frames` at which the run ends, if it does.
-        statistics: of the run's algorithm. The panel shows the first four, a line the third.
+        shown: statistics of the run's algorithm that the panel has, at most four.
+        headline: the one that a plain line has.
         console: where the panel goes; `out` unless given.
     """
     end = _End(train_seconds, train_frames)
@@ -96,8 +98,8 @@ def make_display(
     console = console or Console(file=out)
     can_redraw = is_terminal and console.is_terminal and not console.is_dumb_terminal
     if can_redraw:
-        return PanelDisplay(title, end, statistics, console)
-    return PlainDisplay(end, statistics[2:3], out, err or sys.stderr)
+        return PanelDisplay(title, end, shown, console)
+    return PlainDisplay(end, [headline], out, err or sys.stderr)
 
 
 class PlainDisplay(Display):

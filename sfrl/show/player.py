@@ -100,7 +100,7 @@ class Player:
         self.seed = seed
         self.deterministic = deterministic
         self._epsilon: Tensor | None = None
-        if (epsilons := config.epsilons(config.train_frames)) is not None:
+        if (epsilons := config.epsilons(config.max_frames)) is not None:
             self._epsilon = torch.tensor([epsilons.min()])  # as little as any did in the end
         self.render = render
 

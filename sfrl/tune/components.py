@@ -260,7 +260,7 @@ def inference(
 def learner(
     config: Config, spec: EnvSpec, seconds: float, precisions: Sequence[Precision] = PRECISIONS
 ) -> list[Learning]:
-    """The learner's `train` on full slots of made-up experience, in `seconds` in all.
+    """The learner's training batch of full slots of made-up experience, in `seconds` in all.
 
     But two training batches at least, of which the first, which warms up, is not counted.
     """

@@ -45,14 +45,6 @@ _MARGIN = 0.01  # predictions closer than this are equal
 _GPU_BATCH_US, _GPU_ROW_US, _GPU_LEARN_US = 150.0, 1.0, 10.0
 _ROLLOUT_BYTES, _NETWORK_BYTES = 200 << 20, 600 << 20  # of a process's own memory
 
-# What the costs depend on besides the machine; some are of one algorithm alone.
-_MEASURED = (
-    *("env", "frameskip", "sticky_actions", "episodic_life", "max_episode_frames", "queue"),
-    *("device", "policy_devices", "cuda_graphs", "precision", "model", "value_encoder"),
-    *("rnn_size", "algorithm", "loss", "optimizer"),
-    *("normalize_returns", "rollout_length", "batch_size", "minibatches", "epochs"),
-)
-
 
 def _num_envs(config: Config) -> int:
     return config.num_workers * config.envs_per_worker
@@ -299,7 +291,7 @@ def cache_path() -> Path | None:
 
 def cache_key(config: Config, cores: float) -> str:
     """All that the costs depend on."""
-    settings = {n: value for n, value in dataclasses.asdict(config).items() if n in _MEASURED}
+    settings = {n: value for n, value in dataclasses.asdict(config).items() if n in config.COSTS}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return json.dumps({**machine(), "cores": cores, "visible": visible, **settings}, sort_keys=True)
 

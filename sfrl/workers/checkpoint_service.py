@@ -62,5 +62,5 @@ class CheckpointService:
             self._tell(CheckpointFailed(reason, what))
 
     def _tell(self, report: Report) -> None:
-        """A report that must not be dropped for want of room."""
+        """A report that must not be dropped: wait for room."""
         self._reports.put(report, DELIVERY_TIMEOUT_S)

@@ -122,7 +122,11 @@ class GpuBatch:
 
 def packed(fields: Mapping[str, Tensor], acted: Mapping[str, RowField]) -> Tensor:
     """All fields in one row of bytes: one copy for all. Those of the widest numbers come first."""
-    return torch.cat([fields[n].contiguous().view(torch.uint8).flatten() for n in _by_width(acted)])
+    parts = []
+    for name in _by_width(acted):
+        values = fields[name].to(getattr(torch, acted[name].dtype))
+        parts.append(values.contiguous().view(torch.uint8).flatten())
+    return torch.cat(parts)
 
 
 def unpacked(content: Tensor, acted: Mapping[str, RowField], num_rows: int) -> Results:

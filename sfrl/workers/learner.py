@@ -21,7 +21,7 @@ from sfrl.ipc.channels import Channels
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, LearnerReport, Report
 from sfrl.ipc.progress import Progress
-from sfrl.ipc.shared_memory import StopFlag, Stopped
+from sfrl.ipc.shared_memory import Stopped
 from sfrl.ipc.topology import LEARNER
 from sfrl.nets import cuda
 from sfrl.nets.model import Network
@@ -70,12 +70,10 @@ class Learner:
         progress: Progress,
         reports: Mailbox[Report],
         checkpoint_requests: Mailbox[CheckpointRequest],
-        stop: StopFlag,
     ) -> None:
         self.config = config
         self.algorithm = algorithm
         self.model = model
-        self.stop = stop
         self.inbox = SlotInbox(buffer, channels, progress)
         self.progress = progress
         self.reports = reports
@@ -271,8 +269,12 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the learner, between two training batches."""
-        self.finish()
-        self.report()  # which counts the rows dropped
+        with torch.cuda.stream(self._stream):
+            self.finish()
+            self.report()  # which counts the rows dropped
+            return self._state()
+
+    def _state(self) -> dict[str, Any]:
         return {
             **self.parameters.state(),
             "counters": {

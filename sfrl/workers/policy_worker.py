@@ -74,7 +74,10 @@ class PolicyWorker:
         # [splits, N], of each environment, and of one more split; None: nobody explores so.
         self._epsilons: Tensor | None = None
         if config.epsilons(0) is not None:
-            self._epsilons = torch.zeros(self._all_rnn_states.shape[:2], device=self.device)
+            shape = self._all_rnn_states.shape[:2]
+            self._epsilons = torch.zeros(shape, device=self.device)
+            is_gpu = self.device.type == "cuda"  # which copies from pinned memory without a wait
+            self._host_epsilons = torch.zeros(shape[0] - 1, shape[1], pin_memory=is_gpu)
         self._batches: deque[Batch] = deque(self._make_batches(config))
         self._stream = cuda.new_stream(self.device)  # last: it waits for what was made here
         # Of the batches launched, the oldest first: requests and the version that answers them.
@@ -142,8 +145,9 @@ class PolicyWorker:
         rows = [self.obs[slot, t] for slot, t, _ in requests]
         if self._epsilons is not None:
             now = self.config.epsilons(self.progress.env_frames)
-            assert now is not None, "it does not change its ways"
-            self._epsilons[:-1].copy_(torch.from_numpy(now))
+            assert now is not None, "as when it was made"
+            self._host_epsilons.copy_(torch.from_numpy(now))
+            self._epsilons[:-1].copy_(self._host_epsilons, non_blocking=True)
         batch.load(rows, *self._split_inputs(requests))
         self.timer.lap("gather")
         batch.compute()

@@ -1,5 +1,7 @@
 """n-step Q: what it explores, what it learns from, and the target that it bootstraps from."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -188,5 +190,7 @@ def test_the_player_is_greedy_or_explores_as_little_as_any(config):
     weights = make_algorithm(config, envs.describe("CartPole-v1")).make_model().state_dict()
     player = Player(config, weights, seed=0)
     assert player._epsilon.item() == pytest.approx(config.epsilons(10**9).min())
+    endless = dataclasses.replace(config, train_frames=0)
+    assert Player(endless, weights, seed=0)._epsilon.item() == player._epsilon.item()
     moments = list(Player(config, weights, seed=0, deterministic=True).episode(0))
     assert moments[-1].steps > 5

@@ -71,8 +71,8 @@ def test_steps_are_those_of_torch_also_after_a_checkpoint(name: str) -> None:
 
 def test_a_second_network_has_a_learning_rate_of_its_own() -> None:
     networks = [[nn.Parameter(torch.zeros(3))], [nn.Parameter(torch.zeros(3))]]
-    config = ActorCriticConfig(run_dir="x", learning_rate=1e-3, value_lr_factor=4.0)
-    optimizer = make_optimizer(config, networks)
+    settings = {"learning_rate": 1e-3, "value_lr_factor": 4.0, "value_encoder": "separate"}
+    optimizer = make_optimizer(ActorCriticConfig(run_dir="x", **settings), networks)
     load_portable_state(optimizer, portable_state(optimizer))
     for rate in (1e-3, 5e-4):
         set_learning_rate(optimizer, rate)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-from sfrl.settings.algorithm import RowField
 
+from sfrl.settings.config import RowField
 from sfrl.workers.inference import packed, unpacked
 
 ACTED = {

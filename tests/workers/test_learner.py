@@ -65,7 +65,9 @@ class Bench:
             is_image = buffer.obs.dtype == np.uint8
             buffer.obs[slot] = rng.integers(256, size=shape) if is_image else rng.normal(size=shape)
             buffer.actions[slot] = rng.integers(2, size=(T, N))
-            buffer.acted["log_probs"][slot] = math.log(0.5) + rng.normal(scale=0.1, size=(T, N))
+            log_probs = math.log(0.5) + rng.normal(scale=0.1, size=(T, N))
+            if "log_probs" in buffer.acted:
+                buffer.acted["log_probs"][slot] = log_probs
             rng.normal(size=(T, N))
             buffer.rewards[slot] = rng.normal(size=(T, N))
             ended = rng.random((T, N)) < 0.2
