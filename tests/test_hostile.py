@@ -14,7 +14,7 @@ import shutil
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -37,8 +37,9 @@ from sfrl.records.metrics_writer import MetricsWriter
 from sfrl.records.run_folder import RunFolderError, open_to_append
 from sfrl.run.roles import make_learner
 from sfrl.settings.actor_critic import ActorCriticConfig
-from sfrl.settings.algorithms import all_settings, config_from, load_config
+from sfrl.settings.algorithms import ALGORITHMS, all_settings, config_from, load_config
 from sfrl.settings.config import ConfigError
+from sfrl.settings.fields import settings_of
 from tests.records.test_checkpoint import make_state
 from tests.runs import TINY, run_training
 
@@ -178,27 +179,28 @@ def values_of(name: str) -> st.SearchStrategy[object]:
     return st.text(max_size=20) | st.sampled_from(devices)
 
 
-SOME_SETTINGS = st.lists(st.sampled_from(sorted(SETTINGS)), max_size=6, unique=True).flatmap(
-    lambda names: st.fixed_dictionaries({name: values_of(name) for name in names})
-)
+def some_of(names: Iterable[str]) -> st.SearchStrategy[dict[str, object]]:
+    """Up to six of these settings."""
+    return st.lists(st.sampled_from(sorted(names)), max_size=6, unique=True).flatmap(
+        lambda chosen: st.fixed_dictionaries({name: values_of(name) for name in chosen})
+    )
 
 
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
-@given(SOME_SETTINGS)
-def test_any_settings_are_consistent_or_refused_by_name_value_and_rule(chosen):
+@given(data=st.data())
+def test_any_settings_are_consistent_or_refused_by_name_value_and_rule(algorithm, data):
+    cls = ALGORITHMS[algorithm]
+    chosen = data.draw(some_of(settings_of(cls)))
     try:
-        config = ActorCriticConfig(**chosen)
+        config = cls(**chosen)
     except ConfigError as error:
         problems = str(error).splitlines()
         assert problems
         for problem in problems:
             name, _, rest = problem.partition("=")
             assert name in {*SETTINGS, "num_slots"}, problem
-            shown = (
-                str(getattr(ActorCriticConfig, name, ""))
-                if name not in chosen
-                else str(chosen[name])
-            )
+            shown = str(getattr(cls, name, "")) if name not in chosen else str(chosen[name])
             assert name == "num_slots" or rest.startswith((shown, repr(shown))), problem
             assert any(word in problem for word in ("must", "wait for ever", "sets no end"))
         return

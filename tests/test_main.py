@@ -119,7 +119,9 @@ def installed(wheel, tmp_path_factory):
 
 def pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    # With the tests' PYTHONPATH pip would find the checkout's sfrl, and take it for installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
 
 
