@@ -65,17 +65,6 @@ class Config(
     HEADLINE: ClassVar[str] = "total_loss"
     """The one that a plain line has."""
 
-    @property
-    def target_period(self) -> int:
-        """Optimizer steps after which a target network becomes a copy of the model; 0: there is
-        none."""
-        return 0
-
-    def epsilons(self, env_frames: float) -> NDArray[np.float32] | None:
-        """[splits, N], with what probability each environment's action is a random one; None: it
-        explores in other ways."""
-        return None
-
     FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
         *("algorithm", "env", "frameskip", "model", "rnn_size", "optimizer"),
     )
@@ -86,6 +75,17 @@ class Config(
         *("algorithm", "optimizer", "rollout_length", "batch_size", "minibatches", "epochs"),
     )
     """What the costs that the tuner measures depend on besides the machine."""
+
+    @property
+    def target_period(self) -> int:
+        """Optimizer steps after which a target network becomes a copy of the model; 0: there is
+        none."""
+        return 0
+
+    def epsilons(self, env_frames: float) -> NDArray[np.float32] | None:
+        """[splits, N], with what probability each environment's action is a random one; None: it
+        explores in other ways."""
+        return None
 
     def __post_init__(self) -> None:
         if problems := self.problems():

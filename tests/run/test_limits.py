@@ -55,3 +55,20 @@ def test_too_few_processes_in_the_control_group_are_told(make_shared, monkeypatc
         match=r"needs 7 processes and threads, and its control group has room for 3 \(pids.max\); ",
     ):
         make_shared(env="CartPole-v1", frameskip=1, num_workers=1, batch_size=128)
+
+
+def test_a_target_network_needs_memory_as_well(make_shared, monkeypatch):
+    monkeypatch.setattr(limits, "available_memory", lambda: 0)
+    settings = {"env": "CartPole-v1", "frameskip": 1, "num_workers": 1, "batch_size": 128}
+    needed = []
+    for algorithm in ("actor_critic", "n_step_q"):
+        with pytest.raises(limits.ShortageError) as refusal:
+            make_shared(**settings, rnn_size=4000, algorithm=algorithm)
+        model, total = re.search(
+            r"a model of ([\d,]+) MiB need at least ([\d,]+) MiB", str(refusal.value)
+        ).groups()
+        needed.append((int(model), int(total.replace(",", ""))))
+    (model, without), (_, total) = needed
+    assert model > 100
+    # The second copy in shared memory, which has two of each, and the target itself.
+    assert total - without == pytest.approx(3 * model, abs=3)

@@ -13,6 +13,13 @@ ACTED = {
 }
 
 
+def test_a_field_gets_the_dtype_that_was_declared():
+    """Bytes of another one would be read as other numbers."""
+    acted = {"actions": RowField("int64")}
+    results = unpacked(packed({"actions": torch.arange(5, dtype=torch.int32)}, acted), acted, 5)
+    assert results["actions"].tolist() == list(range(5))
+
+
 def test_what_is_unpacked_is_what_was_packed():
     fields = {
         "masks": torch.rand(5, 3) > 0.5,

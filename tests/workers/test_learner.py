@@ -469,6 +469,26 @@ def test_training_begins_when_a_whole_batch_is_there(make_bench):
     assert not bench.learner.step()
 
 
+def test_reports_are_sent_at_most_five_times_a_second(make_bench, monkeypatch):
+    """And nothing of the batches between them is lost."""
+    now = [100.0]
+    monkeypatch.setattr("sfrl.workers.learner.time.monotonic", lambda: now[0])
+    bench = make_bench(**ONE_UPDATE)
+    num_reports = []
+    for seconds in (0.0, 0.1, 0.05, 0.06, 0.1):
+        now[0] += seconds
+        bench.fill(0, 1)
+        bench.learner.begin([0, 1])
+        bench.learner._train_on_next()
+        num_reports.append(len(bench.reports.get_all()))
+        bench.returned()
+    assert num_reports == [1, 0, 0, 1, 0]
+    bench.learner.report()
+    [report] = bench.reports.get_all()
+    assert report.metrics["learner_steps"] == 5
+    assert sum(report.lag_counts) == bench.buffer.valid[:2, :-1].sum(), "of the last batch alone"
+
+
 def test_results_may_be_looked_at_a_batch_later(make_bench):
     """As on a GPU, which still trains when the host has launched all of a batch."""
     at_once, later = make_bench(), make_bench()

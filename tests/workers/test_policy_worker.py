@@ -177,6 +177,19 @@ def test_a_row_is_complete_before_its_index_is_put(make_policy):
         assert version == 3
 
 
+def test_a_value_network_of_its_own_is_not_run_to_act(make_shared):
+    shared = make_shared(**CARTPOLE, value_encoder="separate")
+    make_learner(shared, Mailbox(), Mailbox(), None)
+    policy = make_policy_worker(shared, 0)
+    seen = []
+    for name in ("encoder", "value_encoder"):
+        encoder = getattr(policy.model, name)
+        encoder.register_forward_hook(lambda *_, name=name: seen.append(name))
+    request(shared, (0, 0))
+    policy.step()
+    assert seen == ["encoder"]
+
+
 def test_weights_published_between_batches_act_from_the_next_one_on(make_policy):
     shared, model, policy = make_policy()
     forward = policy.model.preferences
