@@ -277,6 +277,7 @@ def test_a_resumed_run_may_be_moved():
             "model=tests.nets.test_model:TinyCNN differs from the saved run's norm_mlp",
         ),
         ("--optimizer=rmsprop", "optimizer=rmsprop differs from the saved run's adam"),
+        ("--value-encoder=shared", "value_encoder=shared differs from the saved run's separate"),
         ("--no-normalize-returns", "normalize_returns=False differs from the saved run's True"),
     ],
 )

@@ -79,6 +79,7 @@ def test_plain_display_prints_one_line_per_record(capsys):
         display.update(make_record())
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
+    assert "| entropy 1.700 |" in lines[0], "the algorithm's headline"
     assert lines[0].endswith("0:00:10 left")
 
 

@@ -489,15 +489,19 @@ def test_reports_are_sent_at_most_five_times_a_second(make_bench, monkeypatch):
     assert sum(report.lag_counts) == bench.buffer.valid[:2, :-1].sum(), "of the last batch alone"
 
 
-def test_results_may_be_looked_at_a_batch_later(make_bench):
+def test_results_may_be_looked_at_a_batch_later(make_bench, monkeypatch):
     """As on a GPU, which still trains when the host has launched all of a batch."""
+    monkeypatch.setattr("sfrl.workers.learner.REPORT_INTERVAL_S", 0.0)
     at_once, later = make_bench(), make_bench()
     later.learner._runs_ahead = True
     for bench in (at_once, later):
         bench.fill(0, 1, 2, 3)
         bench.buffer.rewards[2, 0, 1] = np.nan  # in one of two minibatches
-        bench.begin(0, 1)
-        bench.begin(2, 3)
+        for slots in ([0, 1], [2, 3]):
+            bench.learner.begin(slots)
+            while bench.learner.is_training:
+                bench.learner._train_on_next()
+    assert [len(bench.reports.get_all()) for bench in (at_once, later)] == [2, 1]
     assert later.returned() == [0, 1]
     assert later.learner.learner_steps == 4
     reader = WeightsReader(later.shared.weights)
@@ -575,8 +579,8 @@ def test_after_a_checkpoint_is_loaded_the_next_update_is_equal_bit_for_bit(
 def test_the_last_checkpoint_is_written_when_the_run_stops(make_bench):
     bench = make_bench()
     bench.shared.progress.env_steps[0] = 123
-    bench.requests.put(CheckpointRequest(RunMetrics().state(), best_score=7.5))
-    bench.requests.put(CheckpointRequest(RunMetrics().state(), best_score=None))
+    for score in (7.5, 7.0, None):
+        bench.requests.put(CheckpointRequest(RunMetrics().state(), score))
     bench.learner.close()
     *_, saved, best = bench.reports.get_all()
     assert (saved.best_score, best.best_score) == (None, 7.5)
@@ -586,6 +590,17 @@ def test_the_last_checkpoint_is_written_when_the_run_stops(make_bench):
     run_dir = bench.shared.config.run_dir
     assert checkpoint.find(run_dir, "latest").path.name in saved.path
     assert checkpoint.find(run_dir, "best").state["score"] == 7.5
+
+
+def test_a_checkpoint_counts_what_no_report_has_told(make_bench):
+    bench = make_bench(**ONE_UPDATE, max_policy_lag=3)
+    bench.learner.progress.learner_steps = 10
+    bench.fill(0, 1)
+    bench.buffer.policy_version[:2] = 0
+    bench.begin(0, 1)
+    assert bench.learner.dropped_rows == 0
+    dropped_rows = bench.learner.state()["counters"]["dropped_rows"]
+    assert dropped_rows == bench.buffer.valid[:2, :-1].sum()
 
 
 def test_after_its_last_checkpoint_the_learner_trains_no_more(make_bench):
