@@ -85,7 +85,7 @@ def cpu_us_per_decision(step: Step, args: Args, rng: np.random.Generator, action
 
 
 def main(args: Args) -> None:
-    num_actions = envs.describe(args.game).num_actions
+    (num_actions,) = envs.describe(args.game).actions.choices
     steps = {
         name: make(args.game, args.envs)
         for name, make in EMULATORS.items()

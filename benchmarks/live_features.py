@@ -18,6 +18,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from sfrl.envs import OBS, random_actions
 from sfrl.nets.encoders import NatureCNN
 from sfrl.records import checkpoint
 from sfrl.settings.algorithms import config_from
@@ -34,13 +35,14 @@ class Args:
 
 
 def observations(config: Config) -> Tensor:
-    """uint8 [B, *obs_shape] under random actions."""
+    """uint8 [B, C, H, W] under random actions."""
     rng, seen = np.random.default_rng(0), []
     with closing(make_env(config, seed=0, render=False)) as env:
-        env.reset()
+        obs = env.reset()
         for _ in range(NUM_STEPS):
-            env.send(rng.integers(env.action_space.n, size=1))
-            seen.append(env.recv().obs.copy())
+            env.send(random_actions(env.actions, obs, rng))
+            obs = env.recv().obs
+            seen.append(obs[OBS].copy())
     return torch.from_numpy(np.concatenate(seen[FIRST_STEP:]))
 
 

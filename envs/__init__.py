@@ -1,9 +1,11 @@
 """Environments by name. `make_vec_env("Pong", ...)`, `make_vec_env("CartPole-v1", ...)`.
 
     names.py           what a name means, and what is said of one that means nothing
-    vec_env.py         the interface VecEnv, and its records StepResult and EnvSpec
+    vec_env.py         the interface VecEnv, and its records
     atari.py           Atari games: ALE, and screen.py's pictures
     gymnasium_envs.py  every other Gymnasium id, N in one thread
+    spaces.py          what their observations and actions become
+    masks.py           which actions they allow
     pictures.py        what those show, for videos
     rules.py           what those must keep to, checked at every step
     forks.py           ends the forks of an environment that come back out of it
@@ -28,14 +30,32 @@ from sfrl.envs.names import (
     in_one_line,
 )
 from sfrl.envs.rules import EnvError, NonFiniteError
-from sfrl.envs.vec_env import EnvKind, EnvSpec, ObsArray, OnNan, StepResult, VecEnv, obs_scale
+from sfrl.envs.vec_env import (
+    ACTION_MASK,
+    OBS,
+    ActionSpec,
+    Bounds,
+    EnvKind,
+    EnvSpec,
+    Leaf,
+    Observations,
+    OnNan,
+    StepResult,
+    VecEnv,
+    random_actions,
+)
 
 __all__ = [
+    "ACTION_MASK",
+    "OBS",
+    "ActionSpec",
+    "Bounds",
     "EnvError",
     "EnvKind",
     "EnvSpec",
+    "Leaf",
     "NonFiniteError",
-    "ObsArray",
+    "Observations",
     "StepResult",
     "TrainsOnImportError",
     "UnknownEnvError",
@@ -46,7 +66,7 @@ __all__ = [
     "gymnasium_id",
     "in_one_line",
     "make_vec_env",
-    "obs_scale",
+    "random_actions",
 ]
 
 
@@ -59,6 +79,7 @@ def make_vec_env(
     sticky_actions: float = 0.0,
     episodic_life: bool = False,
     max_episode_frames: int = 108_000,
+    bounds: Bounds = "clip",
     on_nan: OnNan = "skip",
     render: bool = False,
     stepping: NDArray[np.int64] | None = None,
@@ -70,7 +91,8 @@ def make_vec_env(
     ("my_module:MyEnv-v0"). ALE's own ids ("ALE/Pong-v5", "PongNoFrameskip-v4") mean the game.
 
     `max_episode_frames` (30 minutes of play) concerns Atari only; the length of another
-    environment's episodes is its registration's `max_episode_steps`. `on_nan` says what becomes of
+    environment's episodes is its registration's `max_episode_steps`. `bounds` says how numbers of
+    the policy's become actions within their bounds (`ActionSpec`). `on_nan` says what becomes of
     NaN and infinity, which no Atari game gives: "skip" cuts the episode off before. `frameskip`
     defaults to 4 for Atari, 1 otherwise. `render=True` is for one environment. `stepping` is what
     `VecEnv` has of this name, [1]; None: of its own.
@@ -102,7 +124,15 @@ def make_vec_env(
             f"{frameskip=}, {sticky_actions=}, {episodic_life=}: these are for Atari games; "
             f"leave them out for {name}"
         )
-    return GymnasiumVecEnv(env_id, num_envs, seed, on_nan=on_nan, render=render, stepping=stepping)
+    return GymnasiumVecEnv(
+        env_id,
+        num_envs,
+        seed,
+        bounds=bounds,
+        on_nan=on_nan,
+        render=render,
+        stepping=stepping,
+    )
 
 
 def describe(name: str, frameskip: int | None = None) -> EnvSpec:

@@ -26,14 +26,24 @@ from functools import partial
 
 import numpy as np
 from ale_py import Action, ALEInterface, ALEState, LoggerMode, roms
-from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
 from sfrl.envs.screen import SIZE, make_screen
-from sfrl.envs.vec_env import EnvSpec, EnvState, ObsArray, StepResult, env_seeds
+from sfrl.envs.vec_env import (
+    OBS,
+    Actions,
+    ActionSpec,
+    EnvSpec,
+    EnvState,
+    Leaf,
+    Observations,
+    StepResult,
+    env_seeds,
+)
 
 FRAMESKIP = 4
 OBS_SHAPE = (4, SIZE, SIZE)  # stacked pictures, height, width
+LEAVES = (Leaf(OBS, "image", OBS_SHAPE, "uint8", scale=255.0),)
 NOOP_MAX = 30
 _MAX_REPLAY = 250_000  # frames of an episode that is saved: 10 s
 _FRAMES_PER_S = 2_000  # that are played again at the very least; a usual core makes 25,000
@@ -82,11 +92,11 @@ class AtariVecEnv:
         self._obs = np.zeros((num_envs, *OBS_SHAPE), np.uint8)
         self._actions: list[int] = []
         self.num_envs = num_envs
-        self.observation_space: Box = Box(0, 255, OBS_SHAPE, np.uint8)
-        self.action_space = Discrete(len(self._games[0].ale.getMinimalActionSet()))
+        self.leaves: tuple[Leaf, ...] = LEAVES
+        self.actions = _actions(self._games[0].ale)
         self.frameskip = frameskip
 
-    def reset(self) -> ObsArray:
+    def reset(self) -> Observations:
         if self._has_started:  # ALE can be seeded only before it loads the ROM
             self._games = self._make_games()
         self._has_started = True
@@ -94,7 +104,7 @@ class AtariVecEnv:
             self.stepping[0] = i
             game.restart(self._obs[i])
         self.stepping[0] = -1
-        return self._obs
+        return {OBS: self._obs}
 
     def _make_games(self) -> list[_Game]:
         games = []
@@ -104,12 +114,11 @@ class AtariVecEnv:
         self.stepping[0] = -1
         return games
 
-    def send(self, actions: NDArray[np.int64]) -> None:
+    def send(self, actions: Actions) -> None:
         self._actions = actions.tolist()
-        if min(self._actions) < 0 or max(self._actions) >= self.action_space.n:
-            raise ValueError(
-                f"actions {self._actions} must lie in 0..{int(self.action_space.n) - 1}"
-            )
+        (num_actions,) = self.actions.choices
+        if min(self._actions) < 0 or max(self._actions) >= num_actions:
+            raise ValueError(f"actions {self._actions} must lie in 0..{num_actions - 1}")
 
     def recv(self) -> StepResult:
         outcomes = []
@@ -119,7 +128,7 @@ class AtariVecEnv:
         self.stepping[0] = -1
         rewards, terminated, truncated = zip(*outcomes, strict=True)
         return StepResult(
-            self._obs,
+            {OBS: self._obs},
             np.array(rewards, np.float32),
             np.array(terminated, np.bool_),
             np.array(truncated, np.bool_),
@@ -327,8 +336,11 @@ def _ends_well(work: Callable[[], None], limit_s: float) -> bool:
 
 def describe_atari(game: str, frameskip: int = FRAMESKIP) -> EnvSpec:
     """The spec of a game by its ROM id, from the ROM alone (0.1 s)."""
-    num_actions = len(load_rom(game).getMinimalActionSet())
-    return EnvSpec("atari", OBS_SHAPE, "uint8", num_actions, frameskip, obs_scale=255.0)
+    return EnvSpec("atari", LEAVES, _actions(load_rom(game)), frameskip)
+
+
+def _actions(ale: ALEInterface) -> ActionSpec:
+    return ActionSpec(choices=(len(ale.getMinimalActionSet()),))
 
 
 def load_rom(game: str, seed: int = 0, sticky_actions: float = 0.0) -> ALEInterface:

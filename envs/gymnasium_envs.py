@@ -1,58 +1,56 @@
-"""Any Gymnasium id with Box observations and Discrete actions, N copies in one thread."""
+"""Any Gymnasium id, N copies in one thread."""
 
 import re
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, Space, Text, Tuple, flatdim
+from gymnasium.spaces import Space
 from numpy.typing import NDArray
 
 from sfrl.envs.forks import end_if_forked
 from sfrl.envs.logs import own_logger
+from sfrl.envs.masks import (
+    MASK_METHOD,
+    MaskPlace,
+    mask_leaf,
+    mask_place,
+    read_mask,
+    without_choice,
+)
 from sfrl.envs.names import UnsupportedEnvError, what_it_needs
 from sfrl.envs.pictures import picture
-from sfrl.envs.rules import EnvError, NonFiniteError, Rules
+from sfrl.envs.rules import EnvError, LeafRules, NonFiniteError, Rules
+from sfrl.envs.spaces import ActionLayout, in_short, observation_parts
 from sfrl.envs.vec_env import (
-    EnvKind,
+    ACTION_MASK,
+    Actions,
+    Bounds,
     EnvSpec,
     EnvState,
-    ObsArray,
+    Leaf,
+    Observations,
     OnNan,
     StepResult,
     env_seeds,
-    obs_scale,
 )
 
 log = own_logger(__name__)
 
 MAX_INFO = 32  # numbers of an `info` that are taken
 INFO_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-_PICTURE_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA or a stack of four
-_MIN_PICTURE = 8  # pixels of a side; below it an array of floats is no picture
 _MAX_RESETS = 20  # in a row; that every second one fails is survived
 
-Env: TypeAlias = gymnasium.Env[NDArray[np.generic], int]
+Env: TypeAlias = gymnasium.Env[Any, Any]
 
 
 class GymnasiumVecEnv:
     """A `VecEnv` of any Gymnasium environment.
 
-    Observations become what the networks expect:
-
-    - A uint8 or bool array of shape [H, W], [H, W, C] or [C, H, W] is an image, and becomes
-      [C, H, W] of uint8. `_channel_axis` tells which axis is C.
-    - So is one of three axes of other numbers, if its space has one pair of bounds and it looks
-      like a picture: it becomes [C, H, W] of float32.
-    - A Box of another kind is flattened to a float32 vector [D].
-
-    What is no plain case is told in `EnvSpec.reading`.
-
-    Networks divide images, and all that has two axes or more or is uint8, by the largest number
-    that its space allows (`obs_scale`). Vectors of other types stay as they are.
+    `spaces.py` says which leaves an observation has, and what becomes of actions; `masks.py`, where
+    an environment says which actions it allows. `rules.py` checks what it gives.
 
     The steps run in `recv`, one environment after the other. This is
     gymnasium.vector.SyncVectorEnv with AutoresetMode.NEXT_STEP at half the overhead (18 us
@@ -75,6 +73,7 @@ class GymnasiumVecEnv:
         num_envs: int,
         seed: int,
         *,
+        bounds: Bounds = "clip",
         on_nan: OnNan = "skip",
         render: bool = False,
         stepping: NDArray[np.int64] | None = None,
@@ -85,21 +84,24 @@ class GymnasiumVecEnv:
             self.stepping[0] = i
             self._envs.append(_make(env_id, render))
         self.stepping[0] = -1
-        own_space = self._envs[0].observation_space
-        space, self._to_agent = _observation_layout(env_id, own_space)
-        assert isinstance(own_space, Box)
-        actions = _discrete(env_id, self._envs[0].action_space)
-        self._rules = Rules(env_id, own_space, int(actions.n))
+        first = self._envs[0]
+        self._layout = ActionLayout(env_id, first.action_space, bounds)
+        self.actions = self._layout.spec
+        self._mask_place = mask_place(first, self.actions)
+        parts = observation_parts(
+            env_id, first.observation_space, has_mask=self._mask_place == "observation"
+        )
+        self._leaves = tuple(part.leaf for part in parts)
+        self._rules = Rules(env_id, first.observation_space, first.action_space)
+        self._leaf_rules = [LeafRules(self._rules, part) for part in parts]
+        self._floats = [leaf.name for leaf in self._leaves if leaf.dtype == "float32"]
+        # An `info` may have a mask: whether it does shows when the first of all is there.
+        self._awaits_info = bool(self.actions.choices) and self._mask_place is None
 
         self.num_envs = num_envs
-        self.observation_space: Box = space
-        self.action_space = Discrete(actions.n)
         self.frameskip = 1
-        self._num_actions = int(actions.n)
-        # As the space samples them: np.int64, mostly, on which Gymnasium's users call `item`.
-        self._own_actions = list(np.arange(actions.n, dtype=actions.dtype) + actions.start)
         self._seeds = env_seeds(seed, num_envs)
-        self._actions = [0] * num_envs
+        self._actions: list[Any] = []
         self._ended = [False] * num_envs  # the next step only resets
         self._on_nan = on_nan
         self._num_nans = 0
@@ -107,24 +109,41 @@ class GymnasiumVecEnv:
         self._last_obs = self._empty_obs()
         self._infos: list[dict[str, Any]] = [{}] * num_envs  # of the last steps
 
-    def reset(self) -> ObsArray:
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Those of the spaces, and a mask. Before the first `reset`, one is made for it."""
+        if self._awaits_info:
+            self._look_for_mask(_first_info(self._envs[0], self._seeds[0]))
+        return self._leaves if self._mask_place is None else (*self._leaves, self._mask)
+
+    @property
+    def _mask(self) -> Leaf:
+        return mask_leaf(self.actions)
+
+    def _look_for_mask(self, info: object) -> None:
+        self._awaits_info = False
+        if isinstance(info, dict) and ACTION_MASK in info:
+            self._mask_place = "info"
+
+    def reset(self) -> Observations:
         obs = self._empty_obs()
         for i, (env, seed) in enumerate(zip(self._envs, self._seeds, strict=True)):
             _seed_spaces(env, seed)
             self._reset_one(i, env, obs, seed)
         self.stepping[0] = -1
         self._ended = [False] * self.num_envs
+        self._check_masks(obs)
         self._last_obs = obs
         return obs
 
-    def _reset_one(self, i: int, env: Env, obs: ObsArray, seed: int | None = None) -> None:
+    def _reset_one(self, i: int, env: Env, obs: Observations, seed: int | None = None) -> None:
         """Start an episode, the first one of several tries that does not begin with NaN."""
         for _ in range(_MAX_RESETS):
             self._try_reset(i, env, obs, seed)
-            if np.isfinite(obs[i]).all():
+            if all(np.isfinite(obs[name][i]).all() for name in self._floats):
                 return
             seed = None  # with the same one it would begin in the same way
-            problem = f"NaN or infinity: its first observation is {obs[i].reshape(-1)!r:.100}"
+            problem = f"NaN or infinity: its first observation is {self._shown(obs, i)}"
             error = self._rules.error(problem, i, self._num_steps)
             self._warn_or_stop(error, "it is reset once more")
         raise self._rules.error(
@@ -133,22 +152,25 @@ class GymnasiumVecEnv:
             self._num_steps,
         )
 
-    def _try_reset(self, i: int, env: Env, obs: ObsArray, seed: int | None) -> None:
+    def _try_reset(self, i: int, env: Env, obs: Observations, seed: int | None) -> None:
         self.stepping[0] = i
         rules, step = self._rules, self._num_steps
         try:
-            observation, _ = env.reset(seed=seed)
+            observation, info = env.reset(seed=seed)
         except Exception as error:
             error.add_note(f"in the reset of {rules.env_id}, env {i}, at step {step}")
             raise
         end_if_forked()
-        rules.spaces(env.observation_space, _discrete(rules.env_id, env.action_space), i)
-        obs[i] = self._to_agent(rules.observation(observation, i, step))
+        rules.spaces(i, observation_space=env.observation_space, action_space=env.action_space)
+        for leaf in self._leaf_rules:
+            obs[leaf.name][i] = leaf.read(observation, i, step)
+        if self._awaits_info:
+            self._look_for_mask(info)
+        if self._mask_place is not None:
+            self._read_mask(i, obs, observation, info)
 
-    def send(self, actions: NDArray[np.int64]) -> None:
-        self._actions = actions.tolist()
-        if min(self._actions) < 0 or max(self._actions) >= self._num_actions:
-            raise ValueError(f"actions {self._actions} must lie in 0..{self._num_actions - 1}")
+    def send(self, actions: Actions) -> None:
+        self._actions = self._layout.own(actions)
 
     def recv(self) -> StepResult:
         obs = self._empty_obs()
@@ -157,16 +179,19 @@ class GymnasiumVecEnv:
         truncated = np.zeros(self.num_envs, np.bool_)
         self._num_steps += 1
         rules, step, infos = self._rules, self._num_steps, self._infos
+        leaves = [(obs[leaf.name], leaf.read) for leaf in self._leaf_rules]
         for i, env in enumerate(self._envs):
             if self._ended[i]:
                 self._reset_one(i, env, obs)
                 continue
             self.stepping[0] = i
-            action = self._own_actions[self._actions[i]]
+            action = self._actions[i]
             try:
                 observation, reward, is_terminated, is_truncated, infos[i] = env.step(action)
             except Exception as error:
-                error.add_note(f"in step {step} of {rules.env_id}, env {i}, with action {action}")
+                error.add_note(
+                    f"in step {step} of {rules.env_id}, env {i}, with action {in_short(action)}"
+                )
                 raise
             end_if_forked()
             try:
@@ -175,33 +200,48 @@ class GymnasiumVecEnv:
                 )
             except OverflowError as error:  # an int beyond all floats
                 raise rules.error("its reward is too large for a float", i, step) from error
-            obs[i] = self._to_agent(rules.observation(observation, i, step))
+            for rows, read in leaves:
+                rows[i] = read(observation, i, step)
+            if self._mask_place is not None:
+                is_last = bool(terminated[i] or truncated[i])
+                self._read_mask(i, obs, observation, infos[i], may_lack=is_last)
         self.stepping[0] = -1
-        is_image = obs.dtype == np.uint8
-        if not (np.isfinite(rewards).all() and (is_image or np.isfinite(obs).all())):
+        is_finite = np.isfinite(rewards).all()
+        if not (is_finite and all(np.isfinite(obs[name]).all() for name in self._floats)):
             self._cut_nans(obs, rewards, terminated, truncated)
-        rules.bounds(obs, step)
-        self._ended = (terminated | truncated).tolist()
+        for leaf in self._leaf_rules:
+            leaf.bounds(obs[leaf.name], step)
+        has_ended = terminated | truncated
+        self._check_masks(obs, has_ended)
+        self._ended = has_ended.tolist()
         self._last_obs = obs
         return StepResult(obs, rewards, terminated, truncated)
 
     def _cut_nans(
         self,
-        obs: ObsArray,
+        obs: Observations,
         rewards: NDArray[np.float32],
         terminated: NDArray[np.bool_],
         truncated: NDArray[np.bool_],
     ) -> None:
         """End the episodes in which NaN or infinity came up before they did. Edits all four."""
-        is_finite = np.isfinite(rewards) & np.isfinite(obs).reshape(self.num_envs, -1).all(axis=1)
+        is_finite = np.isfinite(rewards)
+        for name in self._floats:
+            is_finite &= np.isfinite(obs[name]).reshape(self.num_envs, -1).all(axis=1)
         for i in np.flatnonzero(~is_finite).tolist():
-            problem = (
-                f"NaN or infinity: reward {rewards[i]}, observation {obs[i].reshape(-1)!r:.100}"
-            )
+            problem = f"NaN or infinity: reward {rewards[i]}, observation {self._shown(obs, i)}"
             error = self._rules.error(problem, i, self._num_steps)
             self._warn_or_stop(error, "the episode was cut off before it")
-            obs[i], rewards[i] = self._last_obs[i], 0.0
-            terminated[i], truncated[i] = False, True
+            rewards[i], terminated[i], truncated[i] = 0.0, False, True
+            for name, rows in obs.items():
+                rows[i] = self._last_obs[name][i]
+
+    def _shown(self, obs: Observations, i: int) -> str:
+        """The observation of copy i, in short: the first of the leaves that are not finite."""
+        bad = [name for name in self._floats if not np.isfinite(obs[name][i]).all()]
+        name = bad[0] if bad else self._leaves[0].name
+        shown = f"{obs[name][i].reshape(-1)!r:.100}"
+        return shown if len(self._leaves) == 1 else f"{name} {shown}"
 
     def _warn_or_stop(self, error: EnvError, remedy: str) -> None:
         if self._on_nan == "stop":
@@ -209,6 +249,43 @@ class GymnasiumVecEnv:
         self._num_nans += 1
         if self._num_nans & (self._num_nans - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
             log.warning("%s; %s (so far: %d)", error, remedy, self._num_nans)
+
+    def _read_mask(
+        self, i: int, obs: Observations, observation: Any, info: Any, *, may_lack: bool = False
+    ) -> None:
+        """Write the mask of copy i. At an episode's end, where there may be none, all is legal."""
+        masks = obs.get(ACTION_MASK)
+        if masks is None:
+            masks = obs[ACTION_MASK] = np.ones((self.num_envs, *self._mask.shape), np.bool_)
+        if self._mask_place == "method":
+            value = self._envs[i].get_wrapper_attr(MASK_METHOD)()
+        else:
+            source = observation if self._mask_place == "observation" else info
+            value = source.get(ACTION_MASK) if isinstance(source, dict) else None
+        if value is None and may_lack:
+            masks[i] = True
+            return
+        try:
+            masks[i] = read_mask(value, self._layout)
+        except ValueError as error:
+            raise self._rules.error(str(error), i, self._num_steps) from error
+
+    def _check_masks(self, obs: Observations, has_ended: NDArray[np.bool_] | None = None) -> None:
+        """Raises EnvError if a choice has no legal action. At an episode's end, all get legal."""
+        if self._mask_place is None:
+            return
+        masks: NDArray[np.bool_] = obs[ACTION_MASK]
+        for i, choice in np.argwhere(without_choice(masks, self.actions)).tolist():
+            if has_ended is None or not has_ended[i]:
+                whole = {leaf.name: obs[leaf.name][i] for leaf in self._leaves}
+                raise self._rules.error(
+                    f"its action mask allows none of the {self.actions.choices[choice]} values of "
+                    f"choice {choice}, and must allow one; its observation is {in_short(whole)}",
+                    i,
+                    self._num_steps,
+                )
+            end = sum(self.actions.choices[: choice + 1])
+            masks[i, end - self.actions.choices[choice] : end] = True
 
     def episode_info(self, env: int) -> dict[str, float]:
         return _numbers(self._infos[env])
@@ -230,28 +307,55 @@ class GymnasiumVecEnv:
         for env in self._envs:
             env.close()
 
-    def _empty_obs(self) -> ObsArray:
-        shape = (self.num_envs, *self.observation_space.shape)
-        return np.empty(shape, self.observation_space.dtype)
+    def _empty_obs(self) -> Observations:
+        leaves = self._leaves if self._mask_place is None else (*self._leaves, self._mask)
+        return {leaf.name: np.empty((self.num_envs, *leaf.shape), leaf.dtype) for leaf in leaves}
 
 
 def describe_gymnasium(env_id: str) -> EnvSpec:
     """The spec of a Gymnasium id; makes one environment to see its spaces.
 
+    It is reset if it has choices and tells of no mask otherwise, since its `info` may.
+
     Raises:
-        ValueError: a space is not supported.
+        ValueError: a space is not supported, or its `info` has a mask that is none.
     """
     env = _make(env_id, render=False)
-    own_space = env.observation_space
-    space, _ = _observation_layout(env_id, own_space)
-    assert isinstance(own_space, Box)
-    reading = _reading(env_id, own_space, space)
-    num_actions = int(_discrete(env_id, env.action_space).n)
+    layout = ActionLayout(env_id, env.action_space)
+    place: MaskPlace | None = mask_place(env, layout.spec)
+    parts = observation_parts(env_id, env.observation_space, has_mask=place == "observation")
     statistics = tuple(type(layer).__name__ for layer in _layers(env) if _has_statistics(layer))
+    leaves = tuple(part.leaf for part in parts)
+    if place is None and layout.spec.choices:
+        info = _first_info(env)
+        if isinstance(info, dict) and ACTION_MASK in info:
+            place = "info"
+            try:
+                read_mask(info[ACTION_MASK], layout)
+            except ValueError as error:
+                raise UnsupportedEnvError(f"{env_id}: {error}") from error
+    if place is not None:
+        leaves = (*leaves, mask_leaf(layout.spec))
     env.close()
-    kind: EnvKind = "image" if len(space.shape) == 3 else "vector"
-    dtype, scale = str(space.dtype), obs_scale(space)
-    return EnvSpec(kind, space.shape, dtype, num_actions, 1, scale, statistics, reading)
+    return EnvSpec(
+        "image" if any(leaf.kind == "image" for leaf in leaves) else "vector",
+        leaves,
+        layout.spec,
+        frameskip=1,
+        statistics=statistics,
+        reading=". ".join(part.reading for part in parts if part.reading),
+    )
+
+
+def _first_info(env: Env, seed: int = 0) -> object:
+    """What its first reset says, None if it fails: the run will tell of that, where it counts."""
+    _seed_spaces(env, seed)
+    try:
+        _, info = env.reset(seed=seed)
+    except Exception:  # an environment may raise anything
+        info = None
+    end_if_forked()
+    return info
 
 
 def _make(env_id: str, render: bool) -> Env:
@@ -298,158 +402,6 @@ def _seed_spaces(env: Env, seed: int) -> None:
                 space.seed(space_seed)
 
 
-def _observation_layout(
-    env_id: str, space: Space[NDArray[np.generic]]
-) -> tuple[Box, Callable[[NDArray[np.generic]], NDArray[np.generic]]]:
-    """The observation space as the agent sees it, and the view that turns an observation so."""
-    if not isinstance(space, Box) or 0 in space.shape:
-        raise UnsupportedEnvError(
-            f"{env_id} has observation space {_in_short(space)}; supported is Box (an array), not "
-            f"empty. {_advice(space)}".rstrip()
-        )
-    shape, is_pixels = space.shape, space.dtype in (np.uint8, np.bool_)
-    if is_pixels and len(shape) > 3:
-        raise UnsupportedEnvError(
-            f"{env_id} has images of shape {shape}; supported are [H, W], [H, W, C] and "
-            "[C, H, W]. To stack images, make them grey first"
-        )
-    low, high = float(space.low.min()), float(space.high.max())
-    is_uniform = bool((space.low == low).all() and (space.high == high).all())
-    is_image = (is_pixels and len(shape) > 1) or (
-        is_uniform and np.isfinite((low, high)).all() and _is_picture(env_id, space)
-    )
-    if not is_image:
-        if not is_pixels and (len(shape) < 2 or not is_uniform):
-            low, high = -np.inf, np.inf  # bounds of single numbers say little of their usual size
-        size = int(np.prod(shape))
-        return Box(low, high, (size,), np.float32), lambda obs: np.asarray(obs).reshape(size)
-    dtype = np.uint8 if is_pixels else np.float32
-    if len(shape) == 2:
-        return Box(low, high, (1, *shape), dtype), lambda obs: obs[np.newaxis]
-    if _channel_axis(env_id, space) == 0:
-        return Box(low, high, shape, dtype), lambda obs: obs
-    return Box(low, high, (shape[2], *shape[:2]), dtype), lambda obs: obs.transpose(2, 0, 1)
-
-
-def _told_axis(env_id: str, space: Box) -> int | None:
-    """What `channel_axis` says, 0 or 2; None if it says nothing. Raises UnsupportedEnvError."""
-    told: object = getattr(space, "channel_axis", None)
-    if told is None:
-        return None
-    if not isinstance(told, int | np.integer) or told not in (0, 2, -1):
-        raise UnsupportedEnvError(
-            f"{env_id}: observation_space.channel_axis={told!r:.60} must be 0 or 2, the axis of "
-            f"an image's channels; set it to one of them, or leave it out"
-        )
-    return int(told) % 3
-
-
-def _channel_axis(env_id: str, space: Box) -> int:
-    """Of an image with three axes: 0 or 2, as its `channel_axis` says, or else as its shape does.
-
-    The axis that is unlike two others of one size; if there is none, the smaller one.
-    """
-    first, middle, last = space.shape
-    if (told := _told_axis(env_id, space)) is not None:
-        return told
-    if first == middle:
-        return 2
-    return 0 if middle == last or first < last else 2
-
-
-def _is_picture(env_id: str, space: Box) -> bool:
-    if len(space.shape) != 3:
-        return False
-    axis = _channel_axis(env_id, space)
-    sides = space.shape[1:] if axis == 0 else space.shape[:2]
-    is_told = _told_axis(env_id, space) is not None
-    return is_told or (space.shape[axis] in _PICTURE_CHANNELS and min(sides) >= _MIN_PICTURE)
-
-
-def _reading(env_id: str, own: Box, space: Box) -> str:
-    """What was assumed of observations, and how to have them read otherwise; "" if it is plain."""
-    what = f"{env_id}: observations {own.shape} of {own.dtype}"
-    if len(own.shape) < 2:
-        return ""
-    if len(space.shape) != 3:
-        axes = len(own.shape)
-        remedy = "; as an image they need three axes, [H, W, C] or [C, H, W]"
-        if axes == 3:
-            remedy = (
-                "; if they are images, give their space one pair of finite bounds, such as 0 and "
-                "1, and set observation_space.channel_axis to 0 or 2, the axis of the channels"
-            )
-        return f"{what} are flattened to a vector of {space.shape[0]} numbers{remedy}"
-    if len(own.shape) == 2 or _told_axis(env_id, own) is not None:
-        return ""
-    channels, height, width = space.shape
-    if channels in _PICTURE_CHANNELS and channels < min(height, width):
-        return ""
-    axis = _channel_axis(env_id, own)
-    return (
-        f"{what} are read as {channels} channels of {height}x{width} pixels, since the "
-        f"{'first' if axis == 0 else 'last'} axis looks like that of the channels; if it is the "
-        f"other one, set observation_space.channel_axis = {2 - axis}, or = {axis} to say that this "
-        f"is right"
-    )
-
-
-def _in_short(space: Space[Any]) -> str:
-    """In one line; of a Dict or Tuple the parts' names, kinds and shapes."""
-    if not isinstance(space, Dict | Tuple):
-        return textwrap.shorten(str(space), 200, placeholder=" ...")  # a Box may show all bounds
-    texts = [
-        f"{key!r}: {type(part).__name__}{f' {part.shape} {part.dtype}' if part.shape else ''}"
-        for key, part in _parts(space).items()
-    ]
-    return f"{type(space).__name__}({', '.join(texts)})"[:1000]
-
-
-def _parts(space: Space[Any]) -> dict[Any, Space[Any]]:
-    """What is in a Dict or Tuple; nothing is in others."""
-    if isinstance(space, Dict):
-        return dict(space.spaces)
-    return dict(enumerate(space.spaces)) if isinstance(space, Tuple) else {}
-
-
-def _images(space: Space[Any], path: str = "") -> Iterator[tuple[str, Box]]:
-    """Those in it, however deep, that are supported, and what leads to them."""
-    if isinstance(space, Box) and 0 not in space.shape:
-        is_pixels, axes = space.dtype in (np.uint8, np.bool_), len(space.shape)
-        if axes in (2, 3) or (axes > 3 and not is_pixels):
-            yield path, space
-    for key, part in _parts(space).items():
-        yield from _images(part, f"{path}[{key!r}]")
-
-
-def _advice(space: Space[Any]) -> str:
-    """How to make a Box of it, with the line to write."""
-    how = "Register a function that returns the environment in a wrapper: "
-    if images := dict(_images(space)):
-        path = max(images, key=lambda path: int(np.prod(images[path].shape)))
-        return (
-            f"{how}gymnasium.wrappers.TransformObservation(env, lambda obs: obs{path}, "
-            f"env.observation_space{path}) shows the image alone"
-        )
-    flat = [key for key, part in _parts(space).items() if _is_vector(part)]
-    if flat and isinstance(space, Dict):
-        return (
-            f"{how}gymnasium.wrappers.FlattenObservation("
-            f"gymnasium.wrappers.FilterObservation(env, {flat})) makes a vector of these"
-        )
-    if _is_vector(space):
-        return f"{how}gymnasium.wrappers.FlattenObservation(env) makes a vector of it"
-    return f"{how}a gymnasium.ObservationWrapper of your own has to make an array of it"
-
-
-def _is_vector(space: Space[Any]) -> bool:
-    """Whether it makes a vector; the places of a text's letters in the alphabet say nothing."""
-    if isinstance(space, Dict | Tuple):
-        parts = _parts(space).values()
-        return bool(parts) and all(map(_is_vector, parts))
-    return space.is_np_flattenable and not isinstance(space, Text) and flatdim(space) > 0
-
-
 def _numbers(info: object) -> dict[str, float]:
     """Those in an `info` that have plain names, `MAX_INFO` at most; the rest may be anything."""
     numbers: dict[str, float] = {}
@@ -470,12 +422,3 @@ def _numbers(info: object) -> dict[str, float]:
         if len(numbers) == MAX_INFO:
             break
     return numbers
-
-
-def _discrete(env_id: str, space: Space[int]) -> Discrete:
-    if not isinstance(space, Discrete):
-        raise UnsupportedEnvError(
-            f"{env_id} has action space {_in_short(space)}; supported is Discrete, into which a "
-            "gymnasium.ActionWrapper of yours may turn it"
-        )
-    return space

@@ -22,11 +22,6 @@ ATARI_GAMES: dict[str, str] = {
 
 _INSTALLED = frozenset(gymnasium.registry)  # the ids that need no module to be named
 _brought: dict[str, list[str]] = {}  # module that a user named -> ids that came with it
-# Of Gymnasium's own, besides MuJoCo's: what they need would be installed in vain.
-_CONTINUOUS = (
-    *("LunarLanderContinuous", "BipedalWalker", "BipedalWalkerHardcore", "CarRacing", "Pendulum"),
-    "CliffWalking",
-)
 _ALE_ENTRY_POINT = "ale_py.env:AtariEnv"
 _MAX_TEXT = 500  # characters of an error
 
@@ -158,16 +153,12 @@ def what_it_needs(env_id: str, error: Exception) -> str | None:
         )
     if is_gone:
         newest = f"{_bare(env_id)}-v5"
-        remedy = f'{env_id} has left Gymnasium; use {newest} (pip install "gymnasium[mujoco]")'
-    elif not str(entry_point).startswith("gymnasium.envs."):
+        return f'{env_id} has left Gymnasium; use {newest} (pip install "gymnasium[mujoco]")'
+    if not str(entry_point).startswith("gymnasium.envs."):
         return None
-    elif isinstance(error, ModuleNotFoundError):  # the others have a text of Gymnasium's
-        remedy = f'{env_id} needs {error.name}: pip install "gymnasium[jax]"'
-    else:
-        remedy = f"{env_id}: {error}"
-    if is_gone or ".mujoco." in str(entry_point) or _bare(env_id) in _CONTINUOUS:
-        remedy += ". But its action space is a Box, and supported is Discrete"
-    return remedy
+    if isinstance(error, ModuleNotFoundError):  # the others have a text of Gymnasium's
+        return f'{env_id} needs {error.name}: pip install "gymnasium[jax]"'
+    return f"{env_id}: {error}"
 
 
 def _ids() -> list[str]:

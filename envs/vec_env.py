@@ -1,23 +1,78 @@
-"""What the rest of the system knows of an environment: the interface and its two records."""
+"""What the rest of the system knows of an environment: the interface and its records."""
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-_MAX_SCALE = 65_536.0
-ObsArray = NDArray[np.uint8 | np.float32]
 EnvKind = Literal["atari", "image", "vector"]
+LeafKind = Literal["image", "vector", "choice", "mask"]
+Bounds = Literal["clip", "tanh"]
 OnNan = Literal["skip", "stop"]
 EnvState = dict[str, Any]  # arrays, numbers and containers of them, as checkpoints hold
+Observations = dict[str, NDArray[Any]]  # the leaves by name, [N, *shape] each
+Actions = NDArray[np.int64] | NDArray[np.float32]  # [N, *ActionSpec.shape]
+
+OBS = "obs"  # the leaf of an observation that is one array; those of others begin with it
+ACTION_MASK = "action_mask"  # the leaf that says which choices are allowed
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of an observation, as slots hold it and networks see it."""
+
+    name: str  # "obs", or the way to it in a Dict or Tuple: "obs.arm.angles", "obs.0"
+    kind: LeafKind
+    shape: tuple[int, ...]  # image: [C, H, W]; vector: [D]; choice: [K]; mask: [choices in all]
+    dtype: str  # image, vector: uint8 or float32; choice: int32; mask: bool
+    scale: float = 1.0  # networks divide images and vectors by it; see `obs_scale`
+    sizes: tuple[int, ...] = ()  # of a choice: how many values each of its K numbers has, from 0 on
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What is decided at each step: K choices, one of so many each, and D numbers.
+
+    An array has them in this order, [K + D]. A single choice and nothing else is an array [], as
+    Discrete has it. Numbers are the policy's own: `bounds` says how they become the environment's.
+    Choices are exact in float32, since there are at most 2^24 of each.
+    """
+
+    choices: tuple[int, ...] = ()  # of how many each
+    low: tuple[float, ...] = ()  # bounds of the numbers as the environment has them;
+    high: tuple[float, ...] = ()  # infinite where there are none
+
+    @property
+    def num_logits(self) -> int:
+        """Of all choices together: the size of a mask."""
+        return sum(self.choices)
+
+    @property
+    def num_numbers(self) -> int:
+        return len(self.low)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one choice alone."""
+        return len(self.choices) == 1 and not self.low
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return () if self.is_single else (len(self.choices) + len(self.low),)
+
+    @property
+    def dtype(self) -> str:
+        return "float32" if self.low else "int64"
 
 
 class StepResult(NamedTuple):
-    """One step of N environments. The caller owns the arrays, except for `obs`."""
+    """One step of N environments. The caller owns the arrays, except for those of `obs`."""
 
-    obs: ObsArray  # [N, *obs_shape], contiguous; the next `recv` or `reset` may overwrite it
+    obs: Observations  # contiguous; the next `recv` or `reset` may overwrite them
     rewards: NDArray[np.float32]  # [N] as the environment gave them: unclipped, unscaled
     terminated: NDArray[np.bool_]  # [N] the episode ended here: no value beyond this step
     truncated: NDArray[np.bool_]  # [N] the episode was cut off here: bootstrap from `obs`
@@ -27,14 +82,17 @@ class StepResult(NamedTuple):
 class EnvSpec:
     """What a network and its buffers must know of an environment before it runs."""
 
-    kind: EnvKind
-    obs_shape: tuple[int, ...]  # atari, image: [C, H, W]; vector: [D]
-    obs_dtype: str  # "uint8" for atari; uint8 or float32 for image; "float32" for vector
-    num_actions: int
+    kind: EnvKind  # image: it has one among its leaves
+    leaves: tuple[Leaf, ...]  # in a fixed order; a mask comes last
+    actions: ActionSpec
     frameskip: int  # emulated frames per decision
-    obs_scale: float = 1.0  # networks divide observations by it; see `obs_scale`
     statistics: tuple[str, ...] = ()  # wrappers that normalize by what each copy has seen itself
     reading: str = field(default="", compare=False)  # what was assumed of observations, if it was
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether there is an image of whole numbers: these lose nothing in low precision."""
+        return any(leaf.kind == "image" and leaf.dtype == "uint8" for leaf in self.leaves)
 
 
 class VecEnv(Protocol):
@@ -44,7 +102,7 @@ class VecEnv(Protocol):
 
         obs = env.reset()
         while True:
-            env.send(policy(obs))  # [N] int64
+            env.send(policy(obs))  # [N, *actions.shape]
             obs, rewards, terminated, truncated = env.recv()
 
     Autoreset is Gymnasium's NEXT_STEP. The step that ends an episode returns the final
@@ -53,21 +111,24 @@ class VecEnv(Protocol):
     """
 
     num_envs: int
-    observation_space: Box  # of a single environment
-    action_space: Discrete  # of a single environment; starts at 0
+    actions: ActionSpec
     frameskip: int  # emulated frames per decision; 1 if the environment has no such notion
     stepping: NDArray[np.int64]
     """[1], the environment that is made, steps or resets now, -1 if none. `Split` puts shared
     memory here, for the watchdog."""
 
-    def reset(self) -> ObsArray:
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Those of an observation of a single environment."""
+
+    def reset(self) -> Observations:
         """Start all environments from their seeds. Every call gives the same start states."""
 
-    def send(self, actions: NDArray[np.int64]) -> None:
+    def send(self, actions: Actions) -> None:
         """Start one step. `actions` may be overwritten as soon as this returns.
 
         Raises:
-            ValueError: an action is outside `action_space`.
+            ValueError: a choice is none of those that there are, or a number is not finite.
         """
 
     def recv(self) -> StepResult:
@@ -93,17 +154,30 @@ class VecEnv(Protocol):
         """Free emulators, threads and windows. Closing twice is allowed."""
 
 
-def obs_scale(space: Box) -> float:
-    """The largest size of a number that the space allows, or 1 where it sets no bounds.
-
-    Divided by it, pixels of 0..255 and planes of 0..1 both reach up to 1. Bounds beyond those of 16
-    bits are the largest numbers of a type rather than of the observations: they say nothing.
-    """
-    scale = max(abs(float(space.low.min())), abs(float(space.high.max())))
-    return scale if 0 < scale <= _MAX_SCALE else 1.0
-
-
 def env_seeds(seed: int, num_envs: int) -> list[int]:
     """One seed of 31 bits per environment; neighbouring `seed`s share none of them."""
     states = (np.random.SeedSequence([seed, i]).generate_state(1) for i in range(num_envs))
     return [int(state[0]) >> 1 for state in states]
+
+
+def random_actions(spec: ActionSpec, obs: Observations, rng: np.random.Generator) -> Actions:
+    """Some for each environment; choices among those that a mask in `obs` allows."""
+    num_envs = len(next(iter(obs.values())))
+    mask = obs.get(ACTION_MASK)
+    if spec.is_single and mask is None:
+        return rng.integers(spec.choices[0], size=num_envs)
+    actions = np.empty((num_envs, len(spec.choices) + spec.num_numbers), np.float32)
+    start = 0
+    for k, size in enumerate(spec.choices):
+        draws = rng.random((num_envs, size))
+        if mask is not None:
+            draws = np.where(mask[:, start : start + size], draws, -1.0)
+        actions[:, k] = draws.argmax(axis=1)
+        start += size
+    actions[:, len(spec.choices) :] = rng.standard_normal((num_envs, spec.num_numbers))
+    return actions.reshape(num_envs, *spec.shape).astype(spec.dtype)
+
+
+def size_of(leaf: Leaf) -> int:
+    """Numbers in it."""
+    return math.prod(leaf.shape)

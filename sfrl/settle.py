@@ -58,11 +58,11 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
             "serial=False needs workers, and this process may start none, being daemonic as those "
             "of multiprocessing.Pool are; use concurrent.futures.ProcessPoolExecutor"
         )
+    refused = foreign_problems(given, defaults.algorithm)
     if saved is not None:
-        problems += _resume_problems(saved, given)
-    foreign = foreign_problems(given, defaults.algorithm)
-    problems += foreign.values()
-    own = {name: value for name, value in given.items() if name not in foreign}
+        refused = _resume_problems(saved, given) | refused
+    problems += refused.values()
+    own = {name: value for name, value in given.items() if name not in refused}
     try:
         config = dataclasses.replace(defaults, **own | {"algorithm": defaults.algorithm})
     except ConfigError as error:
@@ -127,16 +127,19 @@ def saved_settings(given: Mapping[str, Any]) -> Config | None:
     return dataclasses.replace(saved, run_dir=str(run_dir), train_seconds=0.0)
 
 
-def _resume_problems(saved: Config, given: Mapping[str, Any]) -> list[str]:
-    """What is given, and changes what the checkpoint depends on. model=auto is the saved one."""
+def _resume_problems(saved: Config, given: Mapping[str, Any]) -> dict[str, str]:
+    """What to say of each that is given, and changes what the checkpoint depends on.
+
+    model=auto is the saved one.
+    """
     values = dataclasses.asdict(saved)
     fixed = {name: values[name] for name in saved.FIXED_ON_RESUME if name in values}
-    return [
-        f"{name}={given[name]} differs from the saved run's {value}, on which its checkpoint "
+    return {
+        name: f"{name}={given[name]} differs from the saved run's {value}, on which its checkpoint "
         f"depends; leave it out, or start a new run without resume"
         for name, value in fixed.items()
         if given.get(name, value) != value and (name, given[name]) != ("model", "auto")
-    ]
+    }
 
 
 def _with_run_dir(config: Config, runs: Path) -> Config:

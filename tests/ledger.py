@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sfrl.algorithms import make_algorithm
+from sfrl.envs import OBS
 from sfrl.experience.minibatch import LearnerSlots
 from sfrl.experience.slot_inbox import SlotInbox
 from sfrl.run.roles import Shared
@@ -50,7 +51,7 @@ class CheckingLearner:
         return bool(slots)
 
     def _check(self, slot, rows):
-        obs, valid = rows.obs.numpy(), rows.valid.numpy()
+        obs, valid = rows.obs[OBS].numpy(), rows.valid.numpy()
         actions = rows.acted["actions"].numpy()
         next_rows, rewards, terminated, _ = successor(obs[:-1], actions)
         np.testing.assert_array_equal(obs[1:], next_rows)

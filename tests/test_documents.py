@@ -60,7 +60,7 @@ def test_the_environment_of_the_readme_is_found_and_steps(tmp_path, monkeypatch)
     (tmp_path / f"{module}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     env = envs.make_vec_env(name, 1, seed=0)
-    assert env.reset().shape == (1, 1)
+    assert env.reset()["obs"].shape == (1, 1)
     env.send(np.zeros(1, np.int64))
     assert env.recv().terminated[0]
     env.close()

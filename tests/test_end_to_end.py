@@ -68,7 +68,13 @@ def train_serially(run_dir, seed: int, **settings) -> tuple[Summary, dict]:
 
 @pytest.mark.parametrize(
     "settings",
-    [CATCH, {**CATCH, "rnn_size": 8}, {**CATCH, "algorithm": "n_step_q"}, GUESS, PONG],
+    [
+        CATCH,
+        {**CATCH, "rnn": "gru", "rnn_size": 8},
+        {**CATCH, "algorithm": "n_step_q"},
+        GUESS,
+        PONG,
+    ],
     ids=[
         "Catch",
         "Catch with a GRU",
@@ -115,7 +121,8 @@ STICKY_PONG = {**PONG, "sticky_actions": 0.25, "num_workers": 2, "num_splits": 2
     "settings",
     [
         PONG,
-        {**STICKY_PONG, "rnn_size": 8},
+        {**STICKY_PONG, "rnn": "gru", "rnn_size": 8},
+        {**PONG, "rnn": "lstm", "rnn_size": 4, "rnn_layers": 2, "normalize_obs": True},
         {**STICKY_PONG, "algorithm": "n_step_q", "target_every": 3, "epsilon_frames": 8000},
     ],
 )
@@ -197,10 +204,11 @@ def test_a_serial_run_whose_environments_cannot_be_saved_starts_them_anew_and_sa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["3", "4", "4-one-class"])
+@pytest.mark.parametrize("version", ["3", "4", "4-one-class", "4-gru"])
 def test_a_run_of_this_checkpoint_format_is_played_and_goes_on(tmp_path, version, capsys):
     """Files written when the format was new: whoever changes it keeps a way to read them.
 
+    gru: of --serial, with rnn_size alone, from when all memories were GRUs.
     one-class: all settings are of one class, and threads_per_worker=2 is among them.
     """
     run_dir = tmp_path / "run"

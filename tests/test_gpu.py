@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfrl.envs import OBS
 from sfrl.ipc.messages import CheckpointRequest
 from sfrl.nets import cuda
 from sfrl.nets.distributions import Categorical
@@ -20,7 +21,7 @@ from sfrl.run.roles import make_policy_worker
 from sfrl.workers.inference import GpuBatch
 from tests.actors import Actors
 from tests.runs import finish, training
-from tests.workers.test_learner import ONE_UPDATE, SMALL, Bench, same
+from tests.workers.test_learner import MEMORIES, ONE_UPDATE, SMALL, Bench, same
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,8 +60,8 @@ def train(bench: Bench, batches: int) -> None:
     [
         {"loss": "appo"},
         {"loss": "vtrace"},
-        {"loss": "appo", "normalize_returns": True, "rnn_size": 5},
-        {"loss": "vtrace", "normalize_returns": True, "rnn_size": 5},
+        {"loss": "appo", "normalize_returns": True, "rnn": "lstm", "rnn_size": 5},
+        {"loss": "vtrace", "normalize_returns": True, "rnn": "lstm", "rnn_size": 5},
         {"algorithm": "n_step_q", "target_every": 4},
     ],
     ids=str,
@@ -166,12 +167,10 @@ def actors_on_gpu(make_shared, **settings) -> tuple[Bench, Actors]:
     return bench, Actors(bench.shared)
 
 
-@pytest.mark.parametrize("rnn_size", [0, 6])
+@pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("cuda_graphs", ["auto", "off"])
-def test_the_learner_finds_the_probabilities_that_were_acted_with(
-    make_shared, rnn_size, cuda_graphs
-):
-    bench, actors = actors_on_gpu(make_shared, rnn_size=rnn_size, cuda_graphs=cuda_graphs)
+def test_the_learner_finds_the_probabilities_that_were_acted_with(make_shared, memory, cuda_graphs):
+    bench, actors = actors_on_gpu(make_shared, **memory, cuda_graphs=cuda_graphs)
     slots_of = bench.learner.slots
     for _ in range(16):
         for slot in actors.collect(4):
@@ -191,7 +190,7 @@ def test_a_captured_batch_samples_from_the_policy_and_anew_each_time(make_shared
     batch = worker._batches[0]
     assert isinstance(batch, GpuBatch)
     assert all(graphed.is_captured for graphed in batch._passes.values()), "by the warm-up"
-    obs = torch.from_numpy(bench.buffer.obs)
+    obs = torch.from_numpy(bench.buffer.obs[OBS])
     bench.fill(0)
     row, nothing = obs[0, 0], torch.empty(0)
     with torch.inference_mode(), torch.cuda.stream(worker._stream):

@@ -600,7 +600,7 @@ def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path, make_shared, cap
 
 def test_a_model_is_made_only_as_large_as_its_weights(tmp_path, no_gigabytes, make_shared, capsys):
     """Its GRU would take 43 GB, which nobody has to allocate to see that the file has none."""
-    shared = make_shared(env="CartPole-v1", frameskip=1, model="mlp", rnn_size=4)
+    shared = make_shared(env="CartPole-v1", frameskip=1, model="mlp", rnn="gru", rnn_size=4)
     state = make_learner(shared, Mailbox(), Mailbox(), None).state()
     state["config"]["rnn_size"] = 60_000
     run_dir = tmp_path / "run"

@@ -105,3 +105,67 @@ def test_a_way_out_that_costs_less_than_staying_is_no_trap(tmp_path, seed):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_lunar_lander_lands_within_a_million_decisions(tmp_path, seed):
     seconds_until(200, 1200, tmp_path / "run", "--env=LunarLander-v3", f"--seed={seed}")
+
+
+# --- spaces and memory ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("env", "score", "flags"),
+    [
+        ("tests.tiny_envs:Mixed-v0", 36, ()),  # the best is 40, random play has 24.5
+        ("tests.tiny_envs:Pointer-v0", -0.1, ()),
+        ("tests.tiny_envs:TMaze-v0", 3.9, ("--rnn=gru",)),  # a guess has 1.95
+        ("MountainCarContinuous-v0", 90, ()),
+    ],
+)
+def test_every_kind_of_space_is_learned(tmp_path, env, score, flags):
+    seconds_until(score, 120, tmp_path / "run", f"--env={env}", *flags)
+
+
+# What must be reached with default settings on 2 cores, and within how many minutes; the package
+# that has the environment.
+BARS = [
+    ("Acrobot-v1", -90, 3, None),
+    ("MountainCarContinuous-v0", 90, 5, None),
+    ("Pendulum-v1", -250, 5, None),
+    ("LunarLander-v3", 220, 5, "Box2D"),
+    ("LunarLanderContinuous-v3", 220, 5, "Box2D"),
+    ("BipedalWalker-v3", 250, 15, "Box2D"),
+    ("HalfCheetah-v5", 2000, 20, "mujoco"),
+    ("Hopper-v5", 2000, 20, "mujoco"),
+    ("Walker2d-v5", 2500, 20, "mujoco"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("env", "score", "minutes", "package"), BARS)
+def test_learns_without_tuning(tmp_path, env, score, minutes, package, seed):
+    if package is not None:
+        pytest.importorskip(package)
+    seconds_until(score, 60 * minutes, tmp_path / "run", f"--env={env}", f"--seed={seed}")
+
+
+MEMORY = [
+    ("tests.tiny_envs:TMaze-v0", 3.9, 3),
+    ("tests.tiny_envs:CartPoleNoVelocity-v1", 400, 5),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.learning
+@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+@pytest.mark.parametrize(("env", "score", "minutes"), MEMORY)
+def test_memory_learns_what_is_not_in_one_observation(tmp_path, env, score, minutes, rnn):
+    seconds_until(score, 60 * minutes, tmp_path / "run", f"--env={env}", f"--rnn={rnn}")
+
+
+@pytest.mark.slow
+@pytest.mark.learning
+@pytest.mark.parametrize(("env", "score", "minutes"), MEMORY)
+def test_without_memory_it_is_not_learned(tmp_path, env, score, minutes):
+    with pytest.raises(AssertionError, match="mean return"):
+        seconds_until(score, 60 * minutes, tmp_path / "run", f"--env={env}")

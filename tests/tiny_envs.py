@@ -8,7 +8,7 @@ import time
 import gymnasium
 import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from gymnasium.wrappers import NormalizeObservation
 from numpy.typing import NDArray
 
@@ -256,6 +256,141 @@ class ShowsLists(Shows):
     metadata = {"render_modes": ["rgb_array_list"]}  # noqa: RUF012
 
 
+class Mixed(gymnasium.Env):
+    """All kinds of spaces at once. Ten steps, each of which asks anew for four things.
+
+    The image has a bright half: `side` must say whether it is the right one. `mode` must be the
+    choice shown, `keys` the two that the mask allows alone, and `push` the vector shown. Each is
+    worth up to 1 a step: 40 in all is the most; random play (standard Gaussians for numbers) has
+    about 24.5, since the mask gives `keys` away.
+    """
+
+    def __init__(self):
+        self.observation_space = Dict(
+            image=Box(0, 255, (12, 12, 1), np.uint8),
+            vector=Box(-1, 1, (2,), np.float32),
+            choice=Discrete(3, start=1),
+            action_mask=MultiBinary(2 + 3 + 7),
+        )
+        self.action_space = Dict(
+            {
+                "side": Discrete(2),
+                "parts": Tuple((Discrete(3, start=-1), MultiDiscrete([3, 4]))),
+                "push": Box(np.array([-2, -4]), np.array([2, 4]), dtype=np.float32),
+            }
+        )
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.num_steps = 0
+        return self._ask(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        mode, keys = action["parts"]
+        near = 1 - np.abs(action["push"] / self.action_space["push"].high - self.target).mean() / 2
+        is_right = (action["side"] == self.side, mode == self.mode - 1, (keys == self.keys).all())
+        self.num_steps += 1
+        return self._ask(), float(sum(is_right) + near), self.num_steps == 10, False, {}
+
+    def _ask(self):
+        self.side, self.mode = (int(self.np_random.integers(n)) for n in (2, 3))
+        self.keys = self.np_random.integers([3, 4])
+        self.target = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        image = np.zeros((12, 12, 1), np.uint8)
+        image[:, 6 * self.side : 6 * self.side + 6] = 255
+        # As the action space has its choices: it sorts its keys, so that `parts` come first.
+        keys = [np.eye(n, dtype=np.int8)[key] for n, key in zip((3, 4), self.keys, strict=True)]
+        mask = np.concatenate([np.ones(3, np.int8), *keys, np.ones(2, np.int8)])
+        choice = np.int64(self.mode + 1)
+        return {"image": image, "vector": self.target, "choice": choice, "action_mask": mask}
+
+
+class TMaze(gymnasium.Env):
+    """A corridor that ends in a junction; the cue at its start says which arm pays.
+
+    Bakker 2002 (Reinforcement learning with LSTM), at length 10. The observation is (1, 0, cue) at
+    the start, with cue 1 for up and -1 for down, (0, 0, 0) in the corridor and (0, 1, 0) at the
+    junction. Actions: 0 up, 1 down, 2 forth, 3 back. The right arm pays 4, the other one -0.1;
+    bumping into a wall costs 0.1, and so does standing before the start. Moves are free.
+
+    The optimum is 4, in `LENGTH` + 1 steps. Without a memory the arm is a guess: 1.95 at most.
+    """
+
+    LENGTH = 10
+    UP, DOWN, FORTH, BACK = range(4)
+
+    def __init__(self):
+        self.observation_space = Box(-1, 1, (3,), np.float32)
+        self.action_space = Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.arm, self.place = int(self.np_random.integers(2)), 0
+        return self._observation(), {}
+
+    def step(self, action):
+        place = self.place + {self.FORTH: 1, self.BACK: -1}.get(int(action), 0)
+        if self.place == self.LENGTH and action in (self.UP, self.DOWN):
+            return self._observation(), 4.0 if action == self.arm else -0.1, True, False, {}
+        has_moved = place != self.place and 0 <= place <= self.LENGTH
+        if has_moved:
+            self.place = place
+        return self._observation(), 0.0 if has_moved else -0.1, False, False, {}
+
+    def _observation(self):
+        cue = (1 - 2 * self.arm) * (self.place == 0)
+        return np.array([self.place == 0, self.place == self.LENGTH, cue], np.float32)
+
+
+class NoVelocity(gymnasium.ObservationWrapper):
+    """CartPole's position and angle alone: without a memory, the pole cannot be held for long."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        space = env.observation_space
+        self.observation_space = Box(space.low[::2], space.high[::2])
+
+    def observation(self, observation):
+        return observation[::2]
+
+
+class Pointer(gymnasium.Env):
+    """Hit the point that is shown: the reward is minus the distance to it. One step long.
+
+    The optimum is 0; the middle of the square, always, has -0.77.
+    """
+
+    def __init__(self):
+        self.observation_space = Box(-1, 1, (2,), np.float32)
+        self.action_space = Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.target = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return self.target, {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return self.target, -float(np.linalg.norm(action - self.target)), True, False, {}
+
+
+class MaskedCatch(Catch):
+    """Catch in which moves into a wall are illegal, as `info` says; they raise."""
+
+    def reset(self, *, seed=None, options=None):
+        picture, _ = super().reset(seed=seed)
+        return picture, {"action_mask": self._mask()}
+
+    def step(self, action):
+        assert self._mask()[action], f"{action} is illegal"
+        *outcome, _ = super().step(action)
+        return *outcome, {"action_mask": self._mask()}
+
+    def _mask(self):
+        return np.array([self.paddle > 0, 1, self.paddle < self.COLUMNS - 1], np.int8)
+
+
 gymnasium.register("Shows-list-v0", ShowsLists, kwargs={"kind": "list"})
 for kind in ("rgb", "rgba", "float", "int64", "channels_first", "grey", "grows", "none"):
     gymnasium.register(f"Shows-{kind}-v0", Shows, kwargs={"kind": kind})
@@ -267,3 +402,10 @@ gymnasium.register("Point-v0", Point, max_episode_steps=100)
 gymnasium.register("LateReward-v0", LateReward)
 gymnasium.register("Ledger-v0", Ledger)
 gymnasium.register("UnevenLedger-v0", UnevenLedger)
+gymnasium.register("Mixed-v0", Mixed)
+gymnasium.register("TMaze-v0", TMaze, max_episode_steps=100)
+gymnasium.register(
+    "CartPoleNoVelocity-v1", lambda: NoVelocity(CartPoleEnv()), max_episode_steps=500
+)
+gymnasium.register("Pointer-v0", Pointer)
+gymnasium.register("MaskedCatch-v0", MaskedCatch)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sfrl.algorithms.algorithm import Acted, Loss
-from sfrl.envs import EnvSpec
+from sfrl.envs import ACTION_MASK, ActionSpec, Bounds, EnvSpec, Leaf
 from sfrl.experience.minibatch import Minibatch
 from sfrl.maths import losses
 from sfrl.maths.vtrace import vtrace
-from sfrl.nets.distributions import Categorical
+from sfrl.nets.distributions import Distribution, Gaussian, Joint, make_distribution
 from sfrl.nets.encoders import init_orthogonal
 from sfrl.nets.heads import ValueHead
 from sfrl.nets.model import Network, make_encoders
@@ -20,56 +21,60 @@ from sfrl.settings.actor_critic import ActorCriticConfig
 
 
 class PolicyOutput(NamedTuple):
-    logits: Tensor  # [B, A] float32
+    logits: Tensor  # [B, A] float32, the policy's parameters: logits of choices, then means
     values: Tensor  # [B] float32, in units of the reward
-    rnn_state: Tensor | None  # [B, H] float32 after this observation; None without a GRU
+    rnn_state: Tensor | None  # [B, H] float32 after this observation; None without a memory
 
 
 class ActorCriticNetwork(Network):
     """Policy and value of an observation, on one shared encoder or on one each.
 
     Initialization is orthogonal, with gain 0.01 for the policy head, so that all actions start
-    about equally likely, and 1 for the value head.
+    about equally likely, and 1 for the value head. The deviations of numbers are parameters of
+    their own, the same for all observations (Schulman et al. 2015, arXiv:1502.05477).
     """
 
     def __init__(
         self,
         encoder: nn.Module,
-        obs_shape: tuple[int, ...],
-        num_actions: int,
+        leaves: tuple[Leaf, ...],
+        actions: ActionSpec,
         *,
-        obs_is_image: bool,
-        value_encoder: nn.Module | None = None,
-        rnn_size: int = 0,
+        bounds: Bounds = "clip",
         normalize_returns: bool = False,
+        **parts: Any,  # of `Network`
     ) -> None:
-        super().__init__(
-            encoder,
-            obs_shape,
-            obs_is_image=obs_is_image,
-            value_encoder=value_encoder,
-            rnn_size=rnn_size,
-        )
-        self.policy_head = nn.Linear(self.num_features, num_actions)
+        super().__init__(encoder, leaves, **parts)
+        self.actions = actions
+        self.bounds = bounds
+        self.policy_head = nn.Linear(self.num_features, actions.num_logits + actions.num_numbers)
+        self.log_std = nn.Parameter(torch.zeros(actions.num_numbers)) if actions.low else None
         self.value_head = ValueHead(self.num_features, normalize_returns)
         init_orthogonal(self.policy_head, gain=0.01)
         init_orthogonal(self.value_head, gain=1.0)
 
     @torch.inference_mode()
-    def step(self, obs: Tensor, rnn_state: Tensor | None = None) -> PolicyOutput:
-        """Of obs [B, *obs_shape] and rnn_state [B, H] (None: zeros). No gradients."""
+    def step(self, obs: Mapping[str, Tensor], rnn_state: Tensor | None = None) -> PolicyOutput:
+        """Of leaves [B, *shape] and rnn_state [B, H] (None: zeros). No gradients."""
         features, rnn_state = self.step_features(obs, rnn_state)
         return PolicyOutput(self.policy_head(features[0]), self.value_head(features[-1]), rnn_state)
 
     @torch.inference_mode()
     def preferences(
-        self, obs: Tensor, rnn_state: Tensor | None = None
+        self, obs: Mapping[str, Tensor], rnn_state: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """`step` without the values, which nobody needs to act: logits and recurrent state."""
         features, rnn_state = self.step_features(obs, rnn_state, needs_value=False)
         return self.policy_head(features[0]), rnn_state
 
-    def unroll(self, obs: Tensor, rnn_state: Tensor | None, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def policy(self, logits: Tensor, obs: Mapping[str, Tensor]) -> Distribution:
+        """Over the actions, of logits [..., A] and the observations [..., *shape] they are for."""
+        mask = obs.get(ACTION_MASK)
+        return make_distribution(self.actions, logits, self.log_std, mask, self.bounds)
+
+    def unroll(
+        self, obs: Mapping[str, Tensor], rnn_state: Tensor | None, valid: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """To learn: logits [T+1, B, A] and values [T+1, B] of trajectories, both float32.
 
         The arguments are those of `unroll_features`.
@@ -119,41 +124,75 @@ class ActorCritic:
     def __init__(self, config: ActorCriticConfig, env: EnvSpec) -> None:
         self.config = config
         self.env = env
+        self._num_noises = config.num_noises(env)
 
     def make_model(self) -> ActorCriticNetwork:
         config, env = self.config, self.env
         return make_model(
             config.model,
-            env.obs_shape,
-            env.num_actions,
-            obs_is_image=len(env.obs_shape) == 3,
-            obs_scale=env.obs_scale,
+            env.leaves,
+            env.actions,
+            bounds=config.action_bounds,
             value_encoder=config.value_encoder,
-            rnn_size=config.rnn_size,
+            memory=config.memory,
+            normalize_obs=config.normalize_obs,
             normalize_returns=config.normalize_returns,
         )
 
     def act(
         self,
         model: ActorCriticNetwork,
-        obs: Tensor,
+        obs: dict[str, Tensor],
         rnn_state: Tensor | None,
         epsilon: Tensor | None,
         generator: torch.Generator,
     ) -> Acted:
+        noise = None
+        if self._num_noises:
+            noise = self._noise(obs, rnn_state, epsilon, generator)
+            rnn_state = None if rnn_state is None else self._memory_of(model, rnn_state)
         logits, rnn_state = model.preferences(obs, rnn_state)
-        policy = Categorical(logits)
-        actions = policy.sample(generator)
+        policy = model.policy(logits, obs)
+        if noise is None:
+            actions = policy.sample(generator)
+        else:
+            assert isinstance(policy, Gaussian | Joint), "which have numbers"
+            actions = policy.sample(generator, noise)
+            rnn_state = noise if rnn_state is None else torch.cat([rnn_state, noise], dim=1)
         return Acted({"actions": actions, "log_probs": policy.log_prob(actions)}, rnn_state)
 
-    def greedy(self, model: ActorCriticNetwork, obs: Tensor, rnn_state: Tensor | None) -> Acted:
+    def _memory_of(self, model: ActorCriticNetwork, state: Tensor) -> Tensor | None:
+        """The network's part of what acting keeps, [B, H]; None without a memory."""
+        return state[:, : model.state_size] if model.state_size else None
+
+    def _noise(
+        self,
+        obs: dict[str, Tensor],
+        state: Tensor | None,
+        epsilon: Tensor | None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """[B, D] of a standard Gaussian, which resembles that of the row before, after `state`."""
+        assert epsilon is not None, "`ActorCriticConfig.epsilons` gives the correlations"
+        num_rows = len(next(iter(obs.values())))
+        fresh = torch.empty(num_rows, self._num_noises, device=generator.device)
+        fresh.normal_(generator=generator)
+        if state is None:
+            return fresh
+        share = epsilon.unsqueeze(1)
+        return share * state[:, -self._num_noises :] + (1 - share.square()).sqrt() * fresh
+
+    def greedy(
+        self, model: ActorCriticNetwork, obs: dict[str, Tensor], rnn_state: Tensor | None
+    ) -> Acted:
         logits, rnn_state = model.preferences(obs, rnn_state)
-        return Acted({"actions": Categorical(logits).mode()}, rnn_state)
+        return Acted({"actions": model.policy(logits, obs).mode()}, rnn_state)
 
     def loss(
         self, model: ActorCriticNetwork, target: None, batch: Minibatch, version: Tensor
     ) -> Loss:
-        logits, values = model.unroll(batch.obs, batch.rnn_state, batch.valid)
+        state = None if batch.rnn_state is None else self._memory_of(model, batch.rnn_state)
+        logits, values = model.unroll(batch.obs, state, batch.valid)
         lag = version - batch.policy_version  # [T, C], updates since the row's policy
         mask = batch.valid[:-1] & (lag <= self.config.max_policy_lag)
         return self.loss_of(model, batch, logits, values, mask)
@@ -167,7 +206,7 @@ class ActorCritic:
         mask: Tensor,  # [T, C] bool, the rows to learn from
     ) -> Loss:
         config = self.config
-        policy = Categorical(logits[:-1])
+        policy = model.policy(logits[:-1], {name: leaf[:-1] for name, leaf in batch.obs.items()})
         log_probs = policy.log_prob(batch.acted["actions"])  # [T, C]
         behavior_log_probs = batch.acted["log_probs"]
         log_rhos = log_probs.detach() - behavior_log_probs
@@ -217,39 +256,29 @@ class ActorCritic:
             }
         return Loss(total, statistics, returns.vs, mask)
 
-    def after_update(self, model: ActorCriticNetwork, loss: Loss, applied: Tensor) -> None:
+    def after_update(
+        self, model: ActorCriticNetwork, batch: Minibatch, loss: Loss, applied: Tensor
+    ) -> None:
         model.after_optimizer_step(loss.targets, loss.mask, applied)
+        model.update_normalizers(batch.obs, batch.valid & applied)
 
 
 def make_model(
     name: str,
-    obs_shape: tuple[int, ...],
-    num_actions: int,
+    leaves: tuple[Leaf, ...],
+    actions: ActionSpec,
     *,
-    obs_is_image: bool,
-    obs_scale: float | None = None,
     value_encoder: str = "shared",
-    rnn_size: int = 0,
-    normalize_returns: bool = False,
+    normalize_obs: bool = False,
+    **parts: Any,  # of `ActorCriticNetwork`
 ) -> ActorCriticNetwork:
-    """A fresh model on the CPU; see `sfrl.nets.model.make_encoders` for what is raised.
-
-    Args:
-        rnn_size: width of a GRU between encoder and heads; 0 for none.
-    """
+    """A fresh model on the CPU; see `sfrl.nets.model.make_encoders` for what is raised."""
     encoder, value = make_encoders(
         name,
-        obs_shape,
-        obs_is_image=obs_is_image,
-        obs_scale=obs_scale,
+        leaves,
         num_encoders=2 if value_encoder == "separate" else 1,
+        normalize_obs=normalize_obs,
     )
     return ActorCriticNetwork(
-        encoder,
-        tuple(obs_shape),
-        num_actions,
-        obs_is_image=obs_is_image,
-        value_encoder=value,
-        rnn_size=rnn_size,
-        normalize_returns=normalize_returns,
+        encoder, leaves, actions, value_encoder=value, normalize_obs=normalize_obs, **parts
     )

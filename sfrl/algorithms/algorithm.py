@@ -17,7 +17,7 @@ class Acted(NamedTuple):
     fields: dict[str, Tensor]
     """Name -> [B, ...], as `Config.acted` declares them; `actions` in the space's dtype."""
     rnn_state: Tensor | None
-    """[B, H] float32 after these observations; None without a GRU."""
+    """[B, H] float32 after these observations; None without a memory."""
 
 
 class Loss(NamedTuple):
@@ -49,14 +49,14 @@ class Algorithm(Protocol):
     def act(
         self,
         model: Any,
-        obs: Tensor,  # [B, *obs_shape]
+        obs: dict[str, Tensor],  # leaf -> [B, *shape]
         rnn_state: Tensor | None,  # [B, H]; None: zeros
         epsilon: Tensor | None,  # [B], the probabilities to explore; None: it has none
-        generator: torch.Generator,  # on the device of `obs`
+        generator: torch.Generator,  # on their device
     ) -> Acted:
         """As in training. No gradients; it takes no time of the host's but to start its kernels."""
 
-    def greedy(self, model: Any, obs: Tensor, rnn_state: Tensor | None) -> Acted:
+    def greedy(self, model: Any, obs: dict[str, Tensor], rnn_state: Tensor | None) -> Acted:
         """The best action that it knows, as `act`; `fields` has `actions` alone."""
 
     def loss(self, model: Any, target: Any, batch: Minibatch, version: Tensor) -> Loss:
@@ -67,8 +67,8 @@ class Algorithm(Protocol):
             version: scalar int64, updates applied to the model.
         """
 
-    def after_update(self, model: Any, loss: Loss, applied: Tensor) -> None:
-        """Edit the model in place after an optimizer step; no output may jump.
+    def after_update(self, model: Any, batch: Minibatch, loss: Loss, applied: Tensor) -> None:
+        """Edit the model in place after an optimizer step of this minibatch; no output may jump.
 
         Args:
             applied: scalar bool. False: the step was left out, and nothing is to change.

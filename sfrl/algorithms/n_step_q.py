@@ -7,11 +7,14 @@ then, gives the value where a trajectory ends.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from sfrl.algorithms.algorithm import Acted, Loss
-from sfrl.envs import EnvSpec
+from sfrl.envs import ACTION_MASK, EnvSpec, Leaf
 from sfrl.experience.minibatch import Minibatch
 from sfrl.maths import losses
 from sfrl.maths.returns import n_step_returns
@@ -27,23 +30,23 @@ class QNetwork(Network):
     def __init__(
         self,
         encoder: nn.Module,
-        obs_shape: tuple[int, ...],
+        leaves: tuple[Leaf, ...],
         num_actions: int,
-        *,
-        obs_is_image: bool,
-        rnn_size: int = 0,
+        **parts: Any,  # of `Network`
     ) -> None:
-        super().__init__(encoder, obs_shape, obs_is_image=obs_is_image, rnn_size=rnn_size)
+        super().__init__(encoder, leaves, **parts)
         self.head = nn.Linear(self.num_features, num_actions)
         init_orthogonal(self.head, gain=0.01)  # no action begins as the best by much
 
     @torch.inference_mode()
-    def step(self, obs: Tensor, rnn_state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Values [B, A] float32 of obs [B, *obs_shape], and the recurrent state. No gradients."""
+    def step(
+        self, obs: Mapping[str, Tensor], rnn_state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Values [B, A] float32 of leaves [B, *shape], and the recurrent state. No gradients."""
         [features], rnn_state = self.step_features(obs, rnn_state)
         return self.head(features), rnn_state
 
-    def unroll(self, obs: Tensor, rnn_state: Tensor | None, valid: Tensor) -> Tensor:
+    def unroll(self, obs: Mapping[str, Tensor], rnn_state: Tensor | None, valid: Tensor) -> Tensor:
         """Values [T+1, B, A] of trajectories; the arguments are those of `unroll_features`."""
         [features] = self.unroll_features(obs, rnn_state, valid)
         values: Tensor = self.head(features)
@@ -57,33 +60,32 @@ class NStepQ:
 
     def make_model(self) -> QNetwork:
         config, env = self.config, self.env
-        is_image = len(env.obs_shape) == 3
-        encoder, _ = make_encoders(
-            config.model, env.obs_shape, obs_is_image=is_image, obs_scale=env.obs_scale
-        )
+        normalize_obs = config.normalize_obs
+        encoder, _ = make_encoders(config.model, env.leaves, normalize_obs=normalize_obs)
         return QNetwork(
             encoder,
-            env.obs_shape,
-            env.num_actions,
-            obs_is_image=is_image,
-            rnn_size=config.rnn_size,
+            env.leaves,
+            env.actions.num_logits,
+            memory=config.memory,
+            normalize_obs=normalize_obs,
         )
 
     def act(
         self,
         model: QNetwork,
-        obs: Tensor,
+        obs: dict[str, Tensor],
         rnn_state: Tensor | None,
         epsilon: Tensor | None,
         generator: torch.Generator,
     ) -> Acted:
         values, rnn_state = model.step(obs, rnn_state)
         assert epsilon is not None, "`NStepQConfig.epsilons` gives them"
-        return Acted({"actions": EpsilonGreedy(values, epsilon).sample(generator)}, rnn_state)
+        policy = EpsilonGreedy(values, epsilon, obs.get(ACTION_MASK))
+        return Acted({"actions": policy.sample(generator)}, rnn_state)
 
-    def greedy(self, model: QNetwork, obs: Tensor, rnn_state: Tensor | None) -> Acted:
+    def greedy(self, model: QNetwork, obs: dict[str, Tensor], rnn_state: Tensor | None) -> Acted:
         values, rnn_state = model.step(obs, rnn_state)
-        return Acted({"actions": values.argmax(dim=-1)}, rnn_state)
+        return Acted({"actions": _allowed(values, obs).argmax(dim=-1)}, rnn_state)
 
     def loss(
         self, model: QNetwork, target: QNetwork | None, batch: Minibatch, version: Tensor
@@ -93,7 +95,8 @@ class NStepQ:
         lag = version - batch.policy_version
         mask = batch.valid[:-1] & (lag <= config.max_policy_lag)
         with torch.no_grad():
-            best = target.unroll(batch.obs, batch.rnn_state, batch.valid).amax(dim=-1)  # [T+1, C]
+            best = target.unroll(batch.obs, batch.rnn_state, batch.valid)
+            best = _allowed(best, batch.obs).amax(dim=-1)  # [T+1, C]
             returns = n_step_returns(
                 losses.shape_rewards(batch.rewards, config.reward_clip, config.reward_scale),
                 # As in V-trace: a truncated step bootstraps from the row after it.
@@ -101,7 +104,8 @@ class NStepQ:
                 values=best,
                 valid=batch.valid[:-1],
             )
-        all_values = model.unroll(batch.obs, batch.rnn_state, batch.valid)[:-1]
+        all_values = model.unroll(batch.obs, batch.rnn_state, batch.valid)
+        all_values = _allowed(all_values, batch.obs)[:-1]
         values = all_values.gather(-1, batch.acted["actions"].unsqueeze(-1)).squeeze(-1)
         total = losses.value_loss(values, returns, mask)
         with torch.no_grad():
@@ -115,5 +119,12 @@ class NStepQ:
             }
         return Loss(total, statistics, returns, mask)
 
-    def after_update(self, model: QNetwork, loss: Loss, applied: Tensor) -> None:
+    def after_update(self, model: QNetwork, batch: Minibatch, loss: Loss, applied: Tensor) -> None:
         model.center_weights(applied)
+        model.update_normalizers(batch.obs, batch.valid & applied)
+
+
+def _allowed(values: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+    """Values [..., A], the lowest ones for what a mask forbids."""
+    mask = obs.get(ACTION_MASK)
+    return values if mask is None else values.masked_fill(~mask, torch.finfo(values.dtype).min)

@@ -15,7 +15,7 @@ from sfrl.nets import cuda
 class Minibatch(NamedTuple):
     """C whole trajectories, time first. obs and valid have one row more than the rest."""
 
-    obs: Tensor  # [T+1, C, *obs_shape]
+    obs: dict[str, Tensor]  # leaf -> [T+1, C, *shape]
     valid: Tensor  # [T+1, C] bool
     rnn_state: Tensor | None  # [C, H] before row 0
     acted: dict[str, Tensor]  # name -> [T, C, ...], as `Config.acted` declares them
@@ -35,11 +35,11 @@ class LearnerSlots:
 
     def __init__(self, buffer: TrajectoryBuffer, num_slots: int, device: torch.device) -> None:
         """`num_slots`: of a training batch."""
-        names = ["obs", "valid", "rewards", "terminated", "policy_version"]
+        names = ["valid", "rewards", "terminated", "policy_version"]
         if buffer.spec.state_size > 0:
             names.append("rnn_state")
-        self._acted = tuple(buffer.acted)
-        arrays = {name: getattr(buffer, name) for name in names} | buffer.acted
+        self._leaves, self._acted = tuple(buffer.obs), tuple(buffer.acted)
+        arrays = {name: getattr(buffer, name) for name in names} | buffer.obs | buffer.acted
         self._shared = {name: torch.from_numpy(array) for name, array in arrays.items()}
         self.are_copies = device.type != "cpu"
         self._fields = self._shared
@@ -56,7 +56,6 @@ class LearnerSlots:
             )
             self._uploads = torch.cuda.Stream(device)
             self._uploaded, self._taken = cuda.sleeping_event(), torch.cuda.Event()
-        self._obs_shape, self._obs_dtype = buffer.spec.obs_shape, self._shared["obs"].dtype
 
     def load(self, slots: Sequence[int]) -> list[int]:
         """Begin to copy these slots, where there is something to copy.
@@ -92,10 +91,13 @@ class LearnerSlots:
         def columns(field: Tensor) -> Tensor:  # [S, T, N, ...] -> [T, C, ...]
             return field.transpose(0, 1)[:, slots, envs]
 
+        def leaf(field: Tensor) -> Tensor:
+            flat = columns(_words(field)).view(field.dtype)
+            return flat.reshape(*flat.shape[:2], *field.shape[3:])
+
         fields = self._fields
-        obs = columns(_words(fields["obs"])).view(self._obs_dtype)
         return Minibatch(
-            obs=obs.unflatten(2, self._obs_shape),
+            obs={name: leaf(fields[name]) for name in self._leaves},
             valid=columns(fields["valid"]),
             rnn_state=fields["rnn_state"][slots, envs] if "rnn_state" in fields else None,
             acted={name: columns(fields[name]) for name in self._acted},

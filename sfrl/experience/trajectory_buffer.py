@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sfrl.envs import EnvSpec
+from sfrl.envs import EnvSpec, Leaf
 from sfrl.ipc.index_queue import Message, pack, unpack
 from sfrl.ipc.shared_memory import Field, SharedArray, segment_bytes
 from sfrl.settings.config import Config, RowField
@@ -29,8 +29,7 @@ class SlotSpec(NamedTuple):
 
     rollout_length: int
     num_envs: int
-    obs_shape: tuple[int, ...]
-    obs_dtype: str
+    leaves: tuple[Leaf, ...]  # of an observation
     acted: Mapping[str, RowField]  # what the algorithm writes when it acts
     state_size: int = 0  # of the recurrent state
 
@@ -40,10 +39,9 @@ def slot_spec(config: Config, env: EnvSpec) -> SlotSpec:
     return SlotSpec(
         config.rollout_length,
         config.envs_per_split,
-        env.obs_shape,
-        env.obs_dtype,
+        env.leaves,
         config.acted(env),
-        config.state_size,
+        config.acting_state_size(env),
     )
 
 
@@ -67,8 +65,8 @@ class TrajectoryBuffer:
     a worker that has died is not taken for one to the worker that fills the slot now.
 
     Fields, one contiguous array each (S slots):
-        obs               [S, T+1, N, *obs_shape]  as the environment gave them; row T is only
-                                                   there for its value, V(x_T)
+        obs               {name: [S, T+1, N, *shape]}  the leaves of observations, in their own
+                                                   dtypes; row T is only there for its value, V(x_T)
         acted             {name: [S, T, N, ...]}   what the policy worker has written: actions, and
                                                    what else `Config.acted` names
         rewards           [S, T, N]    float32, as the environment gave them
@@ -105,7 +103,9 @@ class TrajectoryBuffer:
 
     def _bind(self) -> None:
         # SharedArray.array is NDArray[Any]: the dtypes below are those of `_fields`.
-        self.obs: NDArray[np.generic] = self._segments["obs"].array
+        self.obs: dict[str, NDArray[Any]] = {
+            leaf.name: self._segments[leaf.name].array for leaf in self.spec.leaves
+        }
         self.acted: dict[str, NDArray[Any]] = {
             name: self._segments[name].array for name in self.spec.acted
         }
@@ -166,13 +166,17 @@ class TrajectoryBuffer:
             )
 
     def _poison(self, slot: int) -> None:
-        for name in (*_POISONED, *self.acted):
-            self._segments[name].array[slot].view(np.uint8)[...] = _POISON_BYTE
+        for name in (*self.obs, *_POISONED, *self.acted):
+            self._bytes(name, slot)[...] = _POISON_BYTE
 
     def _check_poison(self, slot: int) -> None:
-        for name in (*_POISONED, *self.acted):
-            if (self._segments[name].array[slot].view(np.uint8) != _POISON_BYTE).any():
+        for name in (*self.obs, *_POISONED, *self.acted):
+            if (self._bytes(name, slot) != _POISON_BYTE).any():
                 raise OwnershipError(f"{name} of slot {slot} was written while the slot was free")
+
+    def _bytes(self, name: str, slot: int) -> NDArray[np.uint8]:
+        array: NDArray[np.uint8] = self._segments[name].array[slot].view(np.uint8)
+        return array
 
     def state(self) -> dict[str, NDArray[Any]]:
         return {name: segment.array.copy() for name, segment in self._segments.items()}
@@ -195,7 +199,7 @@ class TrajectoryBuffer:
 
 # 0xFF bytes are NaN as float32 and -1 as int64: learning from them cannot go unnoticed.
 _POISON_BYTE = 0xFF
-_POISONED = ("obs", "rewards", "policy_version")
+_POISONED = ("rewards", "policy_version")
 
 
 def nbytes(num_slots: int, spec: SlotSpec) -> int:
@@ -207,7 +211,7 @@ def _fields(num_slots: int, spec: SlotSpec) -> dict[str, Field]:
     step = (num_slots, spec.rollout_length, spec.num_envs)
     row = (num_slots, spec.rollout_length + 1, spec.num_envs)
     return {
-        "obs": ((*row, *spec.obs_shape), spec.obs_dtype),
+        **{leaf.name: ((*row, *leaf.shape), leaf.dtype) for leaf in spec.leaves},
         **{name: ((*step, *field.shape), field.dtype) for name, field in spec.acted.items()},
         "rewards": (step, np.float32),
         "terminated": (step, np.bool_),

@@ -1,49 +1,64 @@
 """Encoders: what turns observations into features. `make_encoder` knows them by name.
 
-An encoder is called with (obs [B, *obs_shape], dtype) and returns features [B, F], computed in
-dtype. docs/adding-a-model.md shows how to bring your own.
+An encoder is called with (obs [B, *shape], dtype) and returns features [B, F], computed in dtype;
+of several leaves obs is a dict. docs/adding-a-model.md shows how to bring your own.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfrl.envs import TrainsOnImportError, in_one_line
+from sfrl.envs import Leaf, TrainsOnImportError, in_one_line
+from sfrl.nets.choose import JOINT_SIZE, MLPS, MODELS, SMALL_MIN_SIZE, encoder_of, seen
 from sfrl.nets.images import BLOCK, pixel_blocks
 
 HIDDEN_GAIN = math.sqrt(2)
 
 
-def make_encoder(
-    name: str, obs_shape: tuple[int, ...], obs_is_image: bool, obs_scale: float
-) -> nn.Module:
-    """See `sfrl.nets.model.make_model` for the arguments and what is raised."""
+def make_encoder(name: str, leaves: tuple[Leaf, ...]) -> nn.Module:
+    """A fresh encoder of these leaves; see `sfrl.nets.model.make_encoders` for what is raised."""
+    leaves = seen(leaves)
     if ":" in name:
-        return UserEncoder(user_class(name)(obs_shape), obs_is_image, obs_scale)
-    mlps: dict[str, type[MLP | NormMLP]] = {"mlp": MLP, "norm_mlp": NormMLP}
-    if name in mlps:
-        return mlps[name](obs_shape, obs_scale)
-    cnns: dict[str, type[NatureCNN | ImpalaResNet]] = {
+        shapes: Any = {leaf.name.removeprefix("obs."): leaf.shape for leaf in leaves}
+        if len(leaves) == 1:
+            shapes = leaves[0].shape
+        return UserEncoder(user_class(name)(shapes), leaves)
+    if name not in MODELS:
+        raise ValueError(
+            f"model={name!r} is none of {', '.join(MODELS)}; "
+            f"name an encoder of your own as module:Class"
+        )
+    if len(leaves) > 1:
+        return JointEncoder(name, leaves)
+    if name not in MLPS and leaves[0].kind not in ("image", "choice"):
+        raise ValueError(
+            f"model={name} needs images [C, H, W], but observations are {list(leaves[0].shape)}; "
+            f"choose --model=norm_mlp"
+        )
+    return _leaf_encoder(name, leaves[0])
+
+
+def _leaf_encoder(name: str, leaf: Leaf) -> nn.Module:
+    if leaf.kind == "choice":
+        return Embedding(leaf.sizes)
+    built_in: dict[str, Callable[[tuple[int, ...], float], nn.Module]] = {
         "a3c_cnn": A3CCNN,
         "nature_cnn": NatureCNN,
         "impala_resnet": ImpalaResNet,
+        "small_cnn": SmallCNN,
+        "mlp": MLP,
+        "norm_mlp": NormMLP,
     }
-    if name not in cnns:
-        raise ValueError(
-            f"model={name!r} is none of {', '.join([*cnns, *mlps])}; "
-            f"name an encoder of your own as module:Class"
-        )
-    if not obs_is_image or len(obs_shape) != 3:
-        raise ValueError(
-            f"model={name} needs images [C, H, W], but observations are {list(obs_shape)}; "
-            f"choose --model=norm_mlp"
-        )
-    return cnns[name](obs_shape, obs_scale)
+    return built_in[name](leaf.shape, leaf.scale)
 
 
 def user_class(path: str) -> type[nn.Module]:
@@ -143,6 +158,33 @@ class A3CCNN(NatureCNN):
         super().__init__(obs_shape, obs_scale, filters=(16, 32), num_features=256)
 
 
+class SmallCNN(nn.Module):
+    """Two convolutions of 3x3 and a layer of 128, for images of few cells, such as grids.
+
+    They keep the place of each cell: nothing is pooled.
+    """
+
+    def __init__(self, obs_shape: tuple[int, ...], obs_scale: float = 255.0) -> None:
+        super().__init__()
+        self.obs_scale = obs_scale
+        channels, height, width = obs_shape
+        if min(height, width) < SMALL_MIN_SIZE:
+            raise ValueError(
+                f"this network needs images of at least {SMALL_MIN_SIZE}x{SMALL_MIN_SIZE} pixels, "
+                f"got {height}x{width}; choose --model=norm_mlp"
+            )
+        self.conv1 = nn.Conv2d(channels, 16, 3)
+        self.conv2 = nn.Conv2d(16, 32, 3)
+        self.linear = nn.Linear(32 * (height - 4) * (width - 4), 128)
+        self.norm = nn.LayerNorm(128)
+        init_orthogonal(self, HIDDEN_GAIN)
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        x = _scaled(obs, dtype, self.obs_scale)
+        x = self.conv2(self.conv1(x).relu_()).relu_()
+        return F.relu(self.norm(self.linear(x.flatten(1))))
+
+
 class ImpalaResNet(CenteredCNN):
     """IMPALA's deep network without the LSTM (Espeholt et al. 2018, arXiv:1802.01561, figure 3)."""
 
@@ -231,21 +273,105 @@ class MLP(nn.Module):
         return torch.tanh(self.linear2(x))
 
 
-class UserEncoder(nn.Module):
-    """A user's module. It gets observations as floats, scaled; images are centered as well."""
+class Embedding(nn.Module):
+    """Two layers of 64 as in `NormMLP`, the first one of choices: each has a row of a table."""
 
-    def __init__(self, net: nn.Module, obs_is_image: bool, obs_scale: float) -> None:
+    offsets: Tensor
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
         super().__init__()
-        self.net = net
-        self.obs_is_image = obs_is_image
-        self.obs_scale = obs_scale
+        starts = [0, *itertools.accumulate(sizes)][:-1]
+        self.register_buffer("offsets", torch.tensor(starts), persistent=False)
+        self.table = nn.Embedding(sum(sizes), 64)
+        self.norm1 = nn.LayerNorm(64)
+        self.linear2 = nn.Linear(64, 64)
+        self.norm2 = nn.LayerNorm(64)
+        init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        x = _scaled(obs, dtype, self.obs_scale)
-        if self.obs_is_image:  # its filters' weights need not sum to 0
-            x = x - x.mean(tuple(range(1, x.ndim)), keepdim=True)
-        features: Tensor = self.net(x)
+        table = self.table.weight.to(dtype)
+        x = F.embedding(obs + self.offsets, table).sum(dim=1)  # [B, K] -> [B, 64]
+        x = self.norm1(x).relu()
+        return F.relu(self.norm2(self.linear2(x)))
+
+
+class JointEncoder(nn.Module):
+    """An encoder for each leaf, and a normalized layer that joins what they give.
+
+    Images alone are encoded in low precision; the rest costs little, and stays float32.
+    """
+
+    def __init__(self, name: str, leaves: tuple[Leaf, ...]) -> None:
+        super().__init__()
+        self.names = [leaf.name for leaf in leaves]
+        self.encoders = nn.ModuleList(
+            _leaf_encoder(encoder_of(name, leaf), leaf) for leaf in leaves
+        )
+        self.is_image = [leaf.kind == "image" for leaf in leaves]
+        with torch.no_grad():
+            examples = [example(leaf, 1) for leaf in leaves]
+            sizes = [
+                e(x, torch.float32).shape[1] for e, x in zip(self.encoders, examples, strict=True)
+            ]
+        self.joint = nn.Linear(sum(sizes), JOINT_SIZE)
+        self.norm = nn.LayerNorm(JOINT_SIZE)
+        init_orthogonal(self.joint, HIDDEN_GAIN)
+
+    def forward(self, obs: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        features = []
+        for name, encoder, is_image in zip(self.names, self.encoders, self.is_image, strict=True):
+            with self._precision(obs[name], is_image):
+                features.append(encoder(obs[name], dtype if is_image else torch.float32).float())
+        with self._precision(features[0], is_image=False):
+            return F.relu(self.norm(self.joint(torch.cat(features, dim=1))))
+
+    def _precision(self, x: Tensor, is_image: bool) -> AbstractContextManager[None]:
+        return nullcontext() if is_image else torch.autocast(x.device.type, enabled=False)
+
+    def lower(self, precision: torch.dtype) -> None:
+        """Have the parameters of images' encoders in `precision`."""
+        for encoder, is_image in zip(self.encoders, self.is_image, strict=True):
+            if is_image:
+                encoder.to(precision)
+
+
+class UserEncoder(nn.Module):
+    """A user's module. It gets observations as floats, scaled; images are centered as well.
+
+    Choices come as whole numbers. Of several leaves it gets a dict, by the names that they have in
+    the environment's Dict or Tuple.
+    """
+
+    def __init__(self, net: nn.Module, leaves: tuple[Leaf, ...]) -> None:
+        super().__init__()
+        self.net = net
+        self.leaves = leaves
+
+    def forward(self, obs: Tensor | Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        inputs: Any
+        if isinstance(obs, Tensor):
+            inputs = self._input(self.leaves[0], obs, dtype)
+        else:
+            inputs = {
+                leaf.name.removeprefix("obs."): self._input(leaf, obs[leaf.name], dtype)
+                for leaf in self.leaves
+            }
+        features: Tensor = self.net(inputs)
         return features
+
+    @staticmethod
+    def _input(leaf: Leaf, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        if leaf.kind == "choice":
+            return obs.long()
+        x = _scaled(obs, dtype, leaf.scale)
+        if leaf.kind == "image":  # its filters' weights need not sum to 0
+            x = x - x.mean(tuple(range(1, x.ndim)), keepdim=True)
+        return x
+
+
+def example(leaf: Leaf, *leading: int) -> Tensor:
+    """A leaf of zeros, [*leading, *shape]."""
+    return torch.zeros(*leading, *leaf.shape, dtype=getattr(torch, leaf.dtype))
 
 
 def init_orthogonal(module: nn.Module, gain: float) -> None:

@@ -1,8 +1,9 @@
-"""Networks without heads, which are the algorithms': encoders and optional GRUs.
+"""Networks without heads, which are the algorithms': encoders and an optional memory.
 
 Only the encoder computes in low precision: under `torch.autocast` in the learner, whose parameters
 are float32, and with bfloat16 parameters in the copy that acts (`Network.inference_copy`). Both
-round the same weights in the same places. GRU, heads and everything they return are float32.
+round the same weights in the same places. Normalization of observations, memory, heads and
+everything they return are float32.
 
 The encoders are in encoders.py. docs/adding-a-model.md shows how to bring your own.
 """
@@ -10,6 +11,7 @@ The encoders are in encoders.py. docs/adding-a-model.md shows how to bring your 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import sys
 import time
@@ -21,123 +23,140 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sfrl.nets.encoders import CenteredCNN, make_encoder
+from sfrl.envs import Leaf
+from sfrl.nets.choose import MemorySpec, seen
+from sfrl.nets.encoders import CenteredCNN, JointEncoder, example, make_encoder
+from sfrl.nets.normalizer import RunningNorm
+from sfrl.nets.recurrent import Memory
 
 
 class Network(nn.Module):
-    """Features of an observation for the heads of an algorithm: encoders and, if asked for, GRUs.
+    """Features of an observation for the heads of an algorithm: encoders and, if asked for, memory.
 
-    One encoder serves all heads, or the value has one of its own. Observations are [*, *obs_shape]
-    as the environment gives them: uint8 or float32 [C, H, W] for images, any real dtype for the
-    rest.
+    One encoder serves all heads, or the value has one of its own. Observations are the leaves by
+    name, [*, *shape] in their own dtypes, as the environment gives them.
 
-    Recurrent state: zeros before an episode's first observation, else what the GRU made of the
+    Recurrent state: zeros before an episode's first observation, else what the memory made of the
     observation before. After a row that is not valid (an episode's final observation, see
     sfrl/maths/vtrace.py) the next episode begins: `unroll_features` resets the state there by
     itself, and whoever calls `step_features` multiplies the state by `valid` of the row just shown
-    before keeping it. With two encoders there are two GRUs, and the state holds that of the policy,
-    then that of the value.
+    before keeping it. With two encoders there are two memories, and the state holds that of the
+    policy, then that of the value.
 
     Attributes:
-        state_size: H, the size of the recurrent state; 0 without a GRU.
+        state_size: H, the size of the recurrent state; 0 without a memory.
         num_features: F, the size of what heads are given.
         precision: of the encoders' arithmetic.
     """
 
     def __init__(
         self,
-        encoder: nn.Module,  # (obs [B, *obs_shape], dtype) -> features [B, F], computed in dtype
-        obs_shape: tuple[int, ...],
+        encoder: nn.Module,  # (obs, dtype) -> features [B, F], computed in dtype; see `_encode`
+        leaves: tuple[Leaf, ...],
         *,
-        obs_is_image: bool,
         value_encoder: nn.Module | None = None,  # None: `encoder` serves both
-        rnn_size: int = 0,
+        memory: MemorySpec | None = None,
+        normalize_obs: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.value_encoder = value_encoder
-        self.obs_shape = obs_shape
-        self.obs_is_image = obs_is_image
-        self.state_size = rnn_size if value_encoder is None else 2 * rnn_size
+        self.leaves = seen(leaves)
+        vectors = [leaf for leaf in self.leaves if leaf.kind == "vector" and normalize_obs]
+        self._normalized = [leaf.name for leaf in vectors]
+        self.normalizers = nn.ModuleList(RunningNorm(leaf.shape[0]) for leaf in vectors)
         self.precision = torch.float32
         self._casts_weights = False
-        num_features = _num_features(encoder, obs_shape, obs_is_image)
+        num_features = _num_features(encoder, self.leaves)
         if value_encoder is not None:  # its lazy layers, if there are any, get their sizes now
-            _num_features(value_encoder, obs_shape, obs_is_image)
-        self.core = _make_gru(num_features, rnn_size) if rnn_size else None
-        is_shared = value_encoder is None or not rnn_size
-        self.value_core = None if is_shared else _make_gru(num_features, rnn_size)
-        self.num_features = rnn_size or num_features
+            _num_features(value_encoder, self.leaves)
+        self.core: Memory | None = None
+        self.value_core: Memory | None = None
+        self.num_features, self.state_size = num_features, 0
+        if memory is not None:
+            self.core = Memory(memory.kind, num_features, memory.size, memory.layers)
+            self.num_features, self.state_size = memory.size, self.core.state_size
+            if value_encoder is not None:
+                self.value_core = Memory(memory.kind, num_features, memory.size, memory.layers)
+                self.state_size *= 2
         self.center_weights()
 
     def step_features(
         self,
-        obs: Tensor,  # [B, *obs_shape]
+        obs: Mapping[str, Tensor],  # leaf -> [B, *shape]
         rnn_state: Tensor | None = None,  # [B, H]; None: zeros
         *,
         needs_value: bool = True,
     ) -> tuple[list[Tensor], Tensor | None]:
         """To act: features [B, F] float32 for the policy and for the value, one if they share.
 
-        And the recurrent state after this observation [B, H]; None without a GRU. If it needs no
-        value, those for the policy alone, unless the value's GRU has to see the observation.
+        And the recurrent state after this observation [B, H]; None without a memory. If it needs no
+        value, those for the policy alone, unless the value's memory has to see the observation.
         """
         features = self._encode(obs, needs_value=needs_value or self.core is not None)
-        return self._remember(features, rnn_state)
+        if self.core is None:
+            return features, rnn_state
+        cores = self._cores()
+        states = [None] * len(cores) if rnn_state is None else rnn_state.chunk(len(cores), dim=1)
+        steps = [core.step(f, s) for core, f, s in zip(cores, features, states, strict=True)]
+        return [outputs for outputs, _ in steps], torch.cat([state for _, state in steps], dim=1)
 
     def unroll_features(
         self,
-        obs: Tensor,  # [T+1, B, *obs_shape]
+        obs: Mapping[str, Tensor],  # leaf -> [T+1, B, *shape]
         rnn_state: Tensor | None,  # [B, H] before row 0; None: zeros
         valid: Tensor,  # [T+1, B] bool; row T is not read
     ) -> list[Tensor]:
         """To learn: features [T+1, B, F] of trajectories, as `step_features`.
 
-        The encoders see all (T+1) * B rows at once; only a GRU, if there is one, walks the time.
+        The encoders see all (T+1) * B rows at once; only a memory, if there is one, walks the time.
         """
-        rows = self._encode(obs.flatten(0, 1))
-        features = [f.unflatten(0, obs.shape[:2]) for f in rows]  # [T+1, B, F] each
+        rows = self._encode({name: leaf.flatten(0, 1) for name, leaf in obs.items()})
+        features = [f.unflatten(0, valid.shape) for f in rows]  # [T+1, B, F] each
         if self.core is None:
             return features
-        outputs = []
-        for t in range(len(obs)):
-            if t > 0 and rnn_state is not None:
-                rnn_state = rnn_state * valid[t - 1].unsqueeze(1)
-            output, rnn_state = self._remember([f[t] for f in features], rnn_state)
-            outputs.append(output)
-        return [torch.stack(rows) for rows in zip(*outputs, strict=True)]
+        cores = self._cores()
+        states = [None] * len(cores) if rnn_state is None else rnn_state.chunk(len(cores), dim=1)
+        return [
+            core.unroll(f, s, valid) for core, f, s in zip(cores, features, states, strict=True)
+        ]
 
-    def _remember(
-        self, features: list[Tensor], rnn_state: Tensor | None
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """One step of the GRUs, if there are any: features [B, F] each, and the state after it."""
-        if self.core is None:
-            return features, rnn_state
-        if self.value_core is None:
-            rnn_state = self.core(features[0], rnn_state)
-            return [rnn_state], rnn_state
-        states = [None, None] if rnn_state is None else rnn_state.chunk(2, dim=1)
-        cores = (self.core, self.value_core)
-        outputs = [core(f, state) for core, f, state in zip(cores, features, states, strict=True)]
-        return outputs, torch.cat(outputs, dim=1)
+    def _cores(self) -> list[Memory]:
+        return [core for core in (self.core, self.value_core) if core is not None]
 
-    def _encode(self, obs: Tensor, *, needs_value: bool = True) -> list[Tensor]:
-        """[B, *obs_shape] -> [B, F] float32 for the policy and for the value; one if they share."""
-        is_pixels = obs.dtype in (torch.uint8, torch.float32)
-        if obs.shape[1:] != self.obs_shape or (self.obs_is_image and not is_pixels):
-            kind = "uint8 or float32" if self.obs_is_image else "real numbers"
-            raise ValueError(
-                f"observations must be [B, *{list(self.obs_shape)}] {kind}, "
-                f"got {list(obs.shape)} {obs.dtype}"
-            )
+    def _encode(self, obs: Mapping[str, Tensor], *, needs_value: bool = True) -> list[Tensor]:
+        """Leaves [B, *shape] -> [B, F] float32 for the policy and for the value; one if they share.
+
+        An encoder of a single leaf is given that, one of several the dict.
+        """
+        inputs = {leaf.name: self._checked(leaf, obs[leaf.name]) for leaf in self.leaves}
+        for name, normalizer in zip(self._normalized, self.normalizers, strict=True):
+            inputs[name] = normalizer(inputs[name])
+        given = inputs if len(inputs) > 1 else next(iter(inputs.values()))
         encoders = [self.encoder]
         if needs_value and self.value_encoder is not None:
             encoders.append(self.value_encoder)
         if not self._casts_weights:
-            return [encoder(obs, self.precision).float() for encoder in encoders]
+            return [encoder(given, self.precision).float() for encoder in encoders]
+        device = next(iter(inputs.values())).device.type
         # The cache of cast weights, each of which is used once, would outlive a graph's capture.
-        with torch.autocast(obs.device.type, self.precision, cache_enabled=False):
-            return [encoder(obs, self.precision).float() for encoder in encoders]
+        with torch.autocast(device, self.precision, cache_enabled=False):
+            return [encoder(given, self.precision).float() for encoder in encoders]
+
+    @staticmethod
+    def _checked(leaf: Leaf, obs: Tensor) -> Tensor:
+        if obs.shape[1:] != leaf.shape or obs.dtype != getattr(torch, leaf.dtype):
+            raise ValueError(
+                f"observations {leaf.name} must be [B, *{list(leaf.shape)}] {leaf.dtype}, "
+                f"got {list(obs.shape)} {obs.dtype}"
+            )
+        return obs
+
+    def update_normalizers(self, obs: Mapping[str, Tensor], mask: Tensor) -> None:
+        """Let the means and deviations follow leaves [T, B, *shape] where mask [T, B] is true."""
+        for name, normalizer in zip(self._normalized, self.normalizers, strict=True):
+            assert isinstance(normalizer, RunningNorm)
+            normalizer.update(obs[name], mask)
 
     def networks(self) -> list[list[nn.Parameter]]:
         """The parameters of each network that shares none with another; here it is one.
@@ -181,59 +200,65 @@ class Network(nn.Module):
         """
         model = copy.deepcopy(self).requires_grad_(False).eval()
         for encoder in (model.encoder, model.value_encoder):
-            if encoder is not None:
+            if isinstance(encoder, JointEncoder):
+                encoder.lower(precision)
+            elif encoder is not None:
                 encoder.to(precision)
         model.precision, model._casts_weights = precision, False
         return model
 
 
-def check_rnn_size(weights: Mapping[str, Tensor], rnn_size: int) -> None:
-    """See that a model with this GRU is no larger than a checkpoint's weights, before one is made.
+def check_memory(weights: Mapping[str, Tensor], memory: MemorySpec | None) -> None:
+    """See that a model with this memory is no larger than a checkpoint's weights, before one is
+    made.
 
     What else decides on its size is the environment and the code.
 
     Raises:
-        ValueError: the weights are of a GRU of another size.
+        ValueError: the weights are of a memory of another kind or size.
     """
-    gru = weights.get("core.weight_hh")
-    found = 0 if gru is None else gru.shape[-1]
-    if found != rnn_size or (gru is not None and gru.shape != (3 * rnn_size, rnn_size)):
-        raise ValueError(f"rnn_size={rnn_size} is not that of its weights, {found}")
+    found = [tuple(w.shape) for name, w in weights.items() if name.startswith("core.weight_hh")]
+    expected = []
+    if memory is not None:
+        gates = 3 if memory.kind == "gru" else 4
+        expected = [(gates * memory.size, memory.size)] * memory.layers
+    if found != expected:
+        size = found[0][-1] if found and found[0] else 0
+        asked = f"rnn_size={memory.size}" if memory else "rnn_size=0"
+        if memory and size == memory.size:
+            asked = f"rnn={memory.kind} with rnn_layers={memory.layers}"
+        raise ValueError(f"{asked} is not that of its weights, {size}")
 
 
 def make_encoders(
-    name: str,
-    obs_shape: Sequence[int],
-    *,
-    obs_is_image: bool,
-    obs_scale: float | None = None,
-    num_encoders: int = 1,
+    name: str, leaves: tuple[Leaf, ...], *, num_encoders: int = 1, normalize_obs: bool = False
 ) -> tuple[nn.Module, nn.Module | None]:
     """Fresh encoders on the CPU, float32, initialized from torch's global generator.
 
     Args:
         name: "a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp", or your own as
-            "module:Class".
-        obs_is_image: observations are pixels, uint8 or float32; for the CNNs, [C, H, W].
-        obs_scale: encoders divide observations by it. None: 255 for images, 1 for the rest.
+            "module:Class". Leaves that it is not for get the usual ones (choose.py).
         num_encoders: two, if the value has one of its own.
+        normalize_obs: vectors come normalized, and are not to be scaled.
 
     Raises:
         ValueError: no such encoder, or one that does not fit these observations.
     """
-    shape = tuple(obs_shape)
-    if obs_scale is None:
-        obs_scale = 255.0 if obs_is_image else 1.0
-    encoders = [make_encoder(name, shape, obs_is_image, obs_scale) for _ in range(num_encoders)]
+    if normalize_obs:
+        leaves = tuple(
+            dataclasses.replace(leaf, scale=1.0) if leaf.kind == "vector" else leaf
+            for leaf in leaves
+        )
+    encoders = [make_encoder(name, leaves) for _ in range(num_encoders)]
     return encoders[0], encoders[1] if num_encoders > 1 else None
 
 
 def try_model(
     name: str,
-    obs_shape: Sequence[int],
+    leaves: tuple[Leaf, ...],
     precisions: Sequence[str],
     *,
-    rnn_size: int = 0,
+    memory: MemorySpec | None = None,
     **settings: Any,  # of `make_encoders`
 ) -> None:
     """See that a user's encoder can act and learn: on zeros, on the CPU, in all the precisions.
@@ -243,21 +268,14 @@ def try_model(
     """
     precision = "float32"
     try:
-        encoder, value_encoder = make_encoders(name, obs_shape, **settings)
-        is_image = bool(settings["obs_is_image"])
-        model = Network(
-            encoder,
-            tuple(obs_shape),
-            obs_is_image=is_image,
-            value_encoder=value_encoder,
-            rnn_size=rnn_size,
-        )
-        obs = torch.zeros(3, 2, *obs_shape, dtype=torch.uint8 if is_image else torch.float32)
+        encoder, value_encoder = make_encoders(name, leaves, **settings)
+        model = Network(encoder, leaves, value_encoder=value_encoder, memory=memory)
+        obs = {leaf.name: example(leaf, 3, 2) for leaf in leaves}
         valid = torch.ones(3, 2, dtype=torch.bool)
         for precision in precisions:
             dtype: torch.dtype = getattr(torch, precision)
             with torch.inference_mode():
-                model.inference_copy(dtype).step_features(obs[0])
+                model.inference_copy(dtype).step_features({n: rows[0] for n, rows in obs.items()})
             model.learn_in(dtype)
             features = model.unroll_features(obs, None, valid)
             torch.stack([f.sum() for f in features]).sum().backward()
@@ -278,40 +296,33 @@ def try_model(
 
 
 @torch.no_grad()
-def _num_features(encoder: nn.Module, obs_shape: tuple[int, ...], obs_is_image: bool) -> int:
-    dtype = torch.uint8 if obs_is_image else torch.float32
-    features: object = encoder(torch.zeros(2, *obs_shape, dtype=dtype), torch.float32)
+def _num_features(encoder: nn.Module, leaves: tuple[Leaf, ...]) -> int:
+    examples = {leaf.name: example(leaf, 2) for leaf in leaves}
+    given = examples if len(leaves) > 1 else examples[leaves[0].name]
+    features: object = encoder(given, torch.float32)
     got = type(features).__name__
     if isinstance(features, Tensor):
         got = f"{list(features.shape)} {str(features.dtype).removeprefix('torch.')}"
         is_batch = features.ndim == 2 and len(features) == 2 and features.shape[1] > 0
         if is_batch and features.is_floating_point():
             return features.shape[1]
+    shapes: Any = {leaf.name: [*leaf.shape] for leaf in leaves}
+    if len(leaves) == 1:
+        shapes = f"[B, *{list(leaves[0].shape)}]"
     raise ValueError(
-        f"an encoder must map [B, *{list(obs_shape)}] to features [B, F], floats; "
-        f"with B=2 it returned {got}"
+        f"an encoder must map {shapes} to features [B, F], floats; with B=2 it returned {got}"
     )
 
 
-def _make_gru(input_size: int, rnn_size: int) -> nn.GRUCell:
-    gru = nn.GRUCell(input_size, rnn_size)
-    for weight in (gru.weight_ih, gru.weight_hh):
-        for gate in weight.data.chunk(3):
-            nn.init.orthogonal_(gate)
-    nn.init.zeros_(gru.bias_ih)
-    nn.init.zeros_(gru.bias_hh)
-    return gru
-
-
-def pick_precision(model: Network, obs: Tensor, repeats: int = 5) -> torch.dtype:
+def pick_precision(model: Network, obs: Mapping[str, Tensor], repeats: int = 5) -> torch.dtype:
     """torch.bfloat16 where `model` acts clearly faster in it than in float32, else torch.float32.
 
     On a GPU: where it has it, since small batches there take the time of starting kernels, and
-    tell nothing of large ones. On a CPU it is measured with obs [B, *obs_shape]: those with matrix
+    tell nothing of large ones. On a CPU it is measured with leaves [B, *shape]: those with matrix
     units for bfloat16 take a third of the time, others emulate it. A few tens of milliseconds for
     an Atari batch.
     """
-    if obs.is_cuda:
+    if next(iter(obs.values())).is_cuda:
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bfloat16 else torch.float32
     copies = {dtype: model.inference_copy(dtype) for dtype in (torch.float32, torch.bfloat16)}

@@ -191,17 +191,19 @@ def _choose_precision(shared: Shared, model: Network) -> torch.dtype:
     """That of the encoder: as configured, or the faster one."""
     import torch
 
+    from sfrl.nets.encoders import example
     from sfrl.nets.model import pick_precision
 
-    config, spec = shared.config, shared.buffer.spec
+    config, spec = shared.config, shared.env
     if config.precision != "auto":
         return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     # A measurement is not repeatable, and --serial must be. Vectors would be rounded themselves;
     # pixels are not.
-    if config.serial or spec.obs_dtype != "uint8":
+    if config.serial or not spec.has_pixels:
         return torch.float32
-    obs = torch.zeros((spec.num_envs, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype))
-    return pick_precision(model, obs.to(next(model.parameters()).device))
+    device = next(model.parameters()).device
+    obs = {leaf.name: example(leaf, config.envs_per_split).to(device) for leaf in spec.leaves}
+    return pick_precision(model, obs)
 
 
 def pin_and_nice(config: Config, index: int) -> None:

@@ -115,7 +115,7 @@ class Trainer:
         if config.resume:
             self.folder.lock()
             self.resumed = checkpoint.load_latest(self.run_dir)
-            self._check_rnn_size(*self.resumed)
+            self._check_memory(*self.resumed)
         if spec is None:
             spec = describe(
                 *(config.env, config.frameskip, config.env_timeout, signals or ()),
@@ -136,11 +136,11 @@ class Trainer:
         self._last_checkpoint = str(self.resumed.path) if self.resumed else None
         self._is_last_saved = False
 
-    def _check_rnn_size(self, state: dict[str, Any], path: Path) -> None:
-        from sfrl.nets.model import check_rnn_size
+    def _check_memory(self, state: dict[str, Any], path: Path) -> None:
+        from sfrl.nets.model import check_memory
 
         try:
-            check_rnn_size(state["model"], self.config.rnn_size)
+            check_memory(state["model"], self.config.memory)
         except ValueError as error:
             raise checkpoint.CheckpointError(f"{path} does not fit this run: {error}") from error
 

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sfrl import envs
 from sfrl.settings.config import Config, RowField
@@ -43,12 +47,16 @@ class ActorCriticConfig(Config):
     """Weight of the entropy bonus."""
     value_coef: NotNegative = 0.5
     """Weight of the value loss, which is half the mean squared error."""
+    noise_correlation: Share = 0.0
+    """The most that the noise of an action's numbers resembles that of the action before (an AR(1)
+    process): pushing in one direction for a while gets further than trembling. Environments have
+    from 0 up to it, at equal distances."""
     normalize_advantages: bool = True
     """Advantages of a minibatch get mean 0 and deviation 1."""
     normalize_returns: bool = False
     """Learn values in units of the returns' running size, their root mean square."""
     value_encoder: Literal["shared", "separate"] = "shared"
-    """separate: policy and value have an encoder each (and a GRU each, with --rnn-size). Vectors
+    """separate: policy and value have an encoder each (and a memory each, with --rnn). Vectors
     have it by default, where it costs little and learns more surely."""
     value_lr_factor: Positive = 3.0
     """Learning rate of a separate value network (--value-encoder), in multiples of the policy's."""
@@ -80,10 +88,26 @@ class ActorCriticConfig(Config):
         log_probs = RowField("float32")  # of the action under the policy that took it
         return super().acted(spec) | {"log_probs": log_probs}
 
-    def head_size(self, num_features: int, num_actions: int) -> int:
+    def epsilons(self, env_frames: float) -> NDArray[np.float32] | None:
+        """The correlations of their noise; None if there is none."""
+        if not self.noise_correlation:
+            return None
+        shape = self.splits, self.envs_per_split
+        correlations = np.linspace(0, self.noise_correlation, math.prod(shape), dtype=np.float32)
+        return correlations.reshape(shape)
+
+    def num_noises(self, spec: envs.EnvSpec) -> int:
+        """Of an environment, that acting has to remember."""
+        return spec.actions.num_numbers if self.noise_correlation else 0
+
+    def acting_state_size(self, spec: envs.EnvSpec) -> int:
+        return super().acting_state_size(spec) + self.num_noises(spec)
+
+    def head_size(self, num_features: int, actions: envs.ActionSpec) -> int:
         normalizer = 2 if self.normalize_returns else 0
         value = linear_size(num_features, 1) + normalizer
-        return super().head_size(num_features, num_actions) + value
+        means = linear_size(num_features, actions.num_numbers) + actions.num_numbers  # deviations
+        return super().head_size(num_features, actions) + means + value
 
     @property
     def num_encoders(self) -> int:

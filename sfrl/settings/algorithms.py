@@ -125,6 +125,8 @@ def config_from(values: object, origin: str) -> Config:
     if not isinstance(values, dict):
         raise ConfigError(f"{origin} must hold an object of settings, not {values!r:.40}")
     values = {name: value for name, value in values.items() if name not in _GONE}
+    if "rnn" not in values and values.get("rnn_size") != 0 and "rnn_size" in values:
+        values["rnn"] = "gru"  # files from when there was no other
     problems = type_problems(values, all_settings())
     if not problems:
         algorithm = values.get("algorithm", DEFAULT_ALGORITHM)

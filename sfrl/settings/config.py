@@ -66,12 +66,14 @@ class Config(
     """The one that a plain line has."""
 
     FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
-        *("algorithm", "env", "frameskip", "model", "rnn_size", "optimizer"),
+        *("algorithm", "env", "frameskip", "action_bounds", "optimizer"),
+        *("model", "normalize_obs", "rnn", "rnn_size", "rnn_layers"),
     )
     """What the saved weights, the optimizer's state and the frame counter depend on."""
     COSTS: ClassVar[tuple[str, ...]] = (
         *("env", "frameskip", "sticky_actions", "episodic_life", "max_episode_frames", "queue"),
-        *("device", "policy_devices", "cuda_graphs", "precision", "model", "rnn_size"),
+        *("device", "policy_devices", "cuda_graphs", "precision", "action_bounds"),
+        *("model", "normalize_obs", "rnn", "rnn_size", "rnn_layers"),
         *("algorithm", "optimizer", "rollout_length", "batch_size", "minibatches", "epochs"),
     )
     """What the costs that the tuner measures depend on besides the machine."""
@@ -103,11 +105,19 @@ class Config(
     @classmethod
     def acted(cls, spec: envs.EnvSpec) -> dict[str, RowField]:
         """Fields of a row that acting writes; `actions` is one of them."""
-        return {"actions": RowField("int64")}
+        return {"actions": RowField(spec.actions.dtype, spec.actions.shape)}
 
-    def head_size(self, num_features: int, num_actions: int) -> int:
-        """Numbers in the network's heads: here a value for each action."""
-        return linear_size(num_features, num_actions)
+    def acting_state_size(self, spec: envs.EnvSpec) -> int:
+        """Numbers of an environment that acting keeps from row to row: the memory's."""
+        return self.state_size
+
+    def head_size(self, num_features: int, actions: envs.ActionSpec) -> int:
+        """Numbers in the network's heads: here a value for each choice."""
+        return linear_size(num_features, actions.num_logits)
+
+    def problems_in(self, spec: envs.EnvSpec) -> list[str]:
+        """What of the environment the algorithm is not for, each in a line."""
+        return []
 
     # --- derived sizes ---
     @property

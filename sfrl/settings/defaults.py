@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfrl import envs
+from sfrl.nets.choose import CNN_MIN_SIZE, MODELS, is_large_image, seen, usual_encoder
 from sfrl.settings.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, make_config
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.machine import available_cores
 
-MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp")
-_CNN_MIN_SIZE = 36  # pixels: below, the strided convolutions of the first two leave nothing
+_RNN_SIZE = 128
 
 
 def defaults_for(
@@ -33,7 +33,7 @@ def defaults_for(
     algorithm = given.get("algorithm", DEFAULT_ALGORITHM)
     cores = available_cores()
     spec = spec or envs.describe(env)
-    values: dict[str, Any] = {"env": env, "algorithm": algorithm}
+    values: dict[str, Any] = {"env": env, "algorithm": algorithm, **_memory(given)}
     num_workers = cores if cores <= 4 else cores - 1
     if spec.kind != "atari":
         num_workers = 1
@@ -58,18 +58,27 @@ def defaults_for(
     )
 
 
+def _memory(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Kind and size, where one of them asks for a memory: what is given goes before."""
+    asks = given.get("rnn", "none") != "none" or given.get("rnn_size", 0) != 0
+    return {"rnn": "gru", "rnn_size": _RNN_SIZE} if asks else {}
+
+
 def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     """`config` with `model=auto` replaced by the model for this environment.
 
     Raises:
         ConfigError: a setting does not fit the environment: the model, or one for Atari alone.
     """
-    is_image = len(spec.obs_shape) == 3
-    is_large = is_image and min(spec.obs_shape[1:]) >= _CNN_MIN_SIZE
+    leaves = seen(spec.leaves)
+    is_image = spec.kind != "vector"
+    is_large = any(map(is_large_image, leaves))
+    shapes = ", ".join(f"{leaf.name} {leaf.shape}" for leaf in leaves)
     model = config.model
     if model == "auto":
-        model = "nature_cnn" if is_large else "norm_mlp"
-    problems = _device_problems(config)
+        model = next((usual_encoder(leaf) for leaf in leaves if leaf.kind == "image"), "norm_mlp")
+        model = "nature_cnn" if is_large else model
+    problems = [*_device_problems(config), *config.problems_in(spec)]
     if spec.kind != "atari":
         problems += _atari_only_problems(config)
     if ":" in model:
@@ -82,14 +91,14 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
         )
     elif model in ("a3c_cnn", "nature_cnn") and not is_large:
         problems.append(
-            f"model={model} needs images of at least {_CNN_MIN_SIZE}x"
-            f"{_CNN_MIN_SIZE}, and {config.env} has observations of shape "
-            f"{spec.obs_shape}; use {'impala_resnet or ' if is_image else ''}norm_mlp"
+            f"model={model} needs images of at least {CNN_MIN_SIZE}x"
+            f"{CNN_MIN_SIZE}, and {config.env} has observations of shape "
+            f"{shapes}; use {'impala_resnet or ' if is_image else ''}norm_mlp"
         )
     elif model == "impala_resnet" and not is_image:
         problems.append(
             f"model=impala_resnet needs images, and {config.env} has observations of shape "
-            f"{spec.obs_shape}; use norm_mlp"
+            f"{shapes}; use norm_mlp"
         )
     if problems:
         raise ConfigError("\n".join(problems))
@@ -108,16 +117,15 @@ def _encoder_problems(config: Config, spec: envs.EnvSpec) -> list[str]:
 
     precisions: tuple[str, ...] = (config.precision,)
     if config.precision == "auto":  # vectors stay in float32 then
-        precisions = ("float32", "bfloat16") if spec.obs_dtype == "uint8" else ("float32",)
+        precisions = ("float32", "bfloat16") if spec.has_pixels else ("float32",)
     try:
         try_model(
             name,
-            spec.obs_shape,
+            spec.leaves,
             precisions,
-            obs_is_image=len(spec.obs_shape) == 3,
-            obs_scale=spec.obs_scale,
             num_encoders=config.num_encoders,
-            rnn_size=config.rnn_size,
+            normalize_obs=config.normalize_obs,
+            memory=config.memory,
         )
     except ValueError as error:
         return [str(error)]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from sfrl.settings.fields import Count, Settings, Share, at_most
 
@@ -16,5 +16,8 @@ class EnvironmentSettings(Settings):
     """Probability that a frame repeats the previous action (Atari only); 0.25 is ALE's v5."""
     episodic_life: bool = False
     """Let a lost life end the episode (Atari only). Scores are then those of single lives."""
+    action_bounds: Literal["clip", "tanh"] = "clip"
+    """How numbers that the policy draws become those of a Box: -1 and 1 are its bounds, and what is
+    beyond is clipped; or a tanh leads there. Without bounds they stay as drawn."""
     max_episode_frames: Count = 108_000
     """Truncate an episode after this many frames (Atari only). 108000 is 30 minutes of play."""

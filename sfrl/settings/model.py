@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
-from sfrl.settings.fields import Settings, at_least
+from sfrl.nets.choose import MemorySpec
+from sfrl.settings.fields import Count, Settings, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,17 +12,40 @@ class ModelSettings(Settings):
     """The model."""
 
     model: str = "auto"
-    """a3c_cnn, nature_cnn, impala_resnet, mlp, norm_mlp, or your own encoder as module:Class.
-    auto: nature_cnn for images of 36x36 and more, norm_mlp otherwise."""
+    """a3c_cnn, nature_cnn, impala_resnet, small_cnn, mlp, norm_mlp, or your own encoder as
+    module:Class. auto: nature_cnn for images of 36x36 and more, small_cnn from 5x5 on, norm_mlp for
+    the rest. Of a Dict or Tuple each part
+    has an encoder; parts that the model is not for have the usual ones."""
+    normalize_obs: bool = False
+    """Give networks vectors less their running mean, in units of their running deviation."""
+    rnn: Literal["none", "gru", "lstm"] = "none"
+    """Memory between encoder and heads."""
     rnn_size: Annotated[int, at_least(0)] = 0
-    """Width of a GRU between encoder and heads. 0: none."""
+    """Width of the memory's layers; 0 without one. Given alone it means a GRU."""
+    rnn_layers: Count = 1
+    """Layers of the memory."""
 
     @property
     def num_encoders(self) -> int:
-        """Two, if the value has an encoder, and a GRU, of its own."""
+        """Two, if the value has an encoder, and a memory, of its own."""
         return 1
 
     @property
     def state_size(self) -> int:
         """Numbers in the recurrent state of an environment."""
-        return self.num_encoders * self.rnn_size
+        return self.num_encoders * self.memory.state_size if self.memory else 0
+
+    @property
+    def memory(self) -> MemorySpec | None:
+        """None: there is none."""
+        return None if self.rnn == "none" else MemorySpec(self.rnn, self.rnn_size, self.rnn_layers)
+
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        if self.rnn == "none" and self.rnn_size:
+            problems.append(
+                f"rnn_size={self.rnn_size} is of a memory, and rnn=none has none; try rnn=gru"
+            )
+        if self.rnn != "none" and not self.rnn_size:
+            problems.append(f"rnn_size=0 is no memory, and rnn={self.rnn} needs one; try 128")
+        return problems

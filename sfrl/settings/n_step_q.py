@@ -39,6 +39,15 @@ class NStepQConfig(Config):
             return {}
         return {"epsilon_frames": 50_000}
 
+    def problems_in(self, spec: envs.EnvSpec) -> list[str]:
+        if spec.actions.is_single:
+            return []
+        return [
+            f"algorithm=n_step_q values each action of one Discrete, and {self.env} has "
+            f"{len(spec.actions.choices)} choices and {spec.actions.num_numbers} numbers; use "
+            f"algorithm=actor_critic"
+        ]
+
     @property
     def target_period(self) -> int:
         return self.target_every

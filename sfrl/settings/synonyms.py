@@ -90,7 +90,7 @@ _OF_TRAIN = {
         "policy network net arch net_arch model_name encoder encoder_type encoder_name policy_name "
         "policy_type features_extractor"
     ),
-    "use --rnn-size": "use_rnn rnn use_lstm lstm recurrent rnn_type rnn_name lstm_size",
+    "use --rnn and --rnn-size": "use_rnn use_lstm lstm recurrent rnn_type rnn_name lstm_size",
     "use --frameskip": "frame_skip env_frameskip action_repeat repeat_action frames_skip",
     "use --sticky-actions": "repeat_action_probability sticky sticky_action_probability",
     "use --max-episode-frames for Atari, max_episode_steps at the registration of others": (

@@ -19,7 +19,7 @@ from torch import Tensor
 from sfrl import envs
 from sfrl.algorithms import make_algorithm
 from sfrl.envs.logs import own_logger
-from sfrl.nets.model import check_rnn_size
+from sfrl.nets.model import check_memory
 from sfrl.records import checkpoint
 from sfrl.settings.config import Config
 from sfrl.settings.defaults import caveats
@@ -82,7 +82,7 @@ class Player:
             f"code of the environment and the model that they were trained with."
         )
         try:
-            check_rnn_size(weights, config.rnn_size)
+            check_memory(weights, config.memory)
         except ValueError as error:
             raise ValueError(f"{misfit} {checkpoint.in_one_line(error)}") from error
         make_env(config, seed, render=render).close()  # here, where it is told if it can't be shown
@@ -110,12 +110,13 @@ class Player:
         env_seed, action_seed = (int(word) >> 1 for word in state)
         generator = torch.Generator().manual_seed(action_seed)
         with closing(make_env(self.config, env_seed, render=self.render)) as env:
-            obs = env.reset()  # [1, *obs_shape]
+            obs = env.reset()  # leaf -> [1, *shape]
             rnn_state: Tensor | None = None
             score, steps, ended = 0.0, 0, False
             yield Moment(score, steps, env.render() if self.render else None)
             while not ended and (steps < max_steps or max_steps == 0):
-                seen = self.model, torch.from_numpy(obs), rnn_state
+                leaves = {name: torch.from_numpy(leaf) for name, leaf in obs.items()}
+                seen = self.model, leaves, rnn_state
                 if self.deterministic:
                     acted, rnn_state = self.algorithm.greedy(*seen)
                 else:
@@ -138,6 +139,7 @@ def make_env(config: Config, seed: int, *, render: bool) -> envs.VecEnv:
         sticky_actions=config.sticky_actions,
         episodic_life=False,
         max_episode_frames=config.max_episode_frames,
+        bounds=config.action_bounds,
         render=render,
     )
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfrl import envs
-from sfrl.envs import EnvSpec
+from sfrl.envs import OBS, EnvSpec
 from sfrl.envs.atari import load_rom
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
@@ -134,13 +134,13 @@ def rollout(config: Config, spec: EnvSpec, seconds: float) -> Rollout:
         env_s = float(env_seconds[env_step]) - start_env_s
         times.append((env_s, time.perf_counter() - start_s - env_s))
     env_us, python_us = np.mean(np.array(times) * 1e6, axis=0).tolist()
-    copy_us = _copy_us(shared.buffer.obs[0, 0].copy(), shared.buffer.obs)
+    copy_us = sum(_copy_us(rows[0, 0].copy(), rows) for rows in shared.buffer.obs.values())
     worker.close()
     return Rollout(env_us, python_us, copy_us)
 
 
-def _copy_us(obs: envs.ObsArray, rows: NDArray[Any]) -> float:
-    """The copy of obs [N, *obs_shape] into one row after the other of rows [S, T+1, N, ...]."""
+def _copy_us(obs: NDArray[Any], rows: NDArray[Any]) -> float:
+    """The copy of a leaf [N, *shape] into one row after the other of rows [S, T+1, N, ...]."""
     rows = rows.reshape(-1, *obs.shape)
     start_s = time.perf_counter()
     for row in rows:
@@ -171,9 +171,8 @@ def _simulate(config: Config, index: int) -> Callable[[], int]:
     slots = make_topology(config).slots
     splits = deque(Split(split, config) for split in slots.splits_of(index))
     rng = np.random.default_rng(index)
-    num_actions, num_envs = int(splits[0].env.action_space.n), config.envs_per_split
     for split in splits:
-        split.env.send(rng.integers(num_actions, size=num_envs))
+        split.env.send(envs.random_actions(split.env.actions, split.obs, rng))
 
     def step() -> int:
         """Finish the split that has stepped longest, and send it on."""
@@ -182,8 +181,8 @@ def _simulate(config: Config, index: int) -> Callable[[], int]:
         result = split.env.recv()
         num_resets = int(split.ended.sum())
         split.ended = result.terminated | result.truncated
-        split.env.send(rng.integers(num_actions, size=num_envs))
-        return num_envs - num_resets
+        split.env.send(envs.random_actions(split.env.actions, result.obs, rng))
+        return config.envs_per_split - num_resets
 
     return step
 
@@ -344,11 +343,19 @@ def _work(worker: Worker) -> None:
 def _fill(shared: Shared) -> None:
     """Give all slots experience that a learner can take: random observations and rewards."""
     buffer, rng = shared.buffer, np.random.default_rng(0)
-    if buffer.obs.dtype == np.uint8:
-        buffer.obs[:] = rng.integers(256, size=buffer.obs.shape, dtype=np.uint8)
-    else:
-        buffer.obs[:] = rng.standard_normal(buffer.obs.shape)
-    buffer.actions[:] = rng.integers(shared.env.num_actions, size=buffer.actions.shape)
+    for leaf in shared.env.leaves:
+        rows = buffer.obs[leaf.name]
+        if leaf.kind == "choice":
+            rows[:] = rng.integers(leaf.sizes, size=rows.shape)
+        elif leaf.kind == "mask":
+            rows[:] = True
+        elif leaf.dtype == "uint8":
+            rows[:] = rng.integers(256, size=rows.shape, dtype=np.uint8)
+        else:
+            rows[:] = rng.standard_normal(rows.shape)
+    actions = shared.env.actions
+    for row in buffer.actions.reshape(-1, *buffer.actions.shape[2:]):  # [N, *shape] each
+        row[:] = envs.random_actions(actions, {OBS: row}, rng)
     buffer.rewards[:] = rng.standard_normal(buffer.rewards.shape)
     buffer.valid[:] = True
 

@@ -202,7 +202,7 @@ def _measure_parts(config: Config, spec: EnvSpec) -> tuple[list[Costs], float]:
     precisions: Sequence[components.Precision] = components.PRECISIONS
     if config.precision != "auto":
         precisions = (config.precision,)
-    elif spec.obs_dtype != "uint8":
+    elif not spec.has_pixels:
         precisions = ("float32",)  # vectors would be rounded to 8 bits themselves
     elif on_gpu:  # as `pick_precision` decides
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -15,9 +15,12 @@ from torch import Tensor
 from sfrl.nets import cuda
 from sfrl.settings.config import RowField
 
-Act = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
-"""(obs [R * N, *obs_shape], splits [R] int64, valid [R, N] bool) -> name -> [R * N, ...], what
+Act = Callable[[dict[str, Tensor], Tensor, Tensor], dict[str, Tensor]]
+"""(obs: leaf -> [R * N, *shape], splits [R] int64, valid [R, N] bool) -> name -> [R * N, ...], what
 acting writes into the rows of R requests of splits with N environments each."""
+
+Rows = dict[str, list[Tensor]]
+"""Leaf -> [N, *shape] of each request, in shared memory."""
 
 Results = dict[str, NDArray[Any]]
 """Name -> [at least R * N, ...]."""
@@ -26,8 +29,8 @@ Results = dict[str, NDArray[Any]]
 class Batch(Protocol):
     """One forward pass after another: rows are loaded, computing begins, the result is read."""
 
-    def load(self, rows: list[Tensor], splits: Tensor, valid: Tensor) -> None:
-        """rows: [N, *obs_shape] of each request, in shared memory; splits and valid: see `Act`."""
+    def load(self, rows: Rows, splits: Tensor, valid: Tensor) -> None:
+        """splits and valid: see `Act`."""
 
     def compute(self) -> None:
         """Begin; a CPU also ends it."""
@@ -42,8 +45,8 @@ class HostBatch:
     def __init__(self, act: Act) -> None:
         self._act = act
 
-    def load(self, rows: list[Tensor], splits: Tensor, valid: Tensor) -> None:
-        obs = rows[0] if len(rows) == 1 else torch.cat(rows)
+    def load(self, rows: Rows, splits: Tensor, valid: Tensor) -> None:
+        obs = {name: r[0] if len(r) == 1 else torch.cat(r) for name, r in rows.items()}
         self._inputs = obs, splits, valid
 
     def compute(self) -> None:
@@ -66,7 +69,7 @@ class GpuBatch:
         self,
         act: Act,
         acted: Mapping[str, RowField],  # what it gives
-        obs: Tensor,  # [S, T+1, N, *obs_shape], the shared memory
+        obs: Mapping[str, Tensor],  # leaf -> [S, T+1, N, *shape], the shared memory
         max_requests: int,
         num_splits: int,  # the index of the split that does not exist
         device: torch.device,
@@ -74,9 +77,12 @@ class GpuBatch:
         graphs: cuda.Graphs,
     ) -> None:
         self._acted = acted
-        self._num_envs = n = obs.shape[2]
-        self._obs = torch.zeros((max_requests, *obs.shape[2:]), dtype=obs.dtype, device=device)
-        self._places = list(self._obs)
+        self._num_envs = n = next(iter(obs.values())).shape[2]
+        self._obs = {
+            name: torch.zeros((max_requests, *rows.shape[2:]), dtype=rows.dtype, device=device)
+            for name, rows in obs.items()
+        }
+        self._places = {name: list(places) for name, places in self._obs.items()}
         self._nobody = num_splits
         self._host_splits = torch.full((max_requests,), num_splits, pin_memory=True)
         self._host_valid = torch.ones((max_requests, n), dtype=torch.bool, pin_memory=True)
@@ -86,21 +92,23 @@ class GpuBatch:
         self._passes: dict[int, cuda.Graphed] = {}
         self._results: dict[int, Tensor] = {}  # in pinned memory
         for size in batch_sizes(max_requests):
-            inputs = self._obs[:size].flatten(0, 1), self._splits[:size], self._valid[:size]
+            own = {name: places[:size].flatten(0, 1) for name, places in self._obs.items()}
+            inputs = own, self._splits[:size], self._valid[:size]
             self._passes[size] = cuda.Graphed(partial(self._packed, act, *inputs), graphs)
             num_bytes = size * n * sum(bytes_of(field) for field in acted.values())
             self._results[size] = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         self._size = 0
 
-    def _packed(self, act: Act, *inputs: Tensor) -> Tensor:
-        return packed(act(*inputs), self._acted)
+    def _packed(self, act: Act, obs: dict[str, Tensor], splits: Tensor, valid: Tensor) -> Tensor:
+        return packed(act(obs, splits, valid), self._acted)
 
-    def load(self, rows: list[Tensor], splits: Tensor, valid: Tensor) -> None:
-        r = len(rows)
+    def load(self, rows: Rows, splits: Tensor, valid: Tensor) -> None:
+        r = len(next(iter(rows.values())))
         self._size = next(size for size in self._passes if size >= r)
         with torch.cuda.stream(self._copies):
-            for place, row in zip(self._places, rows, strict=False):
-                place.copy_(row, non_blocking=True)
+            for name, places in self._places.items():
+                for place, row in zip(places, rows[name], strict=False):
+                    place.copy_(row, non_blocking=True)
             self._copied.record()
         torch.cuda.current_stream().wait_event(self._copied)
         if splits.numel():

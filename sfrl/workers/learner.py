@@ -214,7 +214,7 @@ class Learner:
         self.timer.lap("gather")
         loss = self.algorithm.loss(self.model, self.parameters.target, batch, self._version)
         applied, grad_norm = self.parameters.step(loss.total)
-        self.algorithm.after_update(self.model, loss, applied)
+        self.algorithm.after_update(self.model, batch, loss, applied)
         own = {"total_loss": loss.total.detach(), "grad_norm": grad_norm}
         self.statistics.add(own | loss.statistics, applied)
         self.statistics.add_rows(self._version - batch.policy_version, batch.valid[:-1], loss.mask)

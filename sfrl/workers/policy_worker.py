@@ -23,7 +23,7 @@ from sfrl.nets.model import Network
 from sfrl.parameters.weights import WeightsReader
 from sfrl.records.timing import POLICY_STAGES, StageTimer
 from sfrl.settings.config import Config
-from sfrl.workers.inference import Batch, GpuBatch, HostBatch, Results, batch_sizes
+from sfrl.workers.inference import Batch, GpuBatch, HostBatch, Results, Rows, batch_sizes
 
 log = own_logger(__name__)
 
@@ -64,11 +64,12 @@ class PolicyWorker:
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(config.seed * 1_000_003 + index)
-        self.obs = torch.from_numpy(buffer.obs)  # [S, T+1, N, *obs_shape]
+        # Leaf -> [S, T+1, N, *shape].
+        self.obs = {name: torch.from_numpy(rows) for name, rows in buffer.obs.items()}
         self.valid = torch.from_numpy(buffer.valid)  # [S, T+1, N]
         # [splits, N, H], before the row that is asked for next. One more split, for `GpuBatch`.
         self._all_rnn_states = torch.zeros(
-            (config.splits + 1, self.num_envs, model.state_size), device=self.device
+            (config.splits + 1, self.num_envs, buffer.spec.state_size), device=self.device
         )
         self.rnn_states = self._all_rnn_states[: config.splits]
         # [splits, N], of each environment, and of one more split; None: nobody explores so.
@@ -89,7 +90,8 @@ class PolicyWorker:
     def _make_batches(self, config: Config) -> Sequence[Batch]:
         if self.device.type == "cpu":
             return [HostBatch(self._act)]
-        cuda.pin(self.buffer.obs)
+        for rows in self.buffer.obs.values():
+            cuda.pin(rows)
         copies = torch.cuda.Stream(self.device)
         use_graphs = config.cuda_graphs == "auto"
         graphs = cuda.Graphs("inference", enabled=use_graphs, generators=[self.generator])
@@ -135,14 +137,14 @@ class PolicyWorker:
                 splits = torch.full((size,), len(self.rnn_states))
                 valid = torch.ones((size, self.num_envs), dtype=torch.bool)
                 for _ in range(cuda.Graphed.WARM_UP_CALLS + 1):
-                    batch.load([self.obs[0, 0]] * size, splits, valid)
+                    batch.load(self._rows([(0, 0)] * size), splits, valid)
                     batch.compute()
                     batch.result()
 
     def _launch(self, requests: list[Message]) -> None:
         batch = self._batches[0]
         self._batches.rotate(-1)
-        rows = [self.obs[slot, t] for slot, t, _ in requests]
+        rows = self._rows([(slot, t) for slot, t, _ in requests])
         if self._epsilons is not None:
             now = self.config.epsilons(self.progress.env_frames)
             assert now is not None, "as when it was made"
@@ -154,15 +156,19 @@ class PolicyWorker:
         self._in_flight.append((requests, self.weights.version, batch))
         self.timer.lap("forward")
 
+    def _rows(self, places: list[tuple[int, int]]) -> Rows:
+        """Those of the slots and times, where they lie."""
+        return {name: [rows[place] for place in places] for name, rows in self.obs.items()}
+
     def _answer(self, requests: list[Message], version: int, batch: Batch) -> None:
         acted = batch.result()
         self.timer.lap("forward")
         self._reply(requests, version, acted)
         self.timer.lap("scatter")
 
-    def _act(self, obs: Tensor, splits: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    def _act(self, obs: dict[str, Tensor], splits: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """See `inference.Act`. Takes no time of the host's but to start its kernels."""
-        is_recurrent = self.model.state_size > 0
+        is_recurrent = self.buffer.spec.state_size > 0
         states = self._all_rnn_states[splits].flatten(0, 1) if is_recurrent else None
         epsilon = None if self._epsilons is None else self._epsilons[splits].flatten()
         fields, states = self.algorithm.act(self.model, obs, states, epsilon, self.generator)
@@ -194,9 +200,9 @@ class PolicyWorker:
     def _split_inputs(self, requests: list[Message]) -> tuple[Tensor, Tensor]:
         """splits [R] and valid [R, N] of the rows asked for; of no size where nobody needs them.
 
-        With a GRU the state before a slot's first row goes into the slot.
+        With a memory the state before a slot's first row goes into the slot.
         """
-        if self.model.state_size == 0:
+        if self.buffer.spec.state_size == 0:
             if self._epsilons is None:
                 return _NOTHING, _NOTHING
             return torch.tensor([self.split_of[slot] for slot, _, _ in requests]), _NOTHING

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfrl import envs
+from sfrl.envs import OBS
 from sfrl.envs.logs import own_logger
 from sfrl.experience.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.ipc.channels import Channels
@@ -52,11 +53,12 @@ class Split:
             episodic_life=config.episodic_life,
             max_episode_frames=config.max_episode_frames,
             on_nan=config.on_nan,
+            bounds=config.action_bounds,
             stepping=stepping,
         )
         if timer is not None:
             timer.lap("env_step")
-        self.obs = self.env.reset()  # [N, *obs_shape], what the next row shows
+        self.obs = self.env.reset()  # leaf -> [N, *shape], what the next row shows
         self.ended = np.zeros(config.envs_per_split, np.bool_)  # [N], the next row only resets
         self.returns = np.zeros(config.envs_per_split, np.float64)  # [N], of the running episodes
         self.lengths = np.zeros(config.envs_per_split, np.int64)
@@ -90,13 +92,15 @@ class Split:
         env = self.env.state()
         if env is None:
             return None
-        own = {name: copy.copy(getattr(self, name)) for name in self._STATE}
+        own = {name: copy.deepcopy(getattr(self, name)) for name in self._STATE}
         return {**own, "free_slots": list(self.free_slots), "env": env}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.env.load_state(state["env"])
         for name in self._STATE:
             setattr(self, name, state[name])
+        if isinstance(state["obs"], np.ndarray):  # from when every observation was one array
+            self.obs = {OBS: state["obs"]}
         self.free_slots = deque(state["free_slots"])
 
 
@@ -187,9 +191,8 @@ class RolloutWorker:
         environments would play the same phase of the game in the same training batch.
         """
         rng = np.random.default_rng([seed, split.index])
-        num_actions = int(split.env.action_space.n)
         for _ in range(split.index % _MAX_STAGGER * self.rollout_length):
-            split.env.send(rng.integers(num_actions, size=split.env.num_envs))
+            split.env.send(envs.random_actions(split.env.actions, split.obs, rng))
             split.recv()
             self.timer.lap("env_step")
 
@@ -259,7 +262,8 @@ class RolloutWorker:
         self._request_actions(split)
 
     def _write_row(self, split: Split) -> None:
-        self.buffer.obs[split.slot, split.t] = split.obs
+        for name, array in split.obs.items():
+            self.buffer.obs[name][split.slot, split.t] = array
         self.buffer.valid[split.slot, split.t] = ~split.ended
 
     def _request_actions(self, split: Split) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from sfrl import envs
 from sfrl.algorithms import make_algorithm
+from sfrl.envs import OBS
 from sfrl.experience.minibatch import Minibatch
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest
@@ -55,7 +56,7 @@ def rows(seed=0):
     terminated[2, 1] = True
     valid[3, 1] = valid[5, 2] = False  # the second was cut off
     return Minibatch(
-        obs=torch.randn(T + 1, 5, 4, generator=generator),
+        obs={OBS: torch.randn(T + 1, 5, 4, generator=generator)},
         valid=valid,
         rnn_state=None,
         acted={"actions": torch.randint(2, (T, 5), generator=generator)},
@@ -123,7 +124,7 @@ def train(learner, slots, seed):
     buffer = learner.inbox.buffer
     rng = np.random.default_rng(seed)
     for slot in slots:
-        buffer.obs[slot] = rng.normal(size=buffer.obs.shape[1:])
+        buffer.obs[OBS][slot] = rng.normal(size=(T + 1, N, 4))
         buffer.actions[slot] = rng.integers(2, size=(T, N))
         buffer.rewards[slot] = rng.normal(size=(T, N))
         buffer.valid[slot] = True
@@ -178,7 +179,7 @@ def test_environments_explore_as_much_as_their_epsilons_say(make_shared):
     policy._epsilons[:-1].copy_(epsilons)
     policy.weights.refresh(policy.model)
     num_draws = 3000
-    draws = [policy._act(obs, splits, torch.empty(0))["actions"] for _ in range(num_draws)]
+    draws = [policy._act({OBS: obs}, splits, torch.empty(0))["actions"] for _ in range(num_draws)]
     others = (torch.stack(draws) == 0).float().mean(0)  # half of the random actions
     expected = epsilons.flatten() / 2
     deviations = (expected * (1 - expected) / num_draws).sqrt()

@@ -35,12 +35,12 @@ def gymnasium_reference(game, noops):
 def play(env, num_steps, seed=0) -> Iterator[tuple[np.ndarray, envs.StepResult]]:
     """Random actions; yields the observation before each step, and its result."""
     rng = np.random.default_rng(seed)
-    obs = env.reset().copy()
+    obs = env.reset()["obs"].copy()
     for _ in range(num_steps):
-        env.send(rng.integers(env.action_space.n, size=env.num_envs))
+        env.send(rng.integers(env.actions.num_logits, size=env.num_envs))
         result = env.recv()
         yield obs, result
-        obs = result.obs.copy()
+        obs = result.obs["obs"].copy()
 
 
 @pytest.mark.parametrize("game", ["Pong", "Breakout", "SpaceInvaders"])
@@ -52,14 +52,14 @@ def test_a_whole_episode_equals_gymnasiums_preprocessing(game):
     for i in range(2):
         reference = gymnasium_reference(game, noops[i])
         expected, _ = reference.reset(seed=0)
-        np.testing.assert_array_equal(env.reset()[i], expected)
+        np.testing.assert_array_equal(env.reset()["obs"][i], expected)
         rng = np.random.default_rng(i)
         for _ in range(2000):
-            actions = rng.integers(env.action_space.n, size=2)
+            actions = rng.integers(env.actions.num_logits, size=2)
             expected, reward, terminated, truncated, _ = reference.step(actions[i])
             env.send(actions)
             result = env.recv()
-            np.testing.assert_array_equal(result.obs[i], expected)
+            np.testing.assert_array_equal(result.obs["obs"][i], expected)
             assert result.rewards[i] == reward
             assert (result.terminated[i], result.truncated[i]) == (terminated, truncated)
             if terminated:
@@ -78,10 +78,10 @@ def test_pong_ends_at_21_points_and_the_next_row_only_resets():
             assert result.rewards[i] == 0
             assert not result.terminated[i]
             assert not result.truncated[i]
-            assert not result.obs[i, :3].any()  # an empty stack except for its first picture
-            assert result.obs[i, 3].any()
+            assert not result.obs["obs"][i, :3].any()  # an empty stack except for its first picture
+            assert result.obs["obs"][i, 3].any()
         for i in np.flatnonzero(~ended):
-            np.testing.assert_array_equal(result.obs[i, :3], obs[i, 1:])
+            np.testing.assert_array_equal(result.obs["obs"][i, :3], obs[i, 1:])
         points += np.stack([result.rewards == 1, result.rewards == -1], axis=1)
         ended = result.terminated
         for i in np.flatnonzero(ended):
@@ -97,16 +97,16 @@ def test_an_episode_is_truncated_after_max_episode_frames_with_its_own_last_obse
         assert not result.terminated.any()
         assert result.truncated.tolist() == [step % 11 == 10] * 2  # 40 / 4 steps, 1 reset
         if step % 11 == 0:
-            assert not result.obs[:, :3].any()
+            assert not result.obs["obs"][:, :3].any()
         else:
-            np.testing.assert_array_equal(result.obs[:, :3], obs[:, 1:])
+            np.testing.assert_array_equal(result.obs["obs"][:, :3], obs[:, 1:])
 
 
 def test_a_lost_life_terminates_and_the_game_goes_on():
     env = envs.make_vec_env("Breakout", 2, seed=0, episodic_life=True)
     plain = envs.make_vec_env("Breakout", 2, seed=0)
     fire = 1
-    np.testing.assert_array_equal(env.reset(), plain.reset())
+    np.testing.assert_array_equal(env.reset()["obs"], plain.reset()["obs"])
     ended = np.zeros(2, np.bool_)
     lives_lost = np.zeros(2, np.int64)
     games_over = np.zeros(2, np.int64)
@@ -114,7 +114,7 @@ def test_a_lost_life_terminates_and_the_game_goes_on():
         env.send(np.zeros(2, np.int64))
         plain.send(np.where(ended, fire, 0))  # what episodic_life plays in the row that restarts
         result, game = env.recv(), plain.recv()
-        np.testing.assert_array_equal(result.obs, game.obs)
+        np.testing.assert_array_equal(result.obs["obs"], game.obs["obs"])
         assert not result.terminated[ended].any()
         ended = result.terminated
         assert ended[game.terminated].all()
@@ -144,7 +144,7 @@ def test_the_row_after_a_lost_life_only_plays_on(game):
 def test_sticky_actions_and_frameskip_change_the_game():
     def last_obs(**settings):
         *_, (_, result) = play(envs.make_vec_env("Pong", 1, seed=0, **settings), 100)
-        return result.obs
+        return result.obs["obs"]
 
     np.testing.assert_array_equal(last_obs(), last_obs(sticky_actions=0.0, frameskip=4))
     assert (last_obs() != last_obs(sticky_actions=0.25)).any()
@@ -154,7 +154,7 @@ def test_sticky_actions_and_frameskip_change_the_game():
 def test_a_seed_decides_everything():
     def obs(seed):
         env = envs.make_vec_env("Breakout", 3, seed=seed, sticky_actions=0.25)
-        return np.stack([result.obs.copy() for _, result in play(env, 60)])
+        return np.stack([result.obs["obs"].copy() for _, result in play(env, 60)])
 
     first = obs(seed=5)
     np.testing.assert_array_equal(first, obs(seed=5))
@@ -164,21 +164,21 @@ def test_a_seed_decides_everything():
 
 def test_reset_starts_again_from_the_same_seeds():
     env = envs.make_vec_env("Pong", 2, seed=1)
-    first = [result.obs.copy() for _, result in play(env, 20)]
-    np.testing.assert_array_equal(first, [result.obs.copy() for _, result in play(env, 20)])
+    first = [result.obs["obs"].copy() for _, result in play(env, 20)]
+    np.testing.assert_array_equal(first, [result.obs["obs"].copy() for _, result in play(env, 20)])
 
 
 def test_the_rendered_picture_is_of_the_agents_game():
     env = envs.make_vec_env("Breakout", 1, seed=3, render=True)
     not_rendered = envs.make_vec_env("Breakout", 1, seed=3)
     for (_, result), (_, expected) in zip(play(env, 200), play(not_rendered, 200), strict=True):
-        np.testing.assert_array_equal(result.obs, expected.obs)
+        np.testing.assert_array_equal(result.obs["obs"], expected.obs["obs"])
         picture = env.render()
         assert picture.shape == (210, 160, 3)
         gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
         small = cv2.resize(gray, (84, 84), interpolation=cv2.INTER_AREA).astype(np.int64)
         # Not exact: the agent's picture pools grey frames, this one pools each color.
-        assert np.abs(small - result.obs[0, -1]).mean() < 0.5
+        assert np.abs(small - result.obs["obs"][0, -1]).mean() < 0.5
 
 
 def test_the_rendered_picture_keeps_the_colors_and_the_height_of_the_screen():
@@ -270,16 +270,17 @@ def test_a_saved_state_goes_on_as_if_nothing_had_been(game):
     rng = np.random.default_rng(0)
     for _ in range(6):
         for _ in range(37):
-            env.send(rng.integers(env.action_space.n, size=2))
+            env.send(rng.integers(env.actions.num_logits, size=2))
             env.recv()
-        env.send(rng.integers(env.action_space.n, size=2))  # in flight
+        env.send(rng.integers(env.actions.num_logits, size=2))  # in flight
         other = envs.make_vec_env(game, 2, seed=99, **settings)
         other.load_state(env.state())
         for _ in range(110):
             result, expected = other.recv(), env.recv()
-            for got, wanted in zip(result, expected, strict=True):
+            np.testing.assert_array_equal(result.obs["obs"], expected.obs["obs"])
+            for got, wanted in zip(result[1:], expected[1:], strict=True):
                 np.testing.assert_array_equal(got, wanted)
-            actions = rng.integers(env.action_space.n, size=2)
+            actions = rng.integers(env.actions.num_logits, size=2)
             env.send(actions)
             other.send(actions)
         env.recv()

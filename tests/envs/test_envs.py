@@ -12,17 +12,20 @@ from sfrl import envs
     "name", ["MsPacman", "mspacman", "ms_pacman", "ALE/MsPacman-v5", "MsPacmanNoFrameskip-v4"]
 )
 def test_every_spelling_of_a_game_means_the_game_with_our_settings(name):
-    assert envs.describe(name) == envs.EnvSpec("atari", (4, 84, 84), "uint8", 9, 4, 255.0)
+    leaf = envs.Leaf("obs", "image", (4, 84, 84), "uint8", 255.0)
+    assert envs.describe(name) == envs.EnvSpec("atari", (leaf,), envs.ActionSpec((9,)), 4)
 
 
-@pytest.mark.parametrize("name", ["Pong", "CartPole-v1"])
+@pytest.mark.parametrize("name", ["Pong", "CartPole-v1", "Taxi-v4", "tests.tiny_envs:Mixed-v0"])
 def test_the_description_fits_the_environment(name):
     spec = envs.describe(name)
     env = envs.make_vec_env(name, 1, seed=0)
     obs = env.reset()
-    assert obs.shape == (1, *spec.obs_shape) == (1, *env.observation_space.shape)
-    assert obs.dtype == spec.obs_dtype == env.observation_space.dtype
-    assert env.action_space.n == spec.num_actions
+    assert list(obs) == [leaf.name for leaf in spec.leaves]
+    for leaf in spec.leaves:
+        assert (obs[leaf.name].shape, obs[leaf.name].dtype) == ((1, *leaf.shape), leaf.dtype)
+    assert env.leaves == spec.leaves
+    assert env.actions == spec.actions
     assert env.frameskip == spec.frameskip
     assert env.num_envs == 1
 
@@ -64,8 +67,10 @@ def test_the_named_module_registers_its_environment(tmp_path, monkeypatch):
         "    entry_point='gymnasium.envs.classic_control:CartPoleEnv')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert envs.describe("registering_module:MyCartPole-v0").obs_shape == (4,)
-    assert envs.make_vec_env("registering_module:MyCartPole-v0", 2, seed=0).reset().shape == (2, 4)
+    assert envs.describe("registering_module:MyCartPole-v0").leaves[0].shape == (4,)
+    assert envs.make_vec_env("registering_module:MyCartPole-v0", 2, seed=0).reset()[
+        "obs"
+    ].shape == (2, 4)
 
 
 def test_torch_is_not_imported():

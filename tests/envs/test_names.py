@@ -110,15 +110,13 @@ def test_each_of_gymnasiums_own_ids_can_be_made_or_has_its_remedy_told():
                 envs.describe(env_id)
             except envs.UnsupportedEnvError as refusal:
                 texts[env_id] = str(refusal)
-    assert "CartPole-v1" not in texts
+    assert not {"CartPole-v1", "Pendulum-v1", "Taxi-v4", "Blackjack-v1"} & set(texts)
     assert len(texts) > 50
     for env_id, text in texts.items():
         assert text.startswith(env_id)
-        assert "pip install" in text or "; supported is " in text, text
+        assert "pip install" in text, text
         assert "\n" not in text
     assert "use Ant-v5" in texts["Ant-v2"]
-    for env_id in ("Ant-v2", "Ant-v4", "Ant-v5", "BipedalWalker-v3", "phys2d/Pendulum-v0"):
-        assert "Box" in texts[env_id], "what would have to be installed could not be trained"
 
 
 def test_each_of_ales_ids_means_a_game():

@@ -12,7 +12,8 @@ from gymnasium.spaces import Box, Discrete
 
 from sfrl import envs
 from sfrl.envs import EnvError, NonFiniteError
-from sfrl.envs.rules import Rules
+from sfrl.envs.rules import LeafRules, Rules
+from sfrl.envs.spaces import observation_parts
 
 NUM_GOOD_STEPS = 3
 
@@ -46,12 +47,12 @@ def play(fault, *, copy=1, **settings):
     """The results of two copies, one of which breaks, over twice the good steps."""
     env = envs.make_vec_env("Breaks-v0", 2, seed=0, **settings)
     env._envs[copy].unwrapped.fault = fault
-    obs = env.reset().copy()
+    obs = env.reset()["obs"].copy()
     results = []
     for _ in range(2 * NUM_GOOD_STEPS):
         env.send(np.zeros(2, np.int64))
         result = env.recv()
-        results.append((obs, result._replace(obs=result.obs.copy())))
+        results.append((obs, result._replace(obs=result.obs["obs"].copy())))
         obs = results[-1][1].obs
     return results
 
@@ -82,15 +83,20 @@ def test_a_broken_rule_is_told_by_copy_and_step(fault, text):
         play(fault)
 
 
+def rules_of(space):
+    (part,) = observation_parts("Breaks-v0", space)
+    return LeafRules(Rules("Breaks-v0", space, Discrete(2)), part)
+
+
 def test_a_larger_integer_is_no_pixel():
-    rules = Rules("Breaks-v0", Box(0, 255, (2, 2), np.uint8), 2)
+    rules = rules_of(Box(0, 255, (2, 2), np.uint8))
     with pytest.raises(EnvError, match=r"is uint16\[2, 2\], .* says uint8"):
-        rules.observation(np.zeros((2, 2), np.uint16), 0, 1)
+        rules.read(np.zeros((2, 2), np.uint16), 0, 1)
 
 
 def test_numbers_for_a_vector_may_be_of_another_size():
-    rules = Rules("Breaks-v0", Box(0, 255, (2,), np.int32), 2)
-    assert rules.observation(np.zeros(2, np.int64), 0, 1).tolist() == [0, 0]
+    rules = rules_of(Box(0, 255, (2,), np.int32))
+    assert rules.read(np.zeros(2, np.int64), 0, 1).tolist() == [0, 0]
 
 
 def test_numbers_of_other_types_are_taken():
@@ -221,8 +227,8 @@ def test_an_episode_that_begins_with_nan_is_passed_over(caplog):
         for _ in range(8):
             env.send(np.zeros(2, np.int64))
             rows.append(env.recv())
-    assert first.tolist() == [[0, 3], [0, 3]]
-    assert [row.obs[1].tolist() for row in rows[:4]] == [[1, 1], [2, 2], [3, 3], [0, 6]]
+    assert first["obs"].tolist() == [[0, 3], [0, 3]]
+    assert [row.obs["obs"][1].tolist() for row in rows[:4]] == [[1, 1], [2, 2], [3, 3], [0, 6]]
     assert [row.rewards[1] for row in rows] == [1, 1, 1, 0] * 2
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 4, "of 12, the 1st, 2nd, 4th and 8th"

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from sfrl.envs import OBS, Leaf
 from sfrl.experience.minibatch import LearnerSlots, Minibatch
 from sfrl.experience.trajectory_buffer import SlotSpec, TrajectoryBuffer
 from sfrl.settings.config import RowField
+from tests.leaves import choice, vector
 
 S, T, N, H = 3, 4, 5, 2
 
@@ -17,11 +19,14 @@ S, T, N, H = 3, 4, 5, 2
 )
 @pytest.mark.parametrize("rnn_size", [0, H])
 def test_a_minibatch_is_the_chosen_trajectories_in_their_order(shape, dtype, rnn_size):
+    others = (vector(3, "obs.speeds"), choice(2, 9, name="obs.room"))
+    leaves = (Leaf(OBS, "vector", shape, dtype), *others)
     acted = {"actions": RowField("int64"), "torques": RowField("float32", (2,))}
-    buffer = TrajectoryBuffer(S, SlotSpec(T, N, shape, dtype, acted, rnn_size))
+    buffer = TrajectoryBuffer(S, SlotSpec(T, N, leaves, acted, rnn_size))
     rng = np.random.default_rng(0)
-    names = [n for n in Minibatch._fields if n != "acted" and (n != "rnn_state" or rnn_size)]
-    fields = {name: getattr(buffer, name) for name in names} | buffer.acted
+    names = ["valid", "rewards", "terminated", "policy_version", *["rnn_state"] * bool(rnn_size)]
+    assert {*names, "rnn_state", "obs", "acted"} == {*Minibatch._fields}
+    fields = {name: getattr(buffer, name) for name in names} | buffer.obs | buffer.acted
     for field in fields.values():
         field[...] = rng.integers(256, size=field.shape)
     slots, envs = np.array([2, 0, 2, 1]), np.array([4, 1, 0, 4])
@@ -29,7 +34,7 @@ def test_a_minibatch_is_the_chosen_trajectories_in_their_order(shape, dtype, rnn
     assert gatherer.load([2, 0, 1]) == [2, 0, 1], "on a CPU slots are read where they are"
     gatherer.take()
     minibatch = gatherer.gather(torch.from_numpy(slots), torch.from_numpy(envs))
-    gathered = minibatch._asdict() | minibatch.acted
+    gathered = minibatch._asdict() | minibatch.obs | minibatch.acted
     for i, (slot, env) in enumerate(zip(slots, envs, strict=True)):
         for name, field in fields.items():
             got = gathered[name]
@@ -42,5 +47,6 @@ def test_a_minibatch_is_the_chosen_trajectories_in_their_order(shape, dtype, rnn
             np.testing.assert_array_equal(column.numpy(), expected)
             assert column.numpy().dtype == expected.dtype
     assert (minibatch.rnn_state is None) == (rnn_size == 0)
-    buffer.obs[...] = 0
-    assert minibatch.obs.any(), "a copy"
+    for name, leaf in minibatch.obs.items():
+        buffer.obs[name][...] = 0
+        assert leaf.any(), "a copy"

@@ -13,9 +13,11 @@ from sfrl.experience.trajectory_buffer import (
 )
 from sfrl.ipc import shared_memory
 from sfrl.settings.config import RowField
+from tests.leaves import choice, image
 
 ACTED = {"actions": RowField("int64"), "goals": RowField("int16", (2,))}
-SPEC = SlotSpec(5, 3, (2, 4), "uint8", ACTED, state_size=7)
+LEAVES = (image(1, 2, 4), choice(3, 9, name="obs.room"))
+SPEC = SlotSpec(5, 3, LEAVES, ACTED, state_size=7)
 
 
 @pytest.fixture
@@ -33,8 +35,11 @@ def debug_buffer() -> Iterator[TrajectoryBuffer]:
 
 
 def test_fields_have_the_documented_shapes(buffer):
-    assert buffer.obs.shape == (4, 6, 3, 2, 4)
-    assert buffer.obs.dtype == np.uint8
+    assert buffer.obs.keys() == {"obs", "obs.room"}
+    assert buffer.obs["obs"].shape == (4, 6, 3, 1, 2, 4)
+    assert buffer.obs["obs"].dtype == np.uint8
+    assert buffer.obs["obs.room"].shape == (4, 6, 3, 2)
+    assert buffer.obs["obs.room"].dtype == np.int32
     assert buffer.acted["goals"].shape == (4, 5, 3, 2)
     assert buffer.acted["goals"].dtype == np.int16
     for name in ("actions", "rewards", "terminated", "truncated"):
@@ -50,7 +55,7 @@ def test_nbytes_is_what_the_segments_take(buffer):
 
 
 def _write_from_child(buffer: TrajectoryBuffer) -> None:
-    buffer.obs[2, 1] = 7
+    buffer.obs["obs"][2, 1] = 7
     buffer.rewards[3, 4, 2] = -1.5
 
 
@@ -59,9 +64,9 @@ def test_a_child_writes_into_the_same_memory(buffer):
     child.start()
     child.join()
     assert child.exitcode == 0
-    assert (buffer.obs[2, 1] == 7).all()
+    assert (buffer.obs["obs"][2, 1] == 7).all()
     assert buffer.rewards[3, 4, 2] == -1.5
-    assert buffer.obs.sum() == 7 * 3 * 2 * 4
+    assert buffer.obs["obs"].sum() == 7 * 3 * 2 * 4
 
 
 def test_sizes_below_one_are_refused():
@@ -102,9 +107,11 @@ class TestDebug:
         with pytest.raises(OwnershipError, match="POLICY_WORKER uses slot 1"):
             debug_buffer.check_owner(1, Owner.POLICY_WORKER)
 
-    @pytest.mark.parametrize("field", ["obs", "actions", "goals", "rewards", "policy_version"])
+    @pytest.mark.parametrize(
+        "field", ["obs", "obs.room", "actions", "goals", "rewards", "policy_version"]
+    )
     def test_a_write_to_a_free_slot_is_detected_when_it_is_taken(self, debug_buffer, field):
-        fields = vars(debug_buffer) | debug_buffer.acted
+        fields = vars(debug_buffer) | debug_buffer.obs | debug_buffer.acted
         fields[field][2, 3] = 0
         with pytest.raises(OwnershipError, match=f"{field} of slot 2 was written while"):
             debug_buffer.transfer(2, Owner.FREE, Owner.ROLLOUT_WORKER)

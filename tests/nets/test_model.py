@@ -1,6 +1,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,15 +10,20 @@ from torch import Tensor, nn
 
 from sfrl import envs
 from sfrl.algorithms.actor_critic import ActorCriticNetwork, make_model
+from sfrl.envs import OBS
 from sfrl.nets import images
+from sfrl.nets.choose import MODELS, MemorySpec
 from sfrl.nets.encoders import A3CCNN, CenteredCNN, ImpalaResNet, NatureCNN
 from sfrl.nets.heads import ValueHead
 from sfrl.nets.model import pick_precision
 from sfrl.settings.config import ConfigError
 from sfrl.settings.defaults import defaults_for, resolve
+from tests import leaves
+from tests.leaves import discrete, image, vector
 
 IMAGE = (4, 84, 84)
 NUM_ACTIONS = 6
+GRU = MemorySpec("gru", 12)
 GUIDE = Path(__file__).parents[2] / "docs" / "adding-a-model.md"
 
 
@@ -44,42 +50,37 @@ class FlatFeatures(nn.Module):
         return obs.sum(dim=1)
 
 
-def make(name: str = "nature_cnn", **kwargs: object) -> ActorCriticNetwork:
+def make(name: str = "nature_cnn", **kwargs: Any) -> ActorCriticNetwork:
     torch.manual_seed(0)
-    is_image = name not in ("mlp", "norm_mlp")
-    return make_model(
-        name, IMAGE if is_image else (5,), NUM_ACTIONS, obs_is_image=is_image, **kwargs
-    )
+    leaf = vector(5) if name in ("mlp", "norm_mlp") else image(*IMAGE)
+    return make_model(name, (leaf,), discrete(NUM_ACTIONS), **kwargs)
 
 
-def random_obs(model: ActorCriticNetwork, *leading: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    if model.obs_is_image:
-        shape = (*leading, *model.obs_shape)
-        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return torch.randn(*leading, *model.obs_shape, generator=generator)
+def random_obs(model: ActorCriticNetwork, *leading: int) -> dict[str, Tensor]:
+    return leaves.random_obs(model.leaves, *leading)
 
 
+each_memory = pytest.mark.parametrize("memory", [None, GRU, MemorySpec("lstm", 8, 2)])
 each_encoder = pytest.mark.parametrize(
     "name", ["a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp", f"{__name__}:TinyCNN"]
 )
 
 
 @each_encoder
-@pytest.mark.parametrize("rnn_size", [0, 16])
+@each_memory
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outputs_are_float32_of_the_documented_shapes(
-    name: str, rnn_size: int, dtype: torch.dtype
+    name: str, memory: MemorySpec | None, dtype: torch.dtype
 ) -> None:
-    model = make(name, rnn_size=rnn_size)
+    model = make(name, memory=memory)
     actor = model.inference_copy(dtype)
     output = actor.step(random_obs(model, 3))
     assert output.logits.shape == (3, NUM_ACTIONS)
     assert output.values.shape == (3,)
     assert output.logits.dtype == output.values.dtype == torch.float32
-    if rnn_size:
+    if memory:
         assert output.rnn_state is not None
-        assert output.rnn_state.shape == (3, rnn_size)
+        assert output.rnn_state.shape == (3, memory.state_size)
         assert output.rnn_state.dtype == torch.float32
     else:
         assert output.rnn_state is None
@@ -189,7 +190,7 @@ def test_pixels_are_scaled_to_the_unit_range(
 ) -> None:
     """Biases are 0 and relu scales, so features are 255 times larger if the scale is lost."""
     torch.manual_seed(0)
-    features = encoder_class(IMAGE)(random_obs(make(), 8), torch.float32)
+    features = encoder_class(IMAGE)(random_obs(make(), 8)[OBS], torch.float32)
     root_mean_square = features.square().mean().sqrt().item()
     assert 0.1 < root_mean_square < 5.0
 
@@ -204,7 +205,8 @@ def test_acting_copy_and_learner_agree_in_bfloat16(name: str) -> None:
     acting = model.inference_copy(torch.bfloat16).step(obs)
     model.learn_in(torch.bfloat16)
     with torch.no_grad():
-        logits, values = model.unroll(obs[None], None, torch.ones(1, 16, dtype=torch.bool))
+        rows = {name: leaf[None] for name, leaf in obs.items()}
+        logits, values = model.unroll(rows, None, torch.ones(1, 16, dtype=torch.bool))
     torch.testing.assert_close(logits[0], acting.logits, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(values[0], acting.values, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(acting.logits, exact.logits, rtol=0.1, atol=0.1)
@@ -213,7 +215,7 @@ def test_acting_copy_and_learner_agree_in_bfloat16(name: str) -> None:
 
 @each_encoder
 def test_acting_copy_takes_new_weights_from_the_learners_state_dict(name: str) -> None:
-    model = make(name, rnn_size=8, normalize_returns=True)
+    model = make(name, memory=GRU, normalize_returns=True)
     actor = model.inference_copy(torch.bfloat16)
     assert not any(parameter.requires_grad for parameter in actor.parameters())
     with torch.no_grad():
@@ -229,31 +231,32 @@ def test_acting_copy_takes_new_weights_from_the_learners_state_dict(name: str) -
 
 
 @pytest.mark.parametrize("value_encoder", ["shared", "separate"])
-@pytest.mark.parametrize("rnn_size", [0, 12])
+@each_memory
 def test_steps_one_by_one_equal_the_unroll_across_an_episode_boundary(
-    rnn_size: int, value_encoder: str
+    memory: MemorySpec | None, value_encoder: str
 ) -> None:
     num_steps, batch_size = 6, 3
-    model = make("mlp", rnn_size=rnn_size, value_encoder=value_encoder)
+    model = make("mlp", memory=memory, value_encoder=value_encoder)
     obs = random_obs(model, num_steps + 1, batch_size)
     valid = torch.ones(num_steps + 1, batch_size, dtype=torch.bool)
     valid[2, 0] = valid[0, 1] = valid[num_steps - 1, 1] = False
-    state = torch.randn(batch_size, model.state_size) if rnn_size else None
+    state = torch.randn(batch_size, model.state_size) if memory else None
 
     logits, values = model.unroll(obs, state, valid)
     for t in range(num_steps + 1):
-        output = model.step(obs[t], state)
+        output = model.step({OBS: obs[OBS][t]}, state)
         torch.testing.assert_close(logits[t], output.logits, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(values[t], output.values, rtol=1e-4, atol=1e-5)
         if output.rnn_state is not None:
             state = output.rnn_state * valid[t].unsqueeze(1)
 
 
-def test_gru_remembers_within_an_episode_and_forgets_after_it() -> None:
-    model = make("mlp", rnn_size=12)
+@pytest.mark.parametrize("memory", [GRU, MemorySpec("lstm", 8, 2)])
+def test_memory_lasts_an_episode_and_no_longer(memory: MemorySpec) -> None:
+    model = make("mlp", memory=memory)
     obs = random_obs(model, 5, 2)
-    changed = obs.clone()
-    changed[0] += 1.0
+    changed = {OBS: obs[OBS].clone()}
+    changed[OBS][0] += 1.0
     valid = torch.tensor([[True, True], [True, False], [True, True], [True, True], [True, True]])
     _, values = model.unroll(obs, None, valid)
     _, other_values = model.unroll(changed, None, valid)
@@ -264,9 +267,9 @@ def test_gru_remembers_within_an_episode_and_forgets_after_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["nature_cnn", "mlp", "norm_mlp"])
-@pytest.mark.parametrize("rnn_size", [0, 12])
-def test_separate_networks_share_no_parameter(name: str, rnn_size: int) -> None:
-    model = make(name, rnn_size=rnn_size, value_encoder="separate")
+@each_memory
+def test_separate_networks_share_no_parameter(name: str, memory: MemorySpec | None) -> None:
+    model = make(name, memory=memory, value_encoder="separate")
     policy, value = model.networks()
     assert {id(p) for p in [*policy, *value]} == {id(p) for p in model.parameters()}
     assert len(policy) + len(value) == len(list(model.parameters()))
@@ -299,18 +302,20 @@ def test_pixels_are_divided_by_the_largest_that_the_space_allows(
     features = []
     for largest in (1, 255):
         torch.manual_seed(0)
-        model = make_model(name, IMAGE, NUM_ACTIONS, obs_is_image=True, obs_scale=float(largest))
+        leaf = image(*IMAGE, scale=float(largest))
+        model = make_model(name, (leaf,), discrete(NUM_ACTIONS))
         planes = torch.randint(0, 2, (2, *IMAGE), generator=torch.Generator().manual_seed(2))
         features.append(model.encoder((planes * largest).to(torch.uint8), torch.float32))
     torch.testing.assert_close(*features, rtol=1e-4, atol=1e-5)
     assert features[0].abs().max() > 1e-3
 
 
-def test_gradients_do_not_cross_an_episode_boundary() -> None:
-    model = make("mlp", rnn_size=12)
-    obs = random_obs(model, 4, 1).requires_grad_()
+@pytest.mark.parametrize("memory", [GRU, MemorySpec("lstm", 8, 2)])
+def test_gradients_do_not_cross_an_episode_boundary(memory: MemorySpec) -> None:
+    model = make("mlp", memory=memory)
+    obs = random_obs(model, 4, 1)[OBS].requires_grad_()
     valid = torch.tensor([[True], [False], [True], [True]])
-    _, values = model.unroll(obs, None, valid)
+    _, values = model.unroll({OBS: obs}, None, valid)
     values[3].sum().backward()
     assert obs.grad is not None
     assert (obs.grad[:2] == 0).all()
@@ -475,17 +480,18 @@ def test_user_encoder_gets_scaled_images_in_the_compute_dtype(dtype: torch.dtype
     model = make(f"{__name__}:TinyCNN").inference_copy(dtype)
     obs = random_obs(model, 2)
     model.step(obs)
+    pixels = obs[OBS] / 255
     net = model.encoder.net
     assert isinstance(net, TinyCNN)
     assert net.last_input.dtype == dtype
-    expected = obs / 255 - (obs / 255).mean((1, 2, 3), keepdim=True)
+    expected = pixels - pixels.mean((1, 2, 3), keepdim=True)
     torch.testing.assert_close(net.last_input.float(), expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("natur_cnn", "none of a3c_cnn, nature_cnn, impala_resnet, mlp, norm_mlp"),
+        ("natur_cnn", f"none of {', '.join(MODELS)}"),
         ("no_such_module:Encoder", "cannot import 'no_such_module'"),
         (f"{__name__}:NoSuchClass", "NoSuchClass"),
         (f"{__name__}:make", "must be a subclass of torch.nn.Module"),
@@ -540,27 +546,32 @@ def test_lazy_layers_find_their_sizes_in_both_encoders() -> None:
 @pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet"])
 def test_cnn_for_vectors_is_an_error_that_names_the_remedy(name: str) -> None:
     with pytest.raises(ValueError, match="choose --model=norm_mlp"):
-        make_model(name, (4,), 2, obs_is_image=False)
+        make_model(name, (vector(4),), discrete(2))
 
 
 def test_too_small_image_for_nature_cnn_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least 36x36 pixels, got 35x84"):
-        make_model("nature_cnn", (4, 35, 84), 2, obs_is_image=True)
+        make_model("nature_cnn", (image(4, 35, 84),), discrete(2))
 
 
 def test_observations_of_another_shape_or_dtype_raise() -> None:
     model = make()
-    with pytest.raises(ValueError, match="observations must be"):
-        model.step(random_obs(model, 2)[:, :, :80])
-    with pytest.raises(ValueError, match="uint8 or float32"):
-        model.step(random_obs(model, 2).double())
+    obs = random_obs(model, 2)[OBS]
+    for wrong, got in ((obs[:, :, :80], r"\[2, 4, 80, 84\]"), (obs.double(), ".* torch.float64")):
+        with pytest.raises(ValueError, match=rf"obs must be \[B, .*\] uint8, got {got}"):
+            model.step({OBS: wrong})
 
 
 @pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet"])
 def test_images_of_floats_are_seen_as_those_of_pixels(name: str) -> None:
-    model = make(name)
-    obs = random_obs(model, 2)
-    torch.testing.assert_close(model.step(obs.float()).logits, model.step(obs).logits)
+    pixels, floats = (
+        make_model(name, (dataclasses.replace(image(*IMAGE), dtype=dtype),), discrete(NUM_ACTIONS))
+        for dtype in ("uint8", "float32")
+    )
+    floats.load_state_dict(pixels.state_dict())
+    obs = random_obs(pixels, 2)
+    seen = floats.step({OBS: obs[OBS].float()})
+    torch.testing.assert_close(seen.logits, pixels.step(obs).logits)
 
 
 def test_guides_example_works_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,8 +599,8 @@ def test_precision_is_the_faster_one(slow: torch.dtype) -> None:
                 obs = obs + 1
             return obs.to(dtype)
 
-    model = ActorCriticNetwork(SlowInOne(), (1000,), NUM_ACTIONS, obs_is_image=False)
-    assert pick_precision(model, torch.zeros(64, 1000)) != slow
+    model = ActorCriticNetwork(SlowInOne(), (vector(1000),), discrete(NUM_ACTIONS))
+    assert pick_precision(model, random_obs(model, 64)) != slow
 
 
 def test_a_step_that_was_not_applied_changes_nothing() -> None:

@@ -20,6 +20,7 @@ from sfrl.records import checkpoint
 from sfrl.run.description import describe
 from sfrl.run.trainer import Trainer
 from sfrl.settings.actor_critic import ActorCriticConfig
+from tests.leaves import vector
 from tests.runs import (
     ROOT,
     TIMEOUT_S,
@@ -117,7 +118,7 @@ def test_a_signal_ends_the_look():
 def test_an_environment_of_this_program_needs_no_module_if_it_trains_by_itself():
     gymnasium.register("OfThisScript-v0", CartPoleEnv)
     for name in ("OfThisScript-v0", "__main__:OfThisScript-v0"):
-        assert describe(name, None, 60, is_serial=True).obs_shape == (4,)
+        assert describe(name, None, 60, is_serial=True).leaves == (vector(4),)
         with pytest.raises(envs.UnknownEnvError, match="in this program alone, which workers"):
             describe(name, None, 60)
 

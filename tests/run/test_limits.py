@@ -63,7 +63,7 @@ def test_a_target_network_needs_memory_as_well(make_shared, monkeypatch):
     needed = []
     for algorithm in ("actor_critic", "n_step_q"):
         with pytest.raises(limits.ShortageError) as refusal:
-            make_shared(**settings, rnn_size=4000, algorithm=algorithm)
+            make_shared(**settings, rnn="gru", rnn_size=4000, algorithm=algorithm)
         model, total = re.search(
             r"a model of ([\d,]+) MiB need at least ([\d,]+) MiB", str(refusal.value)
         ).groups()

@@ -1,6 +1,7 @@
 """A start in a place that lacks something: one line that tells what, or it does not matter."""
 
 import dataclasses
+import math
 import re
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from typing import NamedTuple
 import pytest
 
 from sfrl import envs
-from sfrl.algorithms.actor_critic import make_model
+from sfrl.algorithms import make_algorithm
 from sfrl.commands import train as cli
+from sfrl.envs import ACTION_MASK, ActionSpec, Leaf
 from sfrl.ipc import channels, index_queue
 from sfrl.ipc.topology import make_topology
+from sfrl.nets.choose import MLPS, MODELS
 from sfrl.parameters.model_size import model_size
 from sfrl.records import run_folder
 from sfrl.run import limits
@@ -21,6 +24,7 @@ from sfrl.run.roles import shared_bytes
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.algorithms import load_config
 from sfrl.tune import tuner
+from tests.leaves import choice, image, vector
 from tests.runs import ROOT, SHM_DIR, TINY, finish, has_trained, run_training, training, wait_for
 
 PONG = (
@@ -218,26 +222,45 @@ def test_queues_of_both_kinds_are_counted(kind):
     assert channels.nbytes(topology, kind) >= least
 
 
+MIXED = (
+    *(image(3, 50, 61, name="obs.camera"), image(1, 9, 10, name="obs.map")),
+    *(vector(5, name="obs.joints"), vector(300, name="obs.ram"), choice(3, 4, name="obs.room")),
+    Leaf(ACTION_MASK, "mask", (10,), "bool"),
+)
+NUMBERS = {"low": (-1.0, -math.inf), "high": (1.0, 0.0)}
+
+
 @pytest.mark.parametrize(
-    ("name", "shape"),
+    ("name", "leaves"),
     [
-        *[("a3c_cnn", (4, 36, 40)), ("nature_cnn", (3, 50, 61)), ("impala_resnet", (1, 9, 10))],
-        *[("mlp", (3, 8, 8)), ("mlp", (5,)), ("norm_mlp", (5,))],
+        ("a3c_cnn", (image(4, 36, 40),)),
+        ("nature_cnn", (image(3, 50, 61),)),
+        ("impala_resnet", (image(1, 9, 10),)),
+        ("small_cnn", (image(1, 9, 10),)),
+        ("mlp", (image(3, 8, 8),)),
+        *[(name, (vector(5),)) for name in MLPS],
+        *[(name, (choice(7),)) for name in MLPS],
+        *[(name, MIXED) for name in MODELS],
     ],
 )
 @pytest.mark.parametrize("value_encoder", ["shared", "separate"])
-@pytest.mark.parametrize("rnn_size", [0, 7])
-def test_a_model_is_as_large_as_is_counted_without_torch(name, shape, value_encoder, rnn_size):
-    spec = dataclasses.replace(envs.describe("Pong"), obs_shape=shape, num_actions=5)
-    for normalize in (False, True):
-        settings = {
-            "value_encoder": value_encoder,
-            "rnn_size": rnn_size,
-            "normalize_returns": normalize,
-        }
-        built = make_model(name, shape, 5, obs_is_image=len(shape) == 3, **settings)
-        numbers = sum(tensor.numel() for tensor in built.state_dict().values())
-        assert model_size(ActorCriticConfig(model=name, **settings), spec) == numbers
+def test_a_model_is_as_large_as_is_counted_without_torch(name, leaves, value_encoder):
+    spec = envs.describe("Pong")
+    actions = [
+        *(ActionSpec((5,)), ActionSpec((3, 5, 2))),
+        *(ActionSpec(**NUMBERS), ActionSpec((3, 7), **NUMBERS)),
+    ]
+    memories = [
+        {},
+        {"rnn": "gru", "rnn_size": 7, "normalize_returns": True},
+        {"rnn": "lstm", "rnn_size": 3, "rnn_layers": 2, "normalize_obs": True},
+        {"normalize_obs": True},
+    ]
+    for taken, memory in zip(actions, memories, strict=True):
+        config = ActorCriticConfig(model=name, value_encoder=value_encoder, **memory)
+        spec = dataclasses.replace(spec, leaves=leaves, actions=taken)
+        weights = make_algorithm(config, spec).make_model().state_dict()
+        assert model_size(config, spec) == sum(tensor.numel() for tensor in weights.values())
 
 
 def test_a_container_of_docker_gets_one_slot_for_each_split(monkeypatch):

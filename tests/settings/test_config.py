@@ -125,8 +125,13 @@ def test_a_training_batch_may_take_all_slots_but_not_one_more():
 def test_derived_sizes_count_environments_splits_and_slots():
     config = ActorCriticConfig(num_workers=3, envs_per_worker=8, num_splits=2, slots_per_split=4)
     assert (config.envs_per_split, config.splits, config.num_slots) == (4, 6, 24)
-    assert dataclasses.replace(config, rnn_size=5).state_size == 5
-    assert dataclasses.replace(config, rnn_size=5, value_encoder="separate").state_size == 10
+    assert dataclasses.replace(config, rnn="gru", rnn_size=5).state_size == 5
+    assert (
+        dataclasses.replace(
+            config, rnn="lstm", rnn_size=5, rnn_layers=2, value_encoder="separate"
+        ).state_size
+        == 40
+    )
 
 
 def test_a_config_is_frozen():
@@ -136,7 +141,7 @@ def test_a_config_is_frozen():
 
 def test_saving_and_loading_gives_an_equal_config(tmp_path):
     config = ActorCriticConfig(
-        env="CartPole-v1", gamma=1, rnn_size=8, serial=True, reward_clip="none"
+        env="CartPole-v1", gamma=1, rnn="gru", rnn_size=8, serial=True, reward_clip="none"
     )
     checkpoint.save_config(config, tmp_path)
     assert load_config(tmp_path / "config.json") == config
@@ -200,3 +205,38 @@ def test_settings_that_do_not_fit_the_environment_are_refused_together(env, sett
     found = str(error.value).splitlines()
     assert len(found) == len(problems)
     assert all(re.search(text, line) for text, line in zip(problems, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "memory"),
+    [
+        ({}, None),
+        ({"rnn": "lstm"}, ("lstm", 128, 1)),
+        ({"rnn_size": 64}, ("gru", 64, 1)),
+        ({"rnn": "lstm", "rnn_size": 5, "rnn_layers": 2}, ("lstm", 5, 2)),
+    ],
+)
+def test_a_memory_is_asked_for_by_kind_or_size(given, memory):
+    config = dataclasses.replace(defaults.defaults_for("CartPole-v1", given), **given)
+    assert config.memory == memory
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"rnn": "none", "rnn_size": 8}, "rnn_size=8 is of a memory, and rnn=none .* try rnn=gru"),
+        ({"rnn": "gru", "rnn_size": 0}, "rnn_size=0 is no memory, and rnn=gru .* try 128"),
+    ],
+)
+def test_a_memory_without_size_or_kind_is_refused(given, text):
+    (problem,) = problems_of(**given)
+    assert re.match(text, problem)
+
+
+def test_n_step_q_refuses_what_is_no_single_choice():
+    env = "tests.tiny_envs:Pointer-v0"
+    config = defaults.defaults_for(env, {"algorithm": "n_step_q"})
+    with pytest.raises(ConfigError) as error:
+        defaults.resolve(config, envs.describe(env))
+    (line,) = str(error.value).splitlines()
+    assert re.search("values each action of one Discrete, and .* 2 numbers; use algorithm=", line)

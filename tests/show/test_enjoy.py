@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sfrl import envs
-from sfrl.algorithms.actor_critic import make_model
+from sfrl.algorithms import make_algorithm
 from sfrl.records import checkpoint
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.show.player import Player, Video, VideoError, Window, make_env, real_fps
@@ -64,13 +64,7 @@ def refusal(cwd, *flags, **environment):
 def fresh_weights(config, seed=0):
     torch.manual_seed(seed)
     spec = envs.describe(config.env, config.frameskip)
-    return make_model(
-        config.model,
-        spec.obs_shape,
-        spec.num_actions,
-        obs_is_image=spec.obs_dtype == "uint8",
-        rnn_size=config.rnn_size,
-    ).state_dict()
+    return make_algorithm(config, spec).make_model().state_dict()
 
 
 def save_checkpoint(run_dir, config, weights):
@@ -292,16 +286,16 @@ def test_the_agent_sees_while_playing_what_it_saw_in_training(config):
     training = Split(0, config)
     seed = int(np.random.SeedSequence([config.seed, 0]).generate_state(1)[0] >> 1)
     playing = make_env(config, seed, render=True)
-    np.testing.assert_array_equal(playing.reset(), training.obs)
+    obs = playing.reset()
+    np.testing.assert_equal(obs, training.obs)
     rng = np.random.default_rng(0)
     num_ended = 0
     for _ in range(250):
-        actions = rng.integers(playing.action_space.n, size=1)
+        actions = envs.random_actions(playing.actions, obs, rng)
         playing.send(actions)
         training.env.send(actions)
         expected, _ = training.recv()
-        for ours, theirs in zip(playing.recv(), expected, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_equal(playing.recv(), expected)
         num_ended += int(training.ended[0])
     assert num_ended >= 2
     playing.close()
@@ -310,10 +304,10 @@ def test_the_agent_sees_while_playing_what_it_saw_in_training(config):
 
 def test_a_lost_life_does_not_end_the_game():
     def steps_to_the_end(env):
-        env.reset()
+        obs = env.reset()
         rng = np.random.default_rng(0)
         for step in range(5000):
-            env.send(rng.integers(env.action_space.n, size=1))
+            env.send(envs.random_actions(env.actions, obs, rng))
             result = env.recv()
             if result.terminated[0] or result.truncated[0]:
                 return step
@@ -338,7 +332,7 @@ def test_an_episode_depends_on_seed_and_index_alone():
 
 
 def test_recurrent_state_lasts_an_episode_and_no_longer(monkeypatch):
-    config = dataclasses.replace(CARTPOLE, rnn_size=8)
+    config = dataclasses.replace(CARTPOLE, rnn="gru", rnn_size=8)
     player = Player(config, fresh_weights(config), seed=0)
     states = []
     act = player.algorithm.act
@@ -358,7 +352,7 @@ def test_recurrent_state_lasts_an_episode_and_no_longer(monkeypatch):
 
 
 def test_weights_that_do_not_fit_are_refused():
-    wider = dataclasses.replace(CARTPOLE, rnn_size=8)
+    wider = dataclasses.replace(CARTPOLE, rnn="gru", rnn_size=8)
     with pytest.raises(
         ValueError, match=r"(?s)weights do not fit model=mlp for CartPole-v1.*rnn_size=0"
     ):

@@ -256,7 +256,7 @@ def test_the_key_holds_what_costs_depend_on_and_nothing_else(monkeypatch):
             for change in (
                 {"env": "Breakout"},
                 {"model": "impala_resnet"},
-                {"rnn_size": 64},
+                {"rnn": "gru", "rnn_size": 64},
                 {"rollout_length": 64},
                 {"batch_size": 512},
                 {"minibatches": 2},

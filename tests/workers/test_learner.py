@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sfrl.envs import OBS
 from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, LearnerReport
@@ -23,6 +24,7 @@ from sfrl.run.roles import make_learner
 from sfrl.workers.learner import LearnerError
 from sfrl.workers.worker import worker_loop
 from tests.actors import Actors
+from tests.leaves import drawn
 
 T, N = 6, 4  # rollout length, environments per split
 SMALL = {
@@ -42,6 +44,12 @@ SMALL = {
     "learning_rate": 0.01,
     "lr_schedule": "constant",
 }
+MEMORIES = [
+    {},
+    {"rnn": "gru", "rnn_size": 5},
+    {"rnn": "lstm", "rnn_size": 4, "rnn_layers": 2},
+]
+SAVED = [{}, {"normalize_returns": True, "normalize_obs": True, **MEMORIES[2]}]
 ONE_UPDATE = {"batch_size": 2 * T * N, "minibatches": 1, "epochs": 1}
 
 
@@ -61,9 +69,8 @@ class Bench:
         buffer = self.buffer
         for slot in slots:
             rng = np.random.default_rng([seed, slot])
-            shape = buffer.obs.shape[1:]
-            is_image = buffer.obs.dtype == np.uint8
-            buffer.obs[slot] = rng.integers(256, size=shape) if is_image else rng.normal(size=shape)
+            for leaf in buffer.spec.leaves:
+                buffer.obs[leaf.name][slot] = drawn(leaf, T + 1, N, rng=rng)
             buffer.actions[slot] = rng.integers(2, size=(T, N))
             log_probs = math.log(0.5) + rng.normal(scale=0.1, size=(T, N))
             if "log_probs" in buffer.acted:
@@ -133,7 +140,7 @@ def test_rows_older_than_max_policy_lag_have_no_influence(make_bench, settings):
         bench.fill(0, 1)
         buffer = bench.buffer
         buffer.policy_version[0] = [6, 6, 7, 8, 9, 10]  # the first two rows are too old
-        for field in (buffer.rewards, buffer.acted["log_probs"], buffer.obs):
+        for field in (buffer.rewards, buffer.acted["log_probs"], buffer.obs[OBS]):
             field[0, :2] += old_data
         buffer.actions[0, :2] = old_data
         metrics = bench.train(0, 1)
@@ -311,9 +318,9 @@ def test_rewards_are_clipped_then_scaled(make_bench, settings, shape):
     np.testing.assert_array_equal(by_learner.buffer.rewards, untouched)
 
 
-@pytest.mark.parametrize("rnn_size", [0, 5])
-def test_the_first_update_on_fresh_experience_is_on_policy(make_bench, rnn_size):
-    bench = make_bench(rnn_size=rnn_size, **ONE_UPDATE)
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_the_first_update_on_fresh_experience_is_on_policy(make_bench, memory):
+    bench = make_bench(**memory, **ONE_UPDATE)
     with torch.no_grad():
         bench.model.policy_head.weight.mul_(100)
     bench.learner.publish()
@@ -383,7 +390,8 @@ def test_a_non_finite_loss_skips_the_step(make_bench, field, normalize_returns):
     bench.train(0, 1)
     before, steps = bench.weights(), bench.learner.learner_steps
     bench.fill(0, 1)
-    getattr(bench.buffer, field)[0, 0] = np.inf
+    fields = vars(bench.buffer) | bench.buffer.obs
+    fields[field][0, 0] = np.inf
     metrics = bench.train(0, 1)
     assert same(before, bench.weights())
     assert metrics["skipped_steps"] == 1
@@ -435,16 +443,17 @@ def test_every_trajectory_is_used_once_per_epoch_and_slots_return_after_the_last
     buffer = bench.buffer
     bench.fill(0, 3)  # of workers 0 and 1
     for slot, t, env in itertools.product((0, 3), range(T + 1), range(N)):
-        buffer.obs[slot, t, env] = [slot, env, t, 0]
+        buffer.obs[OBS][slot, t, env] = [slot, env, t, 0]
     minibatches = []
     unroll = bench.model.unroll
 
-    def recorded(obs, rnn_state, valid):
+    def recorded(leaves, rnn_state, valid):
+        obs = leaves[OBS]
         assert (obs[..., 2] == torch.arange(T + 1)[:, None]).all(), "rows in order of time"
         assert (obs[..., :2] == obs[0, :, :2]).all(), "of one environment and slot"
         minibatches.append([(int(slot), int(env)) for slot, env in obs[0, :, :2]])
         assert bench.returned() == [], "slots are still in use"
-        return unroll(obs, rnn_state, valid)
+        return unroll(leaves, rnn_state, valid)
 
     bench.model.unroll = recorded
     bench.train(0, 3)  # sees that they are returned
@@ -549,7 +558,9 @@ def test_the_published_weights_are_the_models_with_learner_steps_as_version(make
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-@pytest.mark.parametrize("settings", [{}, {"normalize_returns": True, "rnn_size": 5}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"normalize_returns": True, "normalize_obs": True, **MEMORIES[2]}]
+)
 def test_after_a_checkpoint_is_loaded_the_next_update_is_equal_bit_for_bit(
     make_bench, make_shared, optimizer, settings
 ):
@@ -640,7 +651,7 @@ def test_a_stopping_run_does_not_wait_for_the_rest_of_a_training_batch(make_benc
 
 
 def test_a_warm_up_takes_a_whole_minibatch_and_changes_nothing(make_shared):
-    bench = Bench(make_shared(**SMALL | {"debug_buffers": True, "rnn_size": 8}))
+    bench = Bench(make_shared(**SMALL | {"debug_buffers": True, "rnn": "gru", "rnn_size": 8}))
     before = copy.deepcopy(bench.learner.state())
     sizes = []
     bench.model.encoder.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))

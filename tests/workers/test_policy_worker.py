@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfrl.algorithms.actor_critic import make_model
+from sfrl.algorithms import make_algorithm
+from sfrl.envs import OBS
 from sfrl.experience.trajectory_buffer import Owner
 from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.mailbox import Mailbox
@@ -15,6 +16,7 @@ from sfrl.nets.distributions import Categorical
 from sfrl.run.roles import make_learner, make_policy_worker
 from sfrl.workers.inference import HostBatch
 from tests.actors import Actors
+from tests.workers.test_learner import MEMORIES
 
 T, N = 8, 4  # rollout length, environments per split
 CARTPOLE = {
@@ -40,7 +42,7 @@ def make_policy(make_shared):
     def make(**settings):
         shared = make_shared(**CARTPOLE | settings)
         torch.manual_seed(0)
-        model = make_model("mlp", (4,), 2, obs_is_image=False, rnn_size=shared.config.rnn_size)
+        model = make_algorithm(shared.config, shared.env).make_model()
         with torch.no_grad():
             model.policy_head.weight.mul_(300)  # probabilities far from uniform
         shared.weights.publish(model, version=3)
@@ -54,7 +56,7 @@ def request(shared, *rows):
     rng = np.random.default_rng([slot + 100 * t for slot, t in rows])
     for slot, t in rows:
         shared.buffer.transfer(slot, Owner(shared.buffer._owners[slot]), Owner.POLICY_WORKER)
-        shared.buffer.obs[slot, t] = rng.normal(size=(N, 4))
+        shared.buffer.obs[OBS][slot, t] = rng.normal(size=(N, 4))
         shared.buffer.valid[slot, t] = True
         slots = shared.topology.slots
         sender = Role("rollout", slots.rollout[slots.split[slot]])
@@ -72,7 +74,7 @@ def batch_sizes_of(policy):
     forward = policy.model.preferences
 
     def preferences(obs, rnn_state=None):
-        sizes.append(len(obs))
+        sizes.append(len(obs[OBS]))
         return forward(obs, rnn_state)
 
     policy.model.preferences = preferences
@@ -123,7 +125,8 @@ def test_a_batch_may_be_answered_while_the_next_is_under_way(make_policy):
 
 def assert_acted_by(model, buffer, slot, t):
     """The row has the log-probabilities of its own actions under the model."""
-    policy = Categorical(model.step(torch.from_numpy(buffer.obs[slot, t])).logits)
+    obs = torch.from_numpy(buffer.obs[OBS][slot, t])
+    policy = Categorical(model.step({OBS: obs}).logits)
     log_probs = policy.log_prob(torch.from_numpy(buffer.actions[slot, t]))
     np.testing.assert_allclose(buffer.acted["log_probs"][slot, t], log_probs, rtol=1e-5, atol=1e-6)
 
@@ -144,10 +147,11 @@ def test_actions_are_sampled_from_the_policy(make_policy):
     obs = np.random.default_rng(0).normal(scale=2, size=(N, 4))
     for t in range(128):
         request(shared, (0, t))
-        shared.buffer.obs[0, t] = obs
+        shared.buffer.obs[OBS][0, t] = obs
         policy.step()
         assert replies(shared, 0) == [(0, t)]
-    probs = model.step(torch.from_numpy(shared.buffer.obs[0, 0])).logits.softmax(1)[:, 1].numpy()
+    row = torch.from_numpy(shared.buffer.obs[OBS][0, 0])
+    probs = model.step({OBS: row}).logits.softmax(1)[:, 1].numpy()
     assert probs.max() - probs.min() > 0.3
     deviation = np.sqrt(probs * (1 - probs) / 128)
     frequencies = shared.buffer.actions[0].mean(axis=0)
@@ -213,7 +217,7 @@ def test_weights_published_between_batches_act_from_the_next_one_on(make_policy)
 
 
 def test_recurrent_state_is_kept_by_split_and_reset_after_an_invalid_row(make_policy):
-    shared, _, policy = make_policy(rnn_size=6)
+    shared, _, policy = make_policy(rnn="gru", rnn_size=6)
     for t in range(T):
         request(shared, (0, t), (2, t))
         if t == T - 1:
@@ -229,11 +233,11 @@ def test_recurrent_state_is_kept_by_split_and_reset_after_an_invalid_row(make_po
 
 
 @pytest.mark.parametrize("num_policy_workers", [1, 2])
-@pytest.mark.parametrize("rnn_size", [0, 6])
+@pytest.mark.parametrize("memory", MEMORIES)
 def test_the_learner_finds_the_probabilities_that_the_policy_worker_acted_with(
-    make_shared, rnn_size, num_policy_workers
+    make_shared, memory, num_policy_workers
 ):
-    shared = make_shared(**CARTPOLE, rnn_size=rnn_size, num_policy_workers=num_policy_workers)
+    shared = make_shared(**CARTPOLE, **memory, num_policy_workers=num_policy_workers)
     learner = make_learner(shared, Mailbox(), Mailbox(), None)
     with torch.no_grad():
         learner.model.policy_head.weight.mul_(100)
@@ -255,9 +259,9 @@ def test_the_learner_finds_the_probabilities_that_the_policy_worker_acted_with(
     assert num_ends > 20, "episodes ended in the middle of slots"
 
 
-@pytest.mark.parametrize("rnn_size", [0, 8])
-def test_a_warm_up_takes_every_size_of_batch_and_answers_nobody(make_policy, rnn_size):
-    shared, _, policy = make_policy(policy_batch_size=3 * N, rnn_size=rnn_size)
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_warm_up_takes_every_size_of_batch_and_answers_nobody(make_policy, memory):
+    shared, _, policy = make_policy(policy_batch_size=3 * N, **memory)
     sizes = batch_sizes_of(policy)
     policy.warm_up()
     assert set(sizes) == {N, 2 * N, 3 * N}

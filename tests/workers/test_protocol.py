@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete
 
 from sfrl import envs
+from sfrl.envs import OBS
 from sfrl.experience.trajectory_buffer import Owner, SlotSpec, TrajectoryBuffer
 from sfrl.ipc.channels import Channels
 from sfrl.ipc.index_queue import unpack
@@ -22,6 +22,7 @@ from sfrl.run.roles import Shared
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.config import RowField
 from sfrl.workers.rollout_worker import RolloutWorker
+from tests.leaves import discrete, vector
 from tests.ledger import CheckingLearner
 
 # --- on a tape ---
@@ -46,7 +47,8 @@ class TapedBuffer(TrajectoryBuffer):
     def __init__(self, num_slots: int, spec: SlotSpec, tape: list[str]) -> None:
         super().__init__(num_slots, spec, debug=True)
         self.tape = tape
-        for name in ("obs", "valid", "rewards", "terminated", "truncated"):
+        self.obs = {name: TapedField(name, field, tape) for name, field in self.obs.items()}
+        for name in ("valid", "rewards", "terminated", "truncated"):
             setattr(self, name, TapedField(name, getattr(self, name), tape))
 
     def transfer(self, slot: int, giver: Owner, taker: Owner) -> None:
@@ -71,8 +73,8 @@ class TapedEnv:
     """One environment that counts its steps; every third step ends an episode."""
 
     num_envs = 1
-    observation_space = Box(-np.inf, np.inf, (1,), np.float32)
-    action_space = Discrete(10)
+    leaves = (vector(1),)
+    actions = discrete(10)
     frameskip = 1
 
     def __init__(self, name: str, tape: list[str]) -> None:
@@ -81,7 +83,7 @@ class TapedEnv:
 
     def reset(self):
         self.tape.append(f"{self.name} resets")
-        return np.zeros((1, 1), np.float32)
+        return {OBS: np.zeros((1, 1), np.float32)}
 
     def send(self, actions):
         self.tape.append(f"{self.name} is sent {actions.item()}")
@@ -93,7 +95,7 @@ class TapedEnv:
         ended = np.array([self.num_steps % 4 == 3])
         was_reset = self.num_steps % 4 == 0
         reward = np.array([0 if was_reset else 0.5], np.float32)
-        return envs.StepResult(obs, reward, ended, np.zeros(1, np.bool_))
+        return envs.StepResult({OBS: obs}, reward, ended, np.zeros(1, np.bool_))
 
     def episode_info(self, env):
         return {}
@@ -139,7 +141,7 @@ def make_taped(monkeypatch, make_shared):
             envs, "make_vec_env", lambda *args, **kwargs: TapedEnv(f"env {next(splits)}", tape)
         )
         buffer = TapedBuffer(
-            config.num_slots, SlotSpec(2, 1, (1,), "float32", {"actions": RowField("int64")}), tape
+            config.num_slots, SlotSpec(2, 1, (vector(1),), {"actions": RowField("int64")}), tape
         )
         inbox = TapedQueue("replies", tape)
         topology = make_topology(config)

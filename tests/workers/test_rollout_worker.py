@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from sfrl.envs import OBS
 from sfrl.experience.trajectory_buffer import Owner
 from sfrl.ipc.index_queue import Message, pack, unpack
 from sfrl.ipc.mailbox import Mailbox
@@ -71,7 +72,8 @@ class Peers:
 
     def copy(self, slot: int) -> Trajectories:
         return Trajectories(
-            *(getattr(self.shared.buffer, name)[slot].copy() for name in Trajectories._fields)
+            self.shared.buffer.obs[OBS][slot].copy(),
+            *(getattr(self.shared.buffer, name)[slot].copy() for name in Trajectories._fields[1:]),
         )
 
     def release(self, slot: int) -> None:

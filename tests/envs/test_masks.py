@@ -1,0 +1,214 @@
+"""Action masks, wherever an environment has them and in whatever form."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+
+from sfrl import envs
+from sfrl.envs.masks import read_mask
+from sfrl.envs.spaces import ActionLayout
+
+A = np.array
+BOX = Box(-1, 1, (2,))
+PAIR = Tuple((Discrete(2), Discrete(3)))
+DEEP = Dict({"z": Discrete(2), "a": Tuple((BOX, MultiDiscrete([3, 2]))), "b": MultiBinary(2)})
+DEEP_MASK = [1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 1]  # of a, of b, of z
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.float32, np.int64])
+@pytest.mark.parametrize(
+    ("space", "mask", "expected"),
+    [
+        (Discrete(3), [1, 0, 1], [1, 0, 1]),
+        (Discrete(3, start=7), (1, 0, 1), [1, 0, 1]),
+        (MultiDiscrete([2, 3]), [0, 1, 1, 0, 1], [0, 1, 1, 0, 1]),
+        (MultiDiscrete([2, 3]), [[0, 1], [1, 0, 1]], [0, 1, 1, 0, 1]),
+        (MultiDiscrete([[2, 1], [1, 2]]), [[[0, 1], [1]], [[1], [1, 0]]], [0, 1, 1, 1, 1, 0]),
+        (PAIR, [0, 1, 1, 0, 1], [0, 1, 1, 0, 1]),
+        (PAIR, ([0, 1], [1, 0, 1]), [0, 1, 1, 0, 1]),
+        (
+            Dict({"b": Discrete(2), "a": Discrete(3)}),
+            {"b": [0, 1], "a": [1, 1, 0]},
+            [1, 1, 0, 0, 1],
+        ),
+        (DEEP, DEEP_MASK, DEEP_MASK),
+        (DEEP, {"z": [0, 1], "b": [[1, 1], [0, 1]], "a": (None, [[1, 0, 1], [0, 1]])}, DEEP_MASK),
+        (Dict(a=BOX, z=Discrete(2)), {"z": [0, 1]}, [0, 1]),
+    ],
+)
+def test_a_mask_is_read_flat_or_in_the_structure_of_the_action_space(space, mask, expected, dtype):
+    def typed(value):
+        if isinstance(value, dict):
+            return {key: typed(part) for key, part in value.items()}
+        if value is None or isinstance(value[0], int):
+            return value if value is None else A(value, dtype)
+        return type(value)(map(typed, value))
+
+    layout = ActionLayout("X-v0", space)
+    for given in (mask, typed(mask)):
+        assert read_mask(given, layout).dtype == np.bool_
+        assert read_mask(given, layout).tolist() == [bool(part) for part in expected]
+
+
+@pytest.mark.parametrize(
+    ("space", "mask"),
+    [
+        (Discrete(3), [1, 0]),
+        (Discrete(3), [1, 0, 2]),
+        (Discrete(3), [1, 0, np.nan]),
+        (Discrete(3), ["1", "0", "1"]),
+        (Discrete(3), None),
+        (Discrete(3), {"a": [1, 0, 1]}),
+        (PAIR, ([1, 1, 1], [1, 1])),
+        (PAIR, ([1, 1], [1, 1, 1], [1])),
+        (PAIR, [[1, 1], None]),
+        (Dict(a=Discrete(2)), {"b": [1, 1]}),
+        (Dict(a=Discrete(2)), {"a": None}),
+        (DEEP, {"z": [0, 1], "b": [1, 1, 0, 1], "a": 3}),
+    ],
+)
+def test_what_is_no_mask_is_told(space, mask):
+    with pytest.raises(ValueError, match=r"its action mask is .*; it must be \d+ booleans, or num"):
+        read_mask(mask, ActionLayout("X-v0", space))
+
+
+class Masked(gymnasium.Env):
+    """A clock: at step t of four, action t % 3 alone is legal. Says so as `place` tells."""
+
+    place = "info"
+    last = None  # the mask of an episode's last step; none if "none", as always if None
+    is_truncated = False
+    masks: dict[int, object] = {}  # noqa: RUF012  other ones, by step
+
+    def __init__(self):
+        time = Box(0, 9, (1,), np.float32)
+        self.action_space = Discrete(3)
+        self.observation_space = time
+        if self.place == "observation":
+            self.observation_space = Dict(time=time, action_mask=MultiBinary(3))
+        if self.place == "method":
+            self.action_masks = self._mask
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self._told()
+
+    def step(self, action):
+        assert action == self.time % 3, "an illegal action"
+        self.time += 1
+        is_last = self.time == 4
+        observation, info = self._told()
+        ends = (is_last and not self.is_truncated, is_last and self.is_truncated)
+        return observation, 1.0, *ends, info
+
+    def _mask(self):
+        if self.time == 4 and self.last is not None:
+            return self.last
+        return self.masks.get(self.time, np.arange(3) == self.time % 3)
+
+    def _told(self):
+        mask = self._mask()
+        time = np.full(1, self.time, np.float32)
+        if self.place == "observation":
+            return {"time": time, "action_mask": mask}, {}
+        has_none = self.place == "method" or isinstance(mask, str)
+        return time, {} if has_none else {"action_mask": mask}
+
+
+gymnasium.register("Masked-v0", Masked, order_enforce=False)
+
+
+def rows(num_steps=9, **settings):
+    """The masks and the results of two copies played by what the masks allow."""
+    env = envs.make_vec_env("Masked-v0", 2, seed=0, **settings)
+    obs, rng = env.reset(), np.random.default_rng(0)
+    masks = [obs["action_mask"].copy()]
+    for _ in range(num_steps):
+        env.send(envs.random_actions(env.actions, obs, rng))
+        obs = env.recv().obs
+        masks.append(obs["action_mask"].copy())
+    return env, masks
+
+
+@pytest.mark.parametrize("place", ["info", "observation", "method"])
+@pytest.mark.parametrize("is_truncated", [False, True])
+def test_a_mask_is_found_wherever_it_is(place, is_truncated, monkeypatch):
+    monkeypatch.setattr(Masked, "place", place)
+    monkeypatch.setattr(Masked, "is_truncated", is_truncated)
+    spec = envs.describe("Masked-v0")
+    env, masks = rows()
+    assert spec.has_mask
+    assert spec.leaves == env.leaves
+    assert env.leaves[-1] == envs.Leaf("action_mask", "mask", (3,), "bool")
+    assert len(env.leaves) == 2
+    assert envs.make_vec_env("Masked-v0", 1, seed=0).leaves == spec.leaves  # before a reset
+    for step, mask in enumerate(masks):
+        assert mask.tolist() == [(np.arange(3) == (step % 5) % 3).tolist()] * 2
+
+
+@pytest.mark.parametrize("place", ["info", "observation", "method"])
+@pytest.mark.parametrize("is_truncated", [False, True])
+@pytest.mark.parametrize("last", [np.zeros(3, np.int8), "none"])
+def test_where_an_episode_ends_nothing_need_be_legal(place, is_truncated, last, monkeypatch):
+    if place != "info" and isinstance(last, str):
+        last = np.zeros(3, np.int8)
+    monkeypatch.setattr(Masked, "place", place)
+    monkeypatch.setattr(Masked, "is_truncated", is_truncated)
+    monkeypatch.setattr(Masked, "last", last)
+    _, masks = rows()
+    assert masks[4].all()
+    assert [mask[0].sum() for mask in masks] == [1, 1, 1, 1, 3, 1, 1, 1, 1, 3]
+
+
+@pytest.mark.parametrize("place", ["info", "observation", "method"])
+@pytest.mark.parametrize(
+    ("step", "mask", "text"),
+    [
+        (2, [0, 0, 0], "allows none of the 3 values of choice 0, and must allow one; its observ"),
+        (0, [0, 0, 0], "allows none of the 3 values of choice 0, and must allow one; its observ"),
+        (2, [1, 1], r"is \[1, 1\]; it must be 3 booleans"),
+        (2, None, "is None; it must be 3 booleans"),
+    ],
+)
+def test_a_wrong_mask_is_told_by_copy_and_step(place, step, mask, text, monkeypatch):
+    monkeypatch.setattr(Masked, "place", place)
+    monkeypatch.setattr(Masked, "masks", {step: mask})
+    with pytest.raises(
+        envs.EnvError, match=f"^Masked-v0, env 0, step {step}: its action mask {text}"
+    ):
+        rows()
+
+
+def test_numbers_alone_have_no_mask():
+    class Numbers(gymnasium.Env):
+        observation_space = Dict(action_mask=Box(0, 1, (2,)))
+        action_space = Box(-1, 1, (2,))
+
+    gymnasium.registry.pop("Numbers-v0", None)
+    gymnasium.register("Numbers-v0", Numbers)
+    spec = envs.describe("Numbers-v0")
+    assert not spec.has_mask
+    assert [leaf.name for leaf in spec.leaves] == ["obs.action_mask"]
+
+
+def test_an_environment_that_cannot_be_reset_is_described_all_the_same(monkeypatch):
+    def raising(self, **_):
+        raise KeyError("level")
+
+    monkeypatch.setattr(Masked, "reset", raising)
+    assert not envs.describe("Masked-v0").has_mask
+    with pytest.raises(KeyError, match="level"):
+        envs.make_vec_env("Masked-v0", 1, seed=0).reset()
+
+
+def test_taxi_never_moves_into_a_wall():
+    env = envs.make_vec_env("Taxi-v4", 4, seed=0)
+    obs, rng, ended = env.reset(), np.random.default_rng(0), np.zeros(4, bool)
+    for _ in range(300):
+        before = obs["obs"].copy()
+        env.send(envs.random_actions(env.actions, obs, rng))
+        obs, rewards, terminated, truncated = env.recv()
+        assert ((obs["obs"] != before) | ended[:, None] | (rewards == 20)[:, None]).all()
+        ended = terminated | truncated
