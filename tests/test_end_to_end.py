@@ -1,5 +1,6 @@
 """Whole runs: the same seed in one thread, and train.py on Pong, stopped and resumed."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from sfrl.commands import enjoy
+from sfrl.envs.gymnasium_envs import GymnasiumVecEnv
 from sfrl.records import checkpoint
 from sfrl.run.crew import WorkerError
 from sfrl.run.serial_crew import SerialCrew
@@ -114,6 +116,19 @@ def interrupted(config: Config, monkeypatch, rounds: int) -> Config:
     return dataclasses.replace(config, resume=True)
 
 
+POINTER = {
+    "env": "tests.tiny_envs:Pointer-v0",
+    "algorithm": "sac",
+    "frameskip": 1,
+    "model": "flat",
+    "num_workers": 2,
+    "batch_size": 16,
+    "replay_size": 300,  # less than there are decisions
+    "learning_starts": 40,
+    "updates_per_decision": 0.3,
+    "n_step": 2,
+    "train_frames": 400,
+}
 STICKY_PONG = {**PONG, "sticky_actions": 0.25, "num_workers": 2, "num_splits": 2}
 
 
@@ -124,12 +139,15 @@ STICKY_PONG = {**PONG, "sticky_actions": 0.25, "num_workers": 2, "num_splits": 2
         {**STICKY_PONG, "rnn": "gru", "rnn_size": 8},
         {**PONG, "rnn": "lstm", "rnn_size": 4, "rnn_layers": 2, "normalize_obs": True},
         {**STICKY_PONG, "algorithm": "n_step_q", "target_every": 3, "epsilon_frames": 8000},
+        POINTER,
     ],
 )
 def test_a_serial_run_may_be_interrupted_anywhere_and_ends_the_same(
     tmp_path, monkeypatch, settings
 ):
     """Bit for bit: weights, optimizer, random numbers, and the workers with all they hold."""
+    if settings is POINTER:
+        let_environments_tell_their_state(monkeypatch)
     settings = {**settings, "serial": True, "precision": "float32"}
     Trainer(make_config({"run_dir": str(tmp_path / "1"), **settings})).run()
     whole = checkpoint.load_latest(tmp_path / "1").state
@@ -140,8 +158,27 @@ def test_a_serial_run_may_be_interrupted_anywhere_and_ends_the_same(
     assert whole["counters"] == resumed["counters"]
     assert whole["counters"]["learner_steps"] >= 8
     assert ("target" in whole) == ("target_every" in settings)
+    assert ("rows" in whole["workers"]["experience"]) == ("replay_size" in settings)
     for key in {"model", "target", "optimizer", "rng", "workers"} & whole.keys():
         assert_same(whole[key], resumed[key], key)
+
+
+def let_environments_tell_their_state(monkeypatch) -> None:
+    """Gymnasium's cannot. Here all starts of a run are in this process, which keeps copies."""
+    kept: dict[int, dict] = {}
+    names = ("_envs", "_seeds", "_ended", "_last_obs", "_actions", "_infos", "_num_steps")
+
+    def state(env: GymnasiumVecEnv) -> dict:
+        """The number of its steps, which names the copy as well."""
+        key = hash((env._seeds[0], env._num_steps))
+        kept[key] = copy.deepcopy({name: getattr(env, name) for name in names})
+        return {"key": key, "num_steps": env._num_steps}
+
+    def load_state(env: GymnasiumVecEnv, saved: dict) -> None:
+        env.__dict__.update(copy.deepcopy(kept[saved["key"]]))
+
+    monkeypatch.setattr(GymnasiumVecEnv, "state", state)
+    monkeypatch.setattr(GymnasiumVecEnv, "load_state", load_state)
 
 
 @pytest.mark.parametrize("fault", ["other settings", "in a round"])

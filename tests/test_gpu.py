@@ -171,7 +171,7 @@ def actors_on_gpu(make_shared, **settings) -> tuple[Bench, Actors]:
 @pytest.mark.parametrize("cuda_graphs", ["auto", "off"])
 def test_the_learner_finds_the_probabilities_that_were_acted_with(make_shared, memory, cuda_graphs):
     bench, actors = actors_on_gpu(make_shared, **memory, cuda_graphs=cuda_graphs)
-    slots_of = bench.learner.slots
+    slots_of = bench.learner.experience
     for _ in range(16):
         for slot in actors.collect(4):
             (place,) = slots_of.load([slot])

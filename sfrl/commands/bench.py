@@ -126,6 +126,11 @@ def _read(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, Config, e
             raise ValueError("--plot needs matplotlib: pip install matplotlib")
     given = read_flags(flags, prog) | {"run_dir": "unused"}
     config, spec = settle(given)
+    if config.replay is not None and part != "queue":
+        raise ValueError(
+            f"algorithm={config.algorithm} has a memory, and the benchmark measures learning from "
+            f"slots in their order; use algorithm=actor_critic"
+        )
     if part == "queue":
         return options, config, spec
     for text in slower_than_need_be(config):

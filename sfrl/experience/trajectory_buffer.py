@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -205,6 +206,14 @@ _POISONED = ("rewards", "policy_version")
 def nbytes(num_slots: int, spec: SlotSpec) -> int:
     """Shared memory that a buffer of these sizes takes, in bytes."""
     return segment_bytes(*_fields(num_slots, spec).values())
+
+
+def row_bytes(spec: SlotSpec) -> int:
+    """What one row of one environment takes, in bytes."""
+    names = {leaf.name for leaf in spec.leaves} | spec.acted.keys()
+    names |= {"rewards", "terminated", "valid", "policy_version"}
+    fields = [field for name, field in _fields(1, spec).items() if name in names]
+    return sum(math.prod(shape[3:]) * np.dtype(dtype).itemsize for shape, dtype in fields)
 
 
 def _fields(num_slots: int, spec: SlotSpec) -> dict[str, Field]:

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 from sfrl.envs import Leaf
 
-MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "small_cnn", "mlp", "norm_mlp")
-MLPS = ("mlp", "norm_mlp")
+MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "small_cnn", "mlp", "norm_mlp", "flat")
+MLPS = ("mlp", "norm_mlp", "flat")
 SMALL_MIN_SIZE = 5  # of small_cnn's images
 CNN_MIN_SIZE = 36  # pixels: below, the strided convolutions of the first two leave nothing
 JOINT_SIZE = 128  # features of several leaves together

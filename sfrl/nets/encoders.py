@@ -57,6 +57,7 @@ def _leaf_encoder(name: str, leaf: Leaf) -> nn.Module:
         "small_cnn": SmallCNN,
         "mlp": MLP,
         "norm_mlp": NormMLP,
+        "flat": Flat,
     }
     return built_in[name](leaf.shape, leaf.scale)
 
@@ -271,6 +272,17 @@ class MLP(nn.Module):
         x = _scaled(obs, dtype, self.obs_scale).flatten(1)
         x = self.linear1(x).tanh()
         return torch.tanh(self.linear2(x))
+
+
+class Flat(nn.Module):
+    """The numbers as they are, for heads with hidden layers of their own."""
+
+    def __init__(self, obs_shape: tuple[int, ...], obs_scale: float) -> None:
+        super().__init__()
+        self.obs_scale = obs_scale
+
+    def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
+        return _scaled(obs, dtype, self.obs_scale).flatten(1)
 
 
 class Embedding(nn.Module):

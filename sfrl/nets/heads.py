@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -88,3 +90,33 @@ class ValueHead(nn.Module):
         self.linear.bias.mul_(scale)
         self.size.copy_(new_size)
         self.weight.copy_(new_weight)
+
+
+class TwinCritics(nn.Module):
+    """Two networks of their own that value an action, with two hidden layers each.
+
+    Their layers lie in one tensor each, so that both are computed at once.
+    """
+
+    def __init__(self, num_inputs: int, hidden: int) -> None:
+        super().__init__()
+        sizes = ((num_inputs, hidden), (hidden, hidden), (hidden, 1))
+        self.weights = nn.ParameterList(torch.empty(2, *size) for size in sizes)
+        self.biases = nn.ParameterList(torch.zeros(2, 1, outputs) for _, outputs in sizes)
+        for weight, gain in zip(self.weights, (math.sqrt(2), math.sqrt(2), 1.0), strict=True):
+            for one in weight:
+                nn.init.orthogonal_(one, gain)
+
+    def forward(self, features: Tensor, actions: Tensor, *, frozen: bool = False) -> Tensor:
+        """[*, F] and [*, D] -> [2, *]. `frozen`: gradients reach the inputs alone."""
+        x = torch.cat([features, actions], dim=-1)
+        shape = x.shape[:-1]
+        x = x.flatten(0, -2).expand(2, -1, -1)
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if frozen:
+                weight, bias = weight.detach(), bias.detach()
+            x = torch.baddbmm(bias, x, weight)
+            if i < last:
+                x = x.relu()
+        return x.view(2, *shape)

@@ -43,6 +43,8 @@ def _encoder(model: str, leaf: Leaf) -> tuple[int, int]:
     obs_shape = leaf.shape
     if model == "embedding":
         return 64 * sum(leaf.sizes) + linear_size(64, 64) + 2 * 2 * 64, 64
+    if model == "flat":
+        return 0, math.prod(obs_shape)
     if model in ("mlp", "norm_mlp"):
         norms = 2 * 2 * 64 if model == "norm_mlp" else 0
         return linear_size(math.prod(obs_shape), 64) + linear_size(64, 64) + norms, 64

@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 import psutil
 
 from sfrl.envs import EnvSpec
+from sfrl.experience.trajectory_buffer import row_bytes, slot_spec
 from sfrl.ipc.shared_memory import MIB, ShortageError, shm_shortage
 from sfrl.ipc.topology import make_topology
 from sfrl.parameters.model_size import model_size
@@ -99,17 +100,28 @@ def _memory_problems(config: Config, spec: EnvSpec) -> list[str]:
     copies = _LEARNER_COPIES + num_targets + config.num_policy_workers if on_cpu else 0
     needed = sum(needed_bytes) + config.num_workers * _ROLLOUT_BYTES + networks * _NETWORK_BYTES
     needed += copies * model
+    told = ""
+    if config.replay is not None and on_cpu:
+        replay = config.replay.capacity * row_bytes(slot_spec(config, spec))
+        needed += replay
+        told = f", {replay / MIB:,.0f} MiB of a memory of {config.replay.capacity:,} rows"
     available = available_memory()
     if needed <= available:
         return []
     rnn = f", --rnn-size={config.rnn_size}" if config.rnn_size else ""
     return [
         f"{_num_processes(config)} processes, {needed_bytes.trajectories / MIB:,.0f} MiB of "
-        f"trajectories and a model of {model / MIB:,.0f} MiB need at least {needed / MIB:,.0f} MiB "
-        f"of memory, and {available / MIB:,.0f} MiB are free; lower "
-        f"--num-workers={config.num_workers}, --envs-per-worker={config.envs_per_worker}{rnn} or "
+        f"trajectories{told} and a model of {model / MIB:,.0f} MiB need at least "
+        f"{needed / MIB:,.0f} MiB of memory, and {available / MIB:,.0f} MiB are free; "
+        f"lower {_replay_size(config)}--num-workers={config.num_workers}, "
+        f"--envs-per-worker={config.envs_per_worker}{rnn} or "
         f"--slots-per-split={config.slots_per_split}"
     ]
+
+
+def _replay_size(config: Config) -> str:
+    """The flag, where there is a memory to make smaller."""
+    return f"--replay-size={config.replay.capacity}, " if config.replay is not None else ""
 
 
 def _address_problems() -> list[str]:
@@ -180,9 +192,9 @@ def memory_shortage_explained(config: Config) -> Iterator[None]:
         if "DefaultCPUAllocator: can't allocate memory" in text:
             raise ShortageError(
                 f"there is too little memory for this run: {text.partition('] . ')[2] or text}; "
-                f"lower --batch-size={config.batch_size}, choose a smaller model than "
-                f"--model={config.model} with --rnn-size={config.rnn_size}, or raise the limit "
-                f"(ulimit -v)"
+                f"lower {_replay_size(config)}--batch-size={config.batch_size}, choose a smaller "
+                f"model than --model={config.model} with --rnn-size={config.rnn_size}, or raise "
+                f"the limit (ulimit -v)"
             ) from error
         if not isinstance(error, torch.OutOfMemoryError) and not any(
             sign in text for sign in ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")
@@ -190,7 +202,7 @@ def memory_shortage_explained(config: Config) -> Iterator[None]:
             raise
         raise ShortageError(
             f"the GPU has too little memory for this run: {error}\n"
-            f"Lower --batch-size={config.batch_size} or "
+            f"Lower {_replay_size(config)}--batch-size={config.batch_size} or "
             f"--policy-batch-size={config.policy_batch_size}, choose a smaller model than "
             f"--model={config.model}, or end what else uses the GPU"
         ) from error

@@ -97,6 +97,7 @@ class SerialCrew:
                 "rollouts": rollouts,
                 "policies": [worker.state() for worker in self._policies],
                 "full_slots": list(self._learner.inbox.waiting),
+                "experience": self._learner.experience.state(),
                 "buffer": shared.buffer.state(),
                 "progress": shared.progress.state(),
                 "queues": [queue.state() for queue in shared.channels.all()],
@@ -112,6 +113,7 @@ class SerialCrew:
             *zip(shared.channels.all(), state["queues"], strict=True),
             (shared.buffer, state["buffer"]),
             (shared.progress, state["progress"]),
+            (self._learner.experience, state.get("experience", {})),
         ]
         for part, saved in parts:
             part.load_state(saved)

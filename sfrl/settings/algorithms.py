@@ -16,10 +16,12 @@ from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.fields import Setting, settings_of
 from sfrl.settings.n_step_q import NStepQConfig
+from sfrl.settings.sac import SACConfig
 
 ALGORITHMS: dict[str, type[Config]] = {
     "actor_critic": ActorCriticConfig,
     "n_step_q": NStepQConfig,
+    "sac": SACConfig,
 }
 DEFAULT_ALGORITHM = "actor_critic"  # and that of files from when there was no other
 

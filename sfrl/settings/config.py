@@ -126,7 +126,9 @@ class Config(
 
     @property
     def slots_per_batch(self) -> int:
-        """Slots in one training batch."""
+        """Slots in one training batch. A memory takes them in one by one."""
+        if self.replay is not None:
+            return 1
         return self.batch_size * self.minibatches // (self.rollout_length * self.envs_per_split)
 
     # --- rules ---
@@ -152,7 +154,8 @@ class Config(
         # a training batch, which are that times minibatches, a multiple of envs_per_split.
         unit = self.rollout_length * envs_per_split // math.gcd(self.minibatches, envs_per_split)
         batch_size = nearest_multiple(self.batch_size, unit)
-        if self.batch_size % unit:
+        is_fifo = self.replay is None
+        if is_fifo and self.batch_size % unit:
             problems.append(
                 f"batch_size={self.batch_size} must be a multiple of {unit}, so that a minibatch "
                 f"holds whole trajectories (of rollout_length={self.rollout_length}) and a "
@@ -178,7 +181,7 @@ class Config(
         # With fewer slots than a training batch takes, all of them end up full, at a learner that
         # waits for one more.
         slots_per_batch = batch_size * self.minibatches // (self.rollout_length * envs_per_split)
-        if self.num_slots < slots_per_batch:
+        if is_fifo and self.num_slots < slots_per_batch:
             problems.append(
                 f"slots_per_split={self.slots_per_split} makes {self.num_slots} slots "
                 f"(num_workers * num_splits * slots_per_split), and a training batch takes "

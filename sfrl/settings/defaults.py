@@ -48,13 +48,14 @@ def defaults_for(
     # then depends on epochs * minibatches alone, however many workers there are.
     num_workers = max(given.get("num_workers", num_workers), 1)
     round_size = num_workers * config.envs_per_worker * config.rollout_length
+    is_fifo = config.replay is None
     return dataclasses.replace(
         config,
         num_workers=num_workers,
         # With more processes than cores another one fills a worker's wait, and inference batches
         # of a whole worker's environments are cheaper than of its halves.
         num_splits=1 if cores <= 4 else 2,
-        batch_size=round_size // config.minibatches,
+        batch_size=round_size // config.minibatches if is_fifo else config.batch_size,
     )
 
 

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from sfrl.settings.fields import Count, Positive, Settings, Share, at_least, at_most
 
 # Of minibatches and of epochs: the learner has a row of numbers for each minibatch of each epoch.
 _Steps = Annotated[Count, at_most(1000)]
+
+
+class ReplaySpec(NamedTuple):
+    """A memory that minibatches are drawn from."""
+
+    capacity: int  # rows, those that only reset included
+    min_size: int  # decisions in it before learning begins
+    updates_per_decision: float
+    window: int = 1  # decisions that are drawn together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +40,8 @@ class ExperienceSettings(Settings):
     """What the learner makes of rewards; logged scores are never clipped."""
     reward_scale: Positive = 1.0
     """Factor on rewards in the learner, after clipping."""
+
+    @property
+    def replay(self) -> ReplaySpec | None:
+        """None: what slots hold is learned from in their order, and forgotten."""
+        return None

@@ -257,6 +257,10 @@ def tune(config: Config, fixed: Collection[str], spec: EnvSpec) -> Config:
     Settings in `fixed` stay: the user's. If the measurement fails all do, with a warning: training
     then meets the same fault, if it is one, and reports it in its own way.
     """
+    if config.replay is not None:  # throughput.py models slots that are learned from in order
+        note = "not tuned: with a memory the learner's updates_per_decision set the pace"
+        _say(note)
+        return dataclasses.replace(config, tuned=note)
     cores, cached = usable_cores(), read_cache()
     key = cache_key(config, cores)
     costs = cached.get(key) if config.tune == "cached" else None

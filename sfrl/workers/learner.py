@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sfrl.algorithms.algorithm import Algorithm
-from sfrl.experience.minibatch import LearnerSlots
+from sfrl.experience.experience import make_experience
 from sfrl.experience.slot_inbox import SlotInbox
 from sfrl.experience.trajectory_buffer import TrajectoryBuffer
 from sfrl.ipc.channels import Channels
@@ -40,7 +39,7 @@ class _Training(NamedTuple):
     """A training batch: its slots, and the minibatches that are still to come."""
 
     slots: list[int]
-    orders: deque[Tensor]  # [2, C] each, see `_orders`
+    orders: deque[Tensor]  # [2, C] each, see `Experience.orders`
 
 
 class LearnerError(RuntimeError):
@@ -48,10 +47,11 @@ class LearnerError(RuntimeError):
 
 
 class Learner:
-    """Trains on `slots_per_batch` slots at a time: `epochs` passes over them in `minibatches` each.
+    """Takes in `slots_per_batch` slots at a time, and trains on the minibatches that are then due.
 
-    A training batch's slots belong to the learner until its last pass, or until a GPU has a copy of
-    them; then they go back to their splits. After the last pass the new weights are published.
+    Which these are, the experience says: some passes over the slots, or draws from a memory. A
+    training batch's slots belong to the learner until its last minibatch, or until it has a copy of
+    them; then they go back to their splits. After the last one the new weights are published.
 
     A step is one minibatch. Nothing between the first one of a training batch and the last reads a
     result: a GPU works through them by itself, each one CUDA graph, while the next batch's slots
@@ -82,15 +82,15 @@ class Learner:
         )
         self.device = next(model.parameters()).device
         self.parameters = CentralParameters(config, model, weights, target_weights)
-        self.rng = np.random.default_rng(config.seed)  # order of trajectories in minibatches
+        self.rng = np.random.default_rng(config.seed)  # which trajectories are in a minibatch
         self.workers_state: Callable[[], dict[str, Any] | None] = lambda: None  # see `SerialCrew`
         self.dropped_rows = 0
         self.skipped_steps = 0
-        self.slots = LearnerSlots(buffer, config.slots_per_batch, self.device)
-        self._num_envs = buffer.spec.num_envs
+        slots = channels.topology.slots
+        self.experience = make_experience(config, buffer, slots, self.device)
         # What `_update` is told, in tensors, since a graph reads nothing else.
-        trajectories = config.batch_size // config.rollout_length
-        self._chosen = torch.zeros((2, trajectories), dtype=torch.int64, device=self.device)
+        shape = 2, self.experience.num_chosen
+        self._chosen = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self._version = torch.zeros((), dtype=torch.int64, device=self.device)
         names = ("total_loss", "grad_norm", *config.STATISTICS)
         self.statistics = UpdateStatistics(names, self.device)
@@ -115,7 +115,7 @@ class Learner:
         return self._training is not None and len(self._training.orders) > 0
 
     def step(self) -> bool:
-        """Train on one minibatch, of a new training batch if its slots are there.
+        """Train on one minibatch, of a new training batch if its slots are there and one is due.
 
         Raises:
             Stopped: the run's last checkpoint has been written.
@@ -128,22 +128,25 @@ class Learner:
                 return self.finish()
             self.timer.lap("wait_trajectories")
             self.begin(slots)
-        self._train_on_next()
+        if self.is_training:
+            self._train_on_next()
         return True
 
     def begin(self, slots: list[int]) -> None:
-        """A training batch of these slots: `epochs * minibatches` steps are to come."""
+        """A training batch, if minibatches are due once these slots have been taken in."""
+        experience = self.experience
         with torch.cuda.stream(self._stream):
-            places = self.slots.load(slots)
+            places = experience.load(slots)
             self.finish()  # the batch before: this one's slots were copied meanwhile
-            self.slots.take()
-            if self.slots.are_copies:
+            experience.take()
+            if experience.are_copies:
                 self.inbox.give_back(slots)
             self.timer.lap("gather")
             self.parameters.set_learning_rate(self.learning_rate())
             self._version.fill_(self.learner_steps)
-            orders = torch.from_numpy(self._orders(places)).to(self.device)
-        self._training = _Training(slots, deque(orders))
+            orders = torch.from_numpy(experience.orders(places, self.rng)).to(self.device)
+        if len(orders):
+            self._training = _Training(slots, deque(orders))
 
     def _train_on_next(self) -> None:
         assert self._training is not None
@@ -169,7 +172,7 @@ class Learner:
                 cuda.sleep_until_done(self._stream)
                 self._count_steps()
                 self.timer.lap("train")
-            if not self.slots.are_copies:
+            if not self.experience.are_copies:
                 self.inbox.give_back(slots)
             self.publish()
             if time.monotonic() >= self._next_report_s:
@@ -183,26 +186,12 @@ class Learner:
         A GPU whose memory is too small says so at start then, and not in the middle of the run.
         """
         with torch.cuda.stream(self._stream):
-            slots, envs = np.divmod(np.arange(self._chosen.shape[1]), self._num_envs)
-            self._chosen.copy_(torch.from_numpy(np.stack([slots, envs])))
-            batch = self.slots.gather(*self._chosen)
+            batch = self.experience.gather(*self._chosen)
             acted = {name: torch.zeros_like(field) for name, field in batch.acted.items()}
             batch = batch._replace(acted=acted)  # free slots have none
             target = self.parameters.target
             self.algorithm.loss(self.model, target, batch, self._version).total.backward()
             self.parameters.drop_gradients()
-
-    def _orders(self, places: list[int]) -> NDArray[np.int64]:
-        """[epochs * minibatches, 2, C]: the (slot, environment) of every trajectory once per epoch.
-
-        In random order.
-        """
-        columns = np.array([(place, env) for place in places for env in range(self._num_envs)])
-        orders = []
-        for _ in range(self.config.epochs):
-            self.rng.shuffle(columns)
-            orders += np.split(columns.T.copy(), self.config.minibatches, axis=1)
-        return np.stack(orders)
 
     def _update_on_chosen(self) -> Tensor:
         """One optimizer step on the chosen trajectories; it reads no result: see `cuda.Graphed`.
@@ -210,7 +199,7 @@ class Learner:
         Returns:
             Scalar bool, whether the step was applied.
         """
-        batch = self.slots.gather(*self._chosen)
+        batch = self.experience.gather(*self._chosen)
         self.timer.lap("gather")
         loss = self.algorithm.loss(self.model, self.parameters.target, batch, self._version)
         applied, grad_norm = self.parameters.step(loss.total)

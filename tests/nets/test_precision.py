@@ -40,9 +40,9 @@ def outcome(shared):
         model.policy_head.weight.mul_(1000)  # noise looks all alike to it
     bench.fill(0)
     places = torch.stack([torch.zeros(N, dtype=torch.int64), torch.arange(N)]).to(learner.device)
-    learner.slots.load([0])
-    learner.slots.take()
-    batch = learner.slots.gather(*places)
+    learner.experience.load([0])
+    learner.experience.take()
+    batch = learner.experience.gather(*places)
     logits, values = model.unroll(batch.obs, None, batch.valid)
     log_probs = Categorical(logits[:-1]).log_prob(batch.acted["actions"])
     loss = learner.algorithm.loss_of(model, batch, logits, values, batch.valid[:-1])

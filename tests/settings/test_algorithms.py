@@ -94,7 +94,7 @@ def test_from_python_and_from_a_file_they_are_refused_as_well():
             load_config(Path("config.json"))
 
 
-@pytest.mark.parametrize("cls", [ActorCriticConfig, NStepQConfig])
+@pytest.mark.parametrize("cls", ALGORITHMS.values())
 def test_a_saved_config_is_read_as_its_algorithms(cls):
     config = cls(run_dir="x", seed=7, tuned="as measured")
     checkpoint.save_config(config, Path())
@@ -119,7 +119,8 @@ def test_help_has_the_settings_of_the_algorithm(capsys):
         with pytest.raises(SystemExit):
             cli.read_flags(["--env=CartPole-v1", f"--algorithm={algorithm}", "--help"])
         texts[algorithm] = " ".join(capsys.readouterr().out.split())
-    assert all("--algorithm {actor_critic,n_step_q} What learns" in text for text in texts.values())
+    choices = "--algorithm {actor_critic,n_step_q,sac} What learns"
+    assert all(choices in text for text in texts.values())
     assert "--epsilon-frames INT Emulated frames over which" in texts["n_step_q"]
     assert "n-step Q-learning (--algorithm=n_step_q):" in texts["n_step_q"]
     assert "--ppo-clip" not in texts["n_step_q"]

@@ -203,7 +203,7 @@ def test_targets_bootstrap_where_an_episode_is_cut_but_not_where_it_terminates(m
     buffer.valid[0, 6, 3] = False
     buffer.rewards[0, 3, 1:3] = 77  # of rows that only reset: must not be seen
 
-    batch = learner.slots.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
+    batch = learner.experience.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
     logits, values = model.unroll(batch.obs, None, batch.valid)
     policy = Categorical(logits.detach()[:-1])
     acted = batch.acted | {"log_probs": policy.log_prob(batch.acted["actions"])}
@@ -230,7 +230,7 @@ def test_the_loss_is_the_one_that_was_asked_for(make_bench, name):
         loss=name, ppo_clip=0.1, entropy_coef=0.1, value_coef=0.7, normalize_advantages=False
     )
     bench.fill(0)
-    batch = bench.learner.slots.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
+    batch = bench.learner.experience.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
     logits, values = bench.model.unroll(batch.obs, None, batch.valid)
     mask = batch.valid[:-1]
     loss = bench.learner.algorithm.loss_of(bench.model, batch, logits, values, mask)
@@ -269,7 +269,7 @@ def test_off_policy_only_rewards_move_the_policy(
     """Two arms, drawn equally often; the policy in training has come to prefer the first a bit."""
     bench = make_bench(loss=loss, normalize_advantages=normalize_advantages)
     bench.fill(0)
-    batch = bench.learner.slots.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
+    batch = bench.learner.experience.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
     actions = torch.arange(T * N).reshape(T, N) % 2
     ones, halves = torch.ones((T + 1, N)), torch.full((T, N), 0.5)
     batch = batch._replace(

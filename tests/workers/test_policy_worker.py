@@ -249,7 +249,7 @@ def test_the_learner_finds_the_probabilities_that_the_policy_worker_acted_with(
         slots = actors.collect(4)
         splits |= {shared.topology.slots.split[slot] for slot in slots}
         for slot in slots:
-            rows = learner.slots.gather(torch.full((N,), slot), torch.arange(N))
+            rows = learner.experience.gather(torch.full((N,), slot), torch.arange(N))
             logits, _ = learner.model.unroll(rows.obs, rows.rnn_state, rows.valid)
             log_probs = Categorical(logits[:-1]).log_prob(rows.acted["actions"])
             torch.testing.assert_close(log_probs, rows.acted["log_probs"], rtol=1e-4, atol=1e-5)
