@@ -4,6 +4,7 @@
     vec_env.py         the interface VecEnv, and its records
     atari.py           Atari games: ALE, and screen.py's pictures
     gymnasium_envs.py  every other Gymnasium id, N in one thread
+    vector_envs.py     what is a vector already: Gymnasium's, EnvPool's, classes of users
     spaces.py          what their observations and actions become
     masks.py           which actions they allow
     pictures.py        what those show, for videos
@@ -44,6 +45,7 @@ from sfrl.envs.vec_env import (
     VecEnv,
     random_actions,
 )
+from sfrl.envs.vector_envs import find_vectors
 
 __all__ = [
     "ACTION_MASK",
@@ -63,6 +65,7 @@ __all__ = [
     "VecEnv",
     "atari_game",
     "describe",
+    "find_vectors",
     "gymnasium_id",
     "in_one_line",
     "make_vec_env",
@@ -88,7 +91,8 @@ def make_vec_env(
 
     `name` is an Atari game ("Pong", "mspacman"), which stands for the settings in atari.py,
     or a Gymnasium id ("CartPole-v1"), with the module that registers it where needed
-    ("my_module:MyEnv-v0"). ALE's own ids ("ALE/Pong-v5", "PongNoFrameskip-v4") mean the game.
+    ("my_module:MyEnv-v0"), or a vector of one of the kinds in vector_envs.py. ALE's own ids
+    ("ALE/Pong-v5", "PongNoFrameskip-v4") mean the game.
 
     `max_episode_frames` (30 minutes of play) concerns Atari only; the length of another
     environment's episodes is its registration's `max_episode_steps`. `bounds` says how numbers of
@@ -118,14 +122,25 @@ def make_vec_env(
             render=render,
             stepping=stepping,
         )
-    env_id = gymnasium_id(name)
-    if frameskip not in (None, 1) or sticky_actions or episodic_life:
+    vectors = find_vectors(name)
+    if (frameskip not in (None, 1) and vectors is None) or sticky_actions or episodic_life:
         raise ValueError(
             f"{frameskip=}, {sticky_actions=}, {episodic_life=}: these are for Atari games; "
             f"leave them out for {name}"
         )
+    if vectors is not None:
+        env = vectors.make(
+            num_envs, seed, bounds=bounds, on_nan=on_nan, render=render, stepping=stepping
+        )
+        if frameskip not in (None, env.frameskip):
+            env.close()
+            raise ValueError(
+                f"frameskip={frameskip} is for Atari games, and {name} has {env.frameskip} of its "
+                f"own; leave it out"
+            )
+        return env
     return GymnasiumVecEnv(
-        env_id,
+        gymnasium_id(name),
         num_envs,
         seed,
         bounds=bounds,
@@ -140,4 +155,5 @@ def describe(name: str, frameskip: int | None = None) -> EnvSpec:
     game = atari_game(name)
     if game is not None:
         return describe_atari(game, FRAMESKIP if frameskip is None else frameskip)
-    return describe_gymnasium(gymnasium_id(name))
+    vectors = find_vectors(name)
+    return vectors.describe() if vectors else describe_gymnasium(gymnasium_id(name))

@@ -288,7 +288,7 @@ class GymnasiumVecEnv:
             masks[i, end - self.actions.choices[choice] : end] = True
 
     def episode_info(self, env: int) -> dict[str, float]:
-        return _numbers(self._infos[env])
+        return numbers_in(self._infos[env])
 
     def state(self) -> None:
         """Gymnasium's environments tell nothing of their state."""
@@ -324,7 +324,7 @@ def describe_gymnasium(env_id: str) -> EnvSpec:
     layout = ActionLayout(env_id, env.action_space)
     place: MaskPlace | None = mask_place(env, layout.spec)
     parts = observation_parts(env_id, env.observation_space, has_mask=place == "observation")
-    statistics = tuple(type(layer).__name__ for layer in _layers(env) if _has_statistics(layer))
+    statistics = tuple(type(layer).__name__ for layer in layers(env) if has_statistics(layer))
     leaves = tuple(part.leaf for part in parts)
     if place is None and layout.spec.choices:
         info = _first_info(env)
@@ -376,14 +376,14 @@ def _make(env_id: str, render: bool) -> Env:
     raise ValueError(f"{env_id} can't be shown: its {render_modes=} lack 'rgb_array'")
 
 
-def _layers(env: object) -> Iterator[object]:
+def layers(env: object) -> Iterator[object]:
     """An environment's wrappers, from the outermost on, and what they wrap."""
     while isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
         yield env
         env = getattr(env, "env", None)
 
 
-def _has_statistics(layer: object) -> bool:
+def has_statistics(layer: object) -> bool:
     """Whether it normalizes by what it has seen, as Gymnasium's wrappers and their copies do."""
     has_some = any(type(value).__name__ == "RunningMeanStd" for value in vars(layer).values())
     return has_some and bool(getattr(layer, "update_running_mean", True))  # no fixed ones
@@ -395,14 +395,14 @@ def _seed_spaces(env: Env, seed: int) -> None:
     The seeds differ from `seed`, with which `reset` makes `np_random`: it would draw the same.
     """
     seeds = dict(zip(("action_space", "observation_space"), env_seeds(seed, 2), strict=True))
-    for layer in _layers(env):
+    for layer in layers(env):
         for name, space_seed in seeds.items():
             space = getattr(layer, name, None)
             if isinstance(space, Space):
                 space.seed(space_seed)
 
 
-def _numbers(info: object) -> dict[str, float]:
+def numbers_in(info: object) -> dict[str, float]:
     """Those in an `info` that have plain names, `MAX_INFO` at most; the rest may be anything."""
     numbers: dict[str, float] = {}
     if not isinstance(info, dict):

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path, PurePath
+from typing import Any
 
 import ale_py  # noqa: F401  registers its games with Gymnasium
 import gymnasium
@@ -69,12 +70,27 @@ def gymnasium_id(name: str) -> str:
         return env_id
     if module:
         raise UnknownEnvError(_not_registered(module, env_id))
-    nearest = [*_nearest(_bare(env_id), ATARI_GAMES), *_nearest(env_id, _ids())]
-    hint = f"did you mean {' or '.join(nearest)}? An" if nearest else "an"
+    meant = [*nearest(_bare(env_id), ATARI_GAMES), *nearest(env_id, _ids())]
+    hint = f"did you mean {' or '.join(meant)}? An" if meant else "an"
     raise UnknownEnvError(
         f"{name!r} is neither an Atari game nor a Gymnasium id; {hint} environment of your own is "
         "named module:Id-v0, so that it gets registered"
     )
+
+
+def vec_env_class(name: str) -> type[Any] | None:
+    """The class with a `VecEnv`'s methods that "module:Class" names, None if it names none.
+
+    Raises as `gymnasium_id` does.
+    """
+    module, _, found_name = name.rpartition(":")
+    if not module or found_name in gymnasium.registry:
+        return None
+    _check_form(name)
+    _import(name, module)
+    found = getattr(sys.modules[module], found_name, None)
+    is_meant = isinstance(found, type) and (hasattr(found, "send") or hasattr(found, "recv"))
+    return found if is_meant and found_name not in gymnasium.registry else None
 
 
 def _check_form(name: str) -> None:
@@ -111,14 +127,16 @@ def _not_registered(module: str, env_id: str) -> str:
     """A module that could be imported, and an id that still is not there."""
     found = sys.modules[module]
     own = _brought[module]
-    meant = [f"{module}:{known}" for known in _nearest(env_id, own) or own[:3]]
-    meant = meant or _nearest(env_id, _ids())
+    meant = [f"{module}:{known}" for known in nearest(env_id, own) or own[:3]]
+    meant = meant or nearest(env_id, _ids())
     where = getattr(found, "__file__", None) or f"module {module!r}"
     if meant:
         hint = f"did you mean {' or '.join(meant)}?"
-    elif isinstance(getattr(found, env_id, None), type):
+    elif isinstance(env_class := getattr(found, env_id, None), type):
+        is_vector = issubclass(env_class, gymnasium.vector.VectorEnv)
+        entry_point = f"vector_entry_point={env_id}" if is_vector else env_id
         hint = (
-            f'register its class: gymnasium.register("{env_id}-v0", {env_id}), and name it '
+            f'register its class: gymnasium.register("{env_id}-v0", {entry_point}), and name it '
             f"{module}:{env_id}-v0"
         )
     else:
@@ -176,7 +194,7 @@ def _bare(env_id: str) -> str:
     return re.split("-v|-ram|NoFrameskip|Deterministic", env_id.rpartition("/")[2])[0]
 
 
-def _nearest(wanted: str, known: Iterable[str]) -> list[str]:
+def nearest(wanted: str, known: Iterable[str]) -> list[str]:
     """At most three that are spelled like it."""
     spelling = {name.lower(): name for name in known}
     return [spelling[match] for match in difflib.get_close_matches(wanted.lower(), spelling)]

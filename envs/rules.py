@@ -127,6 +127,20 @@ class LeafRules:
             raise self._misfit(in_short(array.tolist()), env, step)
         return viewed
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the observation is this array, as it is: see `read_all`."""
+        return not self._path and self._view is None and not self._is_binary
+
+    def read_all(self, observations: Any, num_envs: int, step: int) -> NDArray[Any]:
+        """A plain leaf of all copies, [N, *shape], as an array of its own."""
+        array: NDArray[Any] = np.asarray(observations)
+        if array.shape != (num_envs, *self._shape) or not np.can_cast(
+            array.dtype, self._dtype, self._casting
+        ):
+            raise self._misfit(f"{array.dtype}{list(array.shape[1:])}", 0, step)
+        return np.array(array, self._part.leaf.dtype, order="C")
+
     def _find(self, observation: Any, env: int, step: int) -> Any:
         found = observation
         for depth, key in enumerate(self._path):

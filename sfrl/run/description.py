@@ -190,7 +190,7 @@ def tell(env: str, descriptor: int, parent: int) -> NoReturn:
     outcome: EnvSpec | _Refusal
     doing = "imported"
     try:
-        envs.gymnasium_id(env)
+        envs.find_vectors(env)
         sender.send(None)
         doing = "made"
         outcome = envs.describe(env)

@@ -38,7 +38,7 @@ def defaults_for(
     if spec.kind != "atari":
         num_workers = 1
         values |= {
-            "frameskip": 1,
+            "frameskip": spec.frameskip,
             "reward_clip": "none",
             "train_frames": 1_000_000,
             "checkpoint_seconds": 60.0,
@@ -81,7 +81,7 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
         model = "nature_cnn" if is_large else model
     problems = [*_device_problems(config), *config.problems_in(spec)]
     if spec.kind != "atari":
-        problems += _atari_only_problems(config)
+        problems += _atari_only_problems(config, spec)
     if ":" in model:
         problems += _encoder_problems(dataclasses.replace(config, model=model), spec)
     elif model not in MODELS:
@@ -150,9 +150,9 @@ def _device_problems(config: Config) -> list[str]:
     ]
 
 
-def _atari_only_problems(config: Config) -> list[str]:
+def _atari_only_problems(config: Config, spec: envs.EnvSpec) -> list[str]:
     neutral = {
-        "frameskip": 1,
+        "frameskip": spec.frameskip,
         "sticky_actions": 0.0,
         "episodic_life": False,
         "max_episode_frames": Config.max_episode_frames,

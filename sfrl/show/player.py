@@ -148,6 +148,8 @@ def real_fps(config: Config) -> float:
     """Decisions per second at the speed that the game is meant to be seen at."""
     if envs.atari_game(config.env) is not None:
         return _CONSOLE_FPS / config.frameskip
+    if (vectors := envs.find_vectors(config.env)) is not None:
+        return vectors.fps() or _DEFAULT_FPS
     with closing(gymnasium.make(config.env, disable_env_checker=True)) as env:
         return float(env.metadata.get("render_fps") or _DEFAULT_FPS)
 
