@@ -118,7 +118,7 @@ def read_config(flags: str) -> Config:
 
 def frames_per_s(config: Config, layout: str, seconds: float, windows: int) -> float:
     """One run's throughput, once it has trained on two batches."""
-    spec = envs.describe(config.env, config.frameskip)
+    spec = envs.describe(config.env, config.env_options)
     figures = measure_run(config, spec, seconds, windows, 0.0, *LAYOUTS[layout])
     if figures.learner_us is None:
         raise RuntimeError(f"{layout}: the learner has trained on nothing; raise --seconds")

@@ -2,6 +2,7 @@
 
     names.py           what a name means, and what is said of one that means nothing
     vec_env.py         the interface VecEnv, and its records
+    options.py         EnvOptions: how an environment is made
     atari.py           Atari games: ALE, and screen.py's pictures
     gymnasium_envs.py  every other Gymnasium id, N in one thread
     vector_envs.py     what is a vector already: Gymnasium's, EnvPool's, classes of users
@@ -10,6 +11,9 @@
     pictures.py        what those show, for videos
     rules.py           what those must keep to, checked at every step
     forks.py           ends the forks of an environment that come back out of it
+    layers.py          stacks of observations, around any VecEnv
+    observe_last.py    the last action and reward, likewise
+    latency.py         Latency-v0, an environment that waits
     logs.py            loggers that no environment can silence
 
 The folder lies at the top level of the repository, where users look for it; `sfrl/envs` is a link
@@ -17,11 +21,14 @@ to it, and in an installed package it is a folder of sfrl's. Nothing here import
 else of sfrl.
 """
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 
-from sfrl.envs.atari import FRAMESKIP, AtariVecEnv, describe_atari
-from sfrl.envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium
+from sfrl.envs.atari import CONSOLE_FPS, FRAMESKIP, AtariVecEnv, describe_atari
+from sfrl.envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium, gymnasium_fps
+from sfrl.envs.layers import FrameStack, is_ready, stacking
 from sfrl.envs.names import (
     TrainsOnImportError,
     UnknownEnvError,
@@ -30,6 +37,8 @@ from sfrl.envs.names import (
     gymnasium_id,
     in_one_line,
 )
+from sfrl.envs.observe_last import ObserveLast, observing_last
+from sfrl.envs.options import DEFAULT_OPTIONS, EnvOptions, parse_kwargs, parse_wrappers
 from sfrl.envs.rules import EnvError, NonFiniteError
 from sfrl.envs.vec_env import (
     ACTION_MASK,
@@ -40,7 +49,6 @@ from sfrl.envs.vec_env import (
     EnvSpec,
     Leaf,
     Observations,
-    OnNan,
     StepResult,
     VecEnv,
     random_actions,
@@ -54,6 +62,7 @@ __all__ = [
     "Bounds",
     "EnvError",
     "EnvKind",
+    "EnvOptions",
     "EnvSpec",
     "Leaf",
     "NonFiniteError",
@@ -66,9 +75,13 @@ __all__ = [
     "atari_game",
     "describe",
     "find_vectors",
+    "fps",
     "gymnasium_id",
     "in_one_line",
+    "is_ready",
     "make_vec_env",
+    "parse_kwargs",
+    "parse_wrappers",
     "random_actions",
 ]
 
@@ -77,13 +90,8 @@ def make_vec_env(
     name: str,
     num_envs: int,
     seed: int,
+    options: EnvOptions = DEFAULT_OPTIONS,
     *,
-    frameskip: int | None = None,
-    sticky_actions: float = 0.0,
-    episodic_life: bool = False,
-    max_episode_frames: int = 108_000,
-    bounds: Bounds = "clip",
-    on_nan: OnNan = "skip",
     render: bool = False,
     stepping: NDArray[np.int64] | None = None,
 ) -> VecEnv:
@@ -94,12 +102,8 @@ def make_vec_env(
     ("my_module:MyEnv-v0"), or a vector of one of the kinds in vector_envs.py. ALE's own ids
     ("ALE/Pong-v5", "PongNoFrameskip-v4") mean the game.
 
-    `max_episode_frames` (30 minutes of play) concerns Atari only; the length of another
-    environment's episodes is its registration's `max_episode_steps`. `bounds` says how numbers of
-    the policy's become actions within their bounds (`ActionSpec`). `on_nan` says what becomes of
-    NaN and infinity, which no Atari game gives: "skip" cuts the episode off before. `frameskip`
-    defaults to 4 for Atari, 1 otherwise. `render=True` is for one environment. `stepping` is what
-    `VecEnv` has of this name, [1]; None: of its own.
+    `render=True` is for one environment. `stepping` is what `VecEnv` has of this name, [1]; None:
+    of its own.
 
     Raises:
         UnknownEnvError: no such name; the message lists the nearest ones.
@@ -109,51 +113,98 @@ def make_vec_env(
         raise ValueError(f"num_envs={num_envs} must be at least 1")
     if render and num_envs != 1:
         raise ValueError(f"render=True shows one environment, not num_envs={num_envs}")
+    env: VecEnv
     game = atari_game(name)
     if game is not None:
-        return AtariVecEnv(
-            game,
-            num_envs,
-            seed,
-            frameskip=FRAMESKIP if frameskip is None else frameskip,
-            sticky_actions=sticky_actions,
-            episodic_life=episodic_life,
-            max_episode_frames=max_episode_frames,
-            render=render,
-            stepping=stepping,
-        )
-    vectors = find_vectors(name)
-    if (frameskip not in (None, 1) and vectors is None) or sticky_actions or episodic_life:
+        _check_for_atari(name, options)
+        env = AtariVecEnv(game, num_envs, seed, options, render=render, stepping=stepping)
+    elif (vectors := find_vectors(name)) is not None:
+        _check_for_vectors(name, options)
+        env = vectors.make(num_envs, seed, options, render=render, stepping=stepping)
+        if options.frameskip not in (None, env.frameskip):
+            env.close()
+            raise ValueError(
+                f"frameskip={options.frameskip} is for Atari games, and {name} has "
+                f"{env.frameskip} of its own; leave it out"
+            )
+    else:
+        env_id = gymnasium_id(name)
+        _check_for_others(name, options)
+        env = GymnasiumVecEnv(env_id, num_envs, seed, options, render=render, stepping=stepping)
+    if options.frame_stack > 1:
+        env = FrameStack(env, options.frame_stack)
+    return ObserveLast(env) if options.observe_last else env
+
+
+def describe(name: str, options: EnvOptions = DEFAULT_OPTIONS) -> EnvSpec:
+    """What a network must know of the environment. Raises as `make_vec_env` does.
+
+    Settings that are for Atari alone are not looked at for another environment.
+    """
+    game = atari_game(name)
+    if game is not None:
+        _check_for_atari(name, options)
+        spec = describe_atari(game, options.frameskip)
+    elif (vectors := find_vectors(name)) is not None:
+        _check_for_vectors(name, options)
+        spec = vectors.describe(options)
+    else:
+        spec = describe_gymnasium(gymnasium_id(name), options)
+    if options.frame_stack > 1:
+        spec = stacking(spec, options.frame_stack)
+    return observing_last(spec) if options.observe_last else spec
+
+
+def fps(name: str, options: EnvOptions = DEFAULT_OPTIONS) -> float | None:
+    """Decisions per second at the speed that it is meant to be seen at; None: it does not say."""
+    if atari_game(name) is not None:
+        return CONSOLE_FPS / (options.frameskip or FRAMESKIP)
+    if (vectors := find_vectors(name)) is not None:
+        return vectors.fps()
+    return gymnasium_fps(gymnasium_id(name), options)
+
+
+def _check_for_atari(name: str, options: EnvOptions) -> None:
+    """Raises UnsupportedEnvError."""
+    _refuse(
+        name,
+        "is not for Atari games",
+        {
+            "env_kwargs": (options.kwargs, {}, "they have settings of their own"),
+            "wrappers": (options.wrappers, "", "they have settings of their own"),
+            "frame_stack": (options.frame_stack, 1, "they are stacks of 4 already"),
+            "threads_per_worker": (options.threads, 1, "they compute, and wait for nothing"),
+        },
+    )
+
+
+def _check_for_vectors(name: str, options: EnvOptions) -> None:
+    """Raises UnsupportedEnvError, and ValueError of Atari's settings."""
+    _refuse(
+        name,
+        "is for single environments",
+        {
+            "wrappers": (options.wrappers, "", "a vector takes none of them"),
+            "threads_per_worker": (options.threads, 1, "a vector steps all of its own at once"),
+        },
+    )
+    _check_for_others(name, dataclasses.replace(options, frameskip=None))
+
+
+def _refuse(name: str, rule: str, others: dict[str, tuple[object, object, str]]) -> None:
+    for setting, (value, neutral, reason) in others.items():
+        if value != neutral:
+            raise UnsupportedEnvError(
+                f"{setting}={value} {rule}, and {name} is one: {reason}; leave it out"
+            )
+
+
+def _check_for_others(name: str, options: EnvOptions) -> None:
+    """Raises ValueError."""
+    frameskip, sticky_actions = options.frameskip, options.sticky_actions
+    episodic_life = options.episodic_life
+    if frameskip not in (None, 1) or sticky_actions or episodic_life:
         raise ValueError(
             f"{frameskip=}, {sticky_actions=}, {episodic_life=}: these are for Atari games; "
             f"leave them out for {name}"
         )
-    if vectors is not None:
-        env = vectors.make(
-            num_envs, seed, bounds=bounds, on_nan=on_nan, render=render, stepping=stepping
-        )
-        if frameskip not in (None, env.frameskip):
-            env.close()
-            raise ValueError(
-                f"frameskip={frameskip} is for Atari games, and {name} has {env.frameskip} of its "
-                f"own; leave it out"
-            )
-        return env
-    return GymnasiumVecEnv(
-        gymnasium_id(name),
-        num_envs,
-        seed,
-        bounds=bounds,
-        on_nan=on_nan,
-        render=render,
-        stepping=stepping,
-    )
-
-
-def describe(name: str, frameskip: int | None = None) -> EnvSpec:
-    """What a network must know of the environment. Raises as `make_vec_env` does."""
-    game = atari_game(name)
-    if game is not None:
-        return describe_atari(game, FRAMESKIP if frameskip is None else frameskip)
-    vectors = find_vectors(name)
-    return vectors.describe() if vectors else describe_gymnasium(gymnasium_id(name))

@@ -28,6 +28,7 @@ import numpy as np
 from ale_py import Action, ALEInterface, ALEState, LoggerMode, roms
 from numpy.typing import NDArray
 
+from sfrl.envs.options import EnvOptions
 from sfrl.envs.screen import SIZE, make_screen
 from sfrl.envs.vec_env import (
     OBS,
@@ -42,6 +43,7 @@ from sfrl.envs.vec_env import (
 )
 
 FRAMESKIP = 4
+CONSOLE_FPS = 60.0  # of the Atari 2600
 OBS_SHAPE = (4, SIZE, SIZE)  # stacked pictures, height, width
 LEAVES = (Leaf(OBS, "image", OBS_SHAPE, "uint8", scale=255.0),)
 NOOP_MAX = 30
@@ -68,14 +70,13 @@ class AtariVecEnv:
         game: str,
         num_envs: int,
         seed: int,
+        options: EnvOptions,
         *,
-        frameskip: int = FRAMESKIP,
-        sticky_actions: float = 0.0,
-        episodic_life: bool = False,
-        max_episode_frames: int = 108_000,
         render: bool = False,
         stepping: NDArray[np.int64] | None = None,
     ) -> None:
+        frameskip = FRAMESKIP if options.frameskip is None else options.frameskip
+        sticky_actions, max_episode_frames = options.sticky_actions, options.max_episode_frames
         if frameskip < 1:
             raise ValueError(f"frameskip={frameskip} must be at least 1")
         if not 0 <= sticky_actions <= 1:
@@ -83,7 +84,13 @@ class AtariVecEnv:
         if max_episode_frames < 1:
             raise ValueError(f"max_episode_frames={max_episode_frames} must be at least 1")
         self._make_game = partial(
-            _Game, game, frameskip, sticky_actions, episodic_life, max_episode_frames, render
+            _Game,
+            game,
+            frameskip,
+            sticky_actions,
+            options.episodic_life,
+            max_episode_frames,
+            render,
         )
         self._seeds = env_seeds(seed, num_envs)
         self.stepping = np.full(1, -1, np.int64) if stepping is None else stepping
@@ -334,9 +341,9 @@ def _ends_well(work: Callable[[], None], limit_s: float) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
-def describe_atari(game: str, frameskip: int = FRAMESKIP) -> EnvSpec:
+def describe_atari(game: str, frameskip: int | None = None) -> EnvSpec:
     """The spec of a game by its ROM id, from the ROM alone (0.1 s)."""
-    return EnvSpec("atari", LEAVES, _actions(load_rom(game)), frameskip)
+    return EnvSpec("atari", LEAVES, _actions(load_rom(game)), frameskip or FRAMESKIP)
 
 
 def _actions(ale: ALEInterface) -> ActionSpec:

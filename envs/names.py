@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, cast
 
 import ale_py  # noqa: F401  registers its games with Gymnasium
 import gymnasium
@@ -21,6 +22,17 @@ ATARI_GAMES: dict[str, str] = {
     if spec.namespace == "ALE"
 }
 
+gymnasium.register("Latency-v0", "sfrl.envs.latency:Latency", max_episode_steps=500)
+
+_SHORT = {"latency": "Latency-v0"}  # names of ours without a version
+# Ids that a package brings once it is imported, and sfrl's extra that installs it.
+_FAMILIES = (
+    ("MiniGrid-|BabyAI-", "minigrid", "minigrid"),
+    ("MinAtar/", "minatar.gym", "minatar"),
+    ("Vizdoom", "vizdoom.gymnasium_wrapper", "vizdoom"),
+    ("dm_control/", "shimmy", "dm-control"),
+    ("(highway|merge|roundabout|parking|intersection|racetrack)-", "highway_env", "highway"),
+)
 _INSTALLED = frozenset(gymnasium.registry)  # the ids that need no module to be named
 _brought: dict[str, list[str]] = {}  # module that a user named -> ids that came with it
 _ALE_ENTRY_POINT = "ale_py.env:AtariEnv"
@@ -65,11 +77,18 @@ def gymnasium_id(name: str) -> str:
     _check_form(name)
     module, _, env_id = name.rpartition(":")
     if module:
-        _import(name, module)
+        _import(name, module, env_id)
+    env_id = env_id if module else _SHORT.get(env_id.lower(), env_id)
     if env_id in gymnasium.registry:
         return env_id
     if module:
         raise UnknownEnvError(_not_registered(module, env_id))
+    for pattern, module, extra in _FAMILIES:
+        if re.match(pattern, env_id):
+            raise UnknownEnvError(
+                f"{name}: Gymnasium has no such id before its module is imported; name it as "
+                f"{module}:{env_id}{_to_install(module, extra)}"
+            )
     meant = [*nearest(_bare(env_id), ATARI_GAMES), *nearest(env_id, _ids())]
     hint = f"did you mean {' or '.join(meant)}? An" if meant else "an"
     raise UnknownEnvError(
@@ -87,7 +106,7 @@ def vec_env_class(name: str) -> type[Any] | None:
     if not module or found_name in gymnasium.registry:
         return None
     _check_form(name)
-    _import(name, module)
+    _import(name, module, found_name)
     found = getattr(sys.modules[module], found_name, None)
     is_meant = isinstance(found, type) and (hasattr(found, "send") or hasattr(found, "recv"))
     return found if is_meant and found_name not in gymnasium.registry else None
@@ -109,17 +128,27 @@ def _check_form(name: str) -> None:
     )
 
 
-def _import(name: str, module: str) -> None:
+def _to_install(module: str, extra: str) -> str:
+    is_there = importlib.util.find_spec(module.partition(".")[0]) is not None
+    return "" if is_there else f', and install it: pip install "sfrl[{extra}]"'
+
+
+def _import(name: str, module: str, env_id: str) -> None:
     before = set(gymnasium.registry)
     try:
-        importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there; something it imports is not
+        install = next((_to_install(m, extra) for _, m, extra in _FAMILIES if m == module), "")
         raise UnknownEnvError(
             f"{name}: there is no module {module!r} to import; it must be a file where you start, "
-            f"or be installed{_hidden(module)}"
+            f"or be installed{install.replace(', and install it', '')}{_hidden(module)}"
         ) from error
+    tell = getattr(imported, "register_envs", None)  # some register when they are told to
+    is_own = getattr(tell, "__module__", None) == module  # and not Gymnasium's of this name
+    if tell is not None and is_own and env_id not in gymnasium.registry:
+        tell()
     _brought.setdefault(module, [name for name in gymnasium.registry if name not in before])
 
 
@@ -177,6 +206,33 @@ def what_it_needs(env_id: str, error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError):  # the others have a text of Gymnasium's
         return f'{env_id} needs {error.name}: pip install "gymnasium[jax]"'
     return f"{env_id}: {error}"
+
+
+def wrapper_of(name: str) -> Callable[..., Any]:
+    """What a name in --wrappers means. Raises UnsupportedEnvError, which names the nearest."""
+    module, _, class_name = name.rpartition(":")
+    rule = "a name of gymnasium.wrappers or module:Class"
+    try:
+        found = importlib.import_module(module or "gymnasium.wrappers")
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise UnsupportedEnvError(
+            f"wrapper {name!r} must be {rule}, and there is no module {module!r} to import"
+        ) from error
+    known = [
+        known
+        for known, value in vars(found).items()
+        if isinstance(value, type) and issubclass(value, gymnasium.Wrapper)
+    ]
+    wrapper = getattr(found, class_name, None) if module or class_name in known else None
+    if not callable(wrapper):
+        meant = " or ".join(
+            f"{module}:{near}" if module else near for near in nearest(class_name, known)
+        )
+        hint = f"; did you mean {meant}?" if meant else ""
+        raise UnsupportedEnvError(f"wrapper {name!r} must be {rule}, and is unknown{hint}")
+    return cast(Callable[..., Any], wrapper)
 
 
 def _ids() -> list[str]:

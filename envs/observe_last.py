@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from sfrl.envs.layers import Layer
 from sfrl.envs.vec_env import (
     Actions,
     ActionSpec,
@@ -25,7 +26,7 @@ from sfrl.envs.vec_env import (
 LAST_ACTION, LAST_REWARD = "last_action", "last_reward"
 
 
-class ObserveLast:
+class ObserveLast(Layer):
     """A `VecEnv` whose observations have two more leaves, both 0 in an episode's first one.
 
     `last_action` has a 1 for each choice that was made, and the numbers; `last_reward` the reward
@@ -33,14 +34,12 @@ class ObserveLast:
     """
 
     def __init__(self, env: VecEnv) -> None:
-        self.env = env
-        self.num_envs = env.num_envs
-        self.leaves = _with_last(env.leaves, env.actions)
-        self.actions = env.actions
-        self.frameskip = env.frameskip
-        self.stepping = env.stepping
+        super().__init__(env)
         self._last = self._nothing()
-        self._ended = np.zeros(self.num_envs, np.bool_)
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        return _with_last(self.env.leaves, self.actions)
 
     def _nothing(self) -> Observations:
         size = _action_size(self.actions)
@@ -66,22 +65,16 @@ class ObserveLast:
         self._ended = result.terminated | result.truncated
         return result._replace(obs=result.obs | self._last)
 
-    def episode_info(self, env: int) -> dict[str, float]:
-        return self.env.episode_info(env)
-
     def state(self) -> EnvState | None:
-        state = self.env.state()
-        return None if state is None else {"env": state, "ended": self._ended.copy()}
+        if (state := self.env.state()) is None:
+            return None
+        last = {name: array.copy() for name, array in self._last.items()}  # of a step begun
+        return {"env": state, "last": last, "ended": self._ended.copy()}
 
     def load_state(self, state: EnvState) -> None:
         self.env.load_state(state["env"])
+        self._last = {name: array.copy() for name, array in state["last"].items()}
         self._ended = state["ended"].copy()
-
-    def render(self) -> NDArray[np.uint8]:
-        return self.env.render()
-
-    def close(self) -> None:
-        self.env.close()
 
 
 def observing_last(spec: EnvSpec) -> EnvSpec:

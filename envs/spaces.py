@@ -3,6 +3,7 @@
 A leaf of a space is a part of it that is no Dict and no Tuple; a path is the keys that lead to it.
 """
 
+import json
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -101,13 +102,17 @@ def _remedy(name: str, whole: Space[Any], path: Path) -> str:
     """For a leaf that is not supported."""
     if name == "action_space":
         return "A gymnasium.ActionWrapper of yours may turn it into one of these"
-    others = [key for key in whole.spaces if key != path[0]] if isinstance(whole, Dict) else []
-    if others:
-        return (
-            "Register a function that returns the environment in a wrapper: "
-            f"gymnasium.wrappers.FilterObservation(env, {others}) leaves it out"
-        )
+    parts = parts_of(whole) if isinstance(whole, Dict | Tuple) else {}
+    if others := [key for key, part in parts.items() if _is_supported(part)]:
+        keys = json.dumps({"filter_keys": others}, separators=(",", ":"), default=str)
+        return f"--wrappers='FilterObservation{keys}' leaves it out"
     return "A gymnasium.ObservationWrapper of yours has to make an array of it, or leave it out"
+
+
+def _is_supported(space: Space[Any]) -> bool:
+    if isinstance(space, Dict | Tuple):
+        return bool(parts := parts_of(space)) and all(map(_is_supported, parts.values()))
+    return isinstance(space, LeafSpace) and bool(space.shape is not None and 0 not in space.shape)
 
 
 def _keys(path: Path) -> str:

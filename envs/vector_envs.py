@@ -32,6 +32,7 @@ from sfrl.envs.names import (
     nearest,
     vec_env_class,
 )
+from sfrl.envs.options import DEFAULT_OPTIONS, EnvOptions
 from sfrl.envs.pictures import picture
 from sfrl.envs.rules import EnvError, LeafRules, NonFiniteError, Rules
 from sfrl.envs.spaces import ActionLayout, in_short, observation_parts
@@ -39,12 +40,10 @@ from sfrl.envs.vec_env import (
     ACTION_MASK,
     Actions,
     ActionSpec,
-    Bounds,
     EnvSpec,
     EnvState,
     Leaf,
     Observations,
-    OnNan,
     StepResult,
     VecEnv,
     env_seeds,
@@ -77,14 +76,13 @@ class Vectors(Protocol):
         self,
         num_envs: int,
         seed: int,
+        options: EnvOptions,
         *,
-        bounds: Bounds,
-        on_nan: OnNan,
         render: bool,
         stepping: NDArray[np.int64] | None,
     ) -> VecEnv: ...
 
-    def describe(self) -> EnvSpec: ...
+    def describe(self, options: EnvOptions) -> EnvSpec: ...
 
     def fps(self) -> float | None: ...
 
@@ -112,7 +110,9 @@ class _Gymnasiums:
     checks_bounds = True
     seeds_at_reset = True  # or else when they are made
 
-    def vector(self, num_envs: int, seed: int, *, render: bool) -> Vector:
+    def vector(
+        self, num_envs: int, seed: int, kwargs: dict[str, Any], *, render: bool = False
+    ) -> Vector:
         raise NotImplementedError
 
     def frameskip(self, vector: Vector) -> int:
@@ -122,22 +122,19 @@ class _Gymnasiums:
         self,
         num_envs: int,
         seed: int,
+        options: EnvOptions,
         *,
-        bounds: Bounds,
-        on_nan: OnNan,
         render: bool,
         stepping: NDArray[np.int64] | None,
     ) -> VecEnv:
-        return GymnasiumVector(
-            self, num_envs, seed, bounds=bounds, on_nan=on_nan, render=render, stepping=stepping
-        )
+        return GymnasiumVector(self, num_envs, seed, options, render=render, stepping=stepping)
 
-    def describe(self) -> EnvSpec:
-        with closing(GymnasiumVector(self, 1, 0)) as env:
+    def describe(self, options: EnvOptions) -> EnvSpec:
+        with closing(GymnasiumVector(self, 1, 0, options)) as env:
             return env.spec()
 
     def fps(self) -> float | None:
-        vector = self.vector(1, 0, render=False)
+        vector = self.vector(1, 0, {})
         fps = vector.metadata.get("render_fps")
         vector.close()
         return None if fps is None else float(fps)
@@ -149,11 +146,13 @@ class _Registered(_Gymnasiums):
 
     name: str
 
-    def vector(self, num_envs: int, seed: int, *, render: bool) -> Vector:
-        vector = self._made(num_envs)
-        kwargs: dict[str, Any] = {}
+    def vector(
+        self, num_envs: int, seed: int, kwargs: dict[str, Any], *, render: bool = False
+    ) -> Vector:
+        vector = self._made(num_envs, **kwargs)
+        more: dict[str, Any] = {}
         if self._is_same_step(vector) and self._takes("autoreset_mode"):
-            kwargs["autoreset_mode"] = AutoresetMode.NEXT_STEP
+            more["autoreset_mode"] = AutoresetMode.NEXT_STEP
         if render:
             modes = vector.metadata.get("render_modes") or []
             if "rgb_array" not in modes or not self._takes("render_mode"):
@@ -162,10 +161,10 @@ class _Registered(_Gymnasiums):
                     f"{self.name} can't be shown: its metadata['render_modes'] lack 'rgb_array', "
                     f"or its vector_entry_point takes no render_mode"
                 )
-            kwargs["render_mode"] = "rgb_array"
-        if kwargs:
+            more["render_mode"] = "rgb_array"
+        if more:
             vector.close()
-            vector = self._made(num_envs, **kwargs)
+            vector = self._made(num_envs, **kwargs, **more)
         if self._is_same_step(vector):
             vector.close()
             raise UnsupportedEnvError(
@@ -221,13 +220,16 @@ class _Pools(_Gymnasiums):
             hint = f"did you mean {meant}?" if meant else "envpool.list_all_envs() tells which are"
             raise UnknownEnvError(f"{self.name}: EnvPool has no task {task!r}; {hint}")
 
-    def vector(self, num_envs: int, seed: int, *, render: bool) -> Vector:
+    def vector(
+        self, num_envs: int, seed: int, kwargs: dict[str, Any], *, render: bool = False
+    ) -> Vector:
         pool: Any = self._envpool.make(
             self._task,
             env_type="gymnasium",
             num_envs=num_envs,
             seed=seed,
             num_threads=1,
+            **kwargs,
             **({"render_mode": "rgb_array"} if render else {}),
         )
         if (players := int(pool.config["max_num_players"])) > 1:
@@ -263,9 +265,8 @@ class GymnasiumVector:
         vectors: _Gymnasiums,
         num_envs: int,
         seed: int,
+        options: EnvOptions = DEFAULT_OPTIONS,
         *,
-        bounds: Bounds = "clip",
-        on_nan: OnNan = "skip",
         render: bool = False,
         stepping: NDArray[np.int64] | None = None,
     ) -> None:
@@ -273,7 +274,7 @@ class GymnasiumVector:
         self.num_envs = num_envs
         self._seed = env_seeds(seed, 1)[0]
         self._make: Callable[[], Vector] = lambda: vectors.vector(
-            num_envs, self._seed, render=render
+            num_envs, self._seed, options.kwargs, render=render
         )
         self._seeds_at_reset = vectors.seeds_at_reset
         self.stepping[0] = 0
@@ -285,7 +286,7 @@ class GymnasiumVector:
             self._vector.single_observation_space,
             self._vector.single_action_space,
         )
-        self._layout = ActionLayout(vectors.name, action_space, bounds)
+        self._layout = ActionLayout(vectors.name, action_space, options.bounds)
         self.actions = self._layout.spec
         self._rules = Rules(vectors.name, space, action_space)
         self._space = batch_space(space, num_envs)
@@ -296,7 +297,7 @@ class GymnasiumVector:
         self._leaf_rules = [LeafRules(self._rules, part) for part in parts]
         self._bounds = self._leaf_rules if vectors.checks_bounds else []
         self._reading = ". ".join(part.reading for part in parts if part.reading)
-        self._on_nan = on_nan
+        self._on_nan = options.on_nan
         self._num_steps = 0
         self._actions: list[Any] = []
         self._ended = np.zeros(num_envs, np.bool_)  # the next step only resets
@@ -548,19 +549,19 @@ class _Classes:
         self,
         num_envs: int,
         seed: int,
+        options: EnvOptions,
         *,
-        bounds: Bounds,
-        on_nan: OnNan,
         render: bool,
         stepping: NDArray[np.int64] | None,
     ) -> VecEnv:
-        """`bounds` and `on_nan` are its own affair."""
+        """Bounds and NaN are its own affair."""
         self._check_members(self.found, _METHODS)
         if render and "render" not in inspect.signature(self.found).parameters:
             raise ValueError(f"{self.name} can't be shown: its constructor takes no render=True")
         if stepping is not None:
             stepping[0] = 0
-        env = self.found(num_envs, seed, **({"render": True} if render else {}))
+        shown = {"render": True} if render else {}
+        env = self.found(num_envs, seed, **options.kwargs, **shown)
         self._check_members(env, _MEMBERS)
         for member, (fits, rule) in _RULES.items():
             if not fits(value := getattr(env, member)):
@@ -583,9 +584,9 @@ class _Classes:
                 f"(docs/adding-an-environment.md)"
             )
 
-    def describe(self) -> EnvSpec:
+    def describe(self, options: EnvOptions) -> EnvSpec:
         """Resets it once, to see that the observations are those that its leaves say."""
-        env = self.make(1, 0, bounds="clip", on_nan="skip", render=False, stepping=None)
+        env = self.make(1, 0, options, render=False, stepping=None)
         with closing(env):
             obs = env.reset()
             told = {leaf.name: f"{leaf.dtype}{[1, *leaf.shape]}" for leaf in env.leaves}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -82,7 +83,12 @@ def train(**settings: Any) -> Summary:
 
 
 def _plain(value: object, setting: Setting | None) -> object:
-    """A path as text, NumPy's scalars as Python's, and 1e6 whole where a whole number is due."""
+    """A path as text, NumPy's scalars as Python's, and 1e6 whole where a whole number is due.
+
+    The arguments of an environment may be a dict; flags and files have them as JSON.
+    """
+    if isinstance(value, dict) and setting and setting.name == "env_kwargs":
+        return json.dumps(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, np.generic):

@@ -23,6 +23,7 @@ from sfrl.settings.algorithms import (
 )
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.defaults import defaults_for, resolve
+from sfrl.settings.environment import env_options, option_problems
 from sfrl.tune.tuner import tune
 
 RUNS = Path("runs")
@@ -52,6 +53,8 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
         defaults, spec = defaults_of(given, saved, signals)
     except envs.UnknownEnvError as error:
         problems.append(str(error))  # and go on, to tell of the other problems at once
+        defaults = saved or default_config(given)
+    except ConfigError:  # of what is told below
         defaults = saved or default_config(given)
     if not given.get("serial", defaults.serial) and multiprocessing.current_process().daemon:
         problems.append(
@@ -83,14 +86,18 @@ def defaults_of(
 ) -> tuple[Config, envs.EnvSpec]:
     """What stands where nothing is given, and the environment. Its frameskip is not settled yet.
 
-    Raises as `settle` does, and envs.UnknownEnvError.
+    Raises as `settle` does, and envs.UnknownEnvError; ConfigError if it is given what cannot be
+    known to be an environment's options.
     """
-    env = given.get("env", (saved or Config).env)
-    timeout_s = given.get("env_timeout", (saved or Config).env_timeout)
+    if problems := option_problems(given):
+        raise ConfigError("\n".join(problems))
+    values = {**(vars(saved) if saved else {}), **given}
+    env = values.get("env", Config.env)
+    timeout_s = values.get("env_timeout", Config.env_timeout)
     if not timeout_s > 0:  # which is refused later, with all other problems
         timeout_s = Config.env_timeout
-    is_serial = given.get("serial", (saved or Config).serial)
-    spec = describe(env, None, timeout_s, signals, is_serial=is_serial)
+    is_serial = values.get("serial", Config.serial)
+    spec = describe(env, env_options(values), timeout_s, signals, is_serial=is_serial)
     if saved is not None:
         return saved, spec
     return defaults_for(env, given, spec), spec

@@ -26,7 +26,7 @@ def make_shared(tmp_path: Path) -> Iterator[Callable[..., Shared]]:
 
     def make(**settings: object) -> Shared:
         config = make_config({"run_dir": str(tmp_path), **settings})
-        return Trainer(config, spec=envs.describe(config.env, config.frameskip)).shared
+        return Trainer(config, spec=envs.describe(config.env, config.env_options)).shared
 
     yield make
     unlink_segments()

@@ -137,7 +137,7 @@ def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
     # The settings in the checkpoint, not those in the run's config.json: a resumed run may have
     # changed these since, and a checkpoint can be played wherever it was moved.
     config = config_from(state["config"], str(path))
-    describe(config.env, config.frameskip, config.env_timeout)  # tells why it cannot be made
+    describe(config.env, config.env_options, config.env_timeout)  # tells why it cannot be made
     print(printable(f"{config.env} by {path}"), file=sys.stderr)
     torch.set_num_threads(1)  # one observation at a time is too little work to share
     player = Player(

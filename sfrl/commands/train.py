@@ -23,7 +23,7 @@ from sfrl.run.crew import WorkerError
 from sfrl.run.signals import signals_to
 from sfrl.settings import flags, synonyms
 from sfrl.settings.algorithms import default_config, user_settings
-from sfrl.settings.config import Config
+from sfrl.settings.config import Config, ConfigError
 from sfrl.settle import defaults_of, saved_settings, settle
 from sfrl.show.output import own_output
 
@@ -127,7 +127,7 @@ def _print_help(given: dict[str, Any], prog: str) -> NoReturn:
     """All settings, with what stands where nothing is given; then leave."""
     try:
         defaults, _ = defaults_of(given, saved_settings(given))
-    except envs.UnknownEnvError:
+    except (envs.UnknownEnvError, ConfigError):
         defaults = default_config(given)
     text = "Train an agent. See docs/flags.md."
     flags.print_help(defaults, user_settings(), prog, text)

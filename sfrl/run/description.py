@@ -7,6 +7,7 @@ hang or crash. The trainer lives as long as the run and holds its locks, so it m
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,13 +17,13 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe, connection
-from typing import BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import gymnasium
 from setproctitle import setproctitle
 
 from sfrl import envs
-from sfrl.envs import EnvSpec, TrainsOnImportError
+from sfrl.envs import EnvOptions, EnvSpec, TrainsOnImportError
 from sfrl.ipc.shared_memory import Stopped
 from sfrl.run.child import die_with_parent
 from sfrl.run.leaving import leave
@@ -51,7 +52,7 @@ class _Refusal(NamedTuple):
 
 def describe(
     env: str,
-    frameskip: int | None,
+    options: EnvOptions,
     timeout_s: float,
     signals: Sequence[int] = (),
     *,
@@ -71,12 +72,12 @@ def describe(
         Stopped: there is a signal.
     """
     if envs.atari_game(env) is not None:
-        return envs.describe(env, frameskip)
+        return envs.describe(env, options)
     receiver, sender = Pipe(duplex=False)
     # What it prints goes into a file, which never waits for a reader. The workers print it again.
     with receiver, os.fdopen(os.memfd_create("printed"), "w+b") as printed:
         with sender:  # the child's alone: its end is then the end of the pipe
-            child = _start(env, sender, printed)
+            child = _start(env, options, sender, printed)
         try:
             outcome = _receive(child, receiver, env, timeout_s, signals, printed)
             if isinstance(outcome, EnvSpec):
@@ -93,7 +94,7 @@ def describe(
     env_id = env.removeprefix("__main__:")
     if env_id in gymnasium.registry:  # by the program itself that runs here
         if is_serial:
-            return envs.describe(env)
+            return envs.describe(env, options)
         raise envs.UnknownEnvError(
             f"env={env} is registered in this program alone, which workers, processes of their "
             f"own, do not run; put it into a module, and name it as module:{env_id}"
@@ -101,8 +102,11 @@ def describe(
     raise envs.UnknownEnvError(outcome.text)
 
 
-def _start(env: str, sender: connection.Connection, printed: BinaryIO) -> subprocess.Popen[bytes]:
-    given = json.dumps([[ROOT], sys.path, env, sender.fileno(), os.getpid()])
+def _start(
+    env: str, options: EnvOptions, sender: connection.Connection, printed: BinaryIO
+) -> subprocess.Popen[bytes]:
+    told = dataclasses.asdict(options)
+    given = json.dumps([[ROOT], sys.path, env, told, sender.fileno(), os.getpid()])
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until it can be told of them
     try:
         return subprocess.Popen(
@@ -181,7 +185,7 @@ def _end_of(child: subprocess.Popen[bytes]) -> str:
 # --- in the child ---
 
 
-def tell(env: str, descriptor: int, parent: int) -> NoReturn:
+def tell(env: str, options: dict[str, Any], descriptor: int, parent: int) -> NoReturn:
     """Send None once the environment's module is imported, and then the description."""
     setproctitle("sfrl description")
     leave_stopping_to_the_trainer()
@@ -193,7 +197,7 @@ def tell(env: str, descriptor: int, parent: int) -> NoReturn:
         envs.find_vectors(env)
         sender.send(None)
         doing = "made"
-        outcome = envs.describe(env)
+        outcome = envs.describe(env, EnvOptions(**options))
     except envs.UnknownEnvError as error:
         outcome = _Refusal(str(error), is_unknown=True)
     except envs.UnsupportedEnvError as error:

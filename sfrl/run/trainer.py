@@ -118,7 +118,7 @@ class Trainer:
             self._check_memory(*self.resumed)
         if spec is None:
             spec = describe(
-                *(config.env, config.frameskip, config.env_timeout, signals or ()),
+                *(config.env, config.env_options, config.env_timeout, signals or ()),
                 is_serial=config.serial,
             )
             self.config = _resolved(config, spec)

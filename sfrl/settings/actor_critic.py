@@ -12,6 +12,8 @@ from sfrl import envs
 from sfrl.settings.config import Config, RowField
 from sfrl.settings.fields import NotNegative, Positive, Share, linear_size
 
+_SPREAD = 3  # of n environments the i-th has (i / (n - 1))^3 of the most correlation
+
 
 @dataclass(frozen=True, kw_only=True)
 class ActorCriticConfig(Config):
@@ -49,8 +51,8 @@ class ActorCriticConfig(Config):
     """Weight of the value loss, which is half the mean squared error."""
     noise_correlation: Share = 0.0
     """The most that the noise of an action's numbers resembles that of the action before (an AR(1)
-    process): pushing in one direction for a while gets further than trembling. Environments have
-    from 0 up to it, at equal distances."""
+    process): pushing in one direction for a while gets further than trembling. One environment has
+    it, some have less, and most next to none."""
     normalize_advantages: bool = True
     """Advantages of a minibatch get mean 0 and deviation 1."""
     normalize_returns: bool = False
@@ -74,6 +76,10 @@ class ActorCriticConfig(Config):
                 "value_encoder": "separate" if spec.kind == "vector" else "shared",
                 "normalize_returns": True,  # rewards come in all sizes here
             }
+        if spec.actions.low:
+            # Numbers come with states of all units, and trembling explores little
+            # (docs/experiments.md, "Correlated noise", "Normalized observations").
+            values |= {"normalize_obs": True, "noise_correlation": 0.9}
         if given.get("loss") == "vtrace":
             # Unlike PPO's ratio it has no clip that ends the pull of rows used before: with 4
             # epochs CartPole is learned more slowly than with 2, and Pong needs a lower rate as
@@ -93,8 +99,8 @@ class ActorCriticConfig(Config):
         if not self.noise_correlation:
             return None
         shape = self.splits, self.envs_per_split
-        correlations = np.linspace(0, self.noise_correlation, math.prod(shape), dtype=np.float32)
-        return correlations.reshape(shape)
+        shares = np.linspace(0, 1, math.prod(shape)) ** _SPREAD
+        return (self.noise_correlation * shares).reshape(shape).astype(np.float32)
 
     def num_noises(self, spec: envs.EnvSpec) -> int:
         """Of an environment, that acting has to remember."""

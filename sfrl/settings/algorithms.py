@@ -28,7 +28,6 @@ DEFAULT_ALGORITHM = "actor_critic"  # and that of files from when there was no o
 MAX_CONFIG_BYTES = 1 << 20  # of a config.json
 _MAX_CHARACTERS = 4096  # of a setting, in a file that may be a stranger's: the longest path
 _MAX_NAME = 80  # of what may be a misspelled setting
-_GONE = ("threads_per_worker",)  # settings that files still have; they changed nothing
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
@@ -126,7 +125,10 @@ def config_from(values: object, origin: str) -> Config:
     """Settings as `dataclasses.asdict` gave them. Raises ConfigError, naming `origin`."""
     if not isinstance(values, dict):
         raise ConfigError(f"{origin} must hold an object of settings, not {values!r:.40}")
-    values = {name: value for name, value in values.items() if name not in _GONE}
+    if "threads_per_worker" in values and "env_kwargs" not in values:
+        values = {**values, "threads_per_worker": 1}  # files from when it changed nothing
+    else:
+        values = dict(values)
     if "rnn" not in values and values.get("rnn_size") != 0 and "rnn_size" in values:
         values["rnn"] = "gru"  # files from when there was no other
     problems = type_problems(values, all_settings())

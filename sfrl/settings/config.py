@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfrl import envs
-from sfrl.settings.environment import EnvironmentSettings
+from sfrl.settings.environment import EnvironmentSettings, env_options
 from sfrl.settings.experience import ExperienceSettings
 from sfrl.settings.faults import FaultSettings
 from sfrl.settings.fields import linear_size, nearest_multiple
@@ -67,11 +67,13 @@ class Config(
 
     FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
         *("algorithm", "env", "frameskip", "action_bounds", "optimizer"),
+        *("env_kwargs", "wrappers", "frame_stack", "observe_last"),
         *("model", "normalize_obs", "rnn", "rnn_size", "rnn_layers"),
     )
     """What the saved weights, the optimizer's state and the frame counter depend on."""
     COSTS: ClassVar[tuple[str, ...]] = (
         *("env", "frameskip", "sticky_actions", "episodic_life", "max_episode_frames", "queue"),
+        *("env_kwargs", "wrappers", "frame_stack", "observe_last", "threads_per_worker"),
         *("device", "policy_devices", "cuda_graphs", "precision", "action_bounds"),
         *("model", "normalize_obs", "rnn", "rnn_size", "rnn_layers"),
         *("algorithm", "optimizer", "rollout_length", "batch_size", "minibatches", "epochs"),
@@ -118,6 +120,10 @@ class Config(
     def problems_in(self, spec: envs.EnvSpec) -> list[str]:
         """What of the environment the algorithm is not for, each in a line."""
         return []
+
+    @property
+    def env_options(self) -> envs.EnvOptions:
+        return env_options(vars(self))
 
     # --- derived sizes ---
     @property

@@ -1,9 +1,33 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
-from sfrl.settings.fields import Count, Settings, Share, at_most
+from sfrl import envs
+from sfrl.settings.fields import Count, Settings, Share, at_most, settings_of
+
+# The fields of `EnvOptions` that settings have by another name.
+_SETTINGS = {"bounds": "action_bounds", "kwargs": "env_kwargs", "threads": "threads_per_worker"}
+
+
+def env_options(values: Mapping[str, Any]) -> envs.EnvOptions:
+    """What settings by name say of how environments are made; the rest may be anything.
+
+    Raises:
+        ValueError: `env_kwargs` breaks its rule.
+    """
+    names = {field.name: _SETTINGS.get(field.name, field.name) for field in fields(envs.EnvOptions)}
+    options = {option: values[name] for option, name in names.items() if name in values}
+    if "kwargs" in options:
+        options["kwargs"] = envs.parse_kwargs(options["kwargs"])
+    return envs.EnvOptions(**options)
+
+
+def option_problems(given: Mapping[str, Any]) -> list[str]:
+    """What keeps `given`, whose types are right, from being options of an environment."""
+    own = {name: given[name] for name in settings_of(EnvironmentSettings) if name in given}
+    return EnvironmentSettings(**own).problems()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +40,31 @@ class EnvironmentSettings(Settings):
     """Probability that a frame repeats the previous action (Atari only); 0.25 is ALE's v5."""
     episodic_life: bool = False
     """Let a lost life end the episode (Atari only). Scores are then those of single lives."""
+    env_kwargs: str = ""
+    """A JSON object of arguments for the environment, such as {"continuous": true}."""
+    wrappers: str = ""
+    """Wrappers around the environment, the first one innermost: names of gymnasium.wrappers or
+    module:Class, separated by ; and each with a JSON object of arguments or none, such as
+    ResizeObservation{"shape":[84,84]};GrayscaleObservation."""
+    frame_stack: Annotated[Count, at_most(64)] = 1
+    """Observations that a network sees at once: the last one and those before it (Atari has 4)."""
+    observe_last: bool = False
+    """Let networks see the previous action and reward as well, for those with a memory."""
     action_bounds: Literal["clip", "tanh"] = "clip"
     """How numbers that the policy draws become those of a Box: -1 and 1 are its bounds, and what is
     beyond is clipped; or a tanh leads there. Without bounds they stay as drawn."""
     max_episode_frames: Count = 108_000
     """Truncate an episode after this many frames (Atari only). 108000 is 30 minutes of play."""
+
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        parsers: dict[str, Callable[[str], object]] = {
+            "env_kwargs": envs.parse_kwargs,
+            "wrappers": envs.parse_wrappers,
+        }
+        for name, parse in parsers.items():
+            try:
+                parse(getattr(self, name))
+            except ValueError as error:
+                problems.append(f"{name}={getattr(self, name)!s:.200} {error}")
+        return problems

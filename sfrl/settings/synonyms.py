@@ -27,8 +27,8 @@ _OF_TRAIN = {
     ),
     "use --num-splits": "worker_num_splits num_buffers",
     "use --num-policy-workers": "policy_workers_per_policy num_inference_workers",
-    "leave it out; a worker has one thread, and --num-workers takes more cores": (
-        "threads_per_worker"
+    "use --threads-per-worker for environments that wait, and --num-workers for more cores": (
+        "env_threads num_env_threads threads_per_env_runner"
     ),
     "use --torch-threads": "num_threads n_threads num_learner_threads torch_num_threads",
     _FRAMES: (
@@ -96,9 +96,12 @@ _OF_TRAIN = {
     "use --max-episode-frames for Atari, max_episode_steps at the registration of others": (
         "max_episode_steps max_episode_length max_num_frames_per_episode"
     ),
-    "Atari has stacks of 4; others are wrapped (docs/adding-an-environment.md)": (
-        "frame_stack framestack frame_stacks num_stack env_framestack stack"
+    "use --frame-stack, which Atari games do without: they are stacks of 4": (
+        "framestack frame_stacks num_stack env_framestack stack"
     ),
+    "use --env-kwargs, a JSON object": "env_config environment_config make_kwargs env_args",
+    "use --wrappers": "env_wrapper wrapper env_wrappers wrapper_class",
+    "use --observe-last": "use_prev_action use_prev_reward lstm_use_prev_action",
     "use --device=cuda or --device=cpu; by default it is found": (
         "cuda use_cuda gpu gpus use_gpu num_gpus num_gpus_per_learner no_cuda accelerator"
     ),

@@ -34,6 +34,9 @@ class WorkerSettings(Settings):
     """Environments in one rollout worker, over all its splits."""
     num_splits: Count = 2
     """Groups of environments in a worker: one group steps while another waits for its actions."""
+    threads_per_worker: Annotated[Count, at_most(1024)] = 1
+    """Threads of a rollout worker in which its environments step at the same time: for those that
+    wait, for a simulator elsewhere, a disk or the network. 1: none. Not for Atari."""
     num_policy_workers: Count = 1
     """Processes that run the policy. Each serves a fixed share of all splits."""
     policy_batch_size: Count = 512

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import gymnasium
 import imageio_ffmpeg
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from sfrl.settings.defaults import caveats
 log = own_logger(__name__)
 
 _DEFAULT_FPS = 30.0  # of a Gymnasium environment that names none
-_CONSOLE_FPS = 60.0  # of the Atari 2600
 
 # libx264 in yuv420p is what every player plays; it needs even sizes. A palette of its own for
 # each picture keeps a game's few colours exact, and ffmpeg can write a GIF as its pictures come.
@@ -86,7 +85,7 @@ class Player:
         except ValueError as error:
             raise ValueError(f"{misfit} {checkpoint.in_one_line(error)}") from error
         make_env(config, seed, render=render).close()  # here, where it is told if it can't be shown
-        spec = envs.describe(config.env, config.frameskip)
+        spec = envs.describe(config.env, config.env_options)
         for text in caveats(config.env, spec):
             log.warning("%s", text)
         self.algorithm = make_algorithm(config, spec)
@@ -135,23 +134,16 @@ def make_env(config: Config, seed: int, *, render: bool) -> envs.VecEnv:
         config.env,
         1,
         seed,
-        frameskip=config.frameskip,
-        sticky_actions=config.sticky_actions,
-        episodic_life=False,
-        max_episode_frames=config.max_episode_frames,
-        bounds=config.action_bounds,
+        dataclasses.replace(
+            config.env_options, episodic_life=False, on_nan=envs.EnvOptions.on_nan, threads=1
+        ),
         render=render,
     )
 
 
 def real_fps(config: Config) -> float:
     """Decisions per second at the speed that the game is meant to be seen at."""
-    if envs.atari_game(config.env) is not None:
-        return _CONSOLE_FPS / config.frameskip
-    if (vectors := envs.find_vectors(config.env)) is not None:
-        return vectors.fps() or _DEFAULT_FPS
-    with closing(gymnasium.make(config.env, disable_env_checker=True)) as env:
-        return float(env.metadata.get("render_fps") or _DEFAULT_FPS)
+    return envs.fps(config.env, config.env_options) or _DEFAULT_FPS
 
 
 class VideoError(RuntimeError):

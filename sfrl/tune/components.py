@@ -44,7 +44,7 @@ from sfrl.settings.config import Config
 from sfrl.settings.machine import available_cores
 from sfrl.tune.children import SPAWN, in_children
 from sfrl.workers.rollout_worker import Split
-from sfrl.workers.worker import Worker
+from sfrl.workers.worker import WAIT_TIMEOUT_S, Worker
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
@@ -130,7 +130,8 @@ def rollout(config: Config, spec: EnvSpec, seconds: float) -> Rollout:
             replies.put(message)  # (slot, T): as the learner gives it back
         reports.get_all()
         start_s, start_env_s = time.perf_counter(), float(env_seconds[env_step])
-        worker.step()
+        while not worker.step():  # environments that step in threads
+            worker.wait(WAIT_TIMEOUT_S)
         env_s = float(env_seconds[env_step]) - start_env_s
         times.append((env_s, time.perf_counter() - start_s - env_s))
     env_us, python_us = np.mean(np.array(times) * 1e6, axis=0).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ log = own_logger(__name__)
 
 # Splits start this many times --rollout-length decisions apart, at most.
 _MAX_STAGGER = 8
+_LOOK_S = 0.0005  # how often is looked whether threads have stepped a split
 _RESEND_S = 0.05  # how often a request that finds no room is put again
 
 
@@ -48,12 +50,7 @@ class Split:
             config.env,
             config.envs_per_split,
             int(seeds.generate_state(1)[0] >> 1),
-            frameskip=config.frameskip,
-            sticky_actions=config.sticky_actions,
-            episodic_life=config.episodic_life,
-            max_episode_frames=config.max_episode_frames,
-            on_nan=config.on_nan,
-            bounds=config.action_bounds,
+            config.env_options,
             stepping=stepping,
         )
         if timer is not None:
@@ -65,6 +62,7 @@ class Split:
         self.slot = -1  # -1: waits for a free one
         self.t = 0
         self.has_begun = False
+        self.sent_s = 0.0  # when the actions were sent; with threads alone
         self.free_slots = deque(free_slots)
 
     def recv(self) -> tuple[envs.StepResult, list[EpisodeEnded]]:
@@ -155,6 +153,9 @@ class RolloutWorker:
             for split in self.splits
         }
         self.stepping: deque[Split] = deque()  # actions sent, oldest first
+        # Of splits that step in threads, the first that is ready goes on. Serially the order stays.
+        self._has_threads = config.threads_per_worker > 1 and not config.serial
+        self._longest_s = config.env_timeout / 2
         self._has_predecessor = restarts > 0
         self._unsent: deque[Split] = deque()  # their requests find no room in the queue
         for split in self.splits:
@@ -197,7 +198,10 @@ class RolloutWorker:
             self.timer.lap("env_step")
 
     def step(self) -> bool:
-        """Send the actions that have come, then finish the split that has stepped longest."""
+        """Send the actions that have come, then finish the split that has stepped longest.
+
+        With threads it is the one of those that are ready.
+        """
         if self._unsent:
             self._send_again()
         messages = self.inbox.get_many(self.buffer.num_slots)
@@ -205,9 +209,27 @@ class RolloutWorker:
             self._take(unpack(message))
         if not self.stepping:
             return bool(messages)
+        split = self._next_ready() if self._has_threads else self.stepping.popleft()
+        if split is None:
+            return bool(messages)
         self.timer.lap("store")
-        self._finish_step(self.stepping.popleft())
+        self._finish_step(split)
         return True
+
+    def _next_ready(self) -> Split | None:
+        """The split that has stepped longest of those that are ready, taken out of `stepping`.
+
+        The worker waits in the end for one that is not: the watchdog sees that, not that one of
+        several splits stands still.
+        """
+        oldest = self.stepping[0]
+        if time.monotonic() - oldest.sent_s > self._longest_s:
+            return self.stepping.popleft()
+        for split in self.stepping:
+            if envs.is_ready(split.env):
+                self.stepping.remove(split)
+                return split
+        return None
 
     def _take(self, message: Message) -> None:
         slot, t, _ = message
@@ -216,6 +238,8 @@ class RolloutWorker:
         split = self._by_slot[slot]
         if t < self.rollout_length:
             split.env.send(self.buffer.actions[slot, t])
+            if self._has_threads:
+                split.sent_s = time.monotonic()
             self.stepping.append(split)
         else:
             split.free_slots.append(slot)
@@ -299,6 +323,10 @@ class RolloutWorker:
         self.stepping = deque(by_index[index] for index in state["stepping"])
 
     def wait(self, timeout_s: float) -> None:
+        if self.stepping:  # in threads
+            self.inbox.wait(_LOOK_S)
+            self.timer.lap("env_step")
+            return
         self.inbox.wait(_RESEND_S if self._unsent else timeout_s)
         stalled = all(split.slot < 0 for split in self.splits)
         self.timer.lap("wait_slot" if stalled else "wait_actions")

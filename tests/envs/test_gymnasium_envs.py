@@ -376,7 +376,7 @@ def test_spaces_are_supported_as_the_readme_says(row, column, monkeypatch):
 )
 def test_settings_of_atari_are_refused(setting):
     with pytest.raises(ValueError, match="Atari"):
-        envs.make_vec_env("CartPole-v1", 1, seed=0, **setting)
+        envs.make_vec_env("CartPole-v1", 1, seed=0, options=envs.EnvOptions(**setting))
 
 
 # --- readings that are assumed, and told ---

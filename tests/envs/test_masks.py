@@ -122,7 +122,7 @@ gymnasium.register("Masked-v0", Masked, order_enforce=False)
 
 def rows(num_steps=9, **settings):
     """The masks and the results of two copies played by what the masks allow."""
-    env = envs.make_vec_env("Masked-v0", 2, seed=0, **settings)
+    env = envs.make_vec_env("Masked-v0", 2, seed=0, options=envs.EnvOptions(**settings))
     obs, rng = env.reset(), np.random.default_rng(0)
     masks = [obs["action_mask"].copy()]
     for _ in range(num_steps):

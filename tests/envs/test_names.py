@@ -96,7 +96,7 @@ def test_a_name_that_means_nothing_is_told_with_one_that_does(here, name, text):
 )
 def test_a_fault_in_the_users_module_is_told_with_its_place(here, name, text):
     with pytest.raises(ValueError, match=f"^env={name} could not be ") as refusal:
-        describe(name, None, 60)
+        describe(name, envs.EnvOptions(), 60)
     assert text.format(here) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

@@ -45,7 +45,7 @@ gymnasium.register("Breaks-v0", Breaks)
 
 def play(fault, *, copy=1, **settings):
     """The results of two copies, one of which breaks, over twice the good steps."""
-    env = envs.make_vec_env("Breaks-v0", 2, seed=0, **settings)
+    env = envs.make_vec_env("Breaks-v0", 2, seed=0, options=envs.EnvOptions(**settings))
     env._envs[copy].unwrapped.fault = fault
     obs = env.reset()["obs"].copy()
     results = []
@@ -247,7 +247,7 @@ def test_nan_at_every_reset_is_an_error(monkeypatch):
 
 def test_nan_at_a_reset_ends_the_run_if_it_is_to():
     with pytest.raises(NonFiniteError, match="Gaps-v0, env 0, step 0: NaN or infinity: its"):
-        envs.make_vec_env("Gaps-v0", 2, seed=0, on_nan="stop").reset()
+        envs.make_vec_env("Gaps-v0", 2, seed=0, options=envs.EnvOptions(on_nan="stop")).reset()
 
 
 @pytest.mark.parametrize(

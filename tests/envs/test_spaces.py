@@ -57,7 +57,7 @@ def make(observation_space=None, action_space=None, num_envs=2, env_class=Sample
         return env_class(*map(copied, (observation_space, action_space)))
 
     gymnasium.register("Samples-v0", make_one, order_enforce=False)
-    return envs.make_vec_env("Samples-v0", num_envs, seed=0, **given)
+    return envs.make_vec_env("Samples-v0", num_envs, seed=0, options=envs.EnvOptions(**given))
 
 
 def copied(space: Space) -> Space:

@@ -152,9 +152,9 @@ def test_a_class_that_makes_another_number_is_refused():
 
 def test_a_setting_of_ataris_is_refused():
     with pytest.raises(ValueError, match="these are for Atari games"):
-        envs.make_vec_env(HERE + "Ticks-v0", 1, 0, sticky_actions=0.25)
+        envs.make_vec_env(HERE + "Ticks-v0", 1, 0, options=envs.EnvOptions(sticky_actions=0.25))
     with pytest.raises(ValueError, match=r"frameskip=4 is for Atari games.* has 2 of its own"):
-        envs.make_vec_env(HERE + "Lights", 1, 0, frameskip=4)
+        envs.make_vec_env(HERE + "Lights", 1, 0, options=envs.EnvOptions(frameskip=4))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_setting_of_ataris_is_refused():
     ],
 )
 def test_a_fault_ends_the_worker_and_names_its_place(env_id, on_nan, error, text):
-    env = envs.make_vec_env(HERE + env_id, 2, seed=0, on_nan=on_nan)
+    env = envs.make_vec_env(HERE + env_id, 2, seed=0, options=envs.EnvOptions(on_nan=on_nan))
     env.reset()
 
     def go_on():

@@ -60,7 +60,7 @@ def finish_beside_helpers(process: subprocess.Popen[str]) -> Ended:
 
 def test_it_says_what_a_look_in_this_process_says():
     for env in ("CartPole-v1", "tests.tiny_envs:Catch-v0", "Pong"):
-        assert describe(env, None, 60) == envs.describe(env)
+        assert describe(env, envs.EnvOptions(), 60) == envs.describe(env)
 
 
 def test_statistics_that_are_neither_shared_nor_saved_are_told_once(tmp_path):
@@ -102,7 +102,7 @@ def test_a_child_that_has_ended_before_anybody_looks_has_told_all(monkeypatch):
         return wait(receivers, 0)
 
     monkeypatch.setattr(connection, "wait", wait_for_its_end)
-    assert describe("CartPole-v1", None, 60.0) == envs.describe("CartPole-v1")
+    assert describe("CartPole-v1", envs.EnvOptions(), 60.0) == envs.describe("CartPole-v1")
 
 
 def test_a_signal_ends_the_look():
@@ -111,16 +111,16 @@ def test_a_signal_ends_the_look():
     timer.start()
     started_s = time.monotonic()
     with pytest.raises(Stopped):
-        describe("tests.unruly_env:HangsWhenMade-v0", None, 60, signals)
+        describe("tests.unruly_env:HangsWhenMade-v0", envs.EnvOptions(), 60, signals)
     assert time.monotonic() - started_s < 10
 
 
 def test_an_environment_of_this_program_needs_no_module_if_it_trains_by_itself():
     gymnasium.register("OfThisScript-v0", CartPoleEnv)
     for name in ("OfThisScript-v0", "__main__:OfThisScript-v0"):
-        assert describe(name, None, 60, is_serial=True).leaves == (vector(4),)
+        assert describe(name, envs.EnvOptions(), 60, is_serial=True).leaves == (vector(4),)
         with pytest.raises(envs.UnknownEnvError, match="in this program alone, which workers"):
-            describe(name, None, 60)
+            describe(name, envs.EnvOptions(), 60)
 
 
 def test_the_trainer_looks_once_and_only_if_it_is_not_told(unruly):

@@ -174,7 +174,7 @@ def test_the_defaults_are_possible_on_a_machine_of_any_size(env, monkeypatch):
     for cores, loss in itertools.product((1, 2, 3, 4, 5, 16, 61, 256), ("appo", "vtrace")):
         monkeypatch.setattr(defaults, "available_cores", lambda cores=cores: cores)
         config = defaults.defaults_for(env, {"loss": loss})
-        resolved = defaults.resolve(config, envs.describe(env, config.frameskip))
+        resolved = defaults.resolve(config, envs.describe(env, config.env_options))
         assert resolved.model in defaults.MODELS
         assert (resolved.env, resolved.loss) == (env, loss)
         assert resolved.num_splits == (1 if cores <= 4 else 2)
@@ -201,7 +201,7 @@ def test_the_defaults_are_possible_on_a_machine_of_any_size(env, monkeypatch):
 def test_settings_that_do_not_fit_the_environment_are_refused_together(env, settings, problems):
     config = dataclasses.replace(defaults.defaults_for(env), **settings)
     with pytest.raises(ConfigError) as error:
-        defaults.resolve(config, envs.describe(env, config.frameskip))
+        defaults.resolve(config, envs.describe(env, config.env_options))
     found = str(error.value).splitlines()
     assert len(found) == len(problems)
     assert all(re.search(text, line) for text, line in zip(problems, found, strict=True))

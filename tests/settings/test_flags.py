@@ -123,8 +123,8 @@ def test_no_synonym_is_a_flag_and_every_remedy_names_flags_that_there_are():
         ),
         (
             "train.py",
-            "--threads-per-worker=2",
-            ["--threads-per-worker is unknown; leave it out; a worker has one thread"],
+            "--env-threads=2",
+            ["--env-threads is unknown; use --threads-per-worker for environments that wait"],
         ),
         ("train.py", "--env=Pnog --model=.x:Y", ["'Pnog' is neither"]),
         ("train.py", "--env=CartPole-v1 --model=.x:Y", ["model=.x:Y: cannot import '.x'"]),

@@ -63,7 +63,7 @@ def refusal(cwd, *flags, **environment):
 
 def fresh_weights(config, seed=0):
     torch.manual_seed(seed)
-    spec = envs.describe(config.env, config.frameskip)
+    spec = envs.describe(config.env, config.env_options)
     return make_algorithm(config, spec).make_model().state_dict()
 
 
@@ -315,7 +315,7 @@ def test_a_lost_life_does_not_end_the_game():
 
     config = ActorCriticConfig(env="Breakout", episodic_life=True)
     game = make_env(config, 0, render=False)
-    life = envs.make_vec_env("Breakout", 1, 0, episodic_life=True)
+    life = envs.make_vec_env("Breakout", 1, 0, options=envs.EnvOptions(episodic_life=True))
     assert steps_to_the_end(game) > 2 * steps_to_the_end(life)
 
 

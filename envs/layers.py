@@ -1,0 +1,114 @@
+"""What lies around a `VecEnv` of any kind and changes what is observed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfrl.envs.vec_env import Actions, EnvSpec, EnvState, Leaf, Observations, StepResult, VecEnv
+
+
+class Layer:
+    """A `VecEnv` around another, which does all that a layer does not do itself."""
+
+    def __init__(self, env: VecEnv) -> None:
+        self.env = env
+        self.num_envs = env.num_envs
+        self.actions = env.actions
+        self.frameskip = env.frameskip
+        self.stepping = env.stepping
+        self._ended = np.zeros(env.num_envs, np.bool_)  # the next step only resets
+
+    def is_ready(self) -> bool:
+        return is_ready(self.env)
+
+    def send(self, actions: Actions) -> None:
+        self.env.send(actions)
+
+    def episode_info(self, env: int) -> dict[str, float]:
+        return self.env.episode_info(env)
+
+    def render(self) -> NDArray[np.uint8]:
+        return self.env.render()
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def is_ready(env: VecEnv) -> bool:
+    """Whether `recv` has nothing to wait for; of one that cannot tell: yes."""
+    ask = getattr(env, "is_ready", None)
+    return ask is None or ask()
+
+
+class FrameStack(Layer):
+    """Observations with the ones before them, the oldest first, along their first axis.
+
+    At an episode's start they are all the first. As gymnasium.wrappers.FrameStackObservation with
+    padding_type="reset", but for all environments at once, and it leaves a mask as it is.
+    """
+
+    def __init__(self, env: VecEnv, size: int) -> None:
+        super().__init__(env)
+        self._size = size
+        self._frames: dict[str, NDArray[np.generic]] = {}  # [N, size, *leaf.shape], by leaf
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        return _stacked(self.env.leaves, self._size)
+
+    def reset(self) -> Observations:
+        obs = self.env.reset()
+        self._ended[:] = False
+        self._frames = {
+            leaf.name: np.repeat(obs[leaf.name][:, np.newaxis], self._size, axis=1)
+            for leaf in self.env.leaves
+            if leaf.kind != "mask"
+        }
+        return self._with_frames(obs)
+
+    def recv(self) -> StepResult:
+        result = self.env.recv()
+        for name, frames in self._frames.items():
+            newest = result.obs[name]
+            frames[:, :-1] = frames[:, 1:]
+            frames[:, -1] = newest
+            frames[self._ended] = newest[self._ended, np.newaxis]
+        self._ended = result.terminated | result.truncated
+        return result._replace(obs=self._with_frames(result.obs))
+
+    def _with_frames(self, obs: Observations) -> Observations:
+        joined = {
+            name: frames.reshape(self.num_envs, -1, *frames.shape[3:])
+            for name, frames in self._frames.items()
+        }
+        return {name: joined.get(name, array) for name, array in obs.items()}
+
+    def state(self) -> EnvState | None:
+        if (state := self.env.state()) is None:
+            return None
+        frames = {name: frames.copy() for name, frames in self._frames.items()}
+        return {"env": state, "frames": frames, "ended": self._ended.copy()}
+
+    def load_state(self, state: EnvState) -> None:
+        self.env.load_state(state["env"])
+        self._frames = {name: frames.copy() for name, frames in state["frames"].items()}
+        self._ended = state["ended"].copy()
+
+
+def stacking(spec: EnvSpec, size: int) -> EnvSpec:
+    """What `FrameStack` makes of an environment."""
+    return dataclasses.replace(spec, leaves=_stacked(spec.leaves, size))
+
+
+def _stacked(leaves: tuple[Leaf, ...], size: int) -> tuple[Leaf, ...]:
+    return tuple(
+        leaf
+        if leaf.kind == "mask"
+        else dataclasses.replace(
+            leaf, shape=(size * leaf.shape[0], *leaf.shape[1:]), sizes=size * leaf.sizes
+        )
+        for leaf in leaves
+    )
