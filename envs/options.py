@@ -72,7 +72,7 @@ def parse_wrappers(text: str) -> list[Wrapper]:
                 kwargs, place = decoder.raw_decode(text, place)
             except (ValueError, RecursionError) as error:
                 raise ValueError(
-                    f"has no JSON object after {name}, such as "
+                    f"must have a whole JSON object after {name}, such as "
                     f'ResizeObservation{{"shape": [84, 84]}}: {error}'
                 ) from error
         wrappers.append(Wrapper(name, _without_lists(kwargs)))

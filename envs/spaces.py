@@ -78,10 +78,11 @@ def _leaf_spaces(
 ) -> Iterator[tuple[Path, LeafSpace]]:
     """The leaves and their paths. Raises UnsupportedEnvError."""
     where = f"{env_id}: {name}{_keys(path)}"
+    if_empty = "leave it out" if path else "at least one number or choice is needed"
     if isinstance(space, Dict | Tuple):
         parts = parts_of(space)
         if not parts:
-            raise UnsupportedEnvError(f"{where} is an empty {type(space).__name__}; leave it out")
+            raise UnsupportedEnvError(f"{where} is an empty {type(space).__name__}; {if_empty}")
         for key, part in parts.items():
             yield from _leaf_spaces(env_id, part, name, whole, (*path, key))
         return
@@ -90,7 +91,7 @@ def _leaf_spaces(
             f"{where} is {in_short(space)}; supported is {_SUPPORTED}. {_remedy(name, whole, path)}"
         )
     if space.shape is None or 0 in space.shape:
-        raise UnsupportedEnvError(f"{where} is {in_short(space)}, which is empty; leave it out")
+        raise UnsupportedEnvError(f"{where} is {in_short(space)}, which is empty; {if_empty}")
     yield path, space
 
 

@@ -267,7 +267,9 @@ def test_unknown_peer_is_refused_before_anything_runs() -> None:
 
 
 @pytest.mark.slow
-def test_side_by_side_measures_both_for_real() -> None:
+def test_side_by_side_measures_both_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On busy cores, threads that wait for each other take seconds.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     args = side_by_side.Args(
         ours="--tune=off --report-seconds=0.5 --train-frames=30000 --epochs=1",  # ends by frames
         peer="plain-ppo",

@@ -198,13 +198,13 @@ def test_a_captured_batch_samples_from_the_policy_and_anew_each_time(make_shared
     draws = []
     for _ in range(2000):
         with torch.inference_mode(), torch.cuda.stream(worker._stream):
-            batch.load([row], nothing, nothing)
+            batch.load({OBS: [row]}, nothing, nothing)
             batch.compute()
             draws.append(batch.result()["actions"].copy())
     actions = np.stack(draws)  # [2000, N]
     assert len({draw.tobytes() for draw in draws}) > 1, "replays differ"
     with torch.no_grad():
-        probs = bench.model.step(row.cuda()).logits.softmax(-1).cpu().numpy()  # [N, A]
+        probs = bench.model.step({OBS: row.cuda()}).logits.softmax(-1).cpu().numpy()  # [N, A]
     observed = np.stack([(actions == a).sum(axis=0) for a in range(probs.shape[1])], axis=1)
     expected = len(actions) * probs
     chi_square = ((observed - expected) ** 2 / expected).sum(axis=1)

@@ -206,8 +206,9 @@ def test_any_settings_are_consistent_or_refused_by_name_value_and_rule(algorithm
         return
     assert config.envs_per_split * config.num_splits == config.envs_per_worker
     trajectories = config.batch_size * config.minibatches // config.rollout_length
-    assert config.batch_size % config.rollout_length == 0
-    assert trajectories == config.slots_per_batch * config.envs_per_split
+    if config.replay is None:  # or else minibatches are drawn from a memory
+        assert config.batch_size % config.rollout_length == 0
+        assert trajectories == config.slots_per_batch * config.envs_per_split
     assert 1 <= config.slots_per_batch <= config.num_slots < 2**20
     assert config.policy_batch_size >= config.envs_per_split
     assert config.num_policy_workers <= config.splits

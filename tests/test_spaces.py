@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
-from numpy.typing import NDArray
 
+from sfrl.algorithms.actor_critic import ActorCriticNetwork
 from sfrl.envs import ACTION_MASK
+from sfrl.experience.minibatch import Minibatch
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.run.roles import make_learner
+from sfrl.workers.learner import Learner
 from tests.actors import Actors
 
 T, N = 4, 2  # rollout length, environments
@@ -145,6 +147,7 @@ def settings_of(case: int) -> dict[str, object]:
         "normalize_obs": bool(rng.integers(2)),
         "normalize_returns": bool(rng.integers(2)),
         "action_bounds": str(rng.choice(["clip", "tanh"])),
+        "noise_correlation": float(rng.choice([0.0, 0.9])),
         **({"rnn": rnn, "rnn_size": 5, "rnn_layers": layers} if rnn != "none" else {}),
     }
 
@@ -157,25 +160,16 @@ def test_any_environment_is_acted_in_and_learned_from(make_shared, case):
         learner.model.policy_head.weight.mul_(30)  # policies that differ by observation
     learner.publish()
     actors = Actors(shared)
-    for batch in range(3):
-        slots = actors.collect(1)
-        rows = learner.slots.gather(torch.tensor(slots * N), torch.arange(N))
-        valid = rows.valid[:-1]
+    waiting = actors.collect(2)  # the second one begins in the middle of episodes
+    for slot in waiting:
+        assert_acted_by(learner, rows_of(learner, slot))
+    for _ in range(3):
+        slot = waiting.pop(0) if waiting else actors.collect(1)[0]
+        rows = rows_of(learner, slot)
         for leaf in shared.env.leaves:
             assert rows.obs[leaf.name].shape == (T + 1, N, *leaf.shape)
-        assert_allowed(
-            rows.acted["actions"][valid].numpy(), shared.env.actions.choices, rows, valid
-        )
-        if batch == 0:
-            assert (rows.policy_version == 0).all()
-            with torch.no_grad():
-                logits, _ = learner.model.unroll(rows.obs, rows.rnn_state, rows.valid)
-                policy = learner.model.policy(logits[:-1], {k: v[:-1] for k, v in rows.obs.items()})
-                log_probs = policy.log_prob(rows.acted["actions"])
-            torch.testing.assert_close(
-                log_probs[valid], rows.acted["log_probs"][valid], rtol=1e-4, atol=1e-4
-            )
-        learner.begin(slots)
+        assert_allowed(rows, shared.env.actions.choices)
+        learner.begin([slot])
         while learner.is_training:
             learner._train_on_next()
         assert learner.skipped_steps == 0
@@ -184,10 +178,32 @@ def test_any_environment_is_acted_in_and_learned_from(make_shared, case):
     assert learner.learner_steps == 6
 
 
-def assert_allowed(
-    actions: NDArray[Any], sizes: tuple[int, ...], rows: Any, valid: torch.Tensor
-) -> None:
-    """Of valid rows [R, ...]: no choice is out of range, or one that the mask forbids."""
+def rows_of(learner: Learner, slot: int) -> Minibatch:
+    return learner.slots.gather(torch.full((N,), slot), torch.arange(N))
+
+
+@torch.no_grad()
+def assert_acted_by(learner: Learner, rows: Minibatch) -> None:
+    """The log-probabilities in the rows are those that the learner's model gives their actions."""
+    assert (rows.policy_version == 0).all()
+    model, size = learner.model, learner.model.state_size
+    assert isinstance(model, ActorCriticNetwork)
+    state = rows.rnn_state[:, :size] if rows.rnn_state is not None and size else None  # less noise
+    logits, _ = model.unroll(rows.obs, state, rows.valid)
+    policy = model.policy(logits[:-1], {name: leaf[:-1] for name, leaf in rows.obs.items()})
+    log_probs, valid = policy.log_prob(rows.acted["actions"]), rows.valid[:-1]
+    torch.testing.assert_close(
+        log_probs[valid], rows.acted["log_probs"][valid], rtol=1e-4, atol=1e-4
+    )
+    loss = learner.algorithm.loss(model, None, rows, torch.tensor(0))
+    for name in ("approx_kl", "ppo_clipped_fraction"):
+        assert abs(loss.statistics[name]) < 1e-4, "the loss finds the policy that acted"
+
+
+def assert_allowed(rows: Minibatch, sizes: tuple[int, ...]) -> None:
+    """No choice of a valid row is out of range, or one that the mask forbids."""
+    valid = rows.valid[:-1]
+    actions = rows.acted["actions"][valid].numpy()
     choices = actions.reshape(len(actions), -1)[:, : len(sizes)].astype(np.int64)
     assert ((choices >= 0) & (choices < sizes)).all()
     if ACTION_MASK in rows.obs:

@@ -172,15 +172,19 @@ class ActorCritic:
         epsilon: Tensor | None,
         generator: torch.Generator,
     ) -> Tensor:
-        """[B, D] of a standard Gaussian, which resembles that of the row before, after `state`."""
+        """[B, D] of a standard Gaussian, which resembles that of the row before, after `state`.
+
+        A state of zeros is that before an episode, where nothing was drawn yet.
+        """
         assert epsilon is not None, "`ActorCriticConfig.epsilons` gives the correlations"
         num_rows = len(next(iter(obs.values())))
         fresh = torch.empty(num_rows, self._num_noises, device=generator.device)
         fresh.normal_(generator=generator)
         if state is None:
             return fresh
-        share = epsilon.unsqueeze(1)
-        return share * state[:, -self._num_noises :] + (1 - share.square()).sqrt() * fresh
+        before = state[:, -self._num_noises :]
+        share = epsilon.unsqueeze(1) * before.any(dim=1, keepdim=True)
+        return share * before + (1 - share.square()).sqrt() * fresh
 
     def greedy(
         self, model: ActorCriticNetwork, obs: dict[str, Tensor], rnn_state: Tensor | None

@@ -159,6 +159,19 @@ class A3CCNN(NatureCNN):
         super().__init__(obs_shape, obs_scale, filters=(16, 32), num_features=256)
 
 
+class LayerNorm(nn.LayerNorm):
+    """With weights and results in the input's precision, as the copy that acts has them.
+
+    Under autocast they would be float32: the weights on a CPU, both on a GPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype == x.dtype:
+            return super().forward(x)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
 class SmallCNN(nn.Module):
     """Two convolutions of 3x3 and a layer of 128, for images of few cells, such as grids.
 
@@ -177,7 +190,7 @@ class SmallCNN(nn.Module):
         self.conv1 = nn.Conv2d(channels, 16, 3)
         self.conv2 = nn.Conv2d(16, 32, 3)
         self.linear = nn.Linear(32 * (height - 4) * (width - 4), 128)
-        self.norm = nn.LayerNorm(128)
+        self.norm = LayerNorm(128)
         init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
@@ -247,9 +260,9 @@ class NormMLP(nn.Module):
         super().__init__()
         self.obs_scale = obs_scale
         self.linear1 = nn.Linear(math.prod(obs_shape), 64)
-        self.norm1 = nn.LayerNorm(64)
+        self.norm1 = LayerNorm(64)
         self.linear2 = nn.Linear(64, 64)
-        self.norm2 = nn.LayerNorm(64)
+        self.norm2 = LayerNorm(64)
         init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
@@ -295,9 +308,9 @@ class Embedding(nn.Module):
         starts = [0, *itertools.accumulate(sizes)][:-1]
         self.register_buffer("offsets", torch.tensor(starts), persistent=False)
         self.table = nn.Embedding(sum(sizes), 64)
-        self.norm1 = nn.LayerNorm(64)
+        self.norm1 = LayerNorm(64)
         self.linear2 = nn.Linear(64, 64)
-        self.norm2 = nn.LayerNorm(64)
+        self.norm2 = LayerNorm(64)
         init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:

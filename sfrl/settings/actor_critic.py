@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +11,8 @@ from sfrl import envs
 from sfrl.settings.config import Config, RowField
 from sfrl.settings.fields import NotNegative, Positive, Share, linear_size
 
-_SPREAD = 3  # of n environments the i-th has (i / (n - 1))^3 of the most correlation
+_NOISE_SHARE = 0.2  # of the run's frames, over which correlations fall to 0
+_NOISE_FRAMES = 200_000  # where the run has no end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,9 @@ class ActorCriticConfig(Config):
     value_coef: NotNegative = 0.5
     """Weight of the value loss, which is half the mean squared error."""
     noise_correlation: Share = 0.0
-    """The most that the noise of an action's numbers resembles that of the action before (an AR(1)
-    process): pushing in one direction for a while gets further than trembling. One environment has
-    it, some have less, and most next to none."""
+    """How much the noise of an action's numbers resembles that of the action before (an AR(1)
+    process), at first: it falls to 0 over a fifth of the run. Pushing in one direction for a while
+    gets further than trembling, and finds rewards that are far away."""
     normalize_advantages: bool = True
     """Advantages of a minibatch get mean 0 and deviation 1."""
     normalize_returns: bool = False
@@ -77,9 +77,12 @@ class ActorCriticConfig(Config):
                 "normalize_returns": True,  # rewards come in all sizes here
             }
         if spec.actions.low:
-            # Numbers come with states of all units, and trembling explores little
-            # (docs/experiments.md, "Correlated noise", "Normalized observations").
-            values |= {"normalize_obs": True, "noise_correlation": 0.9}
+            # Numbers come with states of all units. A single one that trembles explores little; to
+            # several, correlated noise and the rate of the rest have done harm
+            # (docs/experiments.md, "Normalized observations" and the two sections around it).
+            values["normalize_obs"] = True
+            is_one = spec.actions.num_numbers == 1
+            values |= {"noise_correlation": 0.9} if is_one else {"learning_rate": 3e-4}
         if given.get("loss") == "vtrace":
             # Unlike PPO's ratio it has no clip that ends the pull of rows used before: with 4
             # epochs CartPole is learned more slowly than with 2, and Pong needs a lower rate as
@@ -98,9 +101,9 @@ class ActorCriticConfig(Config):
         """The correlations of their noise; None if there is none."""
         if not self.noise_correlation:
             return None
-        shape = self.splits, self.envs_per_split
-        shares = np.linspace(0, 1, math.prod(shape)) ** _SPREAD
-        return (self.noise_correlation * shares).reshape(shape).astype(np.float32)
+        frames = _NOISE_SHARE * self.train_frames or _NOISE_FRAMES
+        correlation = self.noise_correlation * max(0.0, 1 - env_frames / frames)
+        return np.full((self.splits, self.envs_per_split), correlation, np.float32)
 
     def num_noises(self, spec: envs.EnvSpec) -> int:
         """Of an environment, that acting has to remember."""

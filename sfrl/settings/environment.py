@@ -45,7 +45,7 @@ class EnvironmentSettings(Settings):
     wrappers: str = ""
     """Wrappers around the environment, the first one innermost: names of gymnasium.wrappers or
     module:Class, separated by ; and each with a JSON object of arguments or none, such as
-    ResizeObservation{"shape":[84,84]};GrayscaleObservation."""
+    ResizeObservation{"shape":[84,84]}."""
     frame_stack: Annotated[Count, at_most(64)] = 1
     """Observations that a network sees at once: the last one and those before it (Atari has 4)."""
     observe_last: bool = False
@@ -63,8 +63,10 @@ class EnvironmentSettings(Settings):
             "wrappers": envs.parse_wrappers,
         }
         for name, parse in parsers.items():
+            text = getattr(self, name)
             try:
-                parse(getattr(self, name))
+                parse(text)
             except ValueError as error:
-                problems.append(f"{name}={getattr(self, name)!s:.200} {error}")
+                shown = text if text.isprintable() else repr(text)
+                problems.append(f"{name}={shown:.200} {error}")
         return problems

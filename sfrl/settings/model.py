@@ -42,10 +42,10 @@ class ModelSettings(Settings):
 
     def problems(self) -> list[str]:
         problems = super().problems()
-        if self.rnn == "none" and self.rnn_size:
+        if self.rnn == "none" and self.rnn_size > 0:
             problems.append(
-                f"rnn_size={self.rnn_size} is of a memory, and rnn=none has none; try rnn=gru"
+                f"rnn_size={self.rnn_size} must be 0 with rnn=none, which is no memory; try rnn=gru"
             )
-        if self.rnn != "none" and not self.rnn_size:
-            problems.append(f"rnn_size=0 is no memory, and rnn={self.rnn} needs one; try 128")
+        if self.rnn != "none" and self.rnn_size == 0:
+            problems.append(f"rnn_size=0 must be at least 1 with rnn={self.rnn}; try rnn_size=128")
         return problems

@@ -43,9 +43,8 @@ class NStepQConfig(Config):
         if spec.actions.is_single:
             return []
         return [
-            f"algorithm=n_step_q values each action of one Discrete, and {self.env} has "
-            f"{len(spec.actions.choices)} choices and {spec.actions.num_numbers} numbers; use "
-            f"algorithm=actor_critic"
+            f"algorithm=n_step_q must have one Discrete to choose from, and an action of "
+            f"{self.env} is {_in_words(spec.actions)}; use algorithm=actor_critic"
         ]
 
     @property
@@ -57,6 +56,16 @@ class NStepQConfig(Config):
         final = _final_epsilons(self.seed, self.splits, self.envs_per_split)
         progress = min(1.0, env_frames / self.epsilon_frames) if self.epsilon_frames else 1.0
         return (1 - progress * (1 - final)).astype(np.float32)
+
+
+def _in_words(actions: envs.ActionSpec) -> str:
+    """As a user knows the space: Gymnasium's names."""
+    choices, numbers = len(actions.choices), actions.num_numbers
+    if not numbers:
+        return f"{choices} choices (MultiDiscrete, MultiBinary, or a Dict or Tuple)"
+    if not choices:
+        return f"a Box of {numbers}"
+    return f"a Dict or Tuple of a Box of {numbers} and {choices} choices"
 
 
 @cache

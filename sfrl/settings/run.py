@@ -11,8 +11,8 @@ class RunSettings(Settings):
     """The run."""
 
     env: str = "Pong"
-    """An Atari game by name (Pong, Breakout, MsPacman, ...) or a Gymnasium id (CartPole-v1) with
-    Box observations and Discrete actions."""
+    """An Atari game by name (Pong, Breakout, MsPacman, ...), a Gymnasium id (CartPole-v1), with its
+    module where Gymnasium does not know it (my_module:MyEnv-v0), or a vector (envpool:Pong-v5)."""
     algorithm: str
     """What learns, and how. Some settings are of one algorithm alone."""
     run_dir: str = ""

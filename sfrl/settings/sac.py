@@ -111,17 +111,17 @@ class SACConfig(Config):
         problems = super().problems()
         if self.action_bounds != "tanh":
             problems.append(
-                f"action_bounds={self.action_bounds} has no density at the bounds, which sac "
-                f"computes the entropy from; use action_bounds=tanh"
+                f"action_bounds={self.action_bounds} must be tanh: clipped actions have no density "
+                f"at the bounds, and sac computes the entropy from it"
             )
         if self.rnn != "none":
             problems.append(
-                f"rnn={self.rnn} is a memory, and sac learns from single decisions; use rnn=none, "
-                f"or algorithm=actor_critic"
+                f"rnn={self.rnn} must be none: sac learns from single decisions; leave it out, or "
+                f"use algorithm=actor_critic"
             )
         problems += [
-            f"{name}={getattr(self, name)} is of trajectories that are learned from in order, and "
-            f"sac draws from a memory; leave it out, and use updates_per_decision"
+            f"{name}={getattr(self, name)} must be 1: it is of trajectories that are learned from "
+            f"in order, and sac draws from a memory; use updates_per_decision"
             for name in ("epochs", "minibatches")
             if getattr(self, name) != 1
         ]

@@ -56,7 +56,7 @@ def saved_run(run_dir: str, *flags: str) -> Config:
         ("--env=CartPol-v1", ["did you mean CartPole-v1"]),
         ("--env=LunarLander-v3", ["Box2D is not installed"]),
         ("--evn=Pong", ["--evn is unknown; did you mean --env?"]),
-        ("--learning_rat 0.1", ["--learning_rat is unknown; did you mean --learning-rate?"]),
+        ("--learning_rat 0.1", ["--learning_rat is unknown; did you mean --learning-rate"]),
         ("--xyzzy", ["--xyzzy is unknown; --help lists all flags"]),
         ("Pong", ["'Pong' is no flag; settings are given as --name=value"]),
         ("--env", ["--env needs a value"]),

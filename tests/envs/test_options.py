@@ -128,7 +128,7 @@ def test_wrappers_are_read_with_their_arguments():
     [
         ("A B", "must have ';' after A, and has 'B'"),
         ("A[84]", r"must have ';' after A, and has '\[84\]'"),
-        ('A{"shape": }', "has no JSON object after A"),
+        ('A{"shape": }', "must have a whole JSON object after A"),
         ("A;;B", "must be names of gymnasium.wrappers or module:Class.* has ';B'"),
         ("(A)", r"must be names .* has '\(A\)'"),
     ],

@@ -1,29 +1,38 @@
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gymnasium.spaces import Box, Dict, Discrete, Space
 from torch import Tensor, nn
 
 from sfrl import envs
 from sfrl.algorithms.actor_critic import ActorCriticNetwork, make_model
 from sfrl.envs import OBS
+from sfrl.envs.spaces import observation_parts
 from sfrl.nets import images
 from sfrl.nets.choose import MODELS, MemorySpec
 from sfrl.nets.encoders import A3CCNN, CenteredCNN, ImpalaResNet, NatureCNN
 from sfrl.nets.heads import ValueHead
-from sfrl.nets.model import pick_precision
+from sfrl.nets.model import pick_precision, try_model
 from sfrl.settings.config import ConfigError
 from sfrl.settings.defaults import defaults_for, resolve
 from tests import leaves
-from tests.leaves import discrete, image, vector
+from tests.leaves import choice, discrete, image, vector
 
 IMAGE = (4, 84, 84)
 NUM_ACTIONS = 6
 GRU = MemorySpec("gru", 12)
+PARTS = (
+    image(4, 36, 36, name="obs.camera"),
+    vector(5, name="obs.robot.arm"),
+    choice(3, 4, name="obs.goal"),
+)
 GUIDE = Path(__file__).parents[2] / "docs" / "adding-a-model.md"
 
 
@@ -38,6 +47,22 @@ class TinyCNN(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         self.last_input = obs
         return self.conv(obs).relu().flatten(1)
+
+
+class TinyJoint(nn.Module):
+    """A user's encoder of `PARTS`; records what it is given."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        assert shapes == {"camera": (4, 36, 36), "robot.arm": (5,), "goal": (2,)}
+        self.camera = TinyCNN(shapes["camera"])
+        self.arm = nn.Linear(5 + 3, 8)
+        self.last_input: dict[str, Tensor] = {}
+
+    def forward(self, obs: dict[str, Tensor]) -> Tensor:
+        self.last_input = obs
+        arm, goal = obs["robot.arm"], F.one_hot(obs["goal"][:, 0], 3)
+        return torch.cat([self.camera(obs["camera"]), self.arm(torch.cat([arm, goal], 1))], 1)
 
 
 class FlatFeatures(nn.Module):
@@ -195,11 +220,13 @@ def test_pixels_are_scaled_to_the_unit_range(
     assert 0.1 < root_mean_square < 5.0
 
 
-@each_encoder
-def test_acting_copy_and_learner_agree_in_bfloat16(name: str) -> None:
+def assert_acting_copy_and_learner_agree_in_bfloat16(model: ActorCriticNetwork) -> None:
     """A gap between them would be a spurious off-policy correction in every update."""
-    model = make(name)
-    model.policy_head.weight.data.mul_(100)  # as after training: logits of the order of 1
+    with torch.no_grad():  # as after training: logits of the order of 1, and no parameter of 0 or 1
+        model.policy_head.weight.mul_(100)
+        for parameter in model.encoder.parameters():
+            if parameter.ndim == 1:  # biases, and the weights of normalization
+                parameter.add_(0.1 * torch.randn_like(parameter))
     obs = random_obs(model, 16)
     exact = model.step(obs)
     acting = model.inference_copy(torch.bfloat16).step(obs)
@@ -211,6 +238,37 @@ def test_acting_copy_and_learner_agree_in_bfloat16(name: str) -> None:
     torch.testing.assert_close(values[0], acting.values, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(acting.logits, exact.logits, rtol=0.1, atol=0.1)
     assert not torch.equal(acting.logits, exact.logits)  # it really was bfloat16
+
+
+@each_encoder
+def test_acting_copy_and_learner_agree_in_bfloat16(name: str) -> None:
+    assert_acting_copy_and_learner_agree_in_bfloat16(make(name))
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "mlp", "norm_mlp"])
+def test_acting_copy_and_learner_agree_on_small_images_in_bfloat16(name: str) -> None:
+    torch.manual_seed(0)
+    model = make_model(name, (image(4, 12, 12),), discrete(NUM_ACTIONS))
+    assert_acting_copy_and_learner_agree_in_bfloat16(model)
+
+
+each_joint = pytest.mark.parametrize(
+    "name", ["nature_cnn", "impala_resnet", "small_cnn", "mlp", f"{__name__}:TinyJoint"]
+)
+
+
+def make_joint(name: str) -> ActorCriticNetwork:
+    """Of `PARTS`, normalized by statistics that are not 0 and 1."""
+    torch.manual_seed(0)
+    model = make_model(name, PARTS, discrete(NUM_ACTIONS), normalize_obs=True)
+    shown = {"obs.robot.arm": 3 + 2 * torch.randn(10, 5, 5)}
+    model.update_normalizers(shown, torch.ones(10, 5, dtype=torch.bool))
+    return model
+
+
+@each_joint
+def test_acting_copy_and_learner_agree_on_image_vector_and_choice_in_bfloat16(name: str) -> None:
+    assert_acting_copy_and_learner_agree_in_bfloat16(make_joint(name))
 
 
 @each_encoder
@@ -488,6 +546,24 @@ def test_user_encoder_gets_scaled_images_in_the_compute_dtype(dtype: torch.dtype
     torch.testing.assert_close(net.last_input.float(), expected, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_user_encoder_of_several_parts_gets_a_dict_by_their_names(dtype: torch.dtype) -> None:
+    """Images scaled and centered, vectors normalized, choices as they are."""
+    model = make_joint(f"{__name__}:TinyJoint").inference_copy(dtype)
+    obs = random_obs(model, 2)
+    model.step(obs)
+    seen = model.encoder.net.last_input
+    assert list(seen) == ["camera", "robot.arm", "goal"]
+    pixels = obs["obs.camera"] / 255
+    [norm] = model.normalizers
+    expected = {
+        "camera": (pixels - pixels.mean((1, 2, 3), keepdim=True)).to(dtype),
+        "robot.arm": ((obs["obs.robot.arm"] - norm.mean) / norm.variance.sqrt()).to(dtype),
+        "goal": obs["obs.goal"].long(),
+    }
+    torch.testing.assert_close(seen, expected, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -574,13 +650,37 @@ def test_images_of_floats_are_seen_as_those_of_pixels(name: str) -> None:
     torch.testing.assert_close(seen.logits, pixels.step(obs).logits)
 
 
-def test_guides_example_works_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [example] = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
-    [name] = re.findall(r"--model=(\w+:\w+)", GUIDE.read_text())
-    (tmp_path / f"{name.partition(':')[0]}.py").write_text(example)
+@pytest.mark.parametrize("name", ["my_encoder:MyEncoder", "my_joint:MyJoint"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_guides_examples_work_as_printed(
+    name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = GUIDE.read_text()
+    assert re.findall(r"--model=(\w+:\w+)", text) == ["my_encoder:MyEncoder", "my_joint:MyJoint"]
+    module, _, class_name = name.partition(":")
+    [example] = [
+        code
+        for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+        if f"class {class_name}(" in code
+    ]
+    (tmp_path / f"{module}.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
-    model = make(name)
-    assert model.step(random_obs(model, 2)).logits.shape == (2, NUM_ACTIONS)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    torch.manual_seed(0)
+    space: Space[Any] = Dict(  # as the guide has it
+        camera=Box(0, 255, (64, 64, 3), np.uint8),
+        goal=Discrete(4),
+        robot=Dict(arm=Box(-1, 1, (6,))),
+    )
+    if module == "my_encoder":
+        space = space["camera"]
+    shown = tuple(part.leaf for part in observation_parts("guide", space))
+    try_model(name, shown, [precision])
+    model = make_model(name, shown, discrete(NUM_ACTIONS))
+    if precision == "float32":
+        assert model.step(random_obs(model, 2)).logits.shape == (2, NUM_ACTIONS)
+    else:
+        assert_acting_copy_and_learner_agree_in_bfloat16(model)
 
 
 # --- precision ---

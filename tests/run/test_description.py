@@ -81,7 +81,7 @@ def test_statistics_that_are_neither_shared_nor_saved_are_told_once(tmp_path):
         ("CrashesWhenMade", "could not be made: its process was killed by SIGSEGV"),
         ("EndsWhenMade", "could not be made: its process exited with 0"),
         ("HangsWhenMade", "was not made within 0.5 s (env_timeout=0.5); raise --env-timeout if"),
-        ("NoArray", "NoArray-v0 has observation space Dict(); supported is Box"),
+        ("NoArray", "NoArray-v0: observation_space is Text(1, 4, charset="),
     ],
 )
 def test_what_cannot_be_made_is_told_in_one_line(env, text, capsys, tmp_path):

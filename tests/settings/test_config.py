@@ -9,6 +9,7 @@ import re
 import pytest
 
 from sfrl import envs
+from sfrl.envs import ActionSpec
 from sfrl.records import checkpoint
 from sfrl.settings import defaults
 from sfrl.settings.actor_critic import ActorCriticConfig
@@ -224,8 +225,8 @@ def test_a_memory_is_asked_for_by_kind_or_size(given, memory):
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"rnn": "none", "rnn_size": 8}, "rnn_size=8 is of a memory, and rnn=none .* try rnn=gru"),
-        ({"rnn": "gru", "rnn_size": 0}, "rnn_size=0 is no memory, and rnn=gru .* try 128"),
+        ({"rnn": "none", "rnn_size": 8}, "rnn_size=8 must be 0 with rnn=none, .* try rnn=gru"),
+        ({"rnn": "gru", "rnn_size": 0}, "rnn_size=0 must be at least 1 with rnn=gru; try .*128"),
     ],
 )
 def test_a_memory_without_size_or_kind_is_refused(given, text):
@@ -233,10 +234,22 @@ def test_a_memory_without_size_or_kind_is_refused(given, text):
     assert re.match(text, problem)
 
 
-def test_n_step_q_refuses_what_is_no_single_choice():
-    env = "tests.tiny_envs:Pointer-v0"
-    config = defaults.defaults_for(env, {"algorithm": "n_step_q"})
+@pytest.mark.parametrize(
+    ("actions", "space"),
+    [
+        (ActionSpec((), (0.0,) * 2, (1.0,) * 2), "a Box of 2"),
+        (ActionSpec((3, 2)), "2 choices (MultiDiscrete, MultiBinary, or a Dict or Tuple)"),
+        (ActionSpec((3, 2), (0.0,), (1.0,)), "a Dict or Tuple of a Box of 1 and 2 choices"),
+    ],
+)
+def test_n_step_q_refuses_what_is_no_single_choice(actions, space):
+    config = defaults.defaults_for("CartPole-v1", {"algorithm": "n_step_q"})
+    spec = dataclasses.replace(envs.describe("CartPole-v1"), actions=actions)
+    assert defaults.resolve(config, envs.describe("CartPole-v1"))
     with pytest.raises(ConfigError) as error:
-        defaults.resolve(config, envs.describe(env))
+        defaults.resolve(config, spec)
     (line,) = str(error.value).splitlines()
-    assert re.search("values each action of one Discrete, and .* 2 numbers; use algorithm=", line)
+    assert line == (
+        "algorithm=n_step_q must have one Discrete to choose from, and an action of CartPole-v1 is "
+        f"{space}; use algorithm=actor_critic"
+    )

@@ -351,6 +351,39 @@ def test_recurrent_state_lasts_an_episode_and_no_longer(monkeypatch):
             assert before is after
 
 
+def test_observations_are_normalized_by_the_checkpoints_statistics():
+    """As by a first layer that computes the same of what it is shown."""
+    config = dataclasses.replace(CARTPOLE, normalize_obs=True)
+    weights = fresh_weights(config)
+    mean, deviation = torch.tensor([0.3, -0.2, 0.05, 0.5]), torch.tensor([0.5, 2.0, 0.4, 1.0])
+    weights["normalizers.0.mean"].copy_(mean)
+    weights["normalizers.0.variance"].copy_(deviation.square())
+    weights["policy_head.weight"].mul_(100)
+    plain = fresh_weights(CARTPOLE)
+    unnormalized = {name: weights[name].clone() for name in plain}
+    layer = unnormalized["encoder.linear1.weight"].div_(deviation)
+    unnormalized["encoder.linear1.bias"].sub_(layer @ mean)
+
+    def lengths(config, weights):
+        player = Player(config, weights, seed=0)
+        return [play(player, index)[-1].steps for index in range(8)]
+
+    normalized = lengths(config, weights)
+    assert normalized == lengths(CARTPOLE, unnormalized)
+    assert normalized != lengths(CARTPOLE, {name: weights[name] for name in plain})
+
+
+def test_noise_that_is_correlated_in_training_is_not_where_it_is_played():
+    config = ActorCriticConfig(env="Pendulum-v1", model="mlp", frameskip=1, rnn="gru", rnn_size=8)
+    weights = fresh_weights(config)
+    scores = []
+    for noise_correlation in (0.0, 0.9):
+        config = dataclasses.replace(config, noise_correlation=noise_correlation)
+        player = Player(config, weights, seed=0)
+        scores.append([moment.score for moment in play(player, 0, max_steps=20)])
+    assert scores[0] == scores[1]
+
+
 def test_weights_that_do_not_fit_are_refused():
     wider = dataclasses.replace(CARTPOLE, rnn="gru", rnn_size=8)
     with pytest.raises(

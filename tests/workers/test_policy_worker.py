@@ -1,5 +1,6 @@
 """Policy worker: what it writes into rows, with which weights, in which batches."""
 
+import dataclasses
 from collections import deque
 
 import numpy as np
@@ -56,7 +57,8 @@ def request(shared, *rows):
     rng = np.random.default_rng([slot + 100 * t for slot, t in rows])
     for slot, t in rows:
         shared.buffer.transfer(slot, Owner(shared.buffer._owners[slot]), Owner.POLICY_WORKER)
-        shared.buffer.obs[OBS][slot, t] = rng.normal(size=(N, 4))
+        row = shared.buffer.obs[OBS][slot, t]
+        row[:] = rng.normal(size=row.shape)
         shared.buffer.valid[slot, t] = True
         slots = shared.topology.slots
         sender = Role("rollout", slots.rollout[slots.split[slot]])
@@ -230,6 +232,75 @@ def test_recurrent_state_is_kept_by_split_and_reset_after_an_invalid_row(make_po
     was_reset = (shared.buffer.rnn_state[[1, 3]] == 0).all(axis=2)
     np.testing.assert_array_equal(was_reset, [[False, True, False, False], [False] * N])
     assert not np.allclose(shared.buffer.rnn_state[1], shared.buffer.rnn_state[3])
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_noise_lasts_an_episode_and_no_longer(make_policy, memory):
+    """With a correlation of 1 it is the same in all rows of an episode."""
+    shared, model, policy = make_policy(
+        env="tests.tiny_envs:Pointer-v0", noise_correlation=1.0, **memory
+    )
+    with torch.no_grad():
+        model.policy_head.weight.zero_()  # an action is its noise
+    shared.weights.publish(model, version=4)
+    last, first = 6, 0  # slots of the last split and of the first
+    for t in range(T):
+        request(shared, (first, t), (last, t))
+        shared.buffer.valid[last, t, -1] = t != 2
+        policy.step()
+    request(shared, (last + 1, 0))
+    policy.step()
+    noise = shared.buffer.actions[last, :, -1]  # [T, 2]
+    assert (noise[:3] == noise[0]).all()
+    assert (noise[3:] == noise[3]).all()
+    assert (noise[0] != noise[3]).all()
+    assert (noise != 0).all()
+    assert (shared.buffer.actions[last + 1, 0, -1] == noise[3]).all(), "from slot to slot"
+    others = shared.buffer.actions[[first, last], 0].reshape(-1, 2)
+    assert len(np.unique(others, axis=0)) == len(others), "each environment has its own"
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_where_no_numbers_are_chosen_no_noise_is_drawn(make_policy, memory):
+    actions = []
+    for correlation in (0.0, 0.9):
+        shared, model, policy = make_policy(noise_correlation=correlation, **memory)
+        assert shared.buffer.spec.state_size == model.state_size
+        for t in range(T):
+            request(shared, (0, t), (6, t))
+            policy.step()
+        actions.append(shared.buffer.actions[[0, 6]].copy())
+    np.testing.assert_array_equal(*actions)
+
+
+def test_observations_are_normalized_by_the_published_statistics(make_policy):
+    """Acting is that of a network without normalization on what it makes of them."""
+    shared, model, policy = make_policy(normalize_obs=True)
+    assert shared.config.normalize_obs
+    statistics = {3: (0.0, 1.0), 8: (torch.tensor([2.0, -1.0, 0.5, 3.0]), 2.0)}
+    for t, (version, (mean, deviation)) in enumerate(statistics.items()):
+        [norm] = model.normalizers
+        norm.mean.copy_(torch.as_tensor(mean))
+        norm.variance.copy_(torch.as_tensor(deviation) ** 2)
+        shared.weights.publish(model, version=version)
+        rows = [(0, t), (6, t)]
+        request(shared, *rows)
+        policy.step()
+        plain = make_algorithm(
+            dataclasses.replace(shared.config, normalize_obs=False), shared.env
+        ).make_model()
+        weights = model.state_dict()
+        plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+        buffer = shared.buffer
+        for slot, _ in rows:
+            assert buffer.policy_version[slot, t] == version
+            obs = (torch.from_numpy(buffer.obs[OBS][slot, t]) - mean) / deviation
+            log_probs = Categorical(plain.step({OBS: obs.float()}).logits).log_prob(
+                torch.from_numpy(buffer.actions[slot, t])
+            )
+            np.testing.assert_allclose(
+                buffer.acted["log_probs"][slot, t], log_probs, rtol=1e-4, atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("num_policy_workers", [1, 2])
