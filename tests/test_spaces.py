@@ -179,7 +179,7 @@ def test_any_environment_is_acted_in_and_learned_from(make_shared, case):
 
 
 def rows_of(learner: Learner, slot: int) -> Minibatch:
-    return learner.slots.gather(torch.full((N,), slot), torch.arange(N))
+    return learner.experience.gather(torch.full((N,), slot), torch.arange(N))
 
 
 @torch.no_grad()

@@ -192,7 +192,7 @@ IDS = {
     "Nan-v0": lambda num_envs: broken(num_envs, 1, rewards=np.full(num_envs, np.nan)),
     "Shape-v0": lambda num_envs: broken(num_envs, 1, obs=np.zeros((num_envs, 3))),
     "Few-v0": lambda num_envs: broken(num_envs, 1, rewards=np.zeros(num_envs + 1)),
-    "Raises-v0": lambda num_envs: broken(num_envs, 1, error=OSError("no power")),
+    "RaisesTogether-v0": lambda num_envs: broken(num_envs, 1, error=OSError("no power")),
     "Fixed-v0": lambda num_envs: sync(2),
     "CartPoles-v0": "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv",
 }

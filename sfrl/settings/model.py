@@ -42,6 +42,8 @@ class ModelSettings(Settings):
 
     def problems(self) -> list[str]:
         problems = super().problems()
+        if any(problem.startswith("rnn_size=") for problem in problems):
+            return problems
         if self.rnn == "none" and self.rnn_size > 0:
             problems.append(
                 f"rnn_size={self.rnn_size} must be 0 with rnn=none, which is no memory; try rnn=gru"

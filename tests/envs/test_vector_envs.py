@@ -181,12 +181,12 @@ def test_a_fault_ends_the_worker_and_names_its_place(env_id, on_nan, error, text
 
 
 def test_an_error_of_the_vectors_own_says_in_which_step():
-    env = envs.make_vec_env(HERE + "Raises-v0", 2, seed=0)
+    env = envs.make_vec_env(HERE + "RaisesTogether-v0", 2, seed=0)
     env.reset()
     step(env, [0, 0])
     with pytest.raises(OSError, match="no power") as caught:
         step(env, [0, 0])
-    assert caught.value.__notes__ == ["in step 2 of Raises-v0"]
+    assert caught.value.__notes__ == ["in step 2 of RaisesTogether-v0"]
     assert env.stepping[0] == 0  # so the watchdog knows where it was
 
 
