@@ -17,6 +17,7 @@ import itertools
 import math
 import mmap
 import os
+import re
 import resource
 import shutil
 import tempfile
@@ -29,6 +30,8 @@ from numpy.typing import DTypeLike, NDArray
 
 SHM_DIR = Path("/dev/shm")
 MIB = 1024 * 1024
+_NOT_IN_NAMES = re.compile(r"[^\w.-]", re.ASCII)
+_MAX_NAME = 64  # characters of a segment's name
 Field = tuple[tuple[int, ...], DTypeLike]  # the shape of a segment, and what is in it
 _segment_numbers: Iterator[int] = itertools.count()
 _own_folder: tuple[Path, int] | None = None  # of this process, and the descriptor with its lock
@@ -125,11 +128,15 @@ class StopFlag:
 
 
 def segment_path(name: str) -> Path:
-    """A free path for a segment that belongs to this process, whoever creates it."""
+    """A free path for a segment that belongs to this process, whoever creates it.
+
+    The number tells segments apart. The name, which may have a key of an environment's in it, tells
+    people which one it is: what no file may be named is left out.
+    """
     global _own_folder
     if _own_folder is None:
         _own_folder = _make_folder()
-    return _own_folder[0] / f"{next(_segment_numbers)}-{name}"
+    return _own_folder[0] / f"{next(_segment_numbers)}-{_NOT_IN_NAMES.sub('', name)[:_MAX_NAME]}"
 
 
 def _make_folder() -> tuple[Path, int]:

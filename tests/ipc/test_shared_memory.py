@@ -26,6 +26,16 @@ def test_a_segment_carries_the_pid_of_its_maker_and_is_private():
     assert not array.path.exists()
 
 
+@pytest.mark.parametrize("key", ["walker/height", "../up", "a" * 300, "\0", "größe", ""])
+def test_a_segment_may_be_named_by_any_key_of_an_environments_dict(key):
+    arrays = [SharedArray(f"obs.{key}", (1,), np.int64) for _ in range(2)]
+    paths = {array.path for array in arrays}
+    assert len(paths) == 2, "the same name twice"
+    assert all(path.parent.parent == SHM_DIR and path.exists() for path in paths)
+    for array in arrays:
+        array.unlink()
+
+
 def test_a_segment_starts_as_zeros_and_keeps_its_shape():
     array = SharedArray("test", (2, 3), np.float32)
     assert array.array.shape == (2, 3)
