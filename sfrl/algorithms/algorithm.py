@@ -51,7 +51,7 @@ class Algorithm(Protocol):
         model: Any,
         obs: dict[str, Tensor],  # leaf -> [B, *shape]
         rnn_state: Tensor | None,  # [B, H]; None: zeros
-        epsilon: Tensor | None,  # [B], the probabilities to explore; None: it has none
+        epsilon: Tensor | None,  # [B], how strongly to explore, see `Config.epsilons`
         generator: torch.Generator,  # on their device
     ) -> Acted:
         """As in training. No gradients; it takes no time of the host's but to start its kernels."""

@@ -87,8 +87,9 @@ class Config(
         return 0
 
     def epsilons(self, env_frames: float) -> NDArray[np.float32] | None:
-        """[splits, N], with what probability each environment's action is a random one; None: it
-        explores in other ways."""
+        """[splits, N], how strongly each environment explores: as the algorithm means it, with what
+        probability an action is a random one, or how much its noise is that of the last action.
+        None: it explores in other ways."""
         return None
 
     def __post_init__(self) -> None:
