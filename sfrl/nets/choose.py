@@ -9,8 +9,12 @@ from sfrl.envs import Leaf
 
 MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "small_cnn", "mlp", "norm_mlp", "flat")
 MLPS = ("mlp", "norm_mlp", "flat")
-SMALL_MIN_SIZE = 5  # of small_cnn's images
-CNN_MIN_SIZE = 36  # pixels: below, the strided convolutions of the first two leave nothing
+CNN_SIZES = {  # the CNNs, and the least side of their images: below it convolutions leave nothing
+    "a3c_cnn": 36,
+    "nature_cnn": 36,
+    "impala_resnet": 1,
+    "small_cnn": 5,
+}
 JOINT_SIZE = 128  # features of several leaves together
 
 
@@ -32,10 +36,6 @@ def seen(leaves: Iterable[Leaf]) -> tuple[Leaf, ...]:
     return tuple(leaf for leaf in leaves if leaf.kind != "mask")
 
 
-def is_large_image(leaf: Leaf) -> bool:
-    return leaf.kind == "image" and min(leaf.shape[1:]) >= CNN_MIN_SIZE
-
-
 def encoder_of(model: str, leaf: Leaf) -> str:
     """One of MODELS, or "embedding". What `model` cannot encode, such as a vector beside the images
     of a CNN, has the encoder that is usual for it."""
@@ -43,13 +43,13 @@ def encoder_of(model: str, leaf: Leaf) -> str:
         return "embedding"
     if model in MLPS:
         return model
-    fits = is_large_image(leaf) if model in ("a3c_cnn", "nature_cnn") else leaf.kind == "image"
-    return model if fits else usual_encoder(leaf)
+    return model if _fits(model, leaf) else usual_encoder(leaf)
 
 
 def usual_encoder(leaf: Leaf) -> str:
-    """The one that a leaf has unless --model says otherwise."""
-    if is_large_image(leaf):
-        return "nature_cnn"
-    is_small_image = leaf.kind == "image" and min(leaf.shape[1:]) >= SMALL_MIN_SIZE
-    return "small_cnn" if is_small_image else "norm_mlp"
+    """The one that a leaf has unless --model says otherwise; of an image, the first that fits."""
+    return next((name for name in ("nature_cnn", "small_cnn") if _fits(name, leaf)), "norm_mlp")
+
+
+def _fits(cnn: str, leaf: Leaf) -> bool:
+    return leaf.kind == "image" and min(leaf.shape[1:]) >= CNN_SIZES[cnn]

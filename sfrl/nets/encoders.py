@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfrl.envs import Leaf, TrainsOnImportError, in_one_line
-from sfrl.nets.choose import JOINT_SIZE, MLPS, MODELS, SMALL_MIN_SIZE, encoder_of, seen
+from sfrl.nets.choose import CNN_SIZES, JOINT_SIZE, MLPS, MODELS, encoder_of, seen
 from sfrl.nets.images import BLOCK, pixel_blocks
 
 HIDDEN_GAIN = math.sqrt(2)
@@ -122,9 +122,10 @@ class NatureCNN(CenteredCNN):
         super().__init__()
         self.obs_scale = obs_scale
         channels, height, width = obs_shape
-        if min(height, width) < 36:
+        if min(height, width) < (least := CNN_SIZES["nature_cnn"]):
             raise ValueError(
-                f"this network needs images of at least 36x36 pixels, got {height}x{width}; "
+                f"this network needs images of at least {least}x{least} pixels, "
+                f"got {height}x{width}; "
                 f"choose --model=impala_resnet or --model=norm_mlp"
             )
         self.conv1 = nn.Conv2d(BLOCK**2 * channels, filters[0], 2)
@@ -182,9 +183,9 @@ class SmallCNN(nn.Module):
         super().__init__()
         self.obs_scale = obs_scale
         channels, height, width = obs_shape
-        if min(height, width) < SMALL_MIN_SIZE:
+        if min(height, width) < (least := CNN_SIZES["small_cnn"]):
             raise ValueError(
-                f"this network needs images of at least {SMALL_MIN_SIZE}x{SMALL_MIN_SIZE} pixels, "
+                f"this network needs images of at least {least}x{least} pixels, "
                 f"got {height}x{width}; choose --model=norm_mlp"
             )
         self.conv1 = nn.Conv2d(channels, 16, 3)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfrl import envs
-from sfrl.nets.choose import CNN_MIN_SIZE, MODELS, is_large_image, seen, usual_encoder
+from sfrl.nets.choose import CNN_SIZES, MODELS, encoder_of, seen, usual_encoder
 from sfrl.settings.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, make_config
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.machine import available_cores
@@ -73,12 +73,11 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     """
     leaves = seen(spec.leaves)
     is_image = spec.kind != "vector"
-    is_large = any(map(is_large_image, leaves))
     shapes = ", ".join(f"{leaf.name} {leaf.shape}" for leaf in leaves)
     model = config.model
     if model == "auto":
-        model = next((usual_encoder(leaf) for leaf in leaves if leaf.kind == "image"), "norm_mlp")
-        model = "nature_cnn" if is_large else model
+        usual = {usual_encoder(leaf) for leaf in leaves}
+        model = next(name for name in ("nature_cnn", "small_cnn", "norm_mlp") if name in usual)
     problems = [*_device_problems(config), *config.problems_in(spec)]
     if spec.kind != "atari":
         problems += _atari_only_problems(config, spec)
@@ -90,16 +89,12 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
             f"model={model} is unknown; did you mean {' or '.join(nearest)}? "
             f"Your own encoder is named as module:Class"
         )
-    elif model in ("a3c_cnn", "nature_cnn") and not is_large:
+    elif model in CNN_SIZES and not any(encoder_of(model, leaf) == model for leaf in leaves):
+        side = CNN_SIZES[model]
+        least = f" of at least {side}x{side}" if side > 1 else ""
         problems.append(
-            f"model={model} needs images of at least {CNN_MIN_SIZE}x"
-            f"{CNN_MIN_SIZE}, and {config.env} has observations of shape "
+            f"model={model} needs images{least}, and {config.env} has observations of shape "
             f"{shapes}; use {'impala_resnet or ' if is_image else ''}norm_mlp"
-        )
-    elif model == "impala_resnet" and not is_image:
-        problems.append(
-            f"model=impala_resnet needs images, and {config.env} has observations of shape "
-            f"{shapes}; use norm_mlp"
         )
     if problems:
         raise ConfigError("\n".join(problems))

@@ -15,6 +15,7 @@ from sfrl.settings import defaults
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.algorithms import load_config
 from sfrl.settings.config import ConfigError
+from tests.leaves import image
 
 
 def problems_of(**settings: object) -> list[str]:
@@ -190,6 +191,8 @@ def test_the_defaults_are_possible_on_a_machine_of_any_size(env, monkeypatch):
             ["model=impala_resnet needs images.* use norm_mlp"],
         ),
         ("CartPole-v1", {"model": "nature_cnn"}, ["model=nature_cnn .* use norm_mlp"]),
+        ("CartPole-v1", {"model": "small_cnn"}, ["model=small_cnn needs images of at least 5x5.*"]),
+        ("Taxi-v4", {"model": "small_cnn"}, ["model=small_cnn needs images .* use norm_mlp"]),
         ("tests.tiny_envs:Catch-v0", {"model": "nature_cnn"}, [r"36x36.* \(1, 10, 5\).* norm_mlp"]),
         ("Pong", {"model": "natur_cnn"}, ["model=natur_cnn is unknown; did you mean nature_cnn?"]),
         (
@@ -206,6 +209,23 @@ def test_settings_that_do_not_fit_the_environment_are_refused_together(env, sett
     found = str(error.value).splitlines()
     assert len(found) == len(problems)
     assert all(re.search(text, line) for text, line in zip(problems, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "model"),
+    [
+        ([(4, 84, 84), (3, 7, 7)], "nature_cnn"),
+        ([(3, 7, 7), (4, 84, 84)], "nature_cnn"),
+        ([(3, 7, 7), (1, 4, 9)], "small_cnn"),
+        ([(1, 4, 9)], "norm_mlp"),
+        ([], "norm_mlp"),
+    ],
+)
+def test_the_usual_model_is_that_of_the_largest_image(shapes, model):
+    leaves = tuple(image(*shape, name=f"obs.{i}") for i, shape in enumerate(shapes))
+    cartpole = envs.describe("CartPole-v1")
+    spec = dataclasses.replace(cartpole, kind="image", leaves=(*cartpole.leaves, *leaves))
+    assert defaults.resolve(defaults.defaults_for("CartPole-v1"), spec).model == model
 
 
 @pytest.mark.parametrize(
