@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from sfrl.envs.atari import CONSOLE_FPS, FRAMESKIP, AtariVecEnv, describe_atari
 from sfrl.envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium, gymnasium_fps
-from sfrl.envs.layers import FrameStack, is_ready, stacking
+from sfrl.envs.layers import FrameStack, Shrink, is_ready, shrinking, stacking
 from sfrl.envs.names import (
     TrainsOnImportError,
     UnknownEnvError,
@@ -131,6 +131,8 @@ def make_vec_env(
         env_id = gymnasium_id(name)
         _check_for_others(name, options)
         env = GymnasiumVecEnv(env_id, num_envs, seed, options, render=render, stepping=stepping)
+    if options.image_size and game is None:
+        env = Shrink(env, options.image_size)
     if options.frame_stack > 1:
         env = FrameStack(env, options.frame_stack)
     return ObserveLast(env) if options.observe_last else env
@@ -150,6 +152,8 @@ def describe(name: str, options: EnvOptions = DEFAULT_OPTIONS) -> EnvSpec:
         spec = vectors.describe(options)
     else:
         spec = describe_gymnasium(gymnasium_id(name), options)
+    if options.image_size and game is None:
+        spec = shrinking(spec, options.image_size)
     if options.frame_stack > 1:
         spec = stacking(spec, options.frame_stack)
     return observing_last(spec) if options.observe_last else spec
@@ -166,12 +170,14 @@ def fps(name: str, options: EnvOptions = DEFAULT_OPTIONS) -> float | None:
 
 def _check_for_atari(name: str, options: EnvOptions) -> None:
     """Raises UnsupportedEnvError."""
+    default = EnvOptions.image_size
     _refuse(
         name,
         "is not for Atari games",
         {
             "env_kwargs": (options.kwargs, {}, "they have settings of their own"),
             "wrappers": (options.wrappers, "", "they have settings of their own"),
+            "image_size": (options.image_size or default, default, "their images are 84x84"),
             "frame_stack": (options.frame_stack, 1, "they are stacks of 4 already"),
             "threads_per_worker": (options.threads, 1, "they compute, and wait for nothing"),
         },

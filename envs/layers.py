@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,89 @@ def is_ready(env: VecEnv) -> bool:
     """Whether `recv` has nothing to wait for; of one that cannot tell: yes."""
     ask = getattr(env, "is_ready", None)
     return ask is None or ask()
+
+
+class Shrink(Layer):
+    """Images of at most `size` pixels in their longest side: larger ones become means of areas.
+
+    Both sides shrink alike, and a pixel between two new ones counts for each by its share. Numbers
+    of uint8 are rounded.
+    """
+
+    def __init__(self, env: VecEnv, size: int) -> None:
+        super().__init__(env)
+        self._size = size
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        return _shrunk(self.env.leaves, self._size)
+
+    def reset(self) -> Observations:
+        return self._shrink(self.env.reset())
+
+    def recv(self) -> StepResult:
+        result = self.env.recv()
+        return result._replace(obs=self._shrink(result.obs))
+
+    def _shrink(self, obs: Observations) -> Observations:
+        small = {}
+        for name, (rows, columns) in self._means.items():
+            images = rows @ obs[name].astype(np.float32) @ columns.T  # [N, C, h, w]
+            dtype = obs[name].dtype
+            small[name] = images.round().astype(dtype) if dtype == np.uint8 else images
+        return {**obs, **small}
+
+    @cached_property
+    def _means(self) -> dict[str, list[NDArray[np.float32]]]:
+        """Of each leaf that shrinks, what its rows and columns are multiplied by."""
+        return {
+            new.name: [_means(*sides) for sides in zip(old.shape[1:], new.shape[1:], strict=True)]
+            for old, new in zip(self.env.leaves, self.leaves, strict=True)
+            if old.shape != new.shape
+        }
+
+    def state(self) -> EnvState | None:
+        return self.env.state()
+
+    def load_state(self, state: EnvState) -> None:
+        self.env.load_state(state)
+
+
+def shrinking(spec: EnvSpec, size: int) -> EnvSpec:
+    """What `Shrink` makes of an environment."""
+    leaves = _shrunk(spec.leaves, size)
+    told = [spec.reading] if spec.reading else []
+    for old, new in zip(spec.leaves, leaves, strict=True):
+        if new.shape != old.shape:
+            (height, width), (rows, columns) = old.shape[1:], new.shape[1:]
+            told.append(
+                f"images of {height}x{width} ({old.name}) become {rows}x{columns}: "
+                f"image_size={size} is the longest side, and 0 leaves them as they are"
+            )
+    return dataclasses.replace(spec, leaves=leaves, reading=". ".join(told))
+
+
+def _shrunk(leaves: tuple[Leaf, ...], size: int) -> tuple[Leaf, ...]:
+    def side(pixels: int, longest: int) -> int:
+        return max(1, round(pixels * min(1.0, size / longest)))
+
+    return tuple(
+        leaf
+        if leaf.kind != "image"
+        else dataclasses.replace(
+            leaf,
+            shape=(leaf.shape[0], *(side(p, max(leaf.shape[1:])) for p in leaf.shape[1:])),
+        )
+        for leaf in leaves
+    )
+
+
+def _means(old: int, new: int) -> NDArray[np.float32]:
+    """[new, old], how much each pixel counts in a line of new ones, each of the same width."""
+    width = old / new
+    left, pixel = width * np.arange(new)[:, np.newaxis], np.arange(old)
+    overlap = np.minimum(left + width, pixel + 1) - np.maximum(left, pixel)
+    return (overlap.clip(0) / width).astype(np.float32)
 
 
 class FrameStack(Layer):

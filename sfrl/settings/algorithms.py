@@ -131,6 +131,7 @@ def config_from(values: object, origin: str) -> Config:
         values = dict(values)
     if "rnn" not in values and values.get("rnn_size") != 0 and "rnn_size" in values:
         values["rnn"] = "gru"  # files from when there was no other
+    values.setdefault("image_size", 0)  # files from when images stayed as they were
     problems = type_problems(values, all_settings())
     if not problems:
         algorithm = values.get("algorithm", DEFAULT_ALGORITHM)

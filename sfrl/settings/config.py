@@ -67,14 +67,15 @@ class Config(
 
     FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
         *("algorithm", "env", "frameskip", "action_bounds", "optimizer"),
-        *("env_kwargs", "wrappers", "frame_stack", "observe_last"),
+        *("env_kwargs", "wrappers", "image_size", "frame_stack", "observe_last"),
         *("model", "normalize_obs", "rnn", "rnn_size", "rnn_layers"),
     )
     """What the saved weights, the optimizer's state and the frame counter depend on."""
     COSTS: ClassVar[tuple[str, ...]] = (
         *("env", "frameskip", "sticky_actions", "episodic_life", "max_episode_frames", "queue"),
-        *("env_kwargs", "wrappers", "frame_stack", "observe_last", "threads_per_worker"),
-        *("device", "policy_devices", "cuda_graphs", "precision", "action_bounds"),
+        *("env_kwargs", "wrappers", "image_size", "frame_stack", "observe_last"),
+        *("threads_per_worker", "action_bounds"),
+        *("device", "policy_devices", "cuda_graphs", "precision"),
         *("model", "normalize_obs", "rnn", "rnn_size", "rnn_layers"),
         *("algorithm", "optimizer", "rollout_length", "batch_size", "minibatches", "epochs"),
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from sfrl import envs
-from sfrl.settings.fields import Count, Settings, Share, at_most, settings_of
+from sfrl.settings.fields import Count, Settings, Share, at_least, at_most, settings_of
 
 # The fields of `EnvOptions` that settings have by another name.
 _SETTINGS = {"bounds": "action_bounds", "kwargs": "env_kwargs", "threads": "threads_per_worker"}
@@ -45,7 +45,10 @@ class EnvironmentSettings(Settings):
     wrappers: str = ""
     """Wrappers around the environment, the first one innermost: names of gymnasium.wrappers or
     module:Class, separated by ; and each with a JSON object of arguments or none, such as
-    ResizeObservation{"shape":[84,84]}."""
+    FilterObservation{"filter_keys":["image"]}."""
+    image_size: Annotated[int, at_least(0), at_most(10_000)] = 96
+    """Pixels in the longest side of images: larger ones are made smaller, by means of areas (Atari
+    has 84x84). 0 leaves all as they are."""
     frame_stack: Annotated[Count, at_most(64)] = 1
     """Observations that a network sees at once: the last one and those before it (Atari has 4)."""
     observe_last: bool = False

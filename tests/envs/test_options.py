@@ -171,12 +171,54 @@ def test_what_cannot_be_made_is_told_in_a_line(options, text):
 
 
 @pytest.mark.parametrize(
-    "option", [{"kwargs": {"a": 1}}, {"wrappers": "A"}, {"frame_stack": 4}, {"threads": 2}]
+    "option",
+    [
+        *({"kwargs": {"a": 1}}, {"wrappers": "A"}, {"frame_stack": 4}, {"threads": 2}),
+        {"image_size": 64},
+    ],
 )
 def test_atari_games_have_none_of_these(option):
     for make in (envs.describe, lambda *args: envs.make_vec_env(args[0], 1, 0, args[1])):
         with pytest.raises(UnsupportedEnvError, match="is not for Atari games, and Pong is one"):
             make("Pong", EnvOptions(**option))
+
+
+# --- smaller images ---
+
+
+def areas(image, height, width):
+    """[h, w], the mean of each part of [H, W]: of 12 times as many pixels, so that all divide."""
+    times = height * width
+    fine = image.astype(np.float64).repeat(times, axis=0).repeat(times, axis=1)
+    rows, columns = fine.shape[0] // height, fine.shape[1] // width
+    return fine.reshape(height, rows, width, columns).mean((1, 3))
+
+
+def test_images_become_means_of_areas_with_their_longest_side_as_told():
+    options = EnvOptions(image_size=6, frame_stack=2)
+    env = envs.make_vec_env("Numbered-v0", 2, 0, options)
+    spec = envs.describe("Numbered-v0", options)
+    assert env.leaves == spec.leaves
+    assert "images of 8x9 (obs.colour) become 5x6: image_size=6 is the longest side" in spec.reading
+    shapes = {leaf.name: leaf.shape for leaf in env.leaves}
+    assert shapes["obs.colour"] == (6, 5, 6)  # from 8x9, two of them
+    assert shapes["obs.grey"] == (2, 6, 5)  # from 9x7
+    assert shapes["obs.numbers"] == (4,)
+    plain = play(envs.make_vec_env("Numbered-v0", 2, 0))
+    for (obs, *_), (whole, *_) in zip(play(env), plain, strict=True):
+        for name, (height, width) in {"obs.colour": (5, 6), "obs.grey": (6, 5)}.items():
+            newest = obs[name][1][-len(whole[name][1]) :]
+            assert newest.dtype == np.uint8
+            for small, image in zip(newest, whole[name][1], strict=True):
+                assert np.abs(small - areas(image, height, width)).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("size", [0, 9, 96])
+def test_images_that_are_small_enough_stay_as_they_are(size):
+    env = envs.make_vec_env("Numbered-v0", 2, 0, EnvOptions(image_size=size))
+    plain = play(envs.make_vec_env("Numbered-v0", 2, 0))
+    for (obs, *_), (whole, *_) in zip(play(env), plain, strict=True):
+        np.testing.assert_array_equal(obs["obs.colour"], whole["obs.colour"])
 
 
 # --- stacks ---

@@ -73,11 +73,13 @@ def test_what_is_given_decides_what_is_described():
         (["--env-kwargs={", "--wrappers=A B"], ["env_kwargs={ must be", "wrappers=A B must have"]),
         (["--frame-stack=0"], ["frame_stack=0 must be at least 1"]),
         (["--frame-stack=65"], ["frame_stack=65 must be at most 64"]),
+        (["--image-size=-1"], ["image_size=-1 must be at least 0"]),
         (["--threads-per-worker=0"], ["threads_per_worker=0 must be at least 1"]),
         (["--env-kwargs={", "--gamma=2"], ["env_kwargs={ must be", "gamma=2.0 must lie"]),
         (['--env-kwargs={"masses": 2}'], ['CartPole-v1 cannot be made with env_kwargs={"masses"']),
         (["--wrappers=Flatten"], ["wrapper 'Flatten' must be a name of gymnasium.wrappers"]),
         (["--env=Pong", "--frame-stack=4"], ["frame_stack=4 is not for Atari games"]),
+        (["--env=Pong", "--image-size=64"], ["image_size=64 is not for Atari games"]),
         (["--env=Pong", "--threads-per-worker=2"], ["threads_per_worker=2 is not for Atari"]),
     ],
 )
@@ -105,8 +107,18 @@ def test_what_changes_observations_is_fixed_on_resume():
     assert again == dataclasses.replace(config, resume=True, threads_per_worker=2)
     with pytest.raises(ConfigError, match=r"^frame_stack=2 differs from the saved run's 3"):
         cli.parse(["--resume", "--run-dir=x", "--frame-stack=2"])
-    fixed = {"env_kwargs", "wrappers", "frame_stack", "observe_last", "action_bounds"}
+    fixed = {"env_kwargs", "wrappers", "image_size", "frame_stack", "observe_last", "action_bounds"}
     assert fixed <= set(config.FIXED_ON_RESUME)
+
+
+@pytest.mark.parametrize("env", ["Pong", "CartPole-v1"])
+def test_images_of_files_from_when_there_was_no_size_stay_as_they_were(env):
+    values = dataclasses.asdict(ActorCriticConfig(env=env))
+    assert config_from(values, "a file").image_size == 96
+    del values["image_size"]
+    config = config_from(values, "a file")
+    assert config.image_size == 0
+    envs.describe(env, config.env_options)  # it can be made
 
 
 def test_threads_of_files_from_when_they_did_nothing_are_1():
