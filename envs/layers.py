@@ -124,7 +124,8 @@ def _means(old: int, new: int) -> NDArray[np.float32]:
     width = old / new
     left, pixel = width * np.arange(new)[:, np.newaxis], np.arange(old)
     overlap = np.minimum(left + width, pixel + 1) - np.maximum(left, pixel)
-    return (overlap.clip(0) / width).astype(np.float32)
+    means: NDArray[np.float32] = (overlap.clip(0) / width).astype(np.float32)
+    return means
 
 
 class FrameStack(Layer):

@@ -98,14 +98,16 @@ class Depends(CartPoleEnv):
 
 
 class Exits(CartPoleEnv):
-    """Silences what logging knows, starts a program and a thread, and leaves."""
+    """Silences what logging knows, starts a thread and a stubborn program, and leaves."""
 
     num_steps = 0
 
     def step(self, action):
         self.num_steps += 1
         if self.num_steps == 1 and is_in_worker():
-            subprocess.Popen(PROGRAM)
+            previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            subprocess.Popen(PROGRAM)  # what is ignored stays so
+            signal.signal(signal.SIGTERM, previous)
             threading.Thread(target=time.sleep, args=(4242,)).start()
             logging.config.dictConfig({"version": 1, "root": {"level": "ERROR", "handlers": []}})
             logging.disable(logging.CRITICAL)

@@ -21,6 +21,7 @@ ROOT = str(Path(__file__).parents[2])
 """The entry of the search path by which this very sfrl is found."""
 _SPAWN = multiprocessing.get_context("spawn")
 
+_TERMINATE_S = 1.0
 _THREAD_LIMITS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -153,6 +154,11 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def terminate(processes: list[psutil.Process]) -> None:
+    """End them by SIGTERM; by SIGKILL those that live on for a second, as VizDoom's engine does."""
     for process in processes:
         with suppress(psutil.Error):
             process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=_TERMINATE_S)
+    for process in alive:
+        with suppress(psutil.Error):
+            process.kill()
