@@ -23,6 +23,7 @@ ALGORITHMS: dict[str, type[Config]] = {
     "n_step_q": NStepQConfig,
     "sac": SACConfig,
 }
+_RNN_SIZE = 128
 DEFAULT_ALGORITHM = "actor_critic"  # and that of files from when there was no other
 
 MAX_CONFIG_BYTES = 1 << 20  # of a config.json
@@ -37,8 +38,15 @@ def make_config(values: Mapping[str, Any]) -> Config:
 
 
 def default_config(given: Mapping[str, Any]) -> Config:
-    """That of the algorithm that is given, with nothing else set."""
-    return make_config({name: value for name, value in given.items() if name == "algorithm"})
+    """That of the algorithm that is given, with a memory if one is asked for."""
+    algorithm = given.get("algorithm", DEFAULT_ALGORITHM)
+    return make_config({"algorithm": algorithm, **memory_of(given)})
+
+
+def memory_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Kind and size, where one of them asks for a memory: what is given goes before."""
+    asks = given.get("rnn", "none") != "none" or given.get("rnn_size", 0) != 0
+    return {"rnn": "gru", "rnn_size": _RNN_SIZE} if asks else {}
 
 
 def all_settings() -> dict[str, Setting]:

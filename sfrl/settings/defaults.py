@@ -9,11 +9,9 @@ from typing import Any
 
 from sfrl import envs
 from sfrl.nets.choose import CNN_SIZES, MODELS, encoder_of, seen, usual_encoder
-from sfrl.settings.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, make_config
+from sfrl.settings.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, make_config, memory_of
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.machine import available_cores
-
-_RNN_SIZE = 128
 
 
 def defaults_for(
@@ -33,7 +31,7 @@ def defaults_for(
     algorithm = given.get("algorithm", DEFAULT_ALGORITHM)
     cores = available_cores()
     spec = spec or envs.describe(env)
-    values: dict[str, Any] = {"env": env, "algorithm": algorithm, **_memory(given)}
+    values: dict[str, Any] = {"env": env, "algorithm": algorithm, **memory_of(given)}
     num_workers = cores if cores <= 4 else cores - 1
     if spec.kind != "atari":
         num_workers = 1
@@ -57,12 +55,6 @@ def defaults_for(
         num_splits=1 if cores <= 4 else 2,
         batch_size=round_size // config.minibatches if is_fifo else config.batch_size,
     )
-
-
-def _memory(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Kind and size, where one of them asks for a memory: what is given goes before."""
-    asks = given.get("rnn", "none") != "none" or given.get("rnn_size", 0) != 0
-    return {"rnn": "gru", "rnn_size": _RNN_SIZE} if asks else {}
 
 
 def resolve(config: Config, spec: envs.EnvSpec) -> Config:

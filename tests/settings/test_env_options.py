@@ -70,6 +70,7 @@ def test_what_is_given_decides_what_is_described():
     ("flags", "texts"),
     [
         (["--env-kwargs=[1]"], ["env_kwargs=[1] must be a JSON object, such as"]),
+        (["--env-kwargs={", "--rnn=gru"], ["env_kwargs={ must be a JSON object"]),
         (["--env-kwargs={", "--wrappers=A B"], ["env_kwargs={ must be", "wrappers=A B must have"]),
         (["--frame-stack=0"], ["frame_stack=0 must be at least 1"]),
         (["--frame-stack=65"], ["frame_stack=65 must be at most 64"]),
