@@ -13,6 +13,9 @@ from sfrl.settings.fields import NotNegative, Positive, Share, linear_size
 
 _NOISE_SHARE = 0.2  # of the run's frames, over which correlations fall to 0
 _NOISE_FRAMES = 200_000  # where the run has no end
+# Of bodies with several joints: more decisions in a batch, and more passes in smaller steps than
+# elsewhere. Their noise shrinks by itself (docs/experiments.md, "Several numbers").
+_BODIES = {"envs_per_worker": 64, "minibatches": 16, "epochs": 8, "entropy_coef": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +79,15 @@ class ActorCriticConfig(Config):
                 "value_encoder": "separate" if spec.kind == "vector" else "shared",
                 "normalize_returns": True,  # rewards come in all sizes here
             }
-        if spec.actions.low:
-            # Numbers come with states of all units. A single one that trembles explores little; to
-            # several, correlated noise and the rate of the rest have done harm
-            # (docs/experiments.md, "Normalized observations" and the two sections around it).
+        if spec.actions.low:  # numbers come with states of all units
             values["normalize_obs"] = True
-            is_one = spec.actions.num_numbers == 1
-            values |= {"noise_correlation": 0.9} if is_one else {"learning_rate": 3e-4}
+            if spec.actions.num_numbers == 1:
+                # One that trembles explores little; several have been harmed by this.
+                values["noise_correlation"] = 0.9
+            else:
+                values["learning_rate"] = 3e-4
+                if spec.kind == "vector":
+                    values |= _BODIES
         if given.get("loss") == "vtrace":
             # Unlike PPO's ratio it has no clip that ends the pull of rows used before: with 4
             # epochs CartPole is learned more slowly than with 2, and Pong needs a lower rate as

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,13 +48,23 @@ def defaults_for(
     num_workers = max(given.get("num_workers", num_workers), 1)
     round_size = num_workers * config.envs_per_worker * config.rollout_length
     is_fifo = config.replay is None
+    batch_size = round_size // config.minibatches if is_fifo else config.batch_size
+
+    def size_of(*names: str) -> int:
+        of_config = {**vars(config), "batch_size": batch_size}
+        return math.prod(max(1, given.get(name, of_config[name])) for name in names)
+
+    rows = size_of("batch_size", "minibatches")
+    per_round = num_workers * size_of("envs_per_worker", "rollout_length")
     return dataclasses.replace(
         config,
         num_workers=num_workers,
         # With more processes than cores another one fills a worker's wait, and inference batches
         # of a whole worker's environments are cheaper than of its halves.
         num_splits=1 if cores <= 4 else 2,
-        batch_size=round_size // config.minibatches if is_fifo else config.batch_size,
+        batch_size=batch_size,
+        # Room for two training batches, however small the rounds are that the user asks for.
+        slots_per_split=config.slots_per_split * (-(-rows // per_round) if is_fifo else 1),
     )
 
 

@@ -183,6 +183,42 @@ def test_the_defaults_are_possible_on_a_machine_of_any_size(env, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        {"envs_per_worker": 2},
+        {"rollout_length": 8},
+        {"envs_per_worker": 4, "rollout_length": 4, "num_workers": 3},
+        {"batch_size": 1024, "minibatches": 4},
+    ],
+)
+def test_slots_have_room_for_two_training_batches_of_whatever_size_is_given(given):
+    config = dataclasses.replace(defaults.defaults_for("CartPole-v1", given), **given)
+    slot = config.rollout_length * config.envs_per_worker // config.num_splits
+    assert config.num_slots * slot >= 2 * config.batch_size * config.minibatches
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind", "values"),
+    [
+        (0, "vector", (False, 0.0, 1e-3, 2, 4, 256, 0.01)),
+        (1, "vector", (True, 0.9, 1e-3, 2, 4, 256, 0.01)),
+        (2, "vector", (True, 0.0, 3e-4, 16, 8, 128, 0.0)),
+        (2, "image", (True, 0.0, 3e-4, 2, 4, 256, 0.01)),
+    ],
+)
+def test_defaults_depend_on_how_many_numbers_an_action_has(numbers, kind, values):
+    actions = ActionSpec((), (-1.0,) * numbers, (1.0,) * numbers)
+    spec = envs.describe("CartPole-v1")
+    if numbers:
+        spec = dataclasses.replace(spec, kind=kind, actions=actions)
+    config = defaults.defaults_for("CartPole-v1", spec=spec)
+    assert values == (
+        *(config.normalize_obs, config.noise_correlation, config.learning_rate),
+        *(config.minibatches, config.epochs, config.batch_size, config.entropy_coef),
+    )
+
+
+@pytest.mark.parametrize(
     ("env", "settings", "problems"),
     [
         (
