@@ -144,12 +144,12 @@ class ActorCritic:
         model: ActorCriticNetwork,
         obs: dict[str, Tensor],
         rnn_state: Tensor | None,
-        epsilon: Tensor | None,
+        exploration: Tensor | None,
         generator: torch.Generator,
     ) -> Acted:
         noise = None
         if self._num_noises:
-            noise = self._noise(obs, rnn_state, epsilon, generator)
+            noise = self._noise(obs, rnn_state, exploration, generator)
             rnn_state = None if rnn_state is None else self._memory_of(model, rnn_state)
         logits, rnn_state = model.preferences(obs, rnn_state)
         policy = model.policy(logits, obs)
@@ -169,21 +169,21 @@ class ActorCritic:
         self,
         obs: dict[str, Tensor],
         state: Tensor | None,
-        epsilon: Tensor | None,
+        exploration: Tensor | None,
         generator: torch.Generator,
     ) -> Tensor:
         """[B, D] of a standard Gaussian, which resembles that of the row before, after `state`.
 
         A state of zeros is that before an episode, where nothing was drawn yet.
         """
-        assert epsilon is not None, "`ActorCriticConfig.epsilons` gives the correlations"
+        assert exploration is not None, "`ActorCriticConfig.exploration` gives the correlations"
         num_rows = len(next(iter(obs.values())))
         fresh = torch.empty(num_rows, self._num_noises, device=generator.device)
         fresh.normal_(generator=generator)
         if state is None:
             return fresh
         before = state[:, -self._num_noises :]
-        share = epsilon.unsqueeze(1) * before.any(dim=1, keepdim=True)
+        share = exploration.unsqueeze(1) * before.any(dim=1, keepdim=True)
         return share * before + (1 - share.square()).sqrt() * fresh
 
     def greedy(

@@ -51,7 +51,7 @@ class Algorithm(Protocol):
         model: Any,
         obs: dict[str, Tensor],  # leaf -> [B, *shape]
         rnn_state: Tensor | None,  # [B, H]; None: zeros
-        epsilon: Tensor | None,  # [B], how strongly to explore, see `Config.epsilons`
+        exploration: Tensor | None,  # [B], how strongly to explore, see `Config.exploration`
         generator: torch.Generator,  # on their device
     ) -> Acted:
         """As in training. No gradients; it takes no time of the host's but to start its kernels."""

@@ -75,12 +75,12 @@ class NStepQ:
         model: QNetwork,
         obs: dict[str, Tensor],
         rnn_state: Tensor | None,
-        epsilon: Tensor | None,
+        exploration: Tensor | None,
         generator: torch.Generator,
     ) -> Acted:
         values, rnn_state = model.step(obs, rnn_state)
-        assert epsilon is not None, "`NStepQConfig.epsilons` gives them"
-        policy = EpsilonGreedy(values, epsilon, obs.get(ACTION_MASK))
+        assert exploration is not None, "`NStepQConfig.exploration` gives them"
+        policy = EpsilonGreedy(values, exploration, obs.get(ACTION_MASK))
         return Acted({"actions": policy.sample(generator)}, rnn_state)
 
     def greedy(self, model: QNetwork, obs: dict[str, Tensor], rnn_state: Tensor | None) -> Acted:

@@ -116,17 +116,17 @@ class SAC:
         model: SACNetwork,
         obs: dict[str, Tensor],
         rnn_state: Tensor | None,
-        epsilon: Tensor | None,
+        exploration: Tensor | None,
         generator: torch.Generator,
     ) -> Acted:
-        assert epsilon is not None, "`SACConfig.epsilons` gives them"
+        assert exploration is not None, "`SACConfig.exploration` gives them"
         policy = model.step(obs)
         drawn = policy.sample(generator)
         # Evenly between two bounds, where there are such; the others' Gaussian is of the same draw.
         even = torch.empty_like(drawn).uniform_(-_MOST, _MOST, generator=generator)
         has_two = policy.num_bounds == 2
         random = torch.where(has_two, even.atanh(), math.sqrt(2) * even.erfinv())
-        return Acted({"actions": torch.where(epsilon.unsqueeze(-1) > 0, random, drawn)}, None)
+        return Acted({"actions": torch.where(exploration.unsqueeze(-1) > 0, random, drawn)}, None)
 
     def greedy(self, model: SACNetwork, obs: dict[str, Tensor], rnn_state: Tensor | None) -> Acted:
         return Acted({"actions": model.step(obs).mode()}, None)

@@ -102,7 +102,7 @@ class ActorCriticConfig(Config):
         log_probs = RowField("float32")  # of the action under the policy that took it
         return super().acted(spec) | {"log_probs": log_probs}
 
-    def epsilons(self, env_frames: float) -> NDArray[np.float32] | None:
+    def exploration(self, env_frames: float) -> NDArray[np.float32] | None:
         """The correlations of their noise; None if there is none."""
         if not self.noise_correlation:
             return None

@@ -87,7 +87,7 @@ class Config(
         none."""
         return 0
 
-    def epsilons(self, env_frames: float) -> NDArray[np.float32] | None:
+    def exploration(self, env_frames: float) -> NDArray[np.float32] | None:
         """[splits, N], how strongly each environment explores: as the algorithm means it, with what
         probability an action is a random one, or how much its noise is that of the last action.
         None: it explores in other ways."""

@@ -51,7 +51,7 @@ class NStepQConfig(Config):
     def target_period(self) -> int:
         return self.target_every
 
-    def epsilons(self, env_frames: float) -> NDArray[np.float32]:
+    def exploration(self, env_frames: float) -> NDArray[np.float32]:
         """[splits, N]: all begin at 1 and fall in a line to a final value of their own."""
         final = _final_epsilons(self.seed, self.splits, self.envs_per_split)
         progress = min(1.0, env_frames / self.epsilon_frames) if self.epsilon_frames else 1.0

@@ -84,7 +84,7 @@ class SACConfig(Config):
         """Of policy, critics and temperature."""
         return (1.0, 1.0, 1.0)
 
-    def epsilons(self, env_frames: float) -> NDArray[np.float32]:
+    def exploration(self, env_frames: float) -> NDArray[np.float32]:
         """All actions are random at first, and none is later."""
         is_random = env_frames < self.learning_starts * self.frameskip
         return np.full((self.splits, self.envs_per_split), is_random, np.float32)

@@ -98,9 +98,9 @@ class Player:
         self.model = model.inference_copy(torch.float32)
         self.seed = seed
         self.deterministic = deterministic
-        self._epsilon: Tensor | None = None
-        if (epsilons := config.epsilons(config.max_frames)) is not None:
-            self._epsilon = torch.tensor([epsilons.min()])  # as little as any did in the end
+        self._exploration: Tensor | None = None
+        if (exploration := config.exploration(config.max_frames)) is not None:
+            self._exploration = torch.tensor([exploration.min()])  # as little as any did in the end
         self.render = render
 
     def episode(self, index: int, max_steps: int = 0) -> Iterator[Moment]:
@@ -119,7 +119,7 @@ class Player:
                 if self.deterministic:
                     acted, rnn_state = self.algorithm.greedy(*seen)
                 else:
-                    acted, rnn_state = self.algorithm.act(*seen, self._epsilon, generator)
+                    acted, rnn_state = self.algorithm.act(*seen, self._exploration, generator)
                 env.send(acted["actions"].numpy())
                 obs, rewards, terminated, truncated = env.recv()
                 score += float(rewards[0])

@@ -73,12 +73,12 @@ class PolicyWorker:
         )
         self.rnn_states = self._all_rnn_states[: config.splits]
         # [splits, N], of each environment, and of one more split; None: nobody explores so.
-        self._epsilons: Tensor | None = None
-        if config.epsilons(0) is not None:
+        self._exploration: Tensor | None = None
+        if config.exploration(0) is not None:
             shape = self._all_rnn_states.shape[:2]
-            self._epsilons = torch.zeros(shape, device=self.device)
+            self._exploration = torch.zeros(shape, device=self.device)
             is_gpu = self.device.type == "cuda"  # which copies from pinned memory without a wait
-            self._host_epsilons = torch.zeros(shape[0] - 1, shape[1], pin_memory=is_gpu)
+            self._host_exploration = torch.zeros(shape[0] - 1, shape[1], pin_memory=is_gpu)
         self._batches: deque[Batch] = deque(self._make_batches(config))
         self._stream = cuda.new_stream(self.device)  # last: it waits for what was made here
         # Of the batches launched, the oldest first: requests and the version that answers them.
@@ -145,11 +145,11 @@ class PolicyWorker:
         batch = self._batches[0]
         self._batches.rotate(-1)
         rows = self._rows([(slot, t) for slot, t, _ in requests])
-        if self._epsilons is not None:
-            now = self.config.epsilons(self.progress.env_frames)
+        if self._exploration is not None:
+            now = self.config.exploration(self.progress.env_frames)
             assert now is not None, "as when it was made"
-            self._host_epsilons.copy_(torch.from_numpy(now))
-            self._epsilons[:-1].copy_(self._host_epsilons, non_blocking=True)
+            self._host_exploration.copy_(torch.from_numpy(now))
+            self._exploration[:-1].copy_(self._host_exploration, non_blocking=True)
         batch.load(rows, *self._split_inputs(requests))
         self.timer.lap("gather")
         batch.compute()
@@ -170,8 +170,8 @@ class PolicyWorker:
         """See `inference.Act`. Takes no time of the host's but to start its kernels."""
         is_recurrent = self.buffer.spec.state_size > 0
         states = self._all_rnn_states[splits].flatten(0, 1) if is_recurrent else None
-        epsilon = None if self._epsilons is None else self._epsilons[splits].flatten()
-        fields, states = self.algorithm.act(self.model, obs, states, epsilon, self.generator)
+        exploration = None if self._exploration is None else self._exploration[splits].flatten()
+        fields, states = self.algorithm.act(self.model, obs, states, exploration, self.generator)
         if states is not None:
             # A row that shows a final observation is followed by a new episode: state 0.
             kept = states.unflatten(0, valid.shape) * valid.unsqueeze(2)
@@ -203,7 +203,7 @@ class PolicyWorker:
         With a memory the state before a slot's first row goes into the slot.
         """
         if self.buffer.spec.state_size == 0:
-            if self._epsilons is None:
+            if self._exploration is None:
                 return _NOTHING, _NOTHING
             return torch.tensor([self.split_of[slot] for slot, _, _ in requests]), _NOTHING
         begun = [slot for slot, t, _ in requests if t == 0]

@@ -34,9 +34,9 @@ def spec_of(actions: ActionSpec) -> EnvSpec:
 def test_noise_is_standard_and_resembles_that_of_the_row_before(actions, memory):
     config = config_of(0.9, **memory)
     end = 0.2 * config.train_frames
-    table = np.array([config.epsilons(share * end)[0, 0] for share in (1, 2 / 3, 1 / 3, 0)])
+    table = np.array([config.exploration(share * end)[0, 0] for share in (1, 2 / 3, 1 / 3, 0)])
     np.testing.assert_allclose(table, [0, 0.3, 0.6, 0.9], rtol=1e-5, atol=1e-7)
-    assert (config.epsilons(2 * end) == 0).all()
+    assert (config.exploration(2 * end) == 0).all()
     torch.manual_seed(0)
     algorithm = make_algorithm(config, spec_of(actions))
     model = algorithm.make_model()

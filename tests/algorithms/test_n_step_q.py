@@ -67,14 +67,14 @@ def rows(seed=0):
 
 
 def test_epsilons_fall_to_a_value_of_each_environment(config):
-    before, half, after = (config.epsilons(frames) for frames in (0, 2_000_000, 10**9))
+    before, half, after = (config.exploration(frames) for frames in (0, 2_000_000, 10**9))
     assert before.shape == (2, N)
     assert (before == 1).all()
     assert (np.abs(after[..., None] - [0.1, 0.01, 0.5]).min(axis=-1) < 1e-6).all()
     np.testing.assert_allclose(half, (1 + after) / 2, rtol=1e-6)
     sizes = {"envs_per_worker": 20_000, "batch_size": 10_000 * T, "policy_batch_size": 10_000}
     many = NStepQConfig(**SETTINGS | sizes)
-    values, counts = np.unique(many.epsilons(10**9).round(6), return_counts=True)
+    values, counts = np.unique(many.exploration(10**9).round(6), return_counts=True)
     np.testing.assert_allclose(values, [0.01, 0.1, 0.5])
     np.testing.assert_allclose(counts / 20_000, [0.3, 0.4, 0.3], atol=0.02)
 
@@ -174,9 +174,9 @@ def test_environments_explore_as_much_as_their_epsilons_say(make_shared):
     learner.publish()
     policy = make_policy_worker(shared, 0)
     policy.generator.manual_seed(0)
-    epsilons = torch.from_numpy(shared.config.epsilons(0))
+    epsilons = torch.from_numpy(shared.config.exploration(0))
     obs, splits = torch.zeros(2 * N, 4), torch.arange(2)
-    policy._epsilons[:-1].copy_(epsilons)
+    policy._exploration[:-1].copy_(epsilons)
     policy.weights.refresh(policy.model)
     num_draws = 3000
     draws = [policy._act({OBS: obs}, splits, torch.empty(0))["actions"] for _ in range(num_draws)]
@@ -190,8 +190,8 @@ def test_the_player_is_greedy_or_explores_as_little_as_any(config):
     torch.manual_seed(0)
     weights = make_algorithm(config, envs.describe("CartPole-v1")).make_model().state_dict()
     player = Player(config, weights, seed=0)
-    assert player._epsilon.item() == pytest.approx(config.epsilons(10**9).min())
+    assert player._exploration.item() == pytest.approx(config.exploration(10**9).min())
     endless = dataclasses.replace(config, train_frames=0)
-    assert Player(endless, weights, seed=0)._epsilon.item() == player._epsilon.item()
+    assert Player(endless, weights, seed=0)._exploration.item() == player._exploration.item()
     moments = list(Player(config, weights, seed=0, deterministic=True).episode(0))
     assert moments[-1].steps > 5

@@ -200,8 +200,8 @@ def test_each_number_is_squashed_as_the_environment_does_it():
 
 def test_actions_are_random_until_learning_starts():
     config = SACConfig(learning_starts=100, frameskip=4, run_dir="x", num_splits=2)
-    assert config.epsilons(399).tolist() == [[1, 1]] * 2 * config.num_workers
-    assert not config.epsilons(400).any()
+    assert config.exploration(399).tolist() == [[1, 1]] * 2 * config.num_workers
+    assert not config.exploration(400).any()
 
 
 @pytest.mark.parametrize("model", ["flat", "norm_mlp"])
