@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfrl import envs
+from sfrl.nets.choose import usual_encoder
 from sfrl.settings.config import Config, RowField
 from sfrl.settings.fields import NotNegative, Positive, Share, linear_size
 
@@ -61,8 +62,8 @@ class ActorCriticConfig(Config):
     normalize_returns: bool = False
     """Learn values in units of the returns' running size, their root mean square."""
     value_encoder: Literal["shared", "separate"] = "shared"
-    """separate: policy and value have an encoder each (and a memory each, with --rnn). Vectors
-    have it by default, where it costs little and learns more surely."""
+    """separate: policy and value have an encoder each (and a memory each, with --rnn). Vectors and
+    small images have it by default, where it costs little and learns more surely."""
     value_lr_factor: Positive = 3.0
     """Learning rate of a separate value network (--value-encoder), in multiples of the policy's."""
 
@@ -75,8 +76,8 @@ class ActorCriticConfig(Config):
                 "epochs": 4,
                 "ppo_clip": 0.2,
                 # One encoder for both lets the critic's errors move the policy, into traps that two
-                # avoid; of vectors the second costs little (docs/experiments.md).
-                "value_encoder": "separate" if spec.kind == "vector" else "shared",
+                # avoid; of vectors and small images the second costs little (docs/experiments.md).
+                "value_encoder": "shared" if _has_large_images(spec) else "separate",
                 "normalize_returns": True,  # rewards come in all sizes here
             }
         if spec.actions.low:  # numbers come with states of all units
@@ -140,3 +141,7 @@ class ActorCriticConfig(Config):
                 f"(IMPALA, section 4.1); try c_clip={self.rho_clip}"
             )
         return problems
+
+
+def _has_large_images(spec: envs.EnvSpec) -> bool:
+    return any(usual_encoder(leaf) == "nature_cnn" for leaf in spec.leaves)
