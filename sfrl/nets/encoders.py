@@ -176,7 +176,9 @@ class LayerNorm(nn.LayerNorm):
 class SmallCNN(nn.Module):
     """Two convolutions of 3x3 and a layer of 128, for images of few cells, such as grids.
 
-    They keep the place of each cell: nothing is pooled.
+    They keep the place of each cell: nothing is pooled. An image comes in units of its own largest
+    number: a grid's codes are small beside the 255 that its space allows, and the biases, which are
+    learned at the same rate, would drown them (docs/experiments.md).
     """
 
     def __init__(self, obs_shape: tuple[int, ...], obs_scale: float = 255.0) -> None:
@@ -195,7 +197,9 @@ class SmallCNN(nn.Module):
         init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        x = _scaled(obs, dtype, self.obs_scale)
+        x = obs.to(dtype)
+        if self.obs_scale != 1:
+            x = x / x.abs().amax((1, 2, 3), keepdim=True).clamp(min=self.obs_scale / 255)
         x = self.conv2(self.conv1(x).relu_()).relu_()
         return F.relu(self.norm(self.linear(x.flatten(1))))
 

@@ -15,8 +15,8 @@ from sfrl.settings.fields import NotNegative, Positive, Share, linear_size
 _NOISE_SHARE = 0.2  # of the run's frames, over which correlations fall to 0
 _NOISE_FRAMES = 200_000  # where the run has no end
 # Of bodies with several joints: more decisions in a batch, and more passes in smaller steps than
-# elsewhere. Their noise shrinks by itself (docs/experiments.md, "Several numbers").
-_BODIES = {"envs_per_worker": 64, "minibatches": 16, "epochs": 8, "entropy_coef": 0.0}
+# elsewhere (docs/experiments.md, "Several numbers").
+_BODIES = {"envs_per_worker": 64, "minibatches": 16, "epochs": 8, "learning_rate": 5e-4}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -252,6 +252,18 @@ def test_acting_copy_and_learner_agree_on_small_images_in_bfloat16(name: str) ->
     assert_acting_copy_and_learner_agree_in_bfloat16(model)
 
 
+def test_small_cnn_sees_codes_alike_whatever_number_its_space_allows() -> None:
+    codes = torch.randint(0, 11, (16, 3, 7, 7), dtype=torch.uint8)
+    logits = []
+    for largest in (10, 255):
+        torch.manual_seed(0)
+        model = make_model("small_cnn", (image(3, 7, 7, scale=float(largest)),), discrete(3))
+        with torch.no_grad():
+            model.encoder.conv1.bias.copy_(torch.linspace(-1, 1, 16))
+        logits.append(model.step({"obs": codes}).logits)
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-3, atol=1e-4)
+
+
 each_joint = pytest.mark.parametrize(
     "name", ["nature_cnn", "impala_resnet", "small_cnn", "mlp", f"{__name__}:TinyJoint"]
 )

@@ -202,7 +202,7 @@ def test_slots_have_room_for_two_training_batches_of_whatever_size_is_given(give
     [
         (0, "vector", (False, 0.0, 1e-3, 2, 4, 256, 0.01)),
         (1, "vector", (True, 0.9, 1e-3, 2, 4, 256, 0.01)),
-        (2, "vector", (True, 0.0, 3e-4, 16, 8, 128, 0.0)),
+        (2, "vector", (True, 0.0, 5e-4, 16, 8, 128, 0.01)),
         (2, "image", (True, 0.0, 3e-4, 2, 4, 256, 0.01)),
     ],
 )
