@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from sfrl.envs.atari import CONSOLE_FPS, FRAMESKIP, AtariVecEnv, describe_atari
 from sfrl.envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium, gymnasium_fps
-from sfrl.envs.layers import FrameStack, Shrink, is_ready, shrinking, stacking
+from sfrl.envs.layers import FrameStack, Shrink, has_larger, is_ready, shrinking, stacking
 from sfrl.envs.names import (
     TrainsOnImportError,
     UnknownEnvError,
@@ -132,7 +132,9 @@ def make_vec_env(
         _check_for_others(name, options)
         env = GymnasiumVecEnv(env_id, num_envs, seed, options, render=render, stepping=stepping)
     if options.image_size and game is None:
-        env = Shrink(env, options.image_size)
+        leaves = env.observed if isinstance(env, GymnasiumVecEnv) else env.leaves
+        if has_larger(leaves, options.image_size):
+            env = Shrink(env, options.image_size)
     if options.frame_stack > 1:
         env = FrameStack(env, options.frame_stack)
     return ObserveLast(env) if options.observe_last else env

@@ -96,10 +96,11 @@ class GymnasiumVecEnv:
         parts = observation_parts(
             env_id, first.observation_space, has_mask=self._mask_place == "observation"
         )
-        self._leaves = tuple(part.leaf for part in parts)
+        # The leaves but a mask, of which only a reset tells.
+        self.observed = tuple(part.leaf for part in parts)
         self._rules = Rules(env_id, first.observation_space, first.action_space)
         self._leaf_rules = [LeafRules(self._rules, part) for part in parts]
-        self._floats = [leaf.name for leaf in self._leaves if leaf.dtype == "float32"]
+        self._floats = [leaf.name for leaf in self.observed if leaf.dtype == "float32"]
         # An `info` may have a mask: whether it does shows when the first of all is there.
         self._not_begun: Sequence[Future[Any] | None] = (None,) * num_envs
         self._awaits_info = bool(self.actions.choices) and self._mask_place is None
@@ -122,7 +123,7 @@ class GymnasiumVecEnv:
         """Those of the spaces, and a mask. Before the first `reset`, one is made for it."""
         if self._awaits_info:
             self._look_for_mask(_first_info(self._envs[0], self._seeds[0]))
-        return self._leaves if self._mask_place is None else (*self._leaves, self._mask)
+        return self.observed if self._mask_place is None else (*self.observed, self._mask)
 
     @property
     def _mask(self) -> Leaf:
@@ -285,9 +286,9 @@ class GymnasiumVecEnv:
     def _shown(self, obs: Observations, i: int) -> str:
         """The observation of copy i, in short: the first of the leaves that are not finite."""
         bad = [name for name in self._floats if not np.isfinite(obs[name][i]).all()]
-        name = bad[0] if bad else self._leaves[0].name
+        name = bad[0] if bad else self.observed[0].name
         shown = f"{obs[name][i].reshape(-1)!r:.100}"
-        return shown if len(self._leaves) == 1 else f"{name} {shown}"
+        return shown if len(self.observed) == 1 else f"{name} {shown}"
 
     def _warn_or_stop(self, error: EnvError, remedy: str) -> None:
         if self._on_nan == "stop":
@@ -323,7 +324,7 @@ class GymnasiumVecEnv:
         masks: NDArray[np.bool_] = obs[ACTION_MASK]
         for i, choice in np.argwhere(without_choice(masks, self.actions)).tolist():
             if has_ended is None or not has_ended[i]:
-                whole = {leaf.name: obs[leaf.name][i] for leaf in self._leaves}
+                whole = {leaf.name: obs[leaf.name][i] for leaf in self.observed}
                 raise self._rules.error(
                     f"its action mask allows none of the {self.actions.choices[choice]} values of "
                     f"choice {choice}, and must allow one; its observation is {in_short(whole)}",
@@ -357,7 +358,7 @@ class GymnasiumVecEnv:
             env.close()
 
     def _empty_obs(self) -> Observations:
-        leaves = self._leaves if self._mask_place is None else (*self._leaves, self._mask)
+        leaves = self.observed if self._mask_place is None else (*self.observed, self._mask)
         return {leaf.name: np.empty((self.num_envs, *leaf.shape), leaf.dtype) for leaf in leaves}
 
 

@@ -90,6 +90,11 @@ class Shrink(Layer):
         self.env.load_state(state)
 
 
+def has_larger(leaves: tuple[Leaf, ...], size: int) -> bool:
+    """Whether `Shrink` would change any of them."""
+    return leaves != _shrunk(leaves, size)
+
+
 def shrinking(spec: EnvSpec, size: int) -> EnvSpec:
     """What `Shrink` makes of an environment."""
     leaves = _shrunk(spec.leaves, size)

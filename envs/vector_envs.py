@@ -108,6 +108,7 @@ class _Gymnasiums:
 
     name: str
     checks_bounds = True
+    repeats_rewards = False  # the last one, with the first observation of the next episode
     seeds_at_reset = True  # or else when they are made
 
     def vector(
@@ -202,6 +203,7 @@ class _Pools(_Gymnasiums):
     """A task of EnvPool's. Its thread runs while the worker's waits, and not besides it."""
 
     checks_bounds = False  # some of its spaces say the smallest positive number for the lowest
+    repeats_rewards = True  # those of dm_control
     seeds_at_reset = False
 
     def __init__(self, task: str) -> None:
@@ -277,6 +279,7 @@ class GymnasiumVector:
             num_envs, self._seed, options.kwargs, render=render
         )
         self._seeds_at_reset = vectors.seeds_at_reset
+        self._repeats_rewards = vectors.repeats_rewards
         self.stepping[0] = 0
         self._vector: Vector | None = self._make()
         self.stepping[0] = -1
@@ -379,6 +382,8 @@ class GymnasiumVector:
         self.stepping[0] = -1
         ended = terminated | truncated
         if self._ended.any():
+            if self._repeats_rewards:
+                rewards[self._ended & (np.asarray(infos["elapsed_step"]) == 0)] = 0
             self._check_reset(rewards, ended)
         self._check(obs, rewards, ended)
         self._ended, self._infos = ended, infos

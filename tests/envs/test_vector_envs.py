@@ -359,6 +359,20 @@ def test_seeds_make_the_episodes_and_closing_ends_the_threads(envpool):
     assert num_threads() == before
 
 
+def test_a_reward_that_a_pool_repeats_when_it_resets_is_none(envpool):
+    with closing(envs.make_vec_env("envpool:CheetahRun-v1", 2, seed=0)) as env:
+        env.reset()
+        rng = np.random.default_rng(0)
+        has_ended = np.zeros(2, np.bool_)
+        for _ in range(1003):
+            env.send(rng.uniform(-1, 1, (2, 6)).astype(np.float32))
+            _, rewards, terminated, truncated = env.recv()
+            assert not rewards[has_ended].any()
+            has_ended = terminated | truncated
+            if has_ended.any():
+                assert rewards.any(), "what would be repeated"
+
+
 def test_a_run_trains_on_a_pool_in_processes_of_its_own(envpool, tmp_path):
     command = [
         *(sys.executable, ROOT / "train.py", "--env=envpool:CartPole-v1", "--tune=off"),
