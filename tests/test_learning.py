@@ -126,27 +126,38 @@ def test_every_kind_of_space_is_learned(tmp_path, env, score, flags):
 
 # What must be reached with default settings on 2 cores, and within how many minutes; the package
 # that has the environment.
-BARS = [
-    ("Acrobot-v1", -90, 3, None),
-    ("MountainCarContinuous-v0", 90, 5, None),
-    ("Pendulum-v1", -250, 5, None),
-    ("LunarLander-v3", 220, 5, "Box2D"),
-    ("LunarLanderContinuous-v3", 220, 5, "Box2D"),
-    ("BipedalWalker-v3", 250, 15, "Box2D"),
-    ("HalfCheetah-v5", 2000, 20, "mujoco"),
-    ("Hopper-v5", 2000, 20, "mujoco"),
-    ("Walker2d-v5", 2500, 20, "mujoco"),
+VIZDOOM = '--env-kwargs={"frame_skip":4,"screen_resolution":"RES_160X120"}'
+BARS = [  # score, minutes, the package that it needs, flags
+    ("Acrobot-v1", -90, 3, None, ()),
+    ("MountainCarContinuous-v0", 90, 5, None, ()),
+    ("Pendulum-v1", -250, 5, None, ()),
+    ("LunarLander-v3", 220, 5, "Box2D", ()),
+    ("LunarLanderContinuous-v3", 220, 5, "Box2D", ()),
+    ("BipedalWalker-v3", 250, 15, "Box2D", ()),
+    ("HalfCheetah-v5", 2000, 20, "mujoco", ()),
+    ("Hopper-v5", 2000, 20, "mujoco", ()),
+    ("Walker2d-v5", 2500, 20, "mujoco", ()),
+    ("minatar.gym:MinAtar/Breakout-v1", 20, 10, "minatar", ()),
+    ("minatar.gym:MinAtar/Asterix-v1", 10, 10, "minatar", ()),
+    (
+        "minigrid:MiniGrid-DoorKey-5x5-v0",
+        *(0.9, 5, "minigrid"),
+        ('--wrappers=FilterObservation{"filter_keys":["direction","image"]}',),
+    ),
+    ("vizdoom.gymnasium_wrapper:VizdoomBasic-v1", 80, 10, "vizdoom", (VIZDOOM,)),
+    ("vizdoom.gymnasium_wrapper:VizdoomHealthGathering-v1", 1000, 10, "vizdoom", (VIZDOOM,)),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.learning
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize(("env", "score", "minutes", "package"), BARS)
-def test_learns_without_tuning(tmp_path, env, score, minutes, package, seed):
+@pytest.mark.parametrize(("env", "score", "minutes", "package", "flags"), BARS)
+def test_learns_without_tuning(tmp_path, env, score, minutes, package, flags, seed):
     if package is not None:
         pytest.importorskip(package)
-    seconds_until(score, 60 * minutes, tmp_path / "run", f"--env={env}", f"--seed={seed}")
+    flags = (f"--env={env}", f"--seed={seed}", *flags)
+    seconds_until(score, 60 * minutes, tmp_path / "run", *flags)
 
 
 MEMORY = [
