@@ -172,6 +172,10 @@ def own_output(*, last_line_follows: bool = False) -> Iterator[Output]:
     files = (sys.stdout, sys.stderr)
     for file in files:
         file.flush()
+    # By lines, or programs tear what Python has buffered.
+    by_blocks = [f for f in files if isinstance(f, io.TextIOWrapper) and not f.line_buffering]
+    for wrapper in by_blocks:
+        wrapper.reconfigure(line_buffering=True)
     err = out = BackgroundWriter(sys.stdout)
     if not _are_one_file(*files):
         err = BackgroundWriter(sys.stderr)
@@ -192,6 +196,8 @@ def own_output(*, last_line_follows: bool = False) -> Iterator[Output]:
             file.flush()
             os.dup2(original, descriptor)
             os.close(original)
+        for wrapper in by_blocks:
+            wrapper.reconfigure(line_buffering=False)
         os.eventfd_write(end, 1)
         if thread.ident is not None:
             thread.join()

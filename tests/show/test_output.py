@@ -41,7 +41,8 @@ def start(script, stdout, cwd, stderr=None, **env):
         stdout=stdout,
         stderr=stderr,
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": os.getcwd()} | env,
+        # Buffered, as Python is unless told otherwise.
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONUNBUFFERED": ""} | env,
         text=True,
     )
 
