@@ -25,7 +25,7 @@ class EnvOptions:
     on_nan: OnNan = "skip"  # NaN and infinity; "skip" cuts the episode off before
     kwargs: dict[str, Any] = field(default_factory=dict)  # for gymnasium.make
     wrappers: str = ""  # as `parse_wrappers` reads it
-    image_size: int = 96  # longest side of images, of which larger ones are made; 0: any
+    image_size: int = 96  # pixels in a side, at most: larger images are reduced; 0: any
     frame_stack: int = 1  # observations in one
     observe_last: bool = False  # the last action and reward as well
     threads: int = 1  # in which environments of a process step at the same time

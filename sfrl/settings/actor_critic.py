@@ -83,12 +83,11 @@ class ActorCriticConfig(Config):
         if spec.actions.low:  # numbers come with states of all units
             values["normalize_obs"] = True
             if spec.actions.num_numbers == 1:
-                # One that trembles explores little; several have been harmed by this.
+                # Noise that is new at each step explores little. With several numbers correlated
+                # noise has done harm.
                 values["noise_correlation"] = 0.9
             else:
-                values["learning_rate"] = 3e-4
-                if spec.kind == "vector":
-                    values |= _BODIES
+                values |= _BODIES if spec.kind == "vector" else {"learning_rate": 3e-4}
         if given.get("loss") == "vtrace":
             # Unlike PPO's ratio it has no clip that ends the pull of rows used before: with 4
             # epochs CartPole is learned more slowly than with 2, and Pong needs a lower rate as

@@ -198,6 +198,17 @@ def test_slots_have_room_for_two_training_batches_of_whatever_size_is_given(give
 
 
 @pytest.mark.parametrize(
+    ("shape", "value_encoder"),
+    [(None, "separate"), ((3, 35, 35), "separate"), ((3, 36, 36), "shared")],
+)
+def test_policy_and_value_share_an_encoder_of_large_images_alone(shape, value_encoder):
+    spec = envs.describe("CartPole-v1")
+    if shape is not None:
+        spec = dataclasses.replace(spec, kind="image", leaves=(image(*shape),))
+    assert defaults.defaults_for("CartPole-v1", spec=spec).value_encoder == value_encoder
+
+
+@pytest.mark.parametrize(
     ("numbers", "kind", "values"),
     [
         (0, "vector", (False, 0.0, 1e-3, 2, 4, 256, 0.01)),
