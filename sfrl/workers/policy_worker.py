@@ -182,18 +182,19 @@ class PolicyWorker:
         buffer, n = self.buffer, self.num_envs
         fields = [(buffer.acted[name], values) for name, values in acted.items()]
         for i, request in enumerate(requests):
-            # The worker may have died since. A row written then is written once more before its
-            # next reader: this worker serves all requests of a split, in order.
+            # The worker may have died since, and may die at any of these lines. A row written then
+            # is written once more before its next reader: this worker serves all requests of a
+            # split, in order; and no reader takes the message.
             if not buffer.is_current(request):
                 continue
             slot, t, _ = request
             batch = slice(i * n, (i + 1) * n)
-            buffer.check_owner(slot, Owner.POLICY_WORKER)
             for field, values in fields:
                 field[slot, t] = values[batch]
             buffer.policy_version[slot, t] = version
             # The row goes back with this put: everything in it is written.
-            buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
+            if buffer.is_current(request):
+                buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
             queue, producer = self.replies[slot]
             queue.put(pack(*request), producer)
 

@@ -183,6 +183,23 @@ def test_a_row_is_complete_before_its_index_is_put(make_policy):
         assert version == 3
 
 
+def test_a_slot_reclaimed_while_it_is_answered_stays_free(make_policy, monkeypatch):
+    """Its worker died, and the trainer was faster than the policy worker's last lines."""
+    shared, _, policy = make_policy()
+    buffer = shared.buffer
+
+    class Reclaims:
+        def __setitem__(self, row, version):
+            buffer.reclaim(row[0])
+
+    monkeypatch.setattr(buffer, "policy_version", Reclaims())
+    request(shared, (0, 0))
+    policy.step()
+    buffer.check_owner(0, Owner.FREE)
+    (message,) = [unpack(m) for m in shared.channels.replies[0].get_many(2)]
+    assert not buffer.is_current(message), "the worker that is started next ignores it"
+
+
 def test_a_value_network_of_its_own_is_not_run_to_act(make_shared):
     shared = make_shared(**CARTPOLE, value_encoder="separate")
     make_learner(shared, Mailbox(), Mailbox(), None)
