@@ -23,6 +23,7 @@ setup(
             "sfrl.ipc._index_queue", "sfrl/ipc/csrc/module.cpp", "sfrl/ipc/csrc/index_queue.hpp"
         ),
         extension("sfrl.nets._images", "sfrl/nets/csrc/images.cpp"),
-        extension("sfrl.envs._screen", "envs/csrc/screen.cpp"),
+        extension("sfrl.envs._areas", "envs/csrc/areas.cpp", "envs/csrc/arrays.hpp"),
+        extension("sfrl.envs._screen", "envs/csrc/screen.cpp", "envs/csrc/arrays.hpp"),
     ]
 )

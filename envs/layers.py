@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from sfrl.envs.areas import Taps, area_taps, shrink
 from sfrl.envs.vec_env import Actions, EnvSpec, EnvState, Leaf, Observations, StepResult, VecEnv
 
 
@@ -67,18 +68,14 @@ class Shrink(Layer):
         return result._replace(obs=self._shrink(result.obs))
 
     def _shrink(self, obs: Observations) -> Observations:
-        small = {}
-        for name, (rows, columns) in self._means.items():
-            images = rows @ obs[name].astype(np.float32) @ columns.T  # [N, C, h, w]
-            dtype = obs[name].dtype
-            small[name] = images.round().astype(dtype) if dtype == np.uint8 else images
+        small = {name: shrink(obs[name], *taps) for name, taps in self._taps.items()}
         return {**obs, **small}
 
     @cached_property
-    def _means(self) -> dict[str, list[NDArray[np.float32]]]:
-        """Of each leaf that shrinks, what its rows and columns are multiplied by."""
+    def _taps(self) -> dict[str, list[Taps]]:
+        """Of each leaf that shrinks, what makes its rows and its columns."""
         return {
-            new.name: [_means(*sides) for sides in zip(old.shape[1:], new.shape[1:], strict=True)]
+            new.name: [area_taps(*side) for side in zip(old.shape[1:], new.shape[1:], strict=True)]
             for old, new in zip(self.env.leaves, self.leaves, strict=True)
             if old.shape != new.shape
         }
@@ -122,15 +119,6 @@ def _shrunk(leaves: tuple[Leaf, ...], size: int) -> tuple[Leaf, ...]:
         )
         for leaf in leaves
     )
-
-
-def _means(old: int, new: int) -> NDArray[np.float32]:
-    """[new, old], how much each pixel counts in a line of new ones, each of the same width."""
-    width = old / new
-    left, pixel = width * np.arange(new)[:, np.newaxis], np.arange(old)
-    overlap = np.minimum(left + width, pixel + 1) - np.maximum(left, pixel)
-    means: NDArray[np.float32] = (overlap.clip(0) / width).astype(np.float32)
-    return means
 
 
 class FrameStack(Layer):

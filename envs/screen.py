@@ -6,11 +6,12 @@ operations, so that all of them give the same bytes.
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sfrl.envs.areas import area_taps
 
 try:
     from sfrl.envs._screen import Screen as _CppScreen
@@ -74,33 +75,5 @@ class NumpyScreen:
 
 def make_screen(height: int, width: int) -> Screen:
     """For frames of [height, width]."""
-    taps = (*area_taps(width), *area_taps(height))
+    taps = (*area_taps(width, SIZE), *area_taps(height, SIZE))
     return (_CppScreen if HAS_EXTENSION else NumpyScreen)(*taps, height, width)
-
-
-def area_taps(length: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Which of `length` pixels make each of 84, and with which weights: [taps, 84] each.
-
-    A pixel covers length / 84 of the old ones, the outer two in part. Edges closer than 0.001 to a
-    whole number count as whole, as in OpenCV.
-    """
-    scale = length / SIZE
-    taps: list[list[tuple[int, float]]] = []
-    for i in range(SIZE):
-        start, end = i * scale, i * scale + scale
-        width = min(scale, length - start)
-        last = min(math.floor(end), length - 1)
-        first = min(math.ceil(start), last)
-        covered = [(pixel, 1.0 / width) for pixel in range(first, last)]
-        if first - start > 1e-3:
-            covered.insert(0, (first - 1, (first - start) / width))
-        if end - last > 1e-3:
-            covered.append((last, min(end - last, 1.0, width) / width))
-        taps.append(covered)
-    num_taps = max(map(len, taps))
-    table = np.array([covered + [(0, 0.0)] * (num_taps - len(covered)) for covered in taps])
-    indices, weights = np.moveaxis(table, (0, 1, 2), (2, 1, 0))
-    return (
-        np.ascontiguousarray(indices.astype(np.int32)),
-        np.ascontiguousarray(weights.astype(np.float32)),
-    )

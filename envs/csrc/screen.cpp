@@ -2,7 +2,6 @@
 //
 // The module envs._screen. envs/screen.py says what a picture is, and makes the same in NumPy; the
 // arithmetic here is that one, operation by operation, so that both give the same bytes.
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -13,20 +12,9 @@
 #include <utility>
 #include <vector>
 
-namespace py = pybind11;
+#include "arrays.hpp"
 
 namespace {
-
-using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
-using Weights = py::array_t<float, py::array::c_style>;
-using Indices = py::array_t<std::int32_t, py::array::c_style>;
-
-// The compiler makes a version for each, and the loader takes the best one for the machine.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define VECTORIZED
-#endif
 
 constexpr int kSize = 84;
 constexpr int kColors = 256;

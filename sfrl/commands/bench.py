@@ -133,7 +133,7 @@ def _read(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, Config, e
         )
     if part == "queue":
         return options, config, spec
-    for text in slower_than_need_be(config):
+    for text in slower_than_need_be(config, spec):
         print(text, file=sys.stderr)
     return options, tuned(config, given, spec), spec
 

@@ -235,7 +235,7 @@ class Trainer:
     def _announce(self, resume_path: str | None) -> None:
         """Log what begins, and all that the user should know of it."""
         log.info("training %s in %s", self.config.env, self.run_dir)
-        for text in [*self._caveats, *slower_than_need_be(self.config)]:
+        for text in [*self._caveats, *slower_than_need_be(self.config, self.shared.env)]:
             log.warning("%s", text)
         if threading.current_thread() is not threading.main_thread():
             log.warning(
@@ -450,11 +450,15 @@ def _resolved(config: Config, spec: envs.EnvSpec) -> Config:
         ) from error
 
 
-def slower_than_need_be(config: Config) -> list[str]:
+def slower_than_need_be(config: Config, spec: envs.EnvSpec) -> list[str]:
     """Warnings about what costs speed and can be mended. The index queue tells of its own."""
     stand_ins = {}
     if envs.atari_game(config.env) is not None:
         stand_ins["sfrl.envs._screen"] = "NumPy"
+    elif any(
+        leaf.kind == "image" and max(leaf.shape[1:]) == config.image_size for leaf in spec.leaves
+    ):  # one that has been made smaller, it seems
+        stand_ins["sfrl.envs._areas"] = "NumPy"
     if config.model in ("a3c_cnn", "nature_cnn") and "cuda" not in config.device:
         stand_ins["sfrl.nets._images"] = "torch"
     return [

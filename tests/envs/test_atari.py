@@ -9,7 +9,8 @@ import pytest
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 from sfrl import envs
-from sfrl.envs.screen import HAS_EXTENSION, NumpyScreen, area_taps, make_screen
+from sfrl.envs.areas import area_taps
+from sfrl.envs.screen import HAS_EXTENSION, NumpyScreen, make_screen
 
 
 class StartLikeOurs(gymnasium.Wrapper):
@@ -224,7 +225,7 @@ def test_a_screen_is_resized_as_by_opencv(make, height, width):
     """Pictures follow each other: what is kept of one must not show in the next."""
     rng = np.random.default_rng(0)
     if make is NumpyScreen:
-        screen = NumpyScreen(*area_taps(width), *area_taps(height), height, width)
+        screen = NumpyScreen(*area_taps(width, 84), *area_taps(height, 84), height, width)
     else:
         assert HAS_EXTENSION
         screen = make_screen(height, width)

@@ -11,7 +11,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.wrappers import FrameStackObservation
 
 from sfrl import envs
-from sfrl.envs import EnvOptions, UnknownEnvError, UnsupportedEnvError
+from sfrl.envs import EnvOptions, UnknownEnvError, UnsupportedEnvError, areas
 from sfrl.envs.options import parse_kwargs, parse_wrappers
 
 END = 4  # steps of an episode
@@ -186,7 +186,7 @@ def test_atari_games_have_none_of_these(option):
 # --- smaller images ---
 
 
-def areas(image, height, width):
+def means_of_areas(image, height, width):
     """[h, w], the mean of each part of [H, W]: of 12 times as many pixels, so that all divide."""
     times = height * width
     fine = image.astype(np.float64).repeat(times, axis=0).repeat(times, axis=1)
@@ -210,7 +210,22 @@ def test_images_become_means_of_areas_with_their_longest_side_as_told():
             newest = obs[name][1][-len(whole[name][1]) :]
             assert newest.dtype == np.uint8
             for small, image in zip(newest, whole[name][1], strict=True):
-                assert np.abs(small - areas(image, height, width)).max() <= 0.5 + 1e-4
+                assert np.abs(small - means_of_areas(image, height, width)).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 160), (97, 96), (240, 7), (96, 200)])
+def test_areas_from_the_extension_are_numpys(height, width, monkeypatch):
+    images = np.random.default_rng(0).integers(256, size=(2, 3, height, width), dtype=np.uint8)
+    images[0] = 255
+    taps = areas.area_taps(height, min(height, 72)), areas.area_taps(width, min(width, 96))
+    assert areas.HAS_EXTENSION
+    small = areas.shrink(images, *taps)
+    monkeypatch.setattr(areas, "HAS_EXTENSION", False)
+    np.testing.assert_array_equal(small, areas.shrink(images, *taps))
+    assert (small[0] == 255).all()
+    floats = areas.shrink(images.astype(np.float32), *taps)
+    assert floats.dtype == np.float32
+    np.testing.assert_array_equal(small, floats.round())
 
 
 @pytest.mark.parametrize("size", [0, 9, 96])

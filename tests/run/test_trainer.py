@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+from sfrl import envs
+from sfrl.envs import ActionSpec, EnvSpec, Leaf
 from sfrl.ipc.messages import CheckpointFailed, CheckpointSaved
 from sfrl.ipc.shared_memory import unlink_segments
 from sfrl.records.metrics import EPISODE_WINDOW
@@ -39,16 +41,26 @@ def test_settings_that_are_not_complete_are_refused_or_completed(tmp_path):
 
 
 def test_what_makes_a_run_slower_is_told(tmp_path, monkeypatch):
-    pong = {"env": "Pong", "frameskip": 4, "model": "nature_cnn"}
-    assert slower_than_need_be(config(tmp_path, **pong)) == []
-    for module in ("sfrl.envs._screen", "sfrl.nets._images"):
+    screens = Leaf("obs", "image", (3, 72, 96), "uint8", 255.0)
+    doom = EnvSpec("image", (screens,), ActionSpec((4,)), frameskip=1)
+
+    def told(env, spec=None, **settings):
+        spec = spec or envs.describe(env)
+        settings |= {"env": env, "frameskip": spec.frameskip}
+        return slower_than_need_be(config(tmp_path, **settings), spec)
+
+    assert told("Pong", model="nature_cnn") == []
+    for module in ("sfrl.envs._areas", "sfrl.envs._screen", "sfrl.nets._images"):
         monkeypatch.setitem(sys.modules, module, None)  # importing it fails
-    assert slower_than_need_be(config(tmp_path)) == []  # needs neither
-    screen, images = slower_than_need_be(config(tmp_path, **pong))
+    assert told("CartPole-v1") == []  # needs none of them
+    screen, images = told("Pong", model="nature_cnn")
     assert screen.startswith("sfrl.envs._screen could not be built, and NumPy")
     assert images.startswith("sfrl.nets._images could not be built, and torch")
-    (screen,) = slower_than_need_be(config(tmp_path, **pong | {"model": "impala_resnet"}))
+    (screen,) = told("Pong", model="impala_resnet")
     assert screen.startswith("sfrl.envs._screen")
+    (areas,) = told("Doom-v0", doom, model="impala_resnet")
+    assert areas.startswith("sfrl.envs._areas")
+    assert told("Doom-v0", doom, model="impala_resnet", image_size=0) == []
 
 
 def test_weights_are_kept_as_the_best_only_for_the_score_they_have_now(tmp_path):
