@@ -19,6 +19,10 @@ from sfrl.nets.heads import ValueHead
 from sfrl.nets.model import Network, make_encoders
 from sfrl.settings.actor_critic import ActorCriticConfig
 
+# A deviation of advantages, in units of the reward; smaller ones are not blown up to 1. Noise would
+# move the policy at random, and undo what a rare reward has taught (docs/experiments.md).
+_LEAST_ADVANTAGE = 0.05
+
 
 class PolicyOutput(NamedTuple):
     logits: Tensor  # [B, A] float32, the policy's parameters: logits of choices, then means
@@ -125,6 +129,8 @@ class ActorCritic:
         self.config = config
         self.env = env
         self._num_noises = config.num_noises(env)
+        # While nothing is rewarded advantages are the critic's noise alone.
+        self._least_advantage = _LEAST_ADVANTAGE if config.normalize_returns else 0.0
 
     def make_model(self) -> ActorCriticNetwork:
         config, env = self.config, self.env
@@ -228,7 +234,7 @@ class ActorCritic:
         )
         advantages = returns.advantages
         if config.normalize_advantages:
-            advantages = losses.normalize_advantages(advantages, mask)
+            advantages = losses.normalize_advantages(advantages, mask, self._least_advantage)
         # PPO's ratio corrects for the behavior policy itself; V-trace's gradient needs rho.
         if config.loss == "appo":
             policy_loss = losses.ppo_policy_loss(

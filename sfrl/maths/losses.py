@@ -74,10 +74,14 @@ def value_loss(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     return 0.5 * masked_mean(errors.square(), mask)
 
 
-def normalize_advantages(advantages: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """Shift and scale to mean 0 and standard deviation 1 over the mask; masked rows become 0."""
+def normalize_advantages(advantages: Tensor, mask: Tensor, least: float = 0.0) -> Tensor:
+    """Shift and scale to mean 0 and standard deviation 1 over the mask; masked rows become 0.
+
+    A deviation below `least`, in units of the reward, counts as `least`.
+    """
     centered = (advantages - masked_mean(advantages, mask)).masked_fill(~mask, 0.0)
-    return centered / (masked_mean(centered.square(), mask).sqrt() + epsilon)
+    deviation = masked_mean(centered.square(), mask).sqrt()
+    return centered / (deviation.clamp(min=least) + 1e-8)
 
 
 def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

@@ -30,7 +30,9 @@ class ValueHead(nn.Module):
     weight: Tensor  # 1 - (1 - BETA)^updates; undoes the average's pull towards its initial 1
 
     BETA = 3e-3
-    MIN_SIZE = 1e-2  # returns of 0 (no reward yet) must not blow up noise
+    # Returns below 1 are learned as they are. Where few rows come before a reward the root mean
+    # square is a small part of it, and the layer would have to put out hundreds for these rows.
+    MIN_SIZE = 1.0
     # What the layer has to put out for a return of the usual size. Its first outputs, of size 1,
     # then are small next to returns, like the policy's first preferences.
     REACH = 10.0

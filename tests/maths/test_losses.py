@@ -133,6 +133,14 @@ def test_normalized_advantages_have_mean_zero_and_deviation_one_over_the_mask() 
     assert (normalized[~mask] == 0).all()
 
 
+def test_a_deviation_below_the_least_counts_as_the_least() -> None:
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    advantages = torch.tensor([[1.0, 3.0], [1.0, 3.0]])
+    for least, size in ((0.5, 1.0), (4.0, 0.25)):
+        normalized = normalize_advantages(advantages, mask, least)
+        torch.testing.assert_close(normalized, size * torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
+
+
 def test_normalized_advantages_of_empty_or_constant_input_are_zero() -> None:
     mask = torch.ones(2, 3, dtype=torch.bool)
     assert (normalize_advantages(torch.full((2, 3), 4.0), mask) == 0).all()

@@ -260,14 +260,11 @@ def test_the_loss_is_the_one_that_was_asked_for(make_bench, name):
     torch.testing.assert_close(loss.total, total)
 
 
-@pytest.mark.parametrize("loss", ["appo", "vtrace"])
-@pytest.mark.parametrize("normalize_advantages", [False, True])
-@pytest.mark.parametrize(("rewards", "sign"), [((1, 1), 0), ((1, 0), 1), ((0, 1), -1)])
-def test_off_policy_only_rewards_move_the_policy(
-    make_bench, loss, normalize_advantages, rewards, sign
-):
-    """Two arms, drawn equally often; the policy in training has come to prefer the first a bit."""
-    bench = make_bench(loss=loss, normalize_advantages=normalize_advantages)
+def ascent_of_two_arms(bench, rewards, value=0.0):
+    """Which way their logits are moved, [2].
+
+    They were drawn equally often; the policy in training has come to prefer the first a bit.
+    """
     bench.fill(0)
     batch = bench.learner.experience.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
     actions = torch.arange(T * N).reshape(T, N) % 2
@@ -278,23 +275,43 @@ def test_off_policy_only_rewards_move_the_policy(
         terminated=torch.ones_like(actions, dtype=torch.bool),
         valid=ones.bool(),
     )
-    # Where both arms pay the same the critic knows it, or, with normalization, nothing.
-    is_equal = rewards == (1, 1)
-    values = 0.0 * ones if normalize_advantages or not is_equal else ones
     logits = torch.tensor([0.52, 0.48]).log().repeat(T + 1, N, 1).requires_grad_()
     bench.learner.algorithm.config = dataclasses.replace(
         bench.shared.config, entropy_coef=0.0, value_coef=0.0
     )
     bench.learner.algorithm.loss_of(
-        bench.model, batch, logits, values, batch.valid[:-1]
+        bench.model, batch, logits, value * ones, batch.valid[:-1]
     ).total.backward()
-    ascent = -logits.grad.sum(dim=(0, 1))  # of the two arms' logits
+    return -logits.grad.sum(dim=(0, 1))
+
+
+@pytest.mark.parametrize("loss", ["appo", "vtrace"])
+@pytest.mark.parametrize("normalize_advantages", [False, True])
+@pytest.mark.parametrize(("rewards", "sign"), [((1, 1), 0), ((1, 0), 1), ((0, 1), -1)])
+def test_off_policy_only_rewards_move_the_policy(
+    make_bench, loss, normalize_advantages, rewards, sign
+):
+    bench = make_bench(loss=loss, normalize_advantages=normalize_advantages)
+    # Where both arms pay the same the critic knows it, or, with normalization, nothing.
+    is_equal = rewards == (1, 1)
+    ascent = ascent_of_two_arms(bench, rewards, 0.0 if normalize_advantages or not is_equal else 1)
     if is_equal:
         torch.testing.assert_close(ascent, torch.zeros(2), rtol=0, atol=1e-6)
     else:
         assert ascent[0].sign() == sign
         assert ascent.sum().item() == pytest.approx(0, abs=1e-6)
         assert abs(ascent[0]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("normalize_returns", "size", "least", "most"),
+    [(True, 1.0, 0.1, 1.0), (True, 1e-3, 1e-4, 1e-2), (False, 1e-3, 0.1, 1.0)],
+)
+def test_advantages_of_no_size_are_not_blown_up(make_bench, normalize_returns, size, least, most):
+    """Nor are returns: both are then the noise of a critic that has seen no reward."""
+    bench = make_bench(normalize_returns=normalize_returns)
+    ascent = ascent_of_two_arms(bench, (size, 0.0))
+    assert least < ascent[0] < most
 
 
 @pytest.mark.parametrize(
