@@ -22,6 +22,8 @@ from sfrl.settings.actor_critic import ActorCriticConfig
 # A deviation of advantages, in units of the reward; smaller ones are not blown up to 1. Noise would
 # move the policy at random, and undo what a rare reward has taught (docs/experiments.md).
 _LEAST_ADVANTAGE = 0.05
+# Which share of the entropy bonus is left where all advantages are 0. Alone it would undo as much.
+_LEAST_BONUS = 0.1
 
 
 class PolicyOutput(NamedTuple):
@@ -233,8 +235,12 @@ class ActorCritic:
             lambda_=config.trace_lambda,
         )
         advantages = returns.advantages
+        bonus: float | Tensor = config.entropy_coef
         if config.normalize_advantages:
-            advantages = losses.normalize_advantages(advantages, mask, self._least_advantage)
+            least = self._least_advantage
+            advantages, deviation = losses.normalize_advantages(advantages, mask, least)
+            if least:
+                bonus = bonus * (deviation / least).clamp(_LEAST_BONUS, 1.0)
         # PPO's ratio corrects for the behavior policy itself; V-trace's gradient needs rho.
         if config.loss == "appo":
             policy_loss = losses.ppo_policy_loss(
@@ -247,7 +253,7 @@ class ActorCritic:
         normalize = model.normalize_returns
         value_loss = losses.value_loss(normalize(values[:-1]), normalize(returns.vs), mask)
         entropy = losses.masked_mean(policy.entropy(), mask)
-        total = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        total = policy_loss + config.value_coef * value_loss - bonus * entropy
 
         with torch.no_grad():
             rhos = log_rhos.exp()

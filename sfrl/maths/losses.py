@@ -2,7 +2,7 @@
 
 A masked row adds nothing to a loss and gets a gradient of exactly 0, whatever it holds, NaN
 included. A mask without any row gives 0 with zero gradients, never NaN. All results are scalars
-(but those of `normalize_advantages` and `shape_rewards`) in the dtype of the inputs.
+(but the advantages of `normalize_advantages`, and `shape_rewards`) in the dtype of the inputs.
 """
 
 import torch
@@ -74,14 +74,19 @@ def value_loss(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     return 0.5 * masked_mean(errors.square(), mask)
 
 
-def normalize_advantages(advantages: Tensor, mask: Tensor, least: float = 0.0) -> Tensor:
+def normalize_advantages(
+    advantages: Tensor, mask: Tensor, least: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Shift and scale to mean 0 and standard deviation 1 over the mask; masked rows become 0.
 
     A deviation below `least`, in units of the reward, counts as `least`.
+
+    Returns:
+        The advantages, and the deviation that they had.
     """
     centered = (advantages - masked_mean(advantages, mask)).masked_fill(~mask, 0.0)
     deviation = masked_mean(centered.square(), mask).sqrt()
-    return centered / (deviation.clamp(min=least) + 1e-8)
+    return centered / (deviation.clamp(min=least) + 1e-8), deviation
 
 
 def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

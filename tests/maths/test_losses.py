@@ -128,7 +128,9 @@ def test_normalized_advantages_have_mean_zero_and_deviation_one_over_the_mask() 
     _, _, advantages, mask = random_inputs()
     expected = advantages[mask]
     expected = (expected - expected.mean()) / expected.std(correction=0)
-    normalized = normalize_advantages((7 + 3 * advantages).masked_fill(~mask, math.nan), mask)
+    shifted = (7 + 3 * advantages).masked_fill(~mask, math.nan)
+    normalized, deviation = normalize_advantages(shifted, mask)
+    torch.testing.assert_close(deviation, 3 * advantages[mask].std(correction=0))
     torch.testing.assert_close(normalized[mask], expected)
     assert (normalized[~mask] == 0).all()
 
@@ -137,14 +139,15 @@ def test_a_deviation_below_the_least_counts_as_the_least() -> None:
     mask = torch.ones(2, 2, dtype=torch.bool)
     advantages = torch.tensor([[1.0, 3.0], [1.0, 3.0]])
     for least, size in ((0.5, 1.0), (4.0, 0.25)):
-        normalized = normalize_advantages(advantages, mask, least)
+        normalized, deviation = normalize_advantages(advantages, mask, least)
+        assert deviation == 1
         torch.testing.assert_close(normalized, size * torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
 
 
 def test_normalized_advantages_of_empty_or_constant_input_are_zero() -> None:
     mask = torch.ones(2, 3, dtype=torch.bool)
-    assert (normalize_advantages(torch.full((2, 3), 4.0), mask) == 0).all()
-    assert (normalize_advantages(torch.randn(2, 3), ~mask) == 0).all()
+    assert (normalize_advantages(torch.full((2, 3), 4.0), mask)[0] == 0).all()
+    assert (normalize_advantages(torch.randn(2, 3), ~mask)[0] == 0).all()
 
 
 def test_masked_mean_counts_only_the_mask() -> None:
