@@ -16,7 +16,13 @@ _NOISE_SHARE = 0.2  # of the run's frames, over which correlations fall to 0
 _NOISE_FRAMES = 200_000  # where the run has no end
 # Of bodies with several joints: more decisions in a batch, and more passes in smaller steps than
 # elsewhere (docs/experiments.md, "Several numbers").
-_BODIES = {"envs_per_worker": 64, "minibatches": 16, "epochs": 8, "learning_rate": 5e-4}
+_BODIES = {
+    "envs_per_worker": 64,
+    "minibatches": 16,
+    "epochs": 8,
+    "learning_rate": 5e-4,
+    "entropy_coef": 3e-3,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,7 +213,7 @@ def test_policy_and_value_share_an_encoder_of_large_images_alone(shape, value_en
     [
         (0, "vector", (False, 0.0, 1e-3, 2, 4, 256, 0.01)),
         (1, "vector", (True, 0.9, 1e-3, 2, 4, 256, 0.01)),
-        (2, "vector", (True, 0.0, 5e-4, 16, 8, 128, 0.01)),
+        (2, "vector", (True, 0.0, 5e-4, 16, 8, 128, 3e-3)),
         (2, "image", (True, 0.0, 3e-4, 2, 4, 256, 0.01)),
     ],
 )
