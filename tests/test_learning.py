@@ -140,8 +140,8 @@ BARS = [  # score, minutes, the package that it needs, flags
     ("minatar.gym:MinAtar/Breakout-v1", 20, 10, "minatar", ()),
     ("minatar.gym:MinAtar/Asterix-v1", 10, 10, "minatar", ()),
     (
-        "minigrid:MiniGrid-DoorKey-5x5-v0",
-        *(0.9, 5, "minigrid"),
+        "minigrid:MiniGrid-DoorKey-8x8-v0",
+        *(0.9, 10, "minigrid"),
         ('--wrappers=FilterObservation{"filter_keys":["direction","image"]}',),
     ),
     ("vizdoom.gymnasium_wrapper:VizdoomBasic-v1", 80, 10, "vizdoom", (VIZDOOM,)),

@@ -59,9 +59,6 @@ def _encoder(model: str, leaf: Leaf) -> tuple[int, int]:
             size += _conv(channels, section, 3) + 4 * _conv(section, section, 3)
             channels, height, width = section, (height + 1) // 2, (width + 1) // 2
         return size + linear_size(channels * height * width, 256), 256
-    if model == "small_cnn":
-        size = _conv(channels, 16, 3) + _conv(16, 32, 3) + 2 * 128
-        return size + linear_size(32 * (height - 4) * (width - 4), 128), 128
     filters, features = ((16, 32), 256) if model == "a3c_cnn" else ((32, 64, 64), 512)
     height, width = (((side // 4 - 1) - 4) // 2 + 1 for side in (height, width))
     size = _conv(channels, filters[0], 8) + _conv(filters[0], filters[1], 4)
