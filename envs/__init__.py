@@ -190,7 +190,7 @@ def _check_for_vectors(name: str, options: EnvOptions) -> None:
     """Raises UnsupportedEnvError, and ValueError of Atari's settings."""
     _refuse(
         name,
-        "is for single environments",
+        "is not for vector environments",
         {
             "wrappers": (options.wrappers, "", "a vector takes none of them"),
             "threads_per_worker": (options.threads, 1, "a vector steps all of its own at once"),

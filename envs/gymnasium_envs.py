@@ -134,6 +134,16 @@ class GymnasiumVecEnv:
         if isinstance(info, dict) and ACTION_MASK in info:
             self._mask_place = "info"
 
+    def _refuse_late_masks(self) -> None:
+        for i, info in enumerate(self._infos):
+            if isinstance(info, dict) and ACTION_MASK in info:
+                raise self._rules.error(
+                    f"its info has {ACTION_MASK!r}, and the first reset's had none; "
+                    f"give a mask with every reset and step",
+                    i,
+                    self._num_steps,
+                )
+
     def reset(self) -> Observations:
         obs = self._empty_obs()
         for env, seed in zip(self._envs, self._seeds, strict=True):
@@ -253,6 +263,8 @@ class GymnasiumVecEnv:
                 self._read_mask(i, obs, observation, infos[i], may_lack=is_last)
         self.stepping[0] = -1
         self._begun = []
+        if step == 1 and self.actions.choices and self._mask_place is None:
+            self._refuse_late_masks()
         is_finite = np.isfinite(rewards).all()
         if not (is_finite and all(np.isfinite(obs[name]).all() for name in self._floats)):
             self._cut_nans(obs, rewards, terminated, truncated)

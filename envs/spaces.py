@@ -70,6 +70,11 @@ def observation_parts(env_id: str, space: Space[Any], *, has_mask: bool = False)
                 f"names must differ; rename a key, so that keys joined by dots do"
             )
         parts[part.leaf.name] = part
+    if not parts:
+        raise UnsupportedEnvError(
+            f"{env_id}: its observation is {ACTION_MASK!r} alone, which only forbids actions; "
+            f"at least one number or choice to observe is needed"
+        )
     return list(parts.values())
 
 

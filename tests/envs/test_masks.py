@@ -185,6 +185,27 @@ def test_a_wrong_mask_is_told_by_copy_and_step(place, step, mask, text, monkeypa
         rows()
 
 
+def test_a_mask_that_the_first_reset_lacks_is_told(monkeypatch):
+    """Else it would be ignored, and what it forbids be done."""
+    monkeypatch.setattr(Masked, "masks", {0: "none"})
+    env = envs.make_vec_env("Masked-v0", 2, seed=0)
+    assert "action_mask" not in env.reset()
+    env.send(np.zeros(2, np.int64))
+    with pytest.raises(envs.EnvError, match=r"env 0, step 1: .* the first reset's had none; give"):
+        env.recv()
+
+
+def test_a_mask_alone_is_no_observation():
+    class Blind(gymnasium.Env):
+        observation_space = Dict(action_mask=MultiBinary(3))
+        action_space = Discrete(3)
+
+    gymnasium.registry.pop("MaskAlone-v0", None)
+    gymnasium.register("MaskAlone-v0", Blind)
+    with pytest.raises(envs.UnsupportedEnvError, match="'action_mask' alone"):
+        envs.describe("MaskAlone-v0")
+
+
 def test_numbers_alone_have_no_mask():
     class Numbers(gymnasium.Env):
         observation_space = Dict(action_mask=Box(0, 1, (2,)))
