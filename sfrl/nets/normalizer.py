@@ -20,7 +20,14 @@ class RunningNorm(nn.Module):
 
     MEMORY = 1e6  # rows
     LIMIT = 10.0  # deviations; what is beyond counts as that far
-    EPSILON = 1e-8  # of a variance: a number that has never changed becomes 0
+    # Deviations at least, and in parts of the mean: a number that has never changed becomes 0, and
+    # not its rounding errors.
+    EPSILON = 1e-4
+    PRECISION = 1e-5
+    # What is further from the mean counts as that far: in deviations, so that a single glitch is
+    # not all, and at all, so that squares are finite.
+    MAX_GROWTH = 30.0
+    LARGEST = 1e15
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -30,20 +37,25 @@ class RunningNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[*, D] -> [*, D] float32."""
-        scale = (self.variance + self.EPSILON).rsqrt()
-        return ((x.float() - self.mean) * scale).clamp(-self.LIMIT, self.LIMIT)
+        return ((x.float() - self.mean) / self._deviation()).clamp(-self.LIMIT, self.LIMIT)
+
+    def _deviation(self) -> Tensor:
+        least = self.EPSILON + self.PRECISION * self.mean.abs()
+        return (self.variance + least.square()).sqrt()
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Tensor) -> None:
         """Of x [..., D] the rows in which mask [...] is true. It reads no result."""
+        reach = torch.where(self.count > 0, self.MAX_GROWTH * self._deviation(), self.LARGEST)
+        x = x.clamp(-self.LARGEST, self.LARGEST)
+        x = (x - self.mean).clamp(-reach, reach)  # from the mean: less is lost in rounding
         weight = mask.unsqueeze(-1).float()
         number = weight.sum()
         share = number.clamp(min=1)
         axes = tuple(range(x.ndim - 1))
-        mean = (x * weight).sum(axes) / share
-        variance = ((x - mean).square() * weight).sum(axes) / share
+        delta = (x * weight).sum(axes) / share
+        variance = ((x - delta).square() * weight).sum(axes) / share
         rate = number / (self.count + number).clamp(min=1)  # 1 at the first update, 0 without rows
-        delta = mean - self.mean
         spread = self.variance + rate * (variance - self.variance)
         self.variance.copy_(spread + rate * (1 - rate) * delta.square())
         self.mean.add_(rate * delta)

@@ -38,3 +38,36 @@ def test_what_was_seen_long_ago_is_forgotten() -> None:
             norm.update(mean + torch.randn(50, 1), everything)
     assert norm.count == 100
     assert abs(norm.mean.item() - 1000) < 1
+
+
+def test_a_constant_is_0_however_large() -> None:
+    norm, constants = RunningNorm(4), torch.tensor([0.0, 1000.3, 5000.7, -123456.7])
+    for _ in range(12):
+        norm.update(constants.expand(33, 16, 4), torch.rand(33, 16) < 0.97)
+        assert norm(constants).abs().max() < 0.2
+
+
+def test_a_glitch_is_not_all_that_counts() -> None:
+    norm = RunningNorm(2)
+    everything = torch.ones(1000, dtype=torch.bool)
+    norm.update(torch.randn(1000, 2), everything)
+    for size in (1e3, 3e19, 3.4e38):
+        rows = torch.randn(1000, 2)
+        rows[7, 0] = size
+        norm.update(rows, everything)
+        assert 0.5 < norm.variance[0] < 50
+        assert torch.isfinite(norm(rows)).all()
+        assert norm(rows)[7, 0] == norm.LIMIT
+    norm = RunningNorm(1)  # and as the first of all
+    norm.update(torch.tensor([[1.0], [3e38]]), torch.ones(2, dtype=torch.bool))
+    assert torch.isfinite(norm.variance).all()
+
+
+def test_a_number_that_begins_to_change_is_followed() -> None:
+    norm = RunningNorm(1)
+    everything = torch.ones(100, dtype=torch.bool)
+    for _ in range(10):
+        norm.update(torch.full((100, 1), 3.0), everything)
+    for _ in range(10):
+        norm.update(3 + torch.randn(100, 1), everything)
+    assert 0.3 < norm.variance < 1
