@@ -48,6 +48,11 @@ class ModelSettings(Settings):
             problems.append(
                 f"rnn_size={self.rnn_size} must be 0 with rnn=none, which is no memory; try rnn=gru"
             )
+        if self.rnn == "none" and self.rnn_layers > 1:
+            problems.append(
+                f"rnn_layers={self.rnn_layers} must be 1 with rnn=none, which is no memory; "
+                f"try rnn=gru"
+            )
         if self.rnn != "none" and self.rnn_size == 0:
             problems.append(f"rnn_size=0 must be at least 1 with rnn={self.rnn}; try rnn_size=128")
         return problems

@@ -293,6 +293,7 @@ def test_a_memory_is_asked_for_by_kind_or_size(given, memory):
     ("given", "text"),
     [
         ({"rnn": "none", "rnn_size": 8}, "rnn_size=8 must be 0 with rnn=none, .* try rnn=gru"),
+        ({"rnn_layers": 2}, "rnn_layers=2 must be 1 with rnn=none, .* try rnn=gru"),
         ({"rnn": "gru", "rnn_size": 0}, "rnn_size=0 must be at least 1 with rnn=gru; try .*128"),
     ],
 )
