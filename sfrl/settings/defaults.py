@@ -54,14 +54,18 @@ def defaults_for(
         of_config = {**vars(config), "batch_size": batch_size}
         return math.prod(max(1, given.get(name, of_config[name])) for name in names)
 
+    # With more processes than cores another one fills a worker's wait, and inference batches of a
+    # whole worker's environments are cheaper than of its halves.
+    num_splits = 1 if cores <= 4 else 2
+    if given.get("threads_per_worker", 1) > 1:
+        # A split waits for its slowest environment, and the others go on.
+        num_splits = math.gcd(4, size_of("envs_per_worker"))
     rows = size_of("batch_size", "minibatches")
     per_round = num_workers * size_of("envs_per_worker", "rollout_length")
     return dataclasses.replace(
         config,
         num_workers=num_workers,
-        # With more processes than cores another one fills a worker's wait, and inference batches
-        # of a whole worker's environments are cheaper than of its halves.
-        num_splits=1 if cores <= 4 else 2,
+        num_splits=num_splits,
         batch_size=batch_size,
         # Room for two training batches, however small the rounds are that the user asks for.
         slots_per_split=config.slots_per_split * (-(-rows // per_round) if is_fifo else 1),

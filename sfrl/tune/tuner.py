@@ -88,7 +88,8 @@ def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[C
     most = math.ceil(cores)
     options: dict[str, Sequence[int]] = {
         "num_workers": range(1, most + 1),
-        "num_splits": (1, 2, 3),
+        # What splits gain that go on while others wait for an environment is not in the model.
+        "num_splits": (1, 2, 3) if config.threads_per_worker == 1 else (config.num_splits,),
         "envs_per_worker": sorted({n * s for n in sizes for s in (1, 2, 3)}),
         "num_policy_workers": range(1, max(1, min(most // 2, 4)) + 1),
         # Threads that share a minibatch spin for each other: each needs a core of its own.

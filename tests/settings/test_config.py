@@ -180,6 +180,10 @@ def test_the_defaults_are_possible_on_a_machine_of_any_size(env, monkeypatch):
         assert resolved.model in defaults.MODELS
         assert (resolved.env, resolved.loss) == (env, loss)
         assert resolved.num_splits == (1 if cores <= 4 else 2)
+        for num_envs, num_splits in ((16, 4), (6, 2), (3, 1)):
+            given = {"threads_per_worker": 2, "envs_per_worker": num_envs}
+            waiting = defaults.defaults_for("CartPole-v1", given)
+            assert waiting.num_splits == num_splits
 
 
 @pytest.mark.parametrize(

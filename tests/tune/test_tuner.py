@@ -173,6 +173,14 @@ def test_a_flag_is_respected(flag, monkeypatch):
     assert getattr(tuner.tune(config, [name], envs.describe(config.env)), name) == int(value)
 
 
+def test_where_environments_wait_the_splits_stay():
+    config = defaults.defaults_for("CartPole-v1", {"threads_per_worker": 16})
+    config = dataclasses.replace(config, threads_per_worker=16)
+    candidates = tuner.arrangements(config, ["threads_per_worker"], 2)
+    assert len(candidates) > 1
+    assert {candidate.num_splits for candidate in candidates} == {4}
+
+
 def test_the_groups_memory_limit_counts_as_less_memory(tmp_path):
     own, groups = tmp_path / "own", tmp_path / "groups"
     (groups / "a").mkdir(parents=True)
