@@ -94,7 +94,7 @@ def wheel(tmp_path_factory):
         [sys.executable, "-c", EXTENSIONS], cwd=source, text=True
     ).split():
         extension = Path(*name.split(".")).with_suffix(SUFFIX)
-        (build / extension).parent.mkdir(parents=True)
+        (build / extension).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / extension, build / extension)
     pip("wheel", str(source), "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}")
     [wheel] = folder.glob("*.whl")
@@ -132,7 +132,8 @@ def test_the_wheel_has_the_package_with_its_extensions_and_nothing_else(wheel):
     files = {name for name in names if ".dist-info" not in name.parts[0]}
     modules = {path.relative_to(ROOT) for path in (ROOT / "sfrl").glob("**/*.py")}
     modules |= {path.relative_to(ROOT) for path in (ROOT / "sfrl/envs").glob("*.py")}  # a link
-    stubs = {Path("sfrl", name) for name in ("envs/_screen", "ipc/_index_queue", "nets/_images")}
+    extensions = ("envs/_areas", "envs/_screen", "ipc/_index_queue", "nets/_images")
+    stubs = {Path("sfrl", name) for name in extensions}
     others = {stub.with_suffix(suffix) for stub in stubs for suffix in (".pyi", SUFFIX)}
     assert files == modules | others | {Path("sfrl/py.typed")}
 
