@@ -20,12 +20,12 @@ class RunningNorm(nn.Module):
 
     MEMORY = 1e6  # rows
     LIMIT = 10.0  # deviations; what is beyond counts as that far
-    # Deviations at least, and in parts of the mean: a number that has never changed becomes 0, and
-    # not its rounding errors.
+    # The least deviation, and what of the mean is added to it: a number that has never changed
+    # becomes nearly 0, and not its rounding errors.
     EPSILON = 1e-4
     PRECISION = 1e-5
-    # What is further from the mean counts as that far: in deviations, so that a single glitch is
-    # not all, and at all, so that squares are finite.
+    # Numbers count as no further from the mean than so many deviations, so that a single glitch is
+    # not all, and as no larger than this, so that squares are finite.
     MAX_GROWTH = 30.0
     LARGEST = 1e15
 

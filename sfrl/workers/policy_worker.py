@@ -193,7 +193,7 @@ class PolicyWorker:
                 field[slot, t] = values[batch]
             buffer.policy_version[slot, t] = version
             # The row goes back with this put: everything in it is written.
-            if buffer.is_current(request):
+            if buffer.debug and buffer.is_current(request):
                 buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
             queue, producer = self.replies[slot]
             queue.put(pack(*request), producer)

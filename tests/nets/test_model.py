@@ -473,6 +473,16 @@ def test_an_empty_mask_and_returns_of_zero_leave_a_size() -> None:
     torch.testing.assert_close(head(features).detach(), before, rtol=1e-4, atol=1e-5)
 
 
+def test_rewards_that_are_rare_do_not_become_many_units() -> None:
+    head = trained_head()
+    returns, mask = torch.zeros(32, 16), torch.ones(32, 16, dtype=torch.bool)
+    returns[0, 0] = 0.5
+    for _ in range(1000):
+        head.update_size(returns, mask)
+    assert head.size == 1
+    assert head.normalize(returns).max() == 0.5
+
+
 def test_constant_returns_do_not_make_the_layer_grow() -> None:
     """A deviation would fall to nothing, and the layer grow by as much."""
     head = trained_head()

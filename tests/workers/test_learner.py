@@ -260,8 +260,8 @@ def test_the_loss_is_the_one_that_was_asked_for(make_bench, name):
     torch.testing.assert_close(loss.total, total)
 
 
-def ascent_of_two_arms(bench, rewards, value=0.0):
-    """Which way their logits are moved, [2].
+def loss_of_two_arms(bench, rewards, value=0.0, entropy_coef=0.0):
+    """The loss without the value's part, and the logits [T+1, N, 2] that it is of.
 
     They were drawn equally often; the policy in training has come to prefer the first a bit.
     """
@@ -277,11 +277,16 @@ def ascent_of_two_arms(bench, rewards, value=0.0):
     )
     logits = torch.tensor([0.52, 0.48]).log().repeat(T + 1, N, 1).requires_grad_()
     bench.learner.algorithm.config = dataclasses.replace(
-        bench.shared.config, entropy_coef=0.0, value_coef=0.0
+        bench.shared.config, entropy_coef=entropy_coef, value_coef=0.0
     )
-    bench.learner.algorithm.loss_of(
-        bench.model, batch, logits, value * ones, batch.valid[:-1]
-    ).total.backward()
+    mask = batch.valid[:-1]
+    return bench.learner.algorithm.loss_of(bench.model, batch, logits, value * ones, mask), logits
+
+
+def ascent_of_two_arms(bench, rewards, value=0.0):
+    """Which way their logits are moved, [2]."""
+    loss, logits = loss_of_two_arms(bench, rewards, value)
+    loss.total.backward()
     return -logits.grad.sum(dim=(0, 1))
 
 
@@ -312,6 +317,23 @@ def test_advantages_of_no_size_are_not_blown_up(make_bench, normalize_returns, s
     bench = make_bench(normalize_returns=normalize_returns)
     ascent = ascent_of_two_arms(bench, (size, 0.0))
     assert least < ascent[0] < most
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "share"),
+    [
+        ({}, 0.0, 1.0),
+        ({"normalize_returns": True}, 0.0, 0.1),
+        ({"normalize_returns": True}, 0.04, 0.4),
+        ({"normalize_returns": True}, 1.0, 1.0),
+        ({"normalize_returns": True, "normalize_advantages": False}, 0.0, 1.0),
+    ],
+)
+def test_the_entropy_bonus_falls_with_what_there_is_to_learn(make_bench, settings, size, share):
+    """The deviation of the two arms' advantages is half of `size`; from 0.05 on it is whole."""
+    loss, _ = loss_of_two_arms(make_bench(**settings), (size, 0.0), entropy_coef=0.5)
+    bonus = loss.statistics["policy_loss"] - loss.total
+    assert (bonus / loss.statistics["entropy"]).item() == pytest.approx(0.5 * share, rel=1e-4)
 
 
 @pytest.mark.parametrize(
