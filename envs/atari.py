@@ -45,7 +45,7 @@ from sfrl.envs.vec_env import (
 FRAMESKIP = 4
 CONSOLE_FPS = 60.0  # of the Atari 2600
 OBS_SHAPE = (4, SIZE, SIZE)  # stacked pictures, height, width
-LEAVES = (Leaf(OBS, "image", OBS_SHAPE, "uint8", scale=255.0),)
+LEAVES = (Leaf(OBS, "image", OBS_SHAPE, "uint8", scale=255.0, frames=OBS_SHAPE[0]),)
 NOOP_MAX = 30
 _MAX_REPLAY = 250_000  # frames of an episode that is saved: 10 s
 _FRAMES_PER_S = 2_000  # that are played again at the very least; a usual core makes 25,000

@@ -126,6 +126,9 @@ class FrameStack(Layer):
 
     At an episode's start they are all the first. As gymnasium.wrappers.FrameStackObservation with
     padding_type="reset", but for all environments at once, and it leaves a mask as it is.
+
+    Who keeps a leaf with `frames` for long (replay.py) may rely on this: from row to row all of
+    them move up by one, or the older ones are zeros or copies of the newest.
     """
 
     def __init__(self, env: VecEnv, size: int) -> None:
@@ -186,7 +189,10 @@ def _stacked(leaves: tuple[Leaf, ...], size: int) -> tuple[Leaf, ...]:
         leaf
         if leaf.kind == "mask"
         else dataclasses.replace(
-            leaf, shape=(size * leaf.shape[0], *leaf.shape[1:]), sizes=size * leaf.sizes
+            leaf,
+            shape=(size * leaf.shape[0], *leaf.shape[1:]),
+            sizes=size * leaf.sizes,
+            frames=size if leaf.frames == 1 else 1,  # a stack of stacks is none
         )
         for leaf in leaves
     )

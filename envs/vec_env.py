@@ -31,6 +31,7 @@ class Leaf:
     dtype: str  # image, vector: uint8 or float32; choice: int32; mask: bool
     scale: float = 1.0  # networks divide images and vectors by it; see `obs_scale`
     sizes: tuple[int, ...] = ()  # of a choice: how many values each of its K numbers has, from 0 on
+    frames: int = 1  # that lie along the first axis, the oldest first; see `FrameStack`
 
 
 @dataclass(frozen=True)

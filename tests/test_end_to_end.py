@@ -130,6 +130,15 @@ POINTER = {
     "train_frames": 400,
 }
 STICKY_PONG = {**PONG, "sticky_actions": 0.25, "num_workers": 2, "num_splits": 2}
+DQN_PONG = {
+    **STICKY_PONG,
+    "algorithm": "dqn",
+    "replay_size": 600,  # with stacks of frames
+    "learning_starts": 40,
+    "updates_per_decision": 0.05,
+    "target_every": 5,
+    "epsilon_frames": 1000,
+}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +149,7 @@ STICKY_PONG = {**PONG, "sticky_actions": 0.25, "num_workers": 2, "num_splits": 2
         {**PONG, "rnn": "lstm", "rnn_size": 4, "rnn_layers": 2, "normalize_obs": True},
         {**STICKY_PONG, "algorithm": "n_step_q", "target_every": 3, "epsilon_frames": 8000},
         POINTER,
+        DQN_PONG,
     ],
 )
 def test_a_serial_run_may_be_interrupted_anywhere_and_ends_the_same(
@@ -158,7 +168,7 @@ def test_a_serial_run_may_be_interrupted_anywhere_and_ends_the_same(
     assert whole["counters"] == resumed["counters"]
     assert whole["counters"]["learner_steps"] >= 8
     assert ("target" in whole) == ("target_every" in settings)
-    assert ("rows" in whole["workers"]["experience"]) == ("replay_size" in settings)
+    assert ("row rewards" in whole["workers"]["experience"]) == ("replay_size" in settings)
     for key in {"model", "target", "optimizer", "rng", "workers"} & whole.keys():
         assert_same(whole[key], resumed[key], key)
 

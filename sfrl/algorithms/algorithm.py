@@ -28,7 +28,7 @@ class Loss(NamedTuple):
     statistics: dict[str, Tensor]
     """Name -> scalar without gradient, as `Config.STATISTICS` declares them."""
     targets: Tensor
-    """[T, C], what the values were to be."""
+    """[T, C], what the values were to be; of windows [C]."""
     mask: Tensor
     """[T, C] bool, the rows that were learned from."""
 

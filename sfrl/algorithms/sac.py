@@ -19,7 +19,7 @@ from sfrl.algorithms.algorithm import Acted, Loss
 from sfrl.envs import ActionSpec, EnvSpec, Leaf
 from sfrl.experience.minibatch import Minibatch
 from sfrl.maths import losses
-from sfrl.maths.returns import n_step_returns
+from sfrl.maths.returns import window_returns
 from sfrl.nets.distributions import SquashedGaussian, make_distribution
 from sfrl.nets.encoders import HIDDEN_GAIN, init_orthogonal
 from sfrl.nets.heads import TwinCritics
@@ -137,24 +137,25 @@ class SAC:
         lag = version - batch.policy_version
         mask = batch.valid[:-1] & (lag <= config.max_policy_lag)  # [n, C]
         first = mask[0]
-        features, target_features = model.unroll_features(batch.obs, None, batch.valid)
+        features, target_features = model.unroll_features(batch.obs, None, batch.shown)
         temperature = model.log_temperature.exp()
         policy = model.policy(features[0].detach())
+        assert batch.ends is not None, "a memory gives windows"
         with torch.no_grad():
-            later = model.policy(features[1:])
-            raw = later.rsample()
-            values = model.target_critics(target_features[1:], squashed(raw, later.num_bounds))
-            soft_values = values.amin(dim=0) - temperature * later.log_prob_of_action(raw)
-            returns = n_step_returns(
+            at_end = model.policy(features[1])
+            raw = at_end.rsample()
+            values = model.target_critics(target_features[1], squashed(raw, at_end.num_bounds))
+            returns = window_returns(
                 losses.shape_rewards(batch.rewards, config.reward_clip, config.reward_scale),
                 # A truncated step bootstraps from the row after it, which is not valid.
                 discounts=config.gamma * (~batch.terminated).float(),
-                values=torch.cat([torch.zeros_like(soft_values[:1]), soft_values]),  # 0: not read
                 valid=batch.valid[:-1],
+                ends=batch.ends,
+                end_values=values.amin(dim=0) - temperature * at_end.log_prob_of_action(raw),
             )
         taken = squashed(batch.acted["actions"][0], policy.num_bounds)
         values = model.critics(features[0], taken)  # [2, C]
-        targets = returns[0].expand_as(values)
+        targets = returns.expand_as(values)
         value_loss = 2 * losses.value_loss(values, targets, first.expand_as(values))
 
         raw = policy.rsample()
@@ -175,7 +176,7 @@ class SAC:
                 "entropy": entropy,
                 "temperature": temperature.detach(),
                 "action_value": losses.masked_mean(value, first),
-                "explained_variance": losses.explained_variance(value, returns[0], first),
+                "explained_variance": losses.explained_variance(value, returns, first),
             }
         return Loss(total, statistics, returns, mask)
 
@@ -184,7 +185,7 @@ class SAC:
     ) -> None:
         model.center_weights(applied)
         model.follow(self.config.tau * applied)
-        model.update_normalizers(batch.obs, batch.valid & applied)
+        model.update_normalizers(batch.obs, batch.shown & applied)
 
 
 def squashed(raw: Tensor, num_bounds: Tensor) -> Tensor:

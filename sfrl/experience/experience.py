@@ -53,10 +53,10 @@ class Experience(Protocol):
         It reads no number on the host, so that it can be captured as a CUDA graph.
         """
 
-    def state(self) -> dict[str, Any]:
-        """All that decides what the next minibatches are, besides slots and `rng`."""
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that decides what the next minibatches are, besides slots and `rng`; no copies."""
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
         """Go on from there. Raises what `checkpoint.MISMATCHES` lists if it does not fit."""
 
 

@@ -13,15 +13,26 @@ from sfrl.nets import cuda
 
 
 class Minibatch(NamedTuple):
-    """C whole trajectories, time first. obs and valid have one row more than the rest."""
+    """C whole trajectories, time first. obs and valid have one row more than the rest.
 
-    obs: dict[str, Tensor]  # leaf -> [T+1, C, *shape]
+    Windows of a memory have only the observations that their first rows are learned from.
+    """
+
+    obs: dict[str, Tensor]  # leaf -> [T+1, C, *shape]; of windows [2, C, *shape]: rows 0 and `ends`
     valid: Tensor  # [T+1, C] bool
     rnn_state: Tensor | None  # [C, H] before row 0
     acted: dict[str, Tensor]  # name -> [T, C, ...], as `Config.acted` declares them
     rewards: Tensor  # [T, C] raw
     terminated: Tensor  # [T, C] bool
     policy_version: Tensor  # [T, C] int64
+    ends: Tensor | None = None  # [C] int64, of windows: the first row after 0 not `valid`, else T
+
+    @property
+    def shown(self) -> Tensor:
+        """Which rows of `obs` are valid: [T+1, C], of windows [2, C]."""
+        if self.ends is None:
+            return self.valid
+        return torch.cat([self.valid[:1], self.valid.gather(0, self.ends.unsqueeze(0))])
 
 
 class LearnerSlots:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfrl.experience.frames import NO_FRAME, apart, look_back, newest_of
 from sfrl.experience.minibatch import Minibatch
 from sfrl.experience.trajectory_buffer import TrajectoryBuffer
 from sfrl.settings.experience import ReplaySpec
@@ -31,6 +32,10 @@ class Replay:
     rows never written: all rows but the last were acted on. And the first one is `valid`; of later
     ones `Minibatch` tells what is.
 
+    Of a stack of frames a row keeps the newest alone, and how many rows back the others are: they
+    are stacked when the row is drawn. The older frames of a restarted worker's first row get rows
+    of their own, which nobody has acted on.
+
     Rows lie where the learner computes, in the process's own memory or a GPU's.
     """
 
@@ -46,6 +51,7 @@ class Replay:
     ) -> None:
         self.spec = spec
         self.num_chosen = batch_size
+        self._device = device
         self._split_of = split_of
         self._num_envs = buffer.spec.num_envs
         self._starts = buffer.starts
@@ -53,24 +59,33 @@ class Replay:
         self._num_columns = num_splits * self._num_envs
         self._length = length = spec.capacity // self._num_columns  # L
         self._leaves, self._acted = tuple(buffer.obs), tuple(buffer.acted)
+        self._frames = {leaf.name: leaf.frames for leaf in buffer.spec.leaves if leaf.frames > 1}
+        self._history = max(self._frames.values(), default=1) - 1  # rows that a stack looks back
         arrays = {n: getattr(buffer, n) for n in ("valid", "rewards", "terminated")}
-        arrays |= buffer.obs | buffer.acted
-        self._shared = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        self._versions = torch.from_numpy(buffer.policy_version)  # [S, T]
-        self._rows = {  # name -> [L, columns, ...]; the kernel gives memory as it is written
+        self._slots = arrays | buffer.obs | buffer.acted  # name -> [S, T (+1), N, ...]
+        self._versions = buffer.policy_version  # [S, T]
+        rows = {name: (array.shape[3:], array.dtype) for name, array in self._slots.items()}
+        rows["policy_version"] = (), np.dtype(np.int64)
+        for name, frames in self._frames.items():
+            shape, dtype = rows[name]
+            rows[name] = (shape[0] // frames, *shape[1:]), dtype
+            rows[_distances(name)] = (frames - 1,), np.dtype(np.uint8)
+        # name -> [L * columns + 1, ...], row by row; the last one stays 0. The kernel gives memory
+        # as it is written.
+        self._rows = {
             name: torch.zeros(
-                (length, self._num_columns, *field.shape[3:]), dtype=field.dtype, device=device
+                (length * self._num_columns + 1, *shape),
+                dtype=torch.from_numpy(np.empty(0, dtype)).dtype,
+                device=device,
             )
-            for name, field in self._shared.items()
+            for name, (shape, dtype) in rows.items()
         }
-        self._rows["policy_version"] = torch.zeros(
-            (length, self._num_columns), dtype=torch.int64, device=device
-        )
         # What windows are drawn by is known on the host.
         self._written = np.zeros(num_splits, np.int64)  # rows before the newest one, ever
         self._is_acted = np.zeros((length, self._num_columns), np.bool_)
         self._is_valid = np.zeros_like(self._is_acted)
         self._is_start = np.zeros_like(self._is_acted)
+        self._reach = np.zeros((length, self._num_columns), np.uint8)  # how far stacks look back
         self._num_decisions = self._num_starts = 0  # in the memory
         self._num_taken = 0  # decisions of the slots loaded last
         # Minibatches for each decision, and what of one is due: sums of floats would drift.
@@ -90,44 +105,86 @@ class Replay:
     def take(self) -> None:
         for slot in self._loaded:
             self._copy(slot)
-        self._num_taken = int(self._shared["valid"][self._loaded, :-1].sum())
+        self._num_taken = int(self._slots["valid"][self._loaded, :-1].sum())
 
     def _copy(self, slot: int) -> None:
-        split, length = self._split_of[slot], self._length
+        split, length, history = self._split_of[slot], self._length, self._history
         columns = slice(split * self._num_envs, (split + 1) * self._num_envs)
-        first = int(self._written[split])
-        if self._starts[slot] and first:
-            first += 1  # no action was taken from the row that is there, nor leads it here
         num_rows = len(self._versions[slot])
-        places = np.arange(first, first + num_rows + 1) % length
-        rows = torch.from_numpy(places)
-        for name, field in self._shared.items():
-            ring, new = self._rows[name], field[slot]
-            ring[rows[: len(new)].to(ring.device), columns] = new.to(ring.device)
-        versions = self._versions[slot].unsqueeze(1).to(self._window.device)
-        self._rows["policy_version"][rows[:-1].to(versions.device), columns] = versions
+        first = int(self._written[split])
+        num_older = 0  # rows for the older frames of row 0
+        if self._starts[slot]:
+            # No action was taken from the row that is there, nor leads it here.
+            first += history + (first > 0)
+            num_older = history
+        places = np.arange(first - num_older, first + num_rows + 1) % length
+        rows, older = places[num_older:], places[:num_older]
+        reach = np.zeros((num_rows + 1, self._num_envs), np.uint8)
+        for name, array in self._slots.items():
+            new = array[slot]
+            if name in self._frames:
+                new, distances = self._without_older_frames(name, new, older, rows[0], columns)
+                self._write(_distances(name), rows, columns, distances)
+                known = np.where(distances == NO_FRAME, 0, distances)
+                reach = np.maximum(reach, known.max(axis=-1))
+            self._write(name, rows[: len(new)], columns, new)
+        versions = np.repeat(self._versions[slot][:, np.newaxis], self._num_envs, axis=1)
+        self._write("policy_version", rows[:-1], columns, versions)
 
         self._written[split] = first + num_rows
         self._num_decisions -= self._count(places, columns)
-        self._is_valid[places, columns] = self._shared["valid"][slot].numpy()
-        self._is_acted[places[:-1], columns] = True
-        self._is_acted[places[-1], columns] = False
+        self._is_valid[rows, columns] = self._slots["valid"][slot]
+        self._is_valid[older, columns] = False
+        self._is_acted[rows[:-1], columns] = True
+        self._is_acted[[*older, rows[-1]], columns] = False
+        self._reach[rows, columns] = reach
         self._num_decisions += self._count(places, columns)
         self._find_starts(places, columns)
+
+    def _without_older_frames(
+        self, name: str, stacks: NDArray[Any], older: NDArray[np.int64], row: int, columns: slice
+    ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """[T+1, N, ...] as rows keep them, and their distances; row 0's older ones are written.
+
+        Args:
+            older: the rows for these, if a worker begins.
+            row: where row 0 is, or lies already.
+        """
+        number = self._frames[name]
+        if len(older):
+            self._write(name, older[-(number - 1) :], columns, apart(stacks[0], number)[:-1])
+            first = np.tile(np.arange(number - 1, 0, -1, dtype=np.uint8), (self._num_envs, 1))
+        else:
+            first = self._ring(_distances(name))[row, columns].cpu().numpy()
+        return newest_of(stacks, number), look_back(stacks, number, first)
+
+    def _ring(self, name: str) -> Tensor:
+        """[L, columns, ...]"""
+        return self._rows[name][:-1].view(
+            self._length, self._num_columns, *self._rows[name].shape[1:]
+        )
+
+    def _write(self, name: str, rows: NDArray[np.int64], columns: slice, new: NDArray[Any]) -> None:
+        self._ring(name)[torch.from_numpy(rows).to(self._device), columns] = torch.from_numpy(
+            np.ascontiguousarray(new)
+        ).to(self._device)
 
     def _count(self, places: NDArray[np.int64], columns: slice) -> int:
         return int((self._is_valid[places, columns] & self._is_acted[places, columns]).sum())
 
     def _find_starts(self, places: NDArray[np.int64], columns: slice) -> None:
-        """Of the windows that have one of these rows."""
-        span = self.spec.window
-        begins = np.arange(places[0] - span + 1, places[0] + len(places))
-        of_windows = (begins[:, np.newaxis] + np.arange(span)) % self._length  # [rows, n]
-        begins %= self._length
+        """Of the windows that have one of these rows, the newest ones, or whose stacks had."""
+        span, length = self.spec.window, self._length
+        number = min(span - 1 + len(places) + self._history, length)
+        # The latest ones after the newest row, which are the oldest, and those before it.
+        ages = np.arange(number) - self._history  # how much older than the newest row
+        begins = (places[-1] - ages) % length
+        of_windows = (begins[:, np.newaxis] + np.arange(span)) % length  # [rows, n]
         self._num_starts -= int(self._is_start[begins, columns].sum())
-        is_whole = self._is_acted[of_windows, columns].all(axis=1)
-        self._is_start[begins, columns] = is_whole & self._is_valid[begins, columns]
-        self._num_starts += int(self._is_start[begins, columns].sum())
+        is_start = self._is_acted[of_windows, columns].all(axis=1) & self._is_valid[begins, columns]
+        is_start &= (ages % length)[:, np.newaxis] + self._reach[begins, columns] < length
+        self._is_start[begins, columns] = is_start
+        self._num_starts += int(is_start.sum())
 
     def orders(self, places: list[int], rng: np.random.Generator) -> NDArray[np.int64]:
         """Each is (row, column) of the first rows of windows. None is due before there is enough.
@@ -155,38 +212,72 @@ class Replay:
         """Windows that begin at row first[i] of column second[i]."""
         rows = (first + self._window) % self._length  # [n+1, C]
         places = rows * self._num_columns + second
-
-        def windows(name: str, places: Tensor = places[:-1]) -> Tensor:
-            field = self._rows[name].flatten(0, 1)  # whole rows at once: no numbers one by one
-            chosen: Tensor = field.index_select(0, places.flatten()).unflatten(0, places.shape)
-            return chosen
-
+        valid = self._chosen("valid", places)
+        ends = 1 + valid[1:-1].long().cumprod(dim=0).sum(dim=0)
+        shown = torch.stack([places[0], places.gather(0, ends.unsqueeze(0))[0]])
         return Minibatch(
-            obs={name: windows(name, places) for name in self._leaves},
-            valid=windows("valid", places),
+            obs={name: self._observed(name, shown) for name in self._leaves},
+            valid=valid,
             rnn_state=None,
-            acted={name: windows(name) for name in self._acted},
-            rewards=windows("rewards"),
-            terminated=windows("terminated"),
-            policy_version=windows("policy_version"),
+            acted={name: self._chosen(name, places[:-1]) for name in self._acted},
+            rewards=self._chosen("rewards", places[:-1]),
+            terminated=self._chosen("terminated", places[:-1]),
+            policy_version=self._chosen("policy_version", places[:-1]),
+            ends=ends,
         )
 
-    _STATE = ("written", "is_acted", "is_valid", "is_start")
-    _NUMBERS = ("num_decisions", "num_starts")
+    def _chosen(self, name: str, places: Tensor) -> Tensor:
+        """[*places, ...]: whole rows at once, no numbers one by one."""
+        rows = self._rows[name].index_select(0, places.flatten())
+        chosen: Tensor = rows.unflatten(0, places.shape)
+        return chosen
+
+    def _observed(self, name: str, places: Tensor) -> Tensor:
+        if name not in self._frames:
+            return self._chosen(name, places)
+        distances = self._chosen(_distances(name), places).long()  # [*places, frames - 1]
+        newest = places.unsqueeze(-1)
+        size = self._length * self._num_columns
+        older = (newest - distances * self._num_columns) % size
+        older = older.where(distances != NO_FRAME, size)  # the row of zeros
+        stacks = self._chosen(name, torch.cat([older, newest], dim=-1))
+        observed: Tensor = stacks.flatten(places.ndim, places.ndim + 1)
+        return observed
+
+    _STATE = ("written", "is_acted", "is_valid", "is_start", "reach")
 
     def state(self) -> dict[str, Any]:
-        """Only rows that have been written."""
+        """Only rows that have been written. Arrays may be the memory's own."""
         number = min(int(self._written.max()) + 1, self._length)
-        rows = {name: ring[:number].cpu().numpy().copy() for name, ring in self._rows.items()}
-        own = {name: getattr(self, f"_{name}").copy() for name in self._STATE}
-        numbers = {name: getattr(self, f"_{name}") for name in self._NUMBERS}
-        return {"rows": rows, "due": str(self._due), **own, **numbers}
+        rows = {_row(name): self._ring(name)[:number].cpu().numpy() for name in self._rows}
+        own = {name: getattr(self, f"_{name}") for name in self._STATE}
+        due = np.array([self._due.numerator, self._due.denominator])
+        return {**rows, **own, "due": due}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        for name, rows in state["rows"].items():
-            self._rows[name][: len(rows)] = torch.from_numpy(rows)
-        for name in self._STATE:
-            getattr(self, f"_{name}")[:] = state[name]
-        for name in self._NUMBERS:
-            setattr(self, f"_{name}", state[name])
-        self._due = Fraction(state["due"])
+        own = {name: getattr(self, f"_{name}") for name in self._STATE}
+        rings = {_row(name): self._ring(name) for name in self._rows}
+        for name, array in own.items():
+            if state[name].shape != array.shape:
+                raise ValueError(f"{name} is {state[name].shape} and must be {array.shape}")
+        for name, ring in rings.items():
+            if state[name].shape[1:] != ring.shape[1:] or len(state[name]) > len(ring):
+                raise ValueError(f"{name} is {state[name].shape}, of a memory of {ring.shape}")
+        numerator, denominator = state["due"].tolist()
+        self._due = Fraction(numerator, denominator)
+        for name, array in own.items():
+            array[:] = state[name]
+        for name, ring in rings.items():
+            ring[: len(state[name])] = torch.from_numpy(state[name])
+        self._num_decisions = int((self._is_valid & self._is_acted).sum())
+        self._num_starts = int(self._is_start.sum())
+
+
+def _distances(name: str) -> str:
+    """What a leaf's frames.distances are called among the rows."""
+    return f"{name} distances"
+
+
+def _row(name: str) -> str:
+    """What it is called in a saved state."""
+    return f"row {name}"

@@ -209,11 +209,14 @@ def nbytes(num_slots: int, spec: SlotSpec) -> int:
 
 
 def row_bytes(spec: SlotSpec) -> int:
-    """What one row of one environment takes, in bytes."""
-    names = {leaf.name for leaf in spec.leaves} | spec.acted.keys()
-    names |= {"rewards", "terminated", "valid", "policy_version"}
+    """What a memory keeps of one row of one environment, in bytes: of a stack its newest frame."""
+    names = {*spec.acted, "rewards", "terminated", "valid", "policy_version"}
     fields = [field for name, field in _fields(1, spec).items() if name in names]
-    return sum(math.prod(shape[3:]) * np.dtype(dtype).itemsize for shape, dtype in fields)
+    size = sum(math.prod(shape[3:]) * np.dtype(dtype).itemsize for shape, dtype in fields)
+    for leaf in spec.leaves:
+        size += math.prod(leaf.shape) // leaf.frames * np.dtype(leaf.dtype).itemsize
+        size += leaf.frames - 1  # how far back the others are
+    return size
 
 
 def _fields(num_slots: int, spec: SlotSpec) -> dict[str, Field]:

@@ -32,3 +32,21 @@ def n_step_returns(
         following = torch.where(valid[t], rewards[t] + discounts[t] * following, values[t])
         returns[t] = following
     return returns
+
+
+@torch.no_grad()
+def window_returns(
+    rewards: Tensor,  # [n, B]
+    discounts: Tensor,  # [n, B] gamma, or 0 where the episode ended at step t
+    valid: Tensor,  # [n, B] bool
+    ends: Tensor,  # [B] int64 from 1 to n: the row that is not valid, else n
+    end_values: Tensor,  # [B] of the states in the rows `ends`
+) -> Tensor:
+    """Of the first rows alone: discounted rewards up to the rows `ends`, and the value there [B].
+
+    Raises:
+        ValueError: as `n_step_returns`.
+    """
+    values = rewards.new_zeros(len(rewards) + 1, *end_values.shape)
+    values.scatter_(0, ends.unsqueeze(0), end_values.unsqueeze(0))
+    return n_step_returns(rewards, discounts, values, valid)[0]

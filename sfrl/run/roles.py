@@ -166,7 +166,10 @@ def make_learner(
         requests,
     )
     if resume_path is not None:
-        learner.load_state(checkpoint.load(resume_path))
+        saved = checkpoint.load(resume_path)
+        learner.load_state(saved)
+        if config.replay is not None and saved.get("workers") is None:
+            learner.load_memory()
     if learner.device.type != "cpu":
         learner.warm_up()
     learner.publish()

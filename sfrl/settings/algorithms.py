@@ -14,6 +14,7 @@ from typing import Any
 from sfrl.envs.logs import printable
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.dqn import DQNConfig
 from sfrl.settings.fields import Setting, settings_of
 from sfrl.settings.n_step_q import NStepQConfig
 from sfrl.settings.sac import SACConfig
@@ -21,6 +22,7 @@ from sfrl.settings.sac import SACConfig
 ALGORITHMS: dict[str, type[Config]] = {
     "actor_critic": ActorCriticConfig,
     "n_step_q": NStepQConfig,
+    "dqn": DQNConfig,
     "sac": SACConfig,
 }
 _RNN_SIZE = 128

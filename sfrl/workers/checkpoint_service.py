@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from numpy.typing import NDArray
+
+from sfrl.envs.logs import own_logger
 from sfrl.ipc.mailbox import DELIVERY_TIMEOUT_S, Mailbox
 from sfrl.ipc.messages import CheckpointFailed, CheckpointRequest, CheckpointSaved, Report
 from sfrl.ipc.progress import Progress
-from sfrl.records import checkpoint
+from sfrl.records import checkpoint, memory_file
 from sfrl.records.metrics import LEARNER_COUNTERS
 from sfrl.settings.config import Config
+
+log = own_logger(__name__)
 
 
 class CheckpointService:
@@ -23,6 +28,7 @@ class CheckpointService:
         requests: Mailbox[CheckpointRequest],
         reports: Mailbox[Report],
         state: Callable[[], dict[str, Any]],  # what a checkpoint holds, of the moment
+        memory: Callable[[], dict[str, NDArray[Any]]],  # what is kept beside the last one
     ) -> None:
         self._run_dir = config.run_dir
         self._keep = config.keep_checkpoints
@@ -30,6 +36,7 @@ class CheckpointService:
         self._requests = requests
         self._reports = reports
         self._state = state
+        self._memory = memory
 
     def serve(self) -> CheckpointRequest | None:
         """Write what was asked for, if anything was; returns the request that was answered."""
@@ -44,6 +51,8 @@ class CheckpointService:
         state["metrics"] = {**request.metrics, "counters": counters}
         self._progress.is_saving = True
         self._write(state, best_score, is_last=request.is_last)
+        if request.is_last and state["workers"] is None:
+            self._write_memory(state["counters"]["learner_steps"])
         self._progress.is_saving = False
         return request
 
@@ -60,6 +69,16 @@ class CheckpointService:
         except (OSError, checkpoint.CheckpointError) as error:  # full, or returns rubbish
             reason = getattr(error, "strerror", None) or str(error)
             self._tell(CheckpointFailed(reason, what))
+
+    def _write_memory(self, learner_steps: int) -> None:
+        """Of an algorithm that has one. A run goes on without it, and fills another."""
+        if not (memory := self._memory()):
+            return
+        path = memory_file.path_in(self._run_dir)
+        try:
+            memory_file.save(self._run_dir, memory, learner_steps)
+        except OSError as error:
+            log.warning("%s cannot be written (%s); --resume will fill it again", path, error)
 
     def _tell(self, report: Report) -> None:
         """A report that must not be dropped: wait for room."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sfrl.algorithms.algorithm import Algorithm
+from sfrl.envs.logs import own_logger
 from sfrl.experience.experience import make_experience
 from sfrl.experience.slot_inbox import SlotInbox
 from sfrl.experience.trajectory_buffer import TrajectoryBuffer
@@ -26,11 +27,13 @@ from sfrl.nets import cuda
 from sfrl.nets.model import Network
 from sfrl.parameters.central import CentralParameters
 from sfrl.parameters.weights import Weights
-from sfrl.records import checkpoint
+from sfrl.records import checkpoint, memory_file
 from sfrl.records.timing import LEARNER_STAGES, StageTimer
 from sfrl.settings.config import Config
 from sfrl.workers.checkpoint_service import CheckpointService
 from sfrl.workers.statistics import UpdateStatistics
+
+log = own_logger(__name__)
 
 REPORT_INTERVAL_S = 0.2
 
@@ -77,9 +80,6 @@ class Learner:
         self.inbox = SlotInbox(buffer, channels, progress)
         self.progress = progress
         self.reports = reports
-        self.checkpoints = CheckpointService(
-            config, progress, checkpoint_requests, reports, self.state
-        )
         self.device = next(model.parameters()).device
         self.parameters = CentralParameters(config, model, weights, target_weights)
         self.rng = np.random.default_rng(config.seed)  # which trajectories are in a minibatch
@@ -88,6 +88,9 @@ class Learner:
         self.skipped_steps = 0
         slots = channels.topology.slots
         self.experience = make_experience(config, buffer, slots, self.device)
+        self.checkpoints = CheckpointService(
+            config, progress, checkpoint_requests, reports, self.state, self.experience.state
+        )
         # What `_update` is told, in tensors, since a graph reads nothing else.
         shape = 2, self.experience.num_chosen
         self._chosen = torch.zeros(shape, dtype=torch.int64, device=self.device)
@@ -297,6 +300,18 @@ class Learner:
                 f"{checkpoint.in_one_line(error)}); go on with the code and settings that wrote "
                 f"it, or start a new run"
             ) from error
+
+    def load_memory(self) -> None:
+        """What was written at the run's end; else it is filled again, before learning goes on."""
+        path = memory_file.path_in(self.config.run_dir)
+        try:
+            saved = memory_file.load(self.config.run_dir, self.learner_steps)
+            if saved is None:
+                return
+            self.experience.load_state(saved)
+            log.info("the memory goes on from %s", path)
+        except (memory_file.MemoryFileError, *checkpoint.MISMATCHES) as error:
+            log.warning("%s is not used: %s; the memory is filled again", path, error)
 
     def wait(self, timeout_s: float) -> None:
         self.inbox.wait(timeout_s)

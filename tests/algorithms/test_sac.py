@@ -51,14 +51,17 @@ def windows(n=1, seed=0):
     valid = torch.ones(n + 1, C, dtype=torch.bool)
     terminated[0, 1] = True
     valid[1, 1] = valid[1, 2] = False
+    ends = torch.full((C,), n)
+    ends[1:3] = 1
     return Minibatch(
-        obs={"obs": torch.randn(n + 1, C, D)},
+        obs={"obs": torch.randn(2, C, D)},
         valid=valid,
         rnn_state=None,
         acted={"actions": torch.randn(n, C, A)},
         rewards=torch.randn(n, C),
         terminated=terminated,
         policy_version=torch.zeros(n, C, dtype=torch.int64),
+        ends=ends,
     )
 
 
@@ -88,7 +91,7 @@ def test_loss_and_gradients_are_those_of_the_paper(n):
     loss.total.backward()
 
     torch.manual_seed(1)
-    noise = torch.randn(n, C, A), torch.randn(C, A)
+    noise = torch.randn(C, A), torch.randn(C, A)
     alpha = plain.log_temperature.exp()
     obs, rewards, targets = batch.obs["obs"], batch.rewards, torch.zeros(C)
 
@@ -104,12 +107,13 @@ def test_loss_and_gradients_are_those_of_the_paper(n):
                 target += discount * rewards[t, i]
                 discount *= 0.0 if batch.terminated[t, i] else 0.9
                 if t + 1 == n or not batch.valid[t + 1, i]:
-                    action, log_prob = draw(obs[t + 1, i : i + 1], noise[0][t, i])
-                    q = q_values(plain.target_critics, obs[t + 1, i : i + 1], action).min()
+                    assert batch.ends[i] == t + 1
+                    action, log_prob = draw(obs[1, i : i + 1], noise[0][i])
+                    q = q_values(plain.target_critics, obs[1, i : i + 1], action).min()
                     target += discount * (q - alpha * log_prob[0])
                     break
             targets[i] = target
-    torch.testing.assert_close(loss.targets[0], targets, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss.targets, targets, rtol=1e-4, atol=1e-4)
 
     taken = q_values(plain.critics, obs[0], batch.acted["actions"][0].tanh())
     (0.5 * (taken - targets).square().mean(dim=1).sum()).backward()  # J_Q of each
@@ -223,10 +227,10 @@ def test_the_size_of_the_model_is_known_without_it(model):
         ),
         ("--rnn=gru --rnn-size=8", "rnn=gru must be none: sac learns from single decisions"),
         ("--epochs=2 --batch-size=100", "epochs=2 must be 1: it is of trajectories"),
-        ("--replay-size=20", "replay_size=20 must be at least 28, so that each of 4 environ"),
+        ("--replay-size=20", "replay_size=20 must be at least 52, so that each of 4 environ"),
         ("--replay-size=400", "learning_starts=2000 must be at most 196, the decisions that"),
         ("--env=CartPole-v1", "is for actions of a Box, and CartPole-v1 has 1 choices and 0"),
-        ("--target-every=5", "target_every is a setting of algorithm=n_step_q"),
+        ("--target-every=5", "target_every is a setting of algorithm=n_step_q and dqn"),
     ],
 )
 def test_what_sac_is_not_for_is_refused_with_a_remedy(flags, problem, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from sfrl import envs
     "name", ["MsPacman", "mspacman", "ms_pacman", "ALE/MsPacman-v5", "MsPacmanNoFrameskip-v4"]
 )
 def test_every_spelling_of_a_game_means_the_game_with_our_settings(name):
-    leaf = envs.Leaf("obs", "image", (4, 84, 84), "uint8", 255.0)
+    leaf = envs.Leaf("obs", "image", (4, 84, 84), "uint8", 255.0, frames=4)
     assert envs.describe(name) == envs.EnvSpec("atari", (leaf,), envs.ActionSpec((9,)), 4)
 
 

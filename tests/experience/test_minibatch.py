@@ -25,7 +25,8 @@ def test_a_minibatch_is_the_chosen_trajectories_in_their_order(shape, dtype, rnn
     buffer = TrajectoryBuffer(S, SlotSpec(T, N, leaves, acted, rnn_size))
     rng = np.random.default_rng(0)
     names = ["valid", "rewards", "terminated", "policy_version", *["rnn_state"] * bool(rnn_size)]
-    assert {*names, "rnn_state", "obs", "acted"} == {*Minibatch._fields}
+    assert {*names, "rnn_state", "obs", "acted", "ends"} == {*Minibatch._fields}
+    # `ends` are of windows alone.
     fields = {name: getattr(buffer, name) for name in names} | buffer.obs | buffer.acted
     for field in fields.values():
         field[...] = rng.integers(256, size=field.shape)

@@ -30,6 +30,7 @@ from tests.ledger import CheckingLearner
 from tests.tiny_envs import is_final, successor
 
 CPU = torch.device("cpu")
+FRAMES = 3
 
 
 class Row(NamedTuple):
@@ -39,6 +40,7 @@ class Row(NamedTuple):
     valid: bool
     action: int | None  # None: it was not acted on, at least not yet
     terminated: bool = False
+    frames: tuple[int, ...] = ()  # numbers of the stack's, the oldest first; 0: zeros
 
 
 class Slots:
@@ -49,6 +51,8 @@ class Slots:
         leaves = (
             Leaf("obs.a", "vector", (2,), "float32"),
             Leaf("obs.b", "image", (1, 2, 3), "uint8"),
+            Leaf("obs.c", "image", (FRAMES * 2, 2, 2), "uint8", frames=FRAMES),
+            Leaf("obs.d", "vector", (2,), "float32", frames=2),
         )
         acted = {"actions": RowField("float32", (1,))}
         step, row = (
@@ -66,7 +70,7 @@ class Slots:
             starts=np.zeros(num_splits, np.bool_),
         )
         self.columns = [[] for _ in range(num_splits * num_envs)]
-        self.numbers = iter(range(10**6))
+        self.numbers = iter(range(1, 10**6))
 
     def fill(self, split, starts):
         """The next slot of the split: it has one, whose number is its own."""
@@ -75,19 +79,32 @@ class Slots:
         for env in range(self.num_envs):
             rows = self.columns[split * self.num_envs + env]
             if buffer.starts[split]:
-                rows.append(Row(next(self.numbers), True, None))
+                number = next(self.numbers)  # the worker has played on before its first slot
+                older = [next(self.numbers) for _ in range(FRAMES - 1)]
+                rows += [Row(frame, False, None) for frame in older]
+                rows.append(Row(number, True, None, frames=(*older, number)))
             for t in range(self.length):
                 ends = rows[-1].valid and self.rng.random() < 0.4
                 terminated = ends and self.rng.random() < 0.5
                 rows[-1] = rows[-1]._replace(action=next(self.numbers), terminated=terminated)
                 self._write(split, t, env, rows[-1])
-                rows.append(Row(next(self.numbers), not ends, None))
+                rows.append(self._next(rows[-1], valid=not ends))
             self._write(split, self.length, env, rows[-1])
+
+    def _next(self, row, valid):
+        """At an episode's start the older frames are zeros, or copies of the newest."""
+        number = next(self.numbers)
+        older = row.frames[1:]
+        if not row.valid:
+            older = (self.rng.choice((0, number)),) * (FRAMES - 1)
+        return Row(number, valid, None, frames=(*older, number))
 
     def _write(self, split, t, env, row):
         buffer = self.buffer
         buffer.obs["obs.a"][split, t, env] = row.number, -row.number
         buffer.obs["obs.b"][split, t, env] = np.arange(6).reshape(1, 2, 3) + row.number % 200
+        buffer.obs["obs.c"][split, t, env] = picture(row.frames)
+        buffer.obs["obs.d"][split, t, env] = row.frames[-2:]
         buffer.valid[split, t, env] = row.valid
         if row.action is not None:
             buffer.acted["actions"][split, t, env] = row.action
@@ -97,13 +114,23 @@ class Slots:
 
     def windows(self, column, length, span):
         """Number of its first row -> all rows of each window in the last `length` rows."""
-        rows = self.columns[column][-length:]
-        found = [rows[i : i + span + 1] for i in range(len(rows) - span)]
+        rows = self.columns[column]
+        places = {row.number: i for i, row in enumerate(rows)}
+        oldest = max(0, len(rows) - length)
+        found = {i: rows[i : i + span + 1] for i in range(oldest, len(rows) - span)}
         return {
             window[0].number: window
-            for window in found
-            if window[0].valid and all(row.action is not None for row in window[:-1])
+            for window in found.values()
+            if window[0].valid
+            and all(row.action is not None for row in window[:-1])
+            and all(places[frame] >= oldest for frame in window[0].frames if frame)
         }
+
+
+def picture(frames):
+    """[FRAMES * 2, 2, 2]: of each two channels that differ, and are 0 for a frame that is none."""
+    channels = [(f % 251 + 1, f * 7 % 251 + 1) if f else (0, 0) for f in frames]
+    return np.repeat(np.array(channels).reshape(-1, 1, 1), 4, axis=1).reshape(-1, 2, 2)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -112,7 +139,7 @@ def test_windows_are_those_of_a_slow_model_whatever_ends_restarts_or_is_overwrit
     number = st.integers(1, 3)
     num_splits, num_envs, span = data.draw(number), data.draw(number), data.draw(number)
     rollout_length = data.draw(st.integers(1, 5))
-    length = rollout_length + span + 2 + data.draw(st.integers(0, 9))
+    length = rollout_length + span + 2 + 2 * FRAMES + data.draw(st.integers(0, 9))
     slots = Slots(
         num_splits, num_envs, rollout_length, data.draw(st.randoms(use_true_random=False))
     )
@@ -143,8 +170,15 @@ def test_windows_are_those_of_a_slow_model_whatever_ends_restarts_or_is_overwrit
         for i, first in enumerate(firsts):
             column, window = expected[first]
             assert column == columns[i]
-            assert batch.obs["obs.a"][:, i].tolist() == [[r.number, -r.number] for r in window]
-            seen = torch.tensor([r.number % 200 for r in window]).reshape(-1, 1, 1, 1)
+            end = next((t for t in range(1, span) if not window[t].valid), span)
+            assert batch.ends[i] == end
+            shown = [window[0], window[end]]
+            assert batch.shown[:, i].tolist() == [r.valid for r in shown]
+            assert batch.obs["obs.a"][:, i].tolist() == [[r.number, -r.number] for r in shown]
+            stacks = np.stack([picture(r.frames) for r in shown])
+            np.testing.assert_array_equal(batch.obs["obs.c"][:, i], stacks)
+            assert batch.obs["obs.d"][:, i].tolist() == [[*r.frames[-2:]] for r in shown]
+            seen = torch.tensor([r.number % 200 for r in shown]).reshape(-1, 1, 1, 1)
             assert (batch.obs["obs.b"][:, i] == torch.arange(6).reshape(1, 2, 3) + seen).all()
             assert batch.valid[:, i].tolist() == [r.valid for r in window]
             actions = [r.action for r in window[:-1]]
@@ -224,12 +258,16 @@ class ReplayingLearner(CheckingLearner):
             rows, columns = np.nonzero(self.replay._is_start)
             batch = self.replay.gather(torch.from_numpy(rows), torch.from_numpy(columns))
             obs, actions = batch.obs["obs"].numpy(), batch.acted["actions"].numpy()
-            next_rows, rewards, terminated, _ = successor(obs[:-1], actions)
-            np.testing.assert_array_equal(obs[1:], next_rows)
-            np.testing.assert_array_equal(batch.rewards.numpy(), rewards)
-            np.testing.assert_array_equal(batch.terminated.numpy(), terminated)
-            np.testing.assert_array_equal(batch.valid.numpy(), ~is_final(obs))
-            assert not is_final(obs[0]).any()
+            row, ends = obs[0], batch.ends.numpy()
+            assert not is_final(row).any()
+            for t in range(self.replay.spec.window):
+                [next_row], [rewards], [terminated], _ = successor(row[None], actions[t : t + 1])
+                is_before = t < ends
+                np.testing.assert_array_equal(batch.rewards[t][is_before], rewards[is_before])
+                np.testing.assert_array_equal(batch.terminated[t][is_before], terminated[is_before])
+                row = np.where(is_before[:, np.newaxis], next_row, row)
+            np.testing.assert_array_equal(obs[1], row)
+            np.testing.assert_array_equal(batch.shown.numpy(), ~is_final(obs))
             self.progress.learner_steps += 1
         return bool(slots)
 

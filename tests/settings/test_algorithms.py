@@ -50,10 +50,16 @@ def test_the_algorithm_says_which_settings_there_are_and_what_they_are_by_defaul
                 "gamma=2.0 must lie between 0 and 1",
             ],
         ),
-        ("--target-every=5", [OF_OTHERS.format("target_every", "n_step_q", "actor_critic")]),
+        (
+            "--target-every=5",
+            [OF_OTHERS.format("target_every", "n_step_q and dqn", "actor_critic")],
+        ),
         (
             "--env=Pnog --target-every=5",
-            ["did you mean Pong", OF_OTHERS.format("target_every", "n_step_q", "actor_critic")],
+            [
+                "did you mean Pong",
+                OF_OTHERS.format("target_every", "n_step_q and dqn", "actor_critic"),
+            ],
         ),
         ("--algorithm=n_step_q --target-every=0", ["target_every=0 must be at least 1"]),
         ("--algorithm=ppo", ["--algorithm=ppo must be one of actor_critic, n_step_q"]),
@@ -119,7 +125,7 @@ def test_help_has_the_settings_of_the_algorithm(capsys):
         with pytest.raises(SystemExit):
             cli.read_flags(["--env=CartPole-v1", f"--algorithm={algorithm}", "--help"])
         texts[algorithm] = " ".join(capsys.readouterr().out.split())
-    choices = "--algorithm {actor_critic,n_step_q,sac} What learns"
+    choices = "--algorithm {actor_critic,n_step_q,dqn,sac} What learns"
     assert all(choices in text for text in texts.values())
     assert "--epsilon-frames INT Emulated frames over which" in texts["n_step_q"]
     assert "n-step Q-learning (--algorithm=n_step_q):" in texts["n_step_q"]

@@ -1,0 +1,51 @@
+"""The settings of algorithms that learn the values of actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sfrl import envs
+from sfrl.settings.config import Config
+from sfrl.settings.fields import Count, linear_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class QConfig(Config):
+    """What all of them have."""
+
+    STATISTICS = ("value_loss", "explained_variance", "action_value", "greedy_fraction")
+    SHOWN = STATISTICS
+    HEADLINE = "action_value"
+
+    target_every: Count = 100
+    """The target network becomes a copy of the model every so many optimizer steps, at the end of
+    the training batch that reaches them."""
+    dueling: bool = False
+    """The network values states and, apart from that, how much better or worse each action is
+    (Wang et al. 2016, arXiv:1511.06581)."""
+
+    @property
+    def target_period(self) -> int:
+        return self.target_every
+
+    def head_size(self, num_features: int, actions: envs.ActionSpec) -> int:
+        of_state = linear_size(num_features, 1) if self.dueling else 0
+        return super().head_size(num_features, actions) + of_state
+
+    def problems_in(self, spec: envs.EnvSpec) -> list[str]:
+        if spec.actions.is_single:
+            return []
+        return [
+            f"algorithm={self.algorithm} must have one Discrete to choose from, and an action of "
+            f"{self.env} is {_in_words(spec.actions)}; use algorithm=actor_critic"
+        ]
+
+
+def _in_words(actions: envs.ActionSpec) -> str:
+    """As a user knows the space: Gymnasium's names."""
+    choices, numbers = len(actions.choices), actions.num_numbers
+    if not numbers:
+        return f"{choices} choices (MultiDiscrete, MultiBinary, or a Dict or Tuple)"
+    if not choices:
+        return f"a Box of {numbers}"
+    return f"a Dict or Tuple of a Box of {numbers} and {choices} choices"
