@@ -28,6 +28,7 @@ _MAX_WHOLE = 2.0**53  # up to which whole numbers are exact in float64
 _MAX_TABLE = 4096  # actions that are made in advance
 _PICTURE_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA or a stack of four
 _MIN_PICTURE = 8  # pixels of a side; below it an array of floats is no picture
+_MIN_GREY = 16  # likewise, of one without channels, which may be a table
 
 
 @dataclass(frozen=True)
@@ -241,10 +242,13 @@ def _channel_axis(where: str, space: Box) -> int:
 
 
 def _is_picture(where: str, space: Box) -> bool:
-    if len(space.shape) != 3:
+    """Whether numbers that are no pixels have an image's shape, or a stack's."""
+    if len(space.shape) == 2:
+        return min(space.shape) >= _MIN_GREY
+    if len(space.shape) not in (3, 4):
         return False
     axis = _channel_axis(where, space)
-    sides = space.shape[1:] if axis == 0 else space.shape[:2]
+    sides = space.shape[-2:] if axis == len(space.shape) - 3 else space.shape[-3:-1]
     is_told = _told_axis(where, space) is not None
     return is_told or (space.shape[axis] in _PICTURE_CHANNELS and min(sides) >= _MIN_PICTURE)
 
@@ -256,13 +260,23 @@ def _reading(env_id: str, where: str, space: Box, leaf: Leaf) -> str:
     if axes < 2:
         return ""
     if leaf.kind != "image":
-        remedy = "; as an image they need three axes, [H, W, C] or [C, H, W]"
-        if axes == 3:
+        remedy = "as an image they need three axes, [H, W, C] or [C, H, W]"
+        if axes in (3, 4) or (axes == 2 and _is_picture(where, space)):
             remedy = (
-                "; if they are images, give their space one pair of finite bounds, such as 0 and "
-                f"1, and set {where}.channel_axis to 0 or 2, the axis of the channels"
+                "if they are images, give their space one pair of finite bounds, such as 0 and 1"
             )
-        return f"{what} are flattened to a vector of {leaf.shape[0]} numbers{remedy}"
+        if axes in (3, 4):
+            remedy += (
+                f", and set {where}.channel_axis to {axes - 3} or {axes - 1}, the axis of the "
+                f"channels"
+            )
+        return f"{what} are flattened to a vector of {leaf.shape[0]} numbers; {remedy}"
+    if axes == 2 and not _is_pixels(space):
+        _, height, width = leaf.shape
+        return (
+            f"{what} are read as a grey image of {height}x{width} pixels; as a vector they need "
+            f"one axis"
+        )
     if axes == 2 or _told_axis(where, space) is not None:
         return ""
     axis = _channel_axis(where, space)
