@@ -377,12 +377,16 @@ def _numbers_of(spec: ActionSpec, bounds: Bounds) -> Callable[[Array], NDArray[n
     low, high = np.array(spec.low), np.array(spec.high)
     has_low, has_high = np.isfinite(low), np.isfinite(high)
     has_both = has_low & has_high
-    middle, half = np.zeros_like(low), np.zeros_like(low)
+    # Where the policy's 0 leads. With one bound it is 0 as well, or else a unit within the bound:
+    # beyond it all that is drawn would be the bound itself, and nothing be learned.
+    middle, half = np.clip(0, low + 1, high - 1), np.ones_like(low)
     middle[has_both] = (low[has_both] + high[has_both]) / 2
     half[has_both] = (high[has_both] - low[has_both]) / 2
+    least, most = np.where(has_both, -1, low - middle), np.where(has_both, 1, high - middle)
 
     def clipped(raw: Array) -> NDArray[np.float64]:
-        return np.where(has_both, middle + half * raw.clip(-1, 1), raw.clip(low, high))
+        own: NDArray[np.float64] = middle + half * raw.clip(least, most)
+        return own
 
     def squashed(raw: Array) -> NDArray[np.float64]:
         wide = raw.astype(np.float64)

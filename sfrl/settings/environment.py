@@ -55,7 +55,8 @@ class EnvironmentSettings(Settings):
     """Let networks see the previous action and reward as well, for those with a memory."""
     action_bounds: Literal["clip", "tanh"] = "clip"
     """How numbers that the policy draws become those of a Box: -1 and 1 are its bounds, and what is
-    beyond is clipped; or a tanh leads there. Without bounds they stay as drawn."""
+    beyond is clipped; or a tanh leads there. Without bounds they stay as drawn; with one alone, 0
+    lies within it."""
     max_episode_frames: Count = 108_000
     """Truncate an episode after this many frames (Atari only). 108000 is 30 minutes of play."""
 

@@ -362,9 +362,9 @@ MIXED_BOUNDS = Box(np.array([-2, 0, -inf, -inf]), np.array([4, inf, 1, inf]), dt
 @pytest.mark.parametrize(
     ("bounds", "raw", "expected"),
     [
-        ("clip", [0, 0.5, 0.5, 9], [1, 0.5, 0.5, 9]),
+        ("clip", [0, 0.5, 0.5, 9], [1, 1.5, 0.5, 9]),
         ("clip", [-0.5, -3, 3, -9], [-0.5, 0, 1, -9]),
-        ("clip", [7, 3, -3, 0], [4, 3, -3, 0]),
+        ("clip", [7, 3, -3, 0], [4, 4, -3, 0]),
         ("tanh", [0, 0, 0, 9], [1, np.log(2), 1 - np.log(2), 9]),
         ("tanh", [1, -1, 2, -9], [1 + 3 * np.tanh(1), np.log1p(np.exp(-1)), 1 - 2.126928, -9]),
         ("tanh", [80, 80, -80, 0], [4, 80, 1, 0]),
@@ -374,6 +374,21 @@ MIXED_BOUNDS = Box(np.array([-2, 0, -inf, -inf]), np.array([4, inf, 1, inf]), dt
 def test_numbers_come_within_the_bounds_of_each_dimension(bounds, raw, expected):
     (action,) = own(MIXED_BOUNDS, [raw], bounds)
     np.testing.assert_allclose(action, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("bounds", ["clip", "tanh"])
+@pytest.mark.parametrize(
+    ("low", "high", "start"),
+    [(5, inf, 6), (-inf, -5, -6), (0, inf, 1), (-0.5, inf, 0.5), (-1e3, inf, 0), (-inf, 1e3, 0)],
+)
+def test_the_first_actions_within_one_bound_are_not_the_bound(low, high, start, bounds):
+    """Of a policy that has learned nothing yet, and draws from a Gaussian of mean 0."""
+    draws = np.random.default_rng(0).standard_normal((500, 1))
+    actions = np.concatenate(own(Box(low, high, (1,), np.float64), [[0], *draws], bounds))
+    assert ((low < actions) & (actions < high)).mean() > 0.8
+    assert len(np.unique(actions)) > 400
+    if bounds == "clip":
+        assert actions[0] == start
 
 
 @pytest.mark.parametrize("bounds", ["clip", "tanh"])
