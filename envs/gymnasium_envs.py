@@ -21,6 +21,7 @@ from sfrl.envs.logs import own_logger
 from sfrl.envs.masks import (
     MASK_METHOD,
     MaskPlace,
+    check_choices,
     mask_leaf,
     mask_place,
     read_mask,
@@ -92,7 +93,7 @@ class GymnasiumVecEnv:
         first = self._envs[0]
         self._layout = ActionLayout(env_id, first.action_space, options.bounds)
         self.actions = self._layout.spec
-        self._mask_place = mask_place(first, self.actions)
+        self._mask_place: MaskPlace | None = mask_place(env_id, first, self.actions)
         parts = observation_parts(
             env_id, first.observation_space, has_mask=self._mask_place == "observation"
         )
@@ -103,7 +104,7 @@ class GymnasiumVecEnv:
         self._floats = [leaf.name for leaf in self.observed if leaf.dtype == "float32"]
         # An `info` may have a mask: whether it does shows when the first of all is there.
         self._not_begun: Sequence[Future[Any] | None] = (None,) * num_envs
-        self._awaits_info = bool(self.actions.choices) and self._mask_place is None
+        self._awaits_info = self._mask_place is None
 
         self.num_envs = num_envs
         self.frameskip = 1
@@ -121,7 +122,7 @@ class GymnasiumVecEnv:
     @property
     def leaves(self) -> tuple[Leaf, ...]:
         """Those of the spaces, and a mask. Before the first `reset`, one is made for it."""
-        if self._awaits_info:
+        if self._awaits_info and self.actions.choices:
             self._look_for_mask(_first_info(self._envs[0], self._seeds[0]))
         return self.observed if self._mask_place is None else (*self.observed, self._mask)
 
@@ -132,11 +133,13 @@ class GymnasiumVecEnv:
     def _look_for_mask(self, info: object) -> None:
         self._awaits_info = False
         if isinstance(info, dict) and ACTION_MASK in info:
+            check_choices(self._rules.env_id, self.actions, "info")
             self._mask_place = "info"
 
     def _refuse_late_masks(self) -> None:
         for i, info in enumerate(self._infos):
             if isinstance(info, dict) and ACTION_MASK in info:
+                check_choices(self._rules.env_id, self.actions, "info")
                 raise self._rules.error(
                     f"its info has {ACTION_MASK!r}, and the first reset's had none; "
                     f"give a mask with every reset and step",
@@ -263,7 +266,7 @@ class GymnasiumVecEnv:
                 self._read_mask(i, obs, observation, infos[i], may_lack=is_last)
         self.stepping[0] = -1
         self._begun = []
-        if step == 1 and self.actions.choices and self._mask_place is None:
+        if step == 1 and self._mask_place is None:
             self._refuse_late_masks()
         is_finite = np.isfinite(rewards).all()
         if not (is_finite and all(np.isfinite(obs[name]).all() for name in self._floats)):
@@ -377,21 +380,23 @@ class GymnasiumVecEnv:
 def describe_gymnasium(env_id: str, options: EnvOptions) -> EnvSpec:
     """The spec of a Gymnasium id; makes one environment to see its spaces.
 
-    It is reset if it has choices and tells of no mask otherwise, since its `info` may.
+    It is reset if it tells of no mask otherwise, since its `info` may.
 
     Raises:
-        ValueError: a space is not supported, or its `info` has a mask that is none.
+        ValueError: a space is not supported, its `info` has a mask that is none, or there is a mask
+            and nothing to forbid.
     """
     env = _make(env_id, options, render=False)
     layout = ActionLayout(env_id, env.action_space)
-    place: MaskPlace | None = mask_place(env, layout.spec)
+    place: MaskPlace | None = mask_place(env_id, env, layout.spec)
     parts = observation_parts(env_id, env.observation_space, has_mask=place == "observation")
     statistics = tuple(type(layer).__name__ for layer in layers(env) if has_statistics(layer))
     leaves = tuple(part.leaf for part in parts)
-    if place is None and layout.spec.choices:
+    if place is None:
         info = _first_info(env)
         if isinstance(info, dict) and ACTION_MASK in info:
             place = "info"
+            check_choices(env_id, layout.spec, place)
             try:
                 read_mask(info[ACTION_MASK], layout)
             except ValueError as error:

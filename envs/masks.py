@@ -8,20 +8,48 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Space, Tuple
 from numpy.typing import NDArray
 
+from sfrl.envs.names import UnsupportedEnvError
 from sfrl.envs.spaces import ActionLayout, choice_sizes, in_short, parts_of
 from sfrl.envs.vec_env import ACTION_MASK, ActionSpec, Leaf
 
 MaskPlace = Literal["observation", "method", "info"]
 MASK_METHOD = "action_masks"  # of the environment, or of a wrapper
+_PLACES: dict[MaskPlace, str] = {
+    "observation": f"the key {ACTION_MASK!r} in its observation_space",
+    "method": f"a method {MASK_METHOD}()",
+    "info": f"{ACTION_MASK!r} in its info",
+}
 
 
-def mask_place(env: gymnasium.Env[Any, Any], spec: ActionSpec) -> MaskPlace | None:
-    """Where the environment says it, unless it does in `info`, which shows at a reset."""
-    if not spec.choices:
-        return None
-    if isinstance(env.observation_space, Dict) and ACTION_MASK in env.observation_space.spaces:
+def mask_place(
+    env_id: str, env: gymnasium.Env[Any, Any], spec: ActionSpec
+) -> Literal["observation", "method"] | None:
+    """Where the environment says it, unless it does in `info`, which shows at a reset.
+
+    Raises:
+        UnsupportedEnvError: it does, and there is nothing to forbid.
+    """
+    if is_observed(env.observation_space):
+        check_choices(env_id, spec, "observation")
         return "observation"
-    return "method" if env.has_wrapper_attr(MASK_METHOD) else None
+    if env.has_wrapper_attr(MASK_METHOD):
+        check_choices(env_id, spec, "method")
+        return "method"
+    return None
+
+
+def is_observed(space: Space[Any]) -> bool:
+    return isinstance(space, Dict) and ACTION_MASK in space.spaces
+
+
+def check_choices(env_id: str, spec: ActionSpec, place: MaskPlace) -> None:
+    """Raises UnsupportedEnvError if a mask at `place` would be of numbers alone."""
+    if not spec.choices:
+        raise UnsupportedEnvError(
+            f"{env_id} has {_PLACES[place]}, and its actions are {spec.num_numbers} numbers of a "
+            f"Box; a mask forbids choices, and no numbers: leave it out, or let action_space have "
+            f"a Discrete, MultiDiscrete or MultiBinary part"
+        )
 
 
 def mask_leaf(spec: ActionSpec) -> Leaf:

@@ -24,7 +24,14 @@ from numpy.typing import NDArray
 
 from sfrl.envs.forks import end_if_forked
 from sfrl.envs.gymnasium_envs import has_statistics, layers, numbers_in
-from sfrl.envs.masks import mask_leaf, read_mask, without_choice
+from sfrl.envs.masks import (
+    MASK_METHOD,
+    check_choices,
+    is_observed,
+    mask_leaf,
+    read_mask,
+    without_choice,
+)
 from sfrl.envs.names import (
     UnknownEnvError,
     UnsupportedEnvError,
@@ -293,9 +300,8 @@ class GymnasiumVector:
         self.actions = self._layout.spec
         self._rules = Rules(vectors.name, space, action_space)
         self._space = batch_space(space, num_envs)
-        has_mask = bool(self.actions.choices) and ACTION_MASK in (
-            space.spaces if isinstance(space, gymnasium.spaces.Dict) else {}
-        )
+        if has_mask := is_observed(space):
+            check_choices(vectors.name, self.actions, "observation")
         parts = observation_parts(vectors.name, space, has_mask=has_mask)
         self._leaf_rules = [LeafRules(self._rules, part) for part in parts]
         self._bounds = self._leaf_rules if vectors.checks_bounds else []
@@ -307,8 +313,14 @@ class GymnasiumVector:
         self._is_fresh = True
         first, self._infos = self._started()
         self._mask_place = "observation" if has_mask else ""
-        if self.actions.choices and not has_mask and ACTION_MASK in self._infos:
+        if not has_mask and ACTION_MASK in self._infos:
+            check_choices(vectors.name, self.actions, "info")
             self._mask_place = "info"
+        if not self._mask_place and hasattr(self._vector, MASK_METHOD):
+            raise UnsupportedEnvError(
+                f"{vectors.name} has a method {MASK_METHOD}(), which a vector is not asked for; "
+                f"give masks as {ACTION_MASK!r} in a Dict observation or in infos"
+            )
         own = tuple(part.leaf for part in parts)
         self.leaves = (*own, mask_leaf(self.actions)) if self._mask_place else own
         self._first = first

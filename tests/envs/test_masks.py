@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.vector import SyncVectorEnv
 
 from sfrl import envs
 from sfrl.envs.masks import read_mask
@@ -117,7 +118,7 @@ class Masked(gymnasium.Env):
         time = np.full(1, self.time, np.float32)
         if self.place == "observation":
             return {"time": time, "action_mask": mask}, {}
-        has_none = self.place == "method" or isinstance(mask, str)
+        has_none = self.place in ("method", "none") or isinstance(mask, str)
         return time, {} if has_none else {"action_mask": mask}
 
 
@@ -206,18 +207,6 @@ def test_a_mask_alone_is_no_observation():
         envs.describe("MaskAlone-v0")
 
 
-def test_numbers_alone_have_no_mask():
-    class Numbers(gymnasium.Env):
-        observation_space = Dict(action_mask=Box(0, 1, (2,)))
-        action_space = Box(-1, 1, (2,))
-
-    gymnasium.registry.pop("Numbers-v0", None)
-    gymnasium.register("Numbers-v0", Numbers)
-    spec = envs.describe("Numbers-v0")
-    assert not has_mask(spec)
-    assert [leaf.name for leaf in spec.leaves] == ["obs.action_mask"]
-
-
 def test_an_environment_that_cannot_be_reset_is_described_all_the_same(monkeypatch):
     def raising(self, **_):
         raise KeyError("level")
@@ -226,6 +215,83 @@ def test_an_environment_that_cannot_be_reset_is_described_all_the_same(monkeypat
     assert not has_mask(envs.describe("Masked-v0"))
     with pytest.raises(KeyError, match="level"):
         envs.make_vec_env("Masked-v0", 1, seed=0).reset()
+
+
+class OfNumbers(Masked):
+    """Has a mask all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = Dict(a=BOX, b=Box(0, 9, (), np.int32))
+
+    def step(self, action):
+        return super().step(self.time % 3)
+
+
+def of_numbers(num_envs, place="info"):
+    class Vector(SyncVectorEnv):
+        if place == "method":
+            action_masks = Masked._mask
+
+    return Vector([OfNumbers] * num_envs)
+
+
+gymnasium.register("OfNumbers-v0", OfNumbers, order_enforce=False)
+gymnasium.register("OfNumbersVector-v0", vector_entry_point=of_numbers)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "place", "text"),
+    [
+        ("OfNumbers-v0", "observation", "the key 'action_mask' in its observation_space"),
+        ("OfNumbers-v0", "method", r"a method action_masks\(\)"),
+        ("OfNumbers-v0", "info", "'action_mask' in its info"),
+        ("OfNumbersVector-v0", "observation", "the key 'action_mask' in its observation_space"),
+        ("OfNumbersVector-v0", "info", "'action_mask' in its info"),
+    ],
+)
+def test_a_mask_of_numbers_is_refused(env_id, place, text, monkeypatch):
+    """Else what it forbids would be done."""
+    monkeypatch.setattr(Masked, "place", place)
+    with pytest.raises(
+        envs.UnsupportedEnvError,
+        match=f"^{env_id} has {text}, and its actions are 3 numbers of a Box; .*leave it out",
+    ):
+        envs.describe(env_id)
+    with pytest.raises(envs.UnsupportedEnvError, match=text):
+        envs.make_vec_env(env_id, 2, seed=0).reset()
+
+
+def test_a_late_mask_of_numbers_is_refused(monkeypatch):
+    monkeypatch.setattr(Masked, "masks", {0: "none"})
+    env = envs.make_vec_env("OfNumbers-v0", 2, seed=0)
+    env.reset()
+    env.send(np.zeros((2, 3), np.float32))
+    with pytest.raises(envs.UnsupportedEnvError, match="'action_mask' in its info"):
+        env.recv()
+
+
+def test_a_method_of_a_vector_is_refused(monkeypatch):
+    monkeypatch.setattr(Masked, "place", "none")
+    options = envs.EnvOptions(kwargs={"place": "method"})
+    with pytest.raises(envs.UnsupportedEnvError, match=r"action_masks\(\), which a vector is not"):
+        envs.describe("OfNumbersVector-v0", options)
+
+
+def test_numbers_without_a_mask_are_reset_as_often_as_asked(monkeypatch):
+    """By whom the seed is given: what an object has played before may decide what it plays next."""
+    monkeypatch.setattr(Masked, "place", "none")
+    seeds = []
+    reset = Masked.reset
+    monkeypatch.setattr(
+        Masked,
+        "reset",
+        lambda self, *, seed=None, options=None: seeds.append(seed) or reset(self, seed=seed),
+    )
+    env = envs.make_vec_env("OfNumbers-v0", 2, seed=0)
+    assert len(env.leaves) == 1
+    env.reset()
+    assert len(seeds) == 2
 
 
 def test_taxi_never_moves_into_a_wall():
