@@ -31,8 +31,12 @@ _FAMILIES = (
     ("MinAtar/", "minatar.gym", "minatar"),
     ("Vizdoom", "vizdoom.gymnasium_wrapper", "vizdoom"),
     ("dm_control/", "shimmy", "dm-control"),
-    ("(highway|merge|roundabout|parking|intersection|racetrack)-", "highway_env", "highway"),
+    (
+        "(exit|highway|intersection|lane-keeping|merge|parking|racetrack|roundabout|two-way|u-turn)-",
+        *("highway_env", "highway"),
+    ),
 )
+_OF_GYMNASIUM = re.compile(r"gymnasium\[(box2d|mujoco)\]")  # its extras that sfrl has as well
 _INSTALLED = frozenset(gymnasium.registry)  # the ids that need no module to be named
 _brought: dict[str, list[str]] = {}  # module that a user named -> ids that came with it
 _ALE_ENTRY_POINT = "ale_py.env:AtariEnv"
@@ -139,7 +143,13 @@ def _import(name: str, module: str, env_id: str) -> None:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there; something it imports is not
+            # The module is there; something it imports is not.
+            for _, family, extra in _FAMILIES:
+                if family == module:
+                    raise UnknownEnvError(
+                        f'{name} needs {error.name}: pip install "sfrl[{extra}]"'
+                    ) from error
+            raise
         install = next((_to_install(m, extra) for _, m, extra in _FAMILIES if m == module), "")
         raise UnknownEnvError(
             f"{name}: there is no module {module!r} to import; it must be a file where you start, "
@@ -156,6 +166,10 @@ def _not_registered(module: str, env_id: str) -> str:
     """A module that could be imported, and an id that still is not there."""
     found = sys.modules[module]
     own = _brought[module]
+    for pattern, family, extra in _FAMILIES:
+        is_meant = family == module and re.match(pattern, env_id)
+        if is_meant and not any(re.match(pattern, known) for known in gymnasium.registry):
+            return f'{module}:{env_id} needs more than {module}: pip install "sfrl[{extra}]"'
     meant = [f"{module}:{known}" for known in nearest(env_id, own) or own[:3]]
     meant = meant or nearest(env_id, _ids())
     where = getattr(found, "__file__", None) or f"module {module!r}"
@@ -200,11 +214,14 @@ def what_it_needs(env_id: str, error: Exception) -> str | None:
         )
     if is_gone:
         newest = f"{_bare(env_id)}-v5"
-        return f'{env_id} has left Gymnasium; use {newest} (pip install "gymnasium[mujoco]")'
+        return f'{env_id} has left Gymnasium; use {newest} (pip install "sfrl[mujoco]")'
     if not str(entry_point).startswith("gymnasium.envs."):
         return None
     if isinstance(error, ModuleNotFoundError):  # the others have a text of Gymnasium's
         return f'{env_id} needs {error.name}: pip install "gymnasium[jax]"'
+    if found := _OF_GYMNASIUM.search(str(error)):
+        what = re.split(r"[,.] ", str(error))[0]  # without Gymnasium's own remedy
+        return f'{env_id}: {what}: pip install "sfrl[{found[1]}]"'
     return f"{env_id}: {error}"
 
 

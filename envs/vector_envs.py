@@ -218,10 +218,8 @@ class _Pools(_Gymnasiums):
         try:
             self._envpool = importlib.import_module("envpool")
         except ModuleNotFoundError as error:
-            if error.name != "envpool":
-                raise
             raise UnknownEnvError(
-                f'{self.name} needs the package envpool: pip install "sfrl[envpool]"'
+                f'{self.name} needs the package {error.name}: pip install "sfrl[envpool]"'
             ) from error
         known = self._envpool.list_all_envs()
         if task not in known:

@@ -123,7 +123,7 @@ def _read(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, Config, e
         if part in ("queue", "inference", "learner"):
             raise ValueError(f"--plot draws simulation, sampling and training, not {part}")
         if importlib.util.find_spec("matplotlib") is None:
-            raise ValueError("--plot needs matplotlib: pip install matplotlib")
+            raise ValueError('--plot needs matplotlib: pip install "sfrl[plots]"')
     given = read_flags(flags, prog) | {"run_dir": "unused"}
     config, spec = settle(given)
     if config.replay is not None and part != "queue":

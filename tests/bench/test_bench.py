@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from sfrl import envs
 from sfrl.bench import queue
 from sfrl.bench.run import Recycler
+from sfrl.commands.bench import _read
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.records.timing import is_waiting
 from sfrl.run.roles import make_learner
@@ -153,6 +155,12 @@ def test_a_mistake_on_the_command_line_is_named_at_once(arguments, problem):
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 2
     assert problem in stderr
+
+
+def test_without_matplotlib_a_plot_has_its_extra_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=re.escape('matplotlib: pip install "sfrl[plots]"')):
+        _read([f"--plot={tmp_path / 'x.png'}"], "sfrl bench")
 
 
 def test_every_kind_of_queue_is_measured_in_the_same_way(monkeypatch, capsys):

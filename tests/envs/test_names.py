@@ -1,15 +1,22 @@
 """What users type after --env=: every name means an environment, or one line tells why not."""
 
+import importlib.util
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import gymnasium
 import pytest
 
 from sfrl import envs
+from sfrl.envs import names
 from sfrl.run.description import describe
 from tests.runs import ROOT, TIMEOUT_S, TINY, finish, training
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]  # sfrl's
 
 ENV = """import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -20,6 +27,8 @@ gymnasium.register("{}-v0", CartPoleEnv, max_episode_steps=500)
 MODULES = {
     "names_good.py": ENV.format("NamesGrid"),
     "names_class.py": "class Grid: ...\n",
+    "shimmy.py": "",  # as it is without dm_control, and the one below without a package it needs
+    "highway_env.py": "import a_package_that_is_not_there\n",
     "names_broken.py": "def f(:\n",
     "names_needy.py": "import a_package_that_is_not_there\n",
     "names_raising.py": "raise LookupError('no\\nlevels')\n",
@@ -69,12 +78,29 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("PonkNoFrameskip-v4", "did you mean Pong"),
     ],
 )
-def test_a_name_that_means_nothing_is_told_with_one_that_does(here, name, text):
+def test_a_name_that_means_nothing_one_that_does(here, name, text):
     with pytest.raises(envs.UnknownEnvError) as refusal:
         envs.describe(name)
     assert text in str(refusal.value)
     assert name in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("shimmy:dm_control/cheetah-run-v0", 'more than shimmy: pip install "sfrl[dm-control]"'),
+        ("highway_env:highway-v0", 'a_package_that_is_not_there: pip install "sfrl[highway]"'),
+    ],
+)
+def test_a_family_that_is_not_whole_is_told_with_its_extra(here, name, text, monkeypatch):
+    module = name.partition(":")[0]
+    monkeypatch.setitem(sys.modules, module, None)  # to be as it was in the end
+    monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(names, "_brought", {})
+    monkeypatch.setattr(sys, "path", [str(here), *sys.path])  # before one that is installed
+    with pytest.raises(envs.UnknownEnvError, match=re.escape(text)):
+        envs.describe(name)
 
 
 @pytest.mark.parametrize(
@@ -111,12 +137,21 @@ def test_each_of_gymnasiums_own_ids_can_be_made_or_has_its_remedy_told():
             except envs.UnsupportedEnvError as refusal:
                 texts[env_id] = str(refusal)
     assert not {"CartPole-v1", "Pendulum-v1", "Taxi-v4", "Blackjack-v1"} & set(texts)
-    assert len(texts) > 50
+    assert len(texts) > 20
     for env_id, text in texts.items():
         assert text.startswith(env_id)
         assert "pip install" in text, text
+        for extra in EXTRAS:
+            assert f"gymnasium[{extra}]" not in text, text
         assert "\n" not in text
     assert "use Ant-v5" in texts["Ant-v2"]
+    assert 'needs jax: pip install "gymnasium[jax]"' in texts["phys2d/CartPole-v1"]
+    for env_id, module, extra in (
+        ("LunarLander-v3", "Box2D", "box2d"),
+        ("HalfCheetah-v5", "mujoco", "mujoco"),
+    ):
+        if importlib.util.find_spec(module) is None:
+            assert texts[env_id].endswith(f' is not installed: pip install "sfrl[{extra}]"')
 
 
 def test_each_of_ales_ids_means_a_game():

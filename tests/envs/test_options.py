@@ -373,6 +373,7 @@ def test_it_waits_as_long_as_it_is_told_on_average(monkeypatch, heavy_tail):
         ("VizdoomBasic-v1", "vizdoom.gymnasium_wrapper", "vizdoom"),
         ("dm_control/cheetah-run-v0", "shimmy", "dm-control"),
         ("highway-v0", "highway_env", "highway"),
+        ("lane-keeping-v0", "highway_env", "highway"),
     ],
 )
 def test_an_id_of_a_package_says_how_to_name_and_install_it(name, module, extra):
