@@ -15,6 +15,8 @@ from typing import Any, cast
 import ale_py  # noqa: F401  registers its games with Gymnasium
 import gymnasium
 
+from sfrl.envs.vec_env import VEC_ENV_METHODS
+
 # The single-player games as ALE registers them: {"MsPacman": "ms_pacman", ...}.
 ATARI_GAMES: dict[str, str] = {
     spec.name: spec.kwargs["game"]
@@ -164,8 +166,16 @@ def _import(name: str, module: str, env_id: str) -> None:
 
 def _not_registered(module: str, env_id: str) -> str:
     """A module that could be imported, and an id that still is not there."""
-    found = sys.modules[module]
+    found, env_class = sys.modules[module], getattr(sys.modules[module], env_id, None)
     own = _brought[module]
+    bases = (gymnasium.Env, gymnasium.vector.VectorEnv)
+    if isinstance(env_class, type) and not issubclass(env_class, bases):
+        missing = [method for method in VEC_ENV_METHODS if not hasattr(env_class, method)]
+        return (
+            f"{module}:{env_id} is a class, and must be a gymnasium.Env, a "
+            f"gymnasium.vector.VectorEnv, or have what VecEnv has; it is neither of the two, and "
+            f"has no {', '.join(missing)} (docs/adding-an-environment.md)"
+        )
     for pattern, family, extra in _FAMILIES:
         is_meant = family == module and re.match(pattern, env_id)
         if is_meant and not any(re.match(pattern, known) for known in gymnasium.registry):
@@ -175,7 +185,7 @@ def _not_registered(module: str, env_id: str) -> str:
     where = getattr(found, "__file__", None) or f"module {module!r}"
     if meant:
         hint = f"did you mean {' or '.join(meant)}?"
-    elif isinstance(env_class := getattr(found, env_id, None), type):
+    elif isinstance(env_class, type):
         is_vector = issubclass(env_class, gymnasium.vector.VectorEnv)
         entry_point = f"vector_entry_point={env_id}" if is_vector else env_id
         hint = (

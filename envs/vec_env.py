@@ -155,6 +155,11 @@ class VecEnv(Protocol):
         """Free emulators, threads and windows. Closing twice is allowed."""
 
 
+VEC_ENV_METHODS = tuple(
+    name for name, member in vars(VecEnv).items() if name[0] != "_" and callable(member)
+)
+
+
 def env_seeds(seed: int, num_envs: int) -> list[int]:
     """One seed of 31 bits per environment; neighbouring `seed`s share none of them."""
     states = (np.random.SeedSequence([seed, i]).generate_state(1) for i in range(num_envs))

@@ -45,6 +45,7 @@ from sfrl.envs.rules import EnvError, LeafRules, NonFiniteError, Rules
 from sfrl.envs.spaces import ActionLayout, in_short, observation_parts
 from sfrl.envs.vec_env import (
     ACTION_MASK,
+    VEC_ENV_METHODS,
     Actions,
     ActionSpec,
     EnvSpec,
@@ -61,11 +62,8 @@ Infos: TypeAlias = dict[str, Any]
 
 ENVPOOL = "envpool:"
 _OF_THE_POOL = frozenset({"env_id", "elapsed_step", "reward", "terminated"})  # no news at an end
-# What `VecEnv` has: what a class must have, and what one of it must have once it is made.
-_METHODS = tuple(
-    name for name, member in vars(VecEnv).items() if name[0] != "_" and callable(member)
-)
-_MEMBERS = (*_METHODS, *VecEnv.__annotations__, "leaves")
+# What one of a class must have once it is made.
+_MEMBERS = (*VEC_ENV_METHODS, *VecEnv.__annotations__, "leaves")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "actions": (lambda value: isinstance(value, ActionSpec), "an ActionSpec"),
     "leaves": (
@@ -570,7 +568,7 @@ class _Classes:
         stepping: NDArray[np.int64] | None,
     ) -> VecEnv:
         """Bounds and NaN are its own affair."""
-        self._check_members(self.found, _METHODS)
+        self._check_members(self.found, VEC_ENV_METHODS)
         if render and "render" not in inspect.signature(self.found).parameters:
             raise ValueError(f"{self.name} can't be shown: its constructor takes no render=True")
         if stepping is not None:

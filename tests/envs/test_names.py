@@ -26,7 +26,10 @@ gymnasium.register("{}-v0", CartPoleEnv, max_episode_steps=500)
 
 MODULES = {
     "names_good.py": ENV.format("NamesGrid"),
-    "names_class.py": "class Grid: ...\n",
+    "names_classes.py": "import gymnasium\n\n\nclass Grid(gymnasium.Env): ...\n\n\n"
+    "class Grids(gymnasium.vector.VectorEnv): ...\n\n\n"
+    "class Own:\n    def reset(self): ...\n\n    def step(self): ...\n",
+    "names_owns.py": ENV.format("Owned") + "\n\nclass Own: ...\n",
     "shimmy.py": "",  # as it is without dm_control, and the one below without a package it needs
     "highway_env.py": "import a_package_that_is_not_there\n",
     "names_broken.py": "def f(:\n",
@@ -66,10 +69,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("names_good:NamsGrd-v0", "did you mean names_good:NamesGrid-v0?"),
         ("names_good:X", "did you mean names_good:NamesGrid-v0?"),
         (
-            "names_class:Grid",
-            'gymnasium.register("Grid-v0", Grid), and name it names_class:Grid-v0',
+            "names_classes:Grid",
+            'gymnasium.register("Grid-v0", Grid), and name it names_classes:Grid-v0',
         ),
-        ("names_class:X-v0", "names_class.py registers no 'X-v0'; it must call gymnasium.register"),
+        ("names_classes:Grids", 'gymnasium.register("Grids-v0", vector_entry_point=Grids), and'),
+        (
+            "names_classes:Own",
+            "Own is a class, and must be a gymnasium.Env, a gymnasium.vector.VectorEnv, or have "
+            "what VecEnv has; it is neither of the two, and has no send, recv, episode_info, state,"
+            " load_state, render, close (docs/adding-an-environment.md)",
+        ),
+        ("names_owns:Own", "names_owns:Own is a class, and must be"),
+        ("names_classes:X-v0", "classes.py registers no 'X-v0'; it must call gymnasium.register"),
         ("nowhere:X-v0", "there is no module 'nowhere' to import; it must be a file where you"),
         ("tests:X-v0", "tests is hidden by "),
         ("tests.grid:X-v0", "tests is hidden by "),
