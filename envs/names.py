@@ -95,11 +95,14 @@ def gymnasium_id(name: str) -> str:
                 f"{name}: Gymnasium has no such id before its module is imported; name it as "
                 f"{module}:{env_id}{_to_install(module, extra)}"
             )
-    meant = [*nearest(_bare(env_id), ATARI_GAMES), *nearest(env_id, _ids())]
+    bare = _bare(env_id)
+    meant = nearest(bare, ATARI_GAMES)
+    meant = meant[:1] if atari_game(bare) else [*meant, *nearest(env_id, _ids())]
+    meant += _of_envpool(env_id)
     hint = f"did you mean {' or '.join(meant)}? An" if meant else "an"
     raise UnknownEnvError(
         f"{name!r} is neither an Atari game nor a Gymnasium id; {hint} environment of your own is "
-        "named module:Id-v0, so that it gets registered"
+        "named module:Id-v0, so that it gets registered, and one of EnvPool's envpool:Id-v0"
     )
 
 
@@ -116,6 +119,17 @@ def vec_env_class(name: str) -> type[Any] | None:
     found = getattr(sys.modules[module], found_name, None)
     is_meant = isinstance(found, type) and (hasattr(found, "send") or hasattr(found, "recv"))
     return found if is_meant and found_name not in gymnasium.registry else None
+
+
+def _of_envpool(env_id: str) -> list[str]:
+    """What EnvPool's task of this name is called here, if it is installed and has it."""
+    if not re.search(r"-v\d+$", env_id):
+        return []  # no task has such a name, and it takes seconds to ask
+    try:
+        tasks: list[str] = importlib.import_module("envpool").list_all_envs()
+    except ImportError:
+        return []
+    return [f"envpool:{env_id}"] if env_id in tasks else []
 
 
 def _check_form(name: str) -> None:

@@ -87,9 +87,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("LunarLander-v2", "did you mean LunarLander-v3"),
         ("Reacher-v1", "did you mean Reacher-v5"),
         ("PonkNoFrameskip-v4", "did you mean Pong"),
+        ("Pong-v5", "did you mean Pong? An environment of your own is named module:Id-v0, so that"),
+        ("CoinrunEasy-v0", "so that it gets registered, and one of EnvPool's envpool:Id-v0"),
     ],
 )
-def test_a_name_that_means_nothing_one_that_does(here, name, text):
+def test_a_name_that_means_nothing_is_told_with_one_that_does(here, name, text, monkeypatch):
+    monkeypatch.setitem(sys.modules, "envpool", None)
     with pytest.raises(envs.UnknownEnvError) as refusal:
         envs.describe(name)
     assert text in str(refusal.value)
@@ -112,6 +115,20 @@ def test_a_family_that_is_not_whole_is_told_with_its_extra(here, name, text, mon
     monkeypatch.setattr(sys, "path", [str(here), *sys.path])  # before one that is installed
     with pytest.raises(envs.UnknownEnvError, match=re.escape(text)):
         envs.describe(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("CoinrunEasy-v0", "did you mean envpool:CoinrunEasy-v0? An"),
+        ("Pong-v5", "did you mean Pong or envpool:Pong-v5? An"),
+        ("LunarLander-v2", "did you mean LunarLander-v3 or "),
+    ],
+)
+def test_a_task_of_envpools_is_named_with_its_module(name, hint):
+    pytest.importorskip("envpool")
+    with pytest.raises(envs.UnknownEnvError, match=re.escape(hint)):
+        envs.gymnasium_id(name)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +168,7 @@ def test_each_of_gymnasiums_own_ids_can_be_made_or_has_its_remedy_told():
     assert len(texts) > 20
     for env_id, text in texts.items():
         assert text.startswith(env_id)
-        assert "pip install" in text, text
+        assert "pip install" in text or "only supported on `mujoco<3`" in text, text
         for extra in EXTRAS:
             assert f"gymnasium[{extra}]" not in text, text
         assert "\n" not in text
