@@ -1,6 +1,7 @@
 """README and docs: their size, their links, and the example that README shows."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,18 @@ def test_every_file_of_docs_is_reached_from_the_index():
         new = {path for page in new if page.suffix == ".md" for path in links(page)} - reached
     files = {path for path in DOCS.rglob("*") if path.is_file()}
     assert {path for path in files if not {path, path.parent} & reached} == set()
+
+
+def test_every_extra_of_environments_has_a_page_that_shows_what_is_learned():
+    index = (DOCS / "environments" / "README.md").read_text()
+    rows = re.findall(r"^\| \[.*?\]\((\S+)\).* \|(?: `(\S+)`)? \| `", index, re.M)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {extra for _, extra in rows if extra} == {*extras["optional-dependencies"]} - {"plots"}
+    for page, extra in rows:
+        text = (DOCS / "environments" / page).read_text()
+        assert not extra or f'"sfrl[{extra}]"' in text, page
+        if page != "latency.md":  # a task made for measuring
+            assert re.search(r"## What is learned\n.*\]\(\.\./img/", text, re.S), page
 
 
 def test_the_environment_of_the_readme_is_found_and_steps(tmp_path, monkeypatch):
