@@ -99,7 +99,7 @@ def defaults_of(
     is_serial = values.get("serial", Config.serial)
     spec = describe(env, env_options(values), timeout_s, signals, is_serial=is_serial)
     if saved is not None:
-        return saved, spec
+        return saved.without_unused(spec), spec
     return defaults_for(env, given, spec), spec
 
 

@@ -129,6 +129,7 @@ POINTER = {
     "n_step": 2,
     "train_frames": 400,
 }
+SEEN_LAST = {"observe_last": True, "normalize_obs": True}  # which are vectors beside the image
 STICKY_PONG = {**PONG, "sticky_actions": 0.25, "num_workers": 2, "num_splits": 2}
 DQN_PONG = {
     **STICKY_PONG,
@@ -146,7 +147,7 @@ DQN_PONG = {
     [
         PONG,
         {**STICKY_PONG, "rnn": "gru", "rnn_size": 8},
-        {**PONG, "rnn": "lstm", "rnn_size": 4, "rnn_layers": 2, "normalize_obs": True},
+        {**PONG, "rnn": "lstm", "rnn_size": 4, "rnn_layers": 2, **SEEN_LAST},
         {**STICKY_PONG, "algorithm": "n_step_q", "target_every": 3, "epsilon_frames": 8000},
         POINTER,
         DQN_PONG,

@@ -72,7 +72,8 @@ class ActorCriticConfig(Config):
     """separate: policy and value have an encoder each (and a memory each, with --rnn). Vectors and
     small images have it by default, where it costs little and learns more surely."""
     value_lr_factor: Positive = 3.0
-    """Learning rate of a separate value network (--value-encoder), in multiples of the policy's."""
+    """Learning rate of a separate value network (--value-encoder=separate), in multiples of the
+    policy's."""
 
     @classmethod
     def defaults_in(cls, spec: envs.EnvSpec, given: Mapping[str, object]) -> dict[str, object]:
@@ -88,7 +89,7 @@ class ActorCriticConfig(Config):
                 "normalize_returns": True,  # rewards come in all sizes here
             }
         if spec.actions.low:  # numbers come with states of all units
-            values["normalize_obs"] = True
+            values["normalize_obs"] = any(leaf.kind == "vector" for leaf in spec.leaves)
             if spec.actions.num_numbers == 1:
                 # Noise that is new at each step explores little. With several numbers correlated
                 # noise has done harm.
@@ -138,6 +139,14 @@ class ActorCriticConfig(Config):
     def rate_factors(self) -> tuple[float, ...]:
         """The second one is of a separate value network."""
         return (1.0, self.value_lr_factor)[: self.num_encoders]
+
+    def unused_in(self, spec: envs.EnvSpec) -> dict[str, str]:
+        unused = super().unused_in(spec)
+        if not spec.actions.low:
+            unused["noise_correlation"] = f"is for a Box of actions, and {self.env} has none"
+        if self.value_encoder == "shared":
+            unused["value_lr_factor"] = "is for value_encoder=separate, and it is shared"
+        return unused
 
     def problems(self) -> list[str]:
         problems = super().problems()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from sfrl import envs
 from sfrl.settings.environment import EnvironmentSettings, env_options
 from sfrl.settings.experience import ExperienceSettings
 from sfrl.settings.faults import FaultSettings
-from sfrl.settings.fields import linear_size, nearest_multiple
+from sfrl.settings.fields import linear_size, nearest_multiple, settings_of
 from sfrl.settings.model import ModelSettings
 from sfrl.settings.optimizer import OptimizerSettings
 from sfrl.settings.reports import ReportSettings
@@ -120,8 +120,38 @@ class Config(
         return linear_size(num_features, actions.num_logits)
 
     def problems_in(self, spec: envs.EnvSpec) -> list[str]:
-        """What of the environment the algorithm is not for, each in a line."""
-        return []
+        """What does not fit this environment, each in a line: a setting that does nothing in it, or
+        what the algorithm is not for."""
+        neutral = self.without_unused(spec)
+        return [
+            f"{name}={getattr(self, name)} {reason}; leave it out"
+            for name, reason in self.unused_in(spec).items()
+            if getattr(self, name) != getattr(neutral, name)
+        ]
+
+    def unused_in(self, spec: envs.EnvSpec) -> dict[str, str]:
+        """The settings that do nothing in this environment, beside the others, and why.
+
+        They must have the class's default: a user who sets one is told.
+        """
+        unused = {}
+        if not any(map(math.isfinite, spec.actions.low + spec.actions.high)):
+            unused["action_bounds"] = (
+                f"is for a Box of actions with bounds, and {self.env} has none"
+            )
+        if all(leaf.kind != "vector" for leaf in spec.leaves):
+            unused["normalize_obs"] = f"is for vectors, and {self.env} shows none"
+        if spec.kind == "vector" and self.image_size > 0:  # 0 changes no image anywhere
+            unused["image_size"] = f"is for images, and {self.env} shows none"
+        if spec.kind != "atari":
+            of_atari = ("sticky_actions", "episodic_life", "max_episode_frames")
+            unused |= dict.fromkeys(of_atari, f"is for Atari games, and {self.env} is none")
+        return unused
+
+    def without_unused(self, spec: envs.EnvSpec) -> Self:
+        """The same run. For one that was saved when such settings were not refused yet."""
+        settings = settings_of(type(self))
+        return replace(self, **{name: settings[name].default for name in self.unused_in(spec)})
 
     @property
     def env_options(self) -> envs.EnvOptions:

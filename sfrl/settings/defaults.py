@@ -76,7 +76,7 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     """`config` with `model=auto` replaced by the model for this environment.
 
     Raises:
-        ConfigError: a setting does not fit the environment: the model, or one for Atari alone.
+        ConfigError: a setting does not fit the environment: the model, or one that does nothing.
     """
     leaves = seen(spec.leaves)
     is_image = spec.kind != "vector"
@@ -85,9 +85,13 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     if model == "auto":
         usual = {usual_encoder(leaf) for leaf in leaves}
         model = next(name for name in ("nature_cnn", "small_cnn", "norm_mlp") if name in usual)
-    problems = [*_device_problems(config), *config.problems_in(spec)]
-    if spec.kind != "atari":
-        problems += _atari_only_problems(config, spec)
+    problems = _device_problems(config)
+    if spec.kind != "atari" and config.frameskip != spec.frameskip:
+        problems.append(
+            f"frameskip={config.frameskip} is for Atari games, and {config.env} is none; leave it "
+            f"out"
+        )
+    problems += config.problems_in(spec)
     if ":" in model:
         problems += _encoder_problems(dataclasses.replace(config, model=model), spec)
     elif model not in MODELS:
@@ -149,20 +153,6 @@ def _device_problems(config: Config) -> list[str]:
         f"{'device=auto' if flag == 'device' else 'another, or leave it out'}"
         for flag, name in named
         if int(name.partition(":")[2] or 0) >= count
-    ]
-
-
-def _atari_only_problems(config: Config, spec: envs.EnvSpec) -> list[str]:
-    neutral = {
-        "frameskip": spec.frameskip,
-        "sticky_actions": 0.0,
-        "episodic_life": False,
-        "max_episode_frames": Config.max_episode_frames,
-    }
-    return [
-        f"{name}={getattr(config, name)} is for Atari games, and {config.env} is none; leave it out"
-        for name, value in neutral.items()
-        if getattr(config, name) != value
     ]
 
 

@@ -33,11 +33,13 @@ class QConfig(Config):
         return super().head_size(num_features, actions) + of_state
 
     def problems_in(self, spec: envs.EnvSpec) -> list[str]:
+        problems = super().problems_in(spec)
         if spec.actions.is_single:
-            return []
+            return problems
         return [
+            *problems,
             f"algorithm={self.algorithm} must have one Discrete to choose from, and an action of "
-            f"{self.env} is {_in_words(spec.actions)}; use algorithm=actor_critic"
+            f"{self.env} is {_in_words(spec.actions)}; use algorithm=actor_critic",
         ]
 
 

@@ -75,12 +75,14 @@ class SACConfig(ReplayConfig):
         return policy + 4 * layers(num_features + numbers, 1) + 1  # critics, targets; temperature
 
     def problems_in(self, spec: envs.EnvSpec) -> list[str]:
+        problems = super().problems_in(spec)
         if spec.actions.low and not spec.actions.choices:
-            return []
+            return problems
         return [
+            *problems,
             f"algorithm=sac is for actions of a Box, and {self.env} has "
             f"{len(spec.actions.choices)} choices and {spec.actions.num_numbers} numbers; use "
-            f"algorithm=actor_critic"
+            f"algorithm=actor_critic",
         ]
 
     def problems(self) -> list[str]:

@@ -6,16 +6,17 @@ import json
 import random
 import re
 
+import numpy as np
 import pytest
 
 from sfrl import envs
-from sfrl.envs import ActionSpec
+from sfrl.envs import ActionSpec, EnvSpec
 from sfrl.records import checkpoint
 from sfrl.settings import defaults
 from sfrl.settings.actor_critic import ActorCriticConfig
-from sfrl.settings.algorithms import load_config
-from sfrl.settings.config import ConfigError
-from tests.leaves import image
+from sfrl.settings.algorithms import ALGORITHMS, load_config
+from sfrl.settings.config import Config, ConfigError
+from tests.leaves import choice, image, vector
 
 
 def problems_of(**settings: object) -> list[str]:
@@ -251,15 +252,72 @@ def test_defaults_depend_on_how_many_numbers_an_action_has(numbers, kind, values
             {"frameskip": 4, "sticky_actions": 0.25, "model": "mpl"},
             ["frameskip=4 is for Atari", "sticky_actions=0.25 is for Atari", "did you mean mlp?"],
         ),
+        (
+            "CartPole-v1",
+            {"action_bounds": "tanh", "image_size": 64, "noise_correlation": 0.9},
+            [
+                "^action_bounds=tanh is for a Box of actions with bounds, and CartPole-v1 has none",
+                "^image_size=64 is for images, and CartPole-v1 shows none; leave it out$",
+                "^noise_correlation=0.9 is for a Box of actions, and CartPole-v1 has none;",
+            ],
+        ),
+        (
+            "tests.tiny_envs:Catch-v0",
+            {"normalize_obs": True},
+            ["^normalize_obs=True is for vectors, and tests.tiny_envs:Catch-v0 shows none; leave"],
+        ),
+        ("Taxi-v4", {"normalize_obs": True}, ["normalize_obs=True is for vectors"]),
+        (
+            "CartPole-v1",
+            {"value_encoder": "shared", "value_lr_factor": 1.0},
+            ["^value_lr_factor=1.0 is for value_encoder=separate, and it is shared; leave it out$"],
+        ),
+        ("CartPole-v1", {"image_size": 0}, []),
+        ("Taxi-v4", {"normalize_obs": True, "observe_last": True}, []),
     ],
 )
 def test_settings_that_do_not_fit_the_environment_are_refused_together(env, settings, problems):
     config = dataclasses.replace(defaults.defaults_for(env), **settings)
-    with pytest.raises(ConfigError) as error:
-        defaults.resolve(config, envs.describe(env, config.env_options))
-    found = str(error.value).splitlines()
+    found = unfit(config, envs.describe(env, config.env_options))
     assert len(found) == len(problems)
     assert all(re.search(text, line) for text, line in zip(problems, found, strict=True))
+
+
+def unfit(config: Config, spec: envs.EnvSpec) -> list[str]:
+    """What `resolve` says of them, line by line."""
+    try:
+        defaults.resolve(config, spec)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("leaves", [(image(3, 8, 8),), (choice(7),), (image(1, 4, 4), vector(2))])
+@pytest.mark.parametrize(
+    "actions",
+    [
+        *(ActionSpec((3,)), ActionSpec((3, 2), (-1.0,), (1.0,))),
+        *(ActionSpec((), (-np.inf,), (np.inf,)), ActionSpec((), (0.0,) * 3, (np.inf,) * 3)),
+    ],
+)
+def test_no_default_does_nothing(algorithm, leaves, actions):
+    kind = "image" if leaves[0].kind == "image" else "vector"
+    spec = EnvSpec(kind, leaves, actions, frameskip=1)
+    config = defaults.defaults_for("of-none", {"algorithm": algorithm}, spec)
+    assert [line for line in unfit(config, spec) if not line.startswith("algorithm=")] == []
+    assert dataclasses.asdict(config.without_unused(spec)) == dataclasses.asdict(config)
+
+
+def test_tanh_without_any_bound_is_refused_but_of_sac_which_has_nothing_else():
+    unbounded = ActionSpec((), (-np.inf,) * 2, (np.inf,) * 2)
+    spec = dataclasses.replace(envs.describe("CartPole-v1"), actions=unbounded)
+    given = {"action_bounds": "tanh"}
+    config = dataclasses.replace(defaults.defaults_for("CartPole-v1", spec=spec), **given)
+    assert [line.partition(" ")[0] for line in unfit(config, spec)] == ["action_bounds=tanh"]
+    one_bound = dataclasses.replace(spec, actions=ActionSpec((), (0.0, -np.inf), (np.inf,) * 2))
+    assert unfit(config, one_bound) == []
+    assert unfit(defaults.defaults_for("CartPole-v1", {"algorithm": "sac"}, spec), spec) == []
 
 
 @pytest.mark.parametrize(

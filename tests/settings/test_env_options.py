@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from sfrl import envs
+from sfrl import envs, train
 from sfrl.commands import train as cli
 from sfrl.envs import EnvOptions
+from sfrl.ipc.shared_memory import unlink_segments
 from sfrl.records import checkpoint
 from sfrl.run.description import describe
+from sfrl.run.trainer import Trainer
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.algorithms import config_from, load_config
 from sfrl.settings.config import ConfigError
@@ -110,6 +112,36 @@ def test_what_changes_observations_is_fixed_on_resume():
         cli.parse(["--resume", "--run-dir=x", "--frame-stack=2"])
     fixed = {"env_kwargs", "wrappers", "image_size", "frame_stack", "observe_last", "action_bounds"}
     assert fixed <= set(config.FIXED_ON_RESUME)
+
+
+# What was taken, and did nothing, before it was refused.
+UNUSED = {
+    "action_bounds": "tanh",
+    "noise_correlation": 0.9,
+    "image_size": 64,
+    "value_lr_factor": 1.0,
+}
+
+
+def test_a_run_whose_settings_did_nothing_goes_on_without_them():
+    config = saved("x", "--value-encoder=shared")
+    checkpoint.save_config(dataclasses.replace(config, **UNUSED), Path("x"))
+    assert cli.parse(["--resume", "--run-dir=x"]) == dataclasses.replace(config, resume=True)
+    for flag in ("--action-bounds=tanh", "--noise-correlation=0.5"):
+        name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
+        with pytest.raises(ConfigError, match=rf"^{name}=\S+ is for .*; leave it out$"):
+            cli.parse(["--resume", "--run-dir=x", flag])
+
+
+def test_a_checkpoint_with_settings_that_did_nothing_is_trained_on():
+    """Really: --serial, from its weights and its random numbers."""
+    flags = ["--rollout-length=4", "--train-frames=512", "--tune=off"]
+    config = cli.parse([*CARTPOLE, *flags, "--value-encoder=shared", "--run-dir=x"])
+    old = dataclasses.replace(config, **UNUSED)
+    first = Trainer(old, spec=envs.describe("CartPole-v1")).run()
+    unlink_segments()
+    again = train(resume=True, run_dir="x", train_frames=1024)
+    assert 512 <= first.env_frames < 1024 <= again.env_frames
 
 
 @pytest.mark.parametrize("env", ["Pong", "CartPole-v1"])

@@ -373,8 +373,9 @@ def test_observations_are_normalized_by_the_checkpoints_statistics():
     assert normalized != lengths(CARTPOLE, {name: weights[name] for name in plain})
 
 
-def test_noise_that_is_correlated_in_training_is_not_where_it_is_played():
-    config = ActorCriticConfig(env="Pendulum-v1", model="mlp", frameskip=1, rnn="gru", rnn_size=8)
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])  # the latter of an old checkpoint
+def test_noise_that_is_correlated_in_training_is_not_where_it_is_played(env):
+    config = ActorCriticConfig(env=env, model="mlp", frameskip=1, rnn="gru", rnn_size=8)
     weights = fresh_weights(config)
     scores = []
     for noise_correlation in (0.0, 0.9):

@@ -277,19 +277,6 @@ def test_noise_lasts_an_episode_and_no_longer(make_policy, memory):
     assert len(np.unique(others, axis=0)) == len(others), "each environment has its own"
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_where_no_numbers_are_chosen_no_noise_is_drawn(make_policy, memory):
-    actions = []
-    for correlation in (0.0, 0.9):
-        shared, model, policy = make_policy(noise_correlation=correlation, **memory)
-        assert shared.buffer.spec.state_size == model.state_size
-        for t in range(T):
-            request(shared, (0, t), (6, t))
-            policy.step()
-        actions.append(shared.buffer.actions[[0, 6]].copy())
-    np.testing.assert_array_equal(*actions)
-
-
 def test_observations_are_normalized_by_the_published_statistics(make_policy):
     """Acting is that of a network without normalization on what it makes of them."""
     shared, model, policy = make_policy(normalize_obs=True)
