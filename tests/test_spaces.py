@@ -10,17 +10,22 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
+from torch.nn.functional import one_hot
 
+from sfrl import envs
 from sfrl.algorithms.actor_critic import ActorCriticNetwork
 from sfrl.envs import ACTION_MASK
+from sfrl.envs.observe_last import LAST_ACTION, LAST_REWARD
 from sfrl.experience.minibatch import Minibatch
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.run.roles import make_learner
+from sfrl.settings.algorithms import make_config
 from sfrl.workers.learner import Learner
 from tests.actors import Actors
 
 T, N = 4, 2  # rollout length, environments
 NUM_CASES = 200
+FLOATS = [(0, 255), (-3, 2), (0, 1)]  # what pixels of images lie between
 
 
 def observed(rng: np.random.Generator, depth: int = 2) -> Space[Any]:
@@ -29,6 +34,7 @@ def observed(rng: np.random.Generator, depth: int = 2) -> Space[Any]:
         lambda: Box(-np.inf, np.inf, (int(rng.integers(1, 4)),), np.float32),
         lambda: Box(-2.0, np.array([[1.0, 9.0], [np.inf, 3.0]]), dtype=np.float64),
         lambda: Box(0, 255, (8, 9, int(rng.choice([1, 3]))), np.uint8),
+        lambda: Box(*FLOATS[rng.integers(3)], (8, 9, int(rng.choice([1, 3]))), np.float32),
         lambda: Box(0, 1, (2, 8, 8, 3), np.bool_),
         lambda: Box(0, 9, (5,), np.uint8),
         lambda: Box(-3, 7, (), np.int32),
@@ -125,11 +131,23 @@ for case in range(NUM_CASES):
 
 
 def settings_of(case: int) -> dict[str, object]:
+    """Random ones, but for those that do nothing in the environment, which are refused."""
     rng = np.random.default_rng([case, 1])
+    values = drawn_settings(case, rng)
+    config = make_config(values)
+    spec = envs.describe(config.env, config.env_options)
+    if spec.kind == "image":
+        values["model"] = str(rng.choice(["small_cnn", "small_cnn", "mlp"]))
+    return {name: values[name] for name in values.keys() - config.unused_in(spec).keys()}
+
+
+def drawn_settings(case: int, rng: np.random.Generator) -> dict[str, Any]:
     rnn, layers = str(rng.choice(["none", "gru", "lstm"])), int(rng.integers(1, 3))
     return {
         "env": f"tests.test_spaces:Drawn-{case}-v0",
         "frameskip": 1,
+        "frame_stack": int(rng.choice([1, 1, 3])),
+        "observe_last": bool(rng.integers(2)),
         "reward_clip": "none",
         "precision": "float32",
         "serial": True,
@@ -158,17 +176,25 @@ def test_any_environment_is_acted_in_and_learned_from(make_shared, case):
     learner = make_learner(shared, Mailbox(), Mailbox(), None)
     with torch.no_grad():
         learner.model.policy_head.weight.mul_(30)  # policies that differ by observation
+        for bias in (p for p in learner.model.parameters() if p.ndim == 1):
+            bias.add_(0.3 * torch.randn_like(bias))  # at 0 a normalized layer hides any scale
     learner.publish()
     actors = Actors(shared)
     waiting = actors.collect(2)  # the second one begins in the middle of episodes
     for slot in waiting:
         assert_acted_by(learner, rows_of(learner, slot))
     for _ in range(3):
-        slot = waiting.pop(0) if waiting else actors.collect(1)[0]
+        if not waiting:  # the last one is of the weights of two training batches
+            waiting = actors.collect(1)
+            assert_acted_by(learner, rows_of(learner, waiting[0]))
+        slot = waiting.pop(0)
         rows = rows_of(learner, slot)
         for leaf in shared.env.leaves:
             assert rows.obs[leaf.name].shape == (T + 1, N, *leaf.shape)
         assert_allowed(rows, shared.env.actions.choices)
+        assert_stacked(rows, shared.config.frame_stack)
+        if shared.config.observe_last:
+            assert_last_is_observed(rows, shared.env.actions.choices)
         learner.begin([slot])
         while learner.is_training:
             learner._train_on_next()
@@ -184,8 +210,10 @@ def rows_of(learner: Learner, slot: int) -> Minibatch:
 
 @torch.no_grad()
 def assert_acted_by(learner: Learner, rows: Minibatch) -> None:
-    """The log-probabilities in the rows are those that the learner's model gives their actions."""
-    assert (rows.policy_version == 0).all()
+    """The rows are of the learner's present weights, and their log-probabilities are those that its
+    model gives their actions."""
+    version = learner.learner_steps
+    assert (rows.policy_version == version).all()
     model, size = learner.model, learner.model.state_size
     assert isinstance(model, ActorCriticNetwork)
     state = rows.rnn_state[:, :size] if rows.rnn_state is not None and size else None  # less noise
@@ -195,9 +223,30 @@ def assert_acted_by(learner: Learner, rows: Minibatch) -> None:
     torch.testing.assert_close(
         log_probs[valid], rows.acted["log_probs"][valid], rtol=1e-4, atol=1e-4
     )
-    loss = learner.algorithm.loss(model, None, rows, torch.tensor(0))
+    loss = learner.algorithm.loss(model, None, rows, torch.tensor(version))
     for name in ("approx_kl", "ppo_clipped_fraction"):
         assert abs(loss.statistics[name]) < 1e-4, "the loss finds the policy that acted"
+
+
+def assert_stacked(rows: Minibatch, size: int) -> None:
+    """A row shows what the row before showed, but for the oldest; an episode's first, one alone."""
+    for name in rows.obs.keys() - {ACTION_MASK, LAST_ACTION, LAST_REWARD}:
+        frames = rows.obs[name].unflatten(2, (size, -1))  # [T + 1, N, size, ...]
+        goes_on = rows.valid[:-1]
+        assert frames[1:, :, :-1][goes_on].equal(frames[:-1, :, 1:][goes_on])
+        first = frames[1:][~goes_on]
+        assert first.equal(first[:, -1:].expand_as(first))
+
+
+def assert_last_is_observed(rows: Minibatch, sizes: tuple[int, ...]) -> None:
+    """A row shows action and reward of the row before; an episode's first, zeros."""
+    goes_on = rows.valid[:-1]
+    actions = rows.acted["actions"].reshape(T, N, -1)
+    choices = [one_hot(actions[..., k].long(), size) for k, size in enumerate(sizes)]
+    last_action = torch.cat([*choices, actions[..., len(sizes) :]], dim=-1)
+    last_action[~goes_on] = 0
+    assert rows.obs[LAST_ACTION][1:].equal(last_action.float())
+    assert rows.obs[LAST_REWARD][1:, :, 0].equal(rows.rewards * goes_on)
 
 
 def assert_allowed(rows: Minibatch, sizes: tuple[int, ...]) -> None:
