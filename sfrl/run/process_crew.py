@@ -140,6 +140,8 @@ class ProcessCrew:
         fatal = [text for role, text in failures.items() if not self._can_restart(role, ended)]
         if fatal:
             raise WorkerError("\n".join(fatal))
+        if not failures and (deadlock := self._watchdog.deadlock()):
+            raise WorkerError(deadlock)
         for role, text in failures.items():
             is_kill = role in ended and self._processes[role].exitcode == -signal.SIGKILL
             self._restart_later(role, text, is_kill=is_kill)

@@ -6,11 +6,12 @@ import time
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from sfrl.envs.logs import own_logger
 from sfrl.ipc.progress import Progress
 from sfrl.ipc.topology import Role
-from sfrl.records.timing import LEARNER_STAGES, POLICY_STAGES
+from sfrl.records.timing import COMPONENT_STAGES, LEARNER_STAGES, POLICY_STAGES, is_waiting
 from sfrl.settings.config import Config
 
 log = own_logger(__name__)
@@ -20,6 +21,12 @@ log = own_logger(__name__)
 LONGEST_LOOK_S = 1.0
 _SUSPICIOUS_S = 0.2  # so long a step is worth a look at the process's state
 _SUSPENSION_S = 10.0  # of a stopped process or a slow disk, after which the log tells
+_AWAITED = {
+    "wait_actions": "actions",
+    "wait_slot": "a free slot",
+    "wait_requests": "requests for actions",
+    "wait_trajectories": "full slots",
+}
 START_LIMIT_S = 120.0  # until it has done its first work: imports, emulators, a first compilation
 
 
@@ -30,6 +37,8 @@ class Watchdog:
     every step of its environments, inference, minibatch or checkpoint. One whose times stand still
     for too long hangs, unless it was stopped (SIGSTOP), waits for a disk, or saves a checkpoint:
     file systems of user space (FUSE) let it wait in what looks like sleep.
+
+    Waiting counts as life, so it also notices when all of them wait for each other (`deadlock`).
     """
 
     def __init__(self, config: Config, progress: Progress) -> None:
@@ -41,6 +50,9 @@ class Watchdog:
         self._suspended_s: dict[Role, float] = {}  # likewise, while it was stopped
         self._first: dict[Role, bytes] = {}  # what its predecessor had done
         self._last_look_s = time.monotonic()
+        self._moved = (-1, -1)  # decisions and updates, when one of them had last moved
+        self._standing_s = 0.0  # for how long none has
+        self._waited: dict[Role, NDArray[np.float64]] = {}  # by then, in each stage
 
     def watch(self, role: Role, pid: int) -> None:
         """Begin with a process, or with the one that takes its place."""
@@ -74,7 +86,38 @@ class Watchdog:
             limit_s, flag = self._limit(role)
             if self._still_s[role] >= limit_s:
                 found[role] = f"{self._place(role)} for {limit_s:g} s{flag}"
+        self._count_standstill(passed_s)
         return found
+
+    def _count_standstill(self, passed_s: float) -> None:
+        progress = self._progress
+        moved = (progress.total_env_steps, progress.learner_steps)
+        if moved != self._moved or self._processes.keys() != self._waited.keys():
+            self._moved, self._standing_s = moved, 0.0
+            self._waited = {role: progress.stage_seconds(role).copy() for role in self._processes}
+        else:
+            self._standing_s += passed_s
+
+    def deadlock(self) -> str | None:
+        """What each waits for, if all have done so for `stall_timeout`; as of the last look.
+
+        Then a slot or a message is lost, or the limits of several waits exclude each other. One
+        that is stopped, works or starts does not wait: the others wait for it.
+        """
+        limit_s = self._config.stall_timeout
+        if self._standing_s < limit_s or len(self._processes) < self._progress.topology.num_roles:
+            return None
+        waits = []
+        for role, before in self._waited.items():
+            grown = self._progress.stage_seconds(role) - before
+            stage = COMPONENT_STAGES[role.kind][int(grown.argmax())]
+            if not is_waiting(stage) or grown.max() < limit_s / 2:
+                return None
+            waits.append(f"{role.name} for {_AWAITED[stage]}")
+        return (
+            f"no decision and no update for {limit_s:g} s (stall_timeout={limit_s:g}), since all "
+            f"wait for each other: {', '.join(waits)}"
+        )
 
     def _count_suspension(self, role: Role) -> None:
         """It may last as long as it likes, but not in silence."""

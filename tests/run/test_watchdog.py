@@ -11,9 +11,14 @@ import pytest
 
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.topology import LEARNER, Role
+from sfrl.records.timing import LEARNER_STAGES, StageTimer
 from sfrl.run import watchdog
+from sfrl.run.crew import WorkerError
+from sfrl.run.process_crew import ProcessCrew
 from sfrl.run.roles import make_rollout_worker
 from sfrl.run.watchdog import Watchdog
+from sfrl.workers.worker import worker_loop
+from tests.ledger import CheckingLearner
 
 
 @pytest.fixture
@@ -116,4 +121,65 @@ def test_one_that_takes_too_long_to_start_is_told_with_the_flag(make_shared, mon
     assert first == (
         "has been making env 0 of its split 0, tests.faulty_env:SlowStart-v0, for 0.3 s "
         "(env_timeout=0.3; raise --env-timeout if it takes as long)"
+    )
+
+
+class KeepingLearner(CheckingLearner):
+    """Gives no slot back: in the end all are lost."""
+
+    def __init__(self, shared):
+        super().__init__(shared)
+        self.timer = StageTimer(LEARNER_STAGES, shared.progress.stage_seconds(LEARNER))
+
+    def step(self):
+        taken = self.inbox.take(1)
+        self.timer.lap("gather")
+        return bool(taken)
+
+    def wait(self, timeout_s):
+        self.inbox.wait(timeout_s)
+        self.timer.lap("wait_trajectories")
+
+
+def keeping_body(shared, reports, requests, _):
+    worker_loop(KeepingLearner(shared), shared.stop)
+
+
+def test_all_that_wait_for_each_other_are_named_and_the_run_ends(make_shared):
+    shared = make_shared(
+        env="tests.tiny_envs:Ledger-v0",
+        frameskip=1,
+        model="mlp",
+        num_workers=2,
+        envs_per_worker=4,
+        rollout_length=4,
+        batch_size=16,
+        minibatches=1,
+        stall_timeout=2.0,
+    )
+    crew = ProcessCrew(shared, learner_body=keeping_body)
+    crew.start(None)
+
+    def advance_for(seconds):
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            crew.advance()
+
+    try:
+        while not shared.buffer.is_filled.all():
+            crew.advance()
+        # One that is stopped does not wait: the others wait for it.
+        policy = crew.pids[Role("policy", 0)]
+        os.kill(policy, signal.SIGSTOP)
+        advance_for(5)
+        os.kill(policy, signal.SIGCONT)
+        with pytest.raises(WorkerError) as failure:
+            advance_for(30)
+    finally:
+        crew.kill()
+        crew.stop(1.0)
+    assert str(failure.value) == (
+        "no decision and no update for 2 s (stall_timeout=2), since all wait for each other: "
+        "learner for full slots, rollout-0 for a free slot, rollout-1 for a free slot, "
+        "policy-0 for requests for actions"
     )
