@@ -276,7 +276,8 @@ def replaying_body(shared, reports, requests, _):
     worker_loop(ReplayingLearner(shared), shared.stop)
 
 
-def test_no_window_reaches_from_a_killed_worker_to_its_successor(make_shared, monkeypatch):
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_no_window_reaches_from_a_killed_worker_to_its_successor(make_shared, monkeypatch, kills):
     monkeypatch.setattr(restarts, "STEADY_S", 0.0)
     shared = make_shared(
         env="tests.tiny_envs:Ledger-v0",
@@ -294,7 +295,7 @@ def test_no_window_reaches_from_a_killed_worker_to_its_successor(make_shared, mo
     crew = ProcessCrew(shared, learner_body=replaying_body)
     crew.start(None)
     try:
-        for _ in range(3):
+        for _ in range(kills):
             before = shared.buffer.released.copy()
             deadline_s = time.monotonic() + 60
             while not (shared.buffer.released >= before + 6).all():
@@ -302,7 +303,7 @@ def test_no_window_reaches_from_a_killed_worker_to_its_successor(make_shared, mo
                 assert time.monotonic() < deadline_s
             os.kill(crew.pids[Role("rollout", 0)], signal.SIGKILL)
         assert crew.stop(10) == []
-        assert shared.progress.restarts.sum() >= 2
+        assert shared.progress.restarts.sum() >= kills - 1
     finally:
         crew.kill()
         crew.stop(1.0)
