@@ -61,13 +61,13 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
             "serial=False needs workers, and this process may start none, being daemonic as those "
             "of multiprocessing.Pool are; use concurrent.futures.ProcessPoolExecutor"
         )
-    refused = foreign_problems(given, defaults.algorithm)
+    refused = foreign_problems(given, defaults.system)
     if saved is not None:
         refused = _resume_problems(saved, given) | refused
     problems += refused.values()
     own = {name: value for name, value in given.items() if name not in refused}
     try:
-        config = dataclasses.replace(defaults, **own | {"algorithm": defaults.algorithm})
+        config = dataclasses.replace(defaults, **own | {"system": defaults.system})
     except ConfigError as error:
         problems.append(str(error))
     if problems:

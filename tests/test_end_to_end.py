@@ -73,7 +73,7 @@ def train_serially(run_dir, seed: int, **settings) -> tuple[Summary, dict]:
     [
         CATCH,
         {**CATCH, "rnn": "gru", "rnn_size": 8},
-        {**CATCH, "algorithm": "n_step_q"},
+        {**CATCH, "system": "n-step-q"},
         GUESS,
         PONG,
     ],
@@ -118,7 +118,7 @@ def interrupted(config: Config, monkeypatch, rounds: int) -> Config:
 
 POINTER = {
     "env": "tests.tiny_envs:Pointer-v0",
-    "algorithm": "sac",
+    "system": "sac",
     "frameskip": 1,
     "model": "flat",
     "num_workers": 2,
@@ -133,7 +133,7 @@ SEEN_LAST = {"observe_last": True, "normalize_obs": True}  # which are vectors b
 STICKY_PONG = {**PONG, "sticky_actions": 0.25, "num_workers": 2, "num_splits": 2}
 DQN_PONG = {
     **STICKY_PONG,
-    "algorithm": "dqn",
+    "system": "dqn",
     "replay_size": 600,  # with stacks of frames
     "learning_starts": 40,
     "updates_per_decision": 0.05,
@@ -148,7 +148,7 @@ DQN_PONG = {
         PONG,
         {**STICKY_PONG, "rnn": "gru", "rnn_size": 8},
         {**PONG, "rnn": "lstm", "rnn_size": 4, "rnn_layers": 2, **SEEN_LAST},
-        {**STICKY_PONG, "algorithm": "n_step_q", "target_every": 3, "epsilon_frames": 8000},
+        {**STICKY_PONG, "system": "n-step-q", "target_every": 3, "epsilon_frames": 8000},
         POINTER,
         DQN_PONG,
     ],

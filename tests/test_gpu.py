@@ -62,7 +62,7 @@ def train(bench: Bench, batches: int) -> None:
         {"loss": "vtrace"},
         {"loss": "appo", "normalize_returns": True, "rnn": "lstm", "rnn_size": 5},
         {"loss": "vtrace", "normalize_returns": True, "rnn": "lstm", "rnn_size": 5},
-        {"algorithm": "n_step_q", "target_every": 4},
+        {"system": "n-step-q", "target_every": 4},
     ],
     ids=str,
 )

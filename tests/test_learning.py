@@ -83,7 +83,7 @@ def greedy_return(run_dir) -> float:
 def test_n_step_q_is_learned_where_its_best_actions_are_taken(tmp_path, env, frames, score):
     """In training a third of the environments takes every second action at random."""
     run_dir = tmp_path / "run"
-    flags = (f"--env={env}", "--algorithm=n_step_q", "--serial", f"--train-frames={frames}")
+    flags = (f"--env={env}", "--system=n-step-q", "--serial", f"--train-frames={frames}")
     with training(run_dir, *flags) as process:
         ended = finish(process, 300)
     assert ended.code == 0, ended.stderr

@@ -127,7 +127,7 @@ def _rounded(value: object) -> object:
 
 def describe(machine: Mapping[str, object], config: Config) -> list[str]:
     """On what it was measured, and with which settings."""
-    loss = getattr(config, "loss", config.algorithm)  # of an algorithm that has one
+    loss = getattr(config, "loss", config.system)  # of an algorithm that has one
     return [
         "; ".join(f"{name}: {value}" for name, value in machine.items()),
         f"{config.env}: {config.num_workers} rollout workers x {config.num_splits} splits x "

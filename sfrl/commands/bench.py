@@ -128,8 +128,8 @@ def _read(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, Config, e
     config, spec = settle(given)
     if config.replay is not None and part != "queue":
         raise ValueError(
-            f"algorithm={config.algorithm} has a memory, and the benchmark measures learning from "
-            f"slots in their order; use algorithm=actor_critic"
+            f"system={config.system} has a memory, and the benchmark measures learning from "
+            f"slots in their order; use system=appo"
         )
     if part == "queue":
         return options, config, spec

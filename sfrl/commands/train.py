@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 import gymnasium
@@ -26,6 +27,7 @@ from sfrl.settings.algorithms import default_config, user_settings
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settle import defaults_of, saved_settings, settle
 from sfrl.show.output import own_output
+from sfrl.systems import SYSTEMS
 
 READER_LIMIT_S = 5  # for whoever reads the summary of a run that a signal has ended
 
@@ -112,15 +114,33 @@ def parse(argv: Sequence[str]) -> Config:
 
 
 def read_flags(argv: Sequence[str], prog: str = "sfrl train") -> dict[str, Any]:
-    """What the flags set, by the setting's name. `--help` prints and leaves, as does `--version`.
+    """What the flags set, by the setting's name.
+
+    `--help` prints and leaves, as do `--version` and `--list-systems`.
 
     Raises:
         ConfigError: lists all unknown flags and all values of a wrong type.
     """
+    if "--list-systems" in argv:
+        print(_systems_told())
+        sys.exit(0)
     given = flags.read_flags(argv, user_settings(), synonyms.OF_TRAIN)
     if given.pop("help", False):
         _print_help(given, prog)
     return given
+
+
+def _systems_told() -> str:
+    """A table, each with its purpose and its paper, and what it fixes."""
+    parts = []
+    for system in SYSTEMS.values():
+        lines = [system.purpose, system.paper]
+        lines += [f"always {name}={fixed.value}" for name, fixed in system.fixed.items()]
+        parts += [
+            f"{name:20s} {line}"
+            for name, line in zip_longest([f"--system={system.name}"], lines, fillvalue="")
+        ]
+    return "\n".join(parts)
 
 
 def _print_help(given: dict[str, Any], prog: str) -> NoReturn:
@@ -129,5 +149,5 @@ def _print_help(given: dict[str, Any], prog: str) -> NoReturn:
         defaults, _ = defaults_of(given, saved_settings(given))
     except (envs.UnknownEnvError, ConfigError):
         defaults = default_config(given)
-    text = "Train an agent. See docs/flags.md."
+    text = "Train an agent. --list-systems tells of the systems there are. See docs/flags.md."
     flags.print_help(defaults, user_settings(), prog, text)

@@ -27,8 +27,9 @@ _BODIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ActorCriticConfig(Config):
-    """A policy with a critic (--algorithm=actor_critic)."""
+    """A policy with a critic (--system=appo)."""
 
+    ALGORITHM = "actor_critic"
     STATISTICS = (
         "policy_loss",
         "value_loss",
@@ -44,7 +45,7 @@ class ActorCriticConfig(Config):
     FIXED_ON_RESUME = (*Config.FIXED_ON_RESUME, "value_encoder", "normalize_returns")
     COSTS = (*Config.COSTS, "loss", "value_encoder", "normalize_returns")
 
-    algorithm: Literal["actor_critic"] = "actor_critic"
+    system: str = "appo"
     loss: Literal["appo", "vtrace"] = "appo"
     """appo: PPO's clipped ratio with V-trace advantages. vtrace: IMPALA's policy gradient."""
     trace_lambda: Share = 0.95

@@ -18,15 +18,14 @@ from sfrl.settings.dqn import DQNConfig
 from sfrl.settings.fields import Setting, settings_of
 from sfrl.settings.n_step_q import NStepQConfig
 from sfrl.settings.sac import SACConfig
+from sfrl.systems import DEFAULT_SYSTEM, SYSTEMS
 
 ALGORITHMS: dict[str, type[Config]] = {
-    "actor_critic": ActorCriticConfig,
-    "n_step_q": NStepQConfig,
-    "dqn": DQNConfig,
-    "sac": SACConfig,
+    cls.ALGORITHM: cls for cls in (ActorCriticConfig, NStepQConfig, DQNConfig, SACConfig)
 }
 _RNN_SIZE = 128
-DEFAULT_ALGORITHM = "actor_critic"  # and that of files from when there was no other
+# Files from when a run had an algorithm: which system that is. Those of before have neither.
+_SYSTEM_OF = {"actor_critic": "appo", "n_step_q": "n-step-q", "sac": "sac"}
 
 MAX_CONFIG_BYTES = 1 << 20  # of a config.json
 _MAX_CHARACTERS = 4096  # of a setting, in a file that may be a stranger's: the longest path
@@ -34,15 +33,20 @@ _MAX_NAME = 80  # of what may be a misspelled setting
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
-    """The settings of a run of their algorithm, which has all of them. Raises ConfigError."""
-    algorithm = values.get("algorithm", DEFAULT_ALGORITHM)
-    return ALGORITHMS[algorithm](**{**values, "algorithm": algorithm})
+    """The settings of a run, of its system's algorithm, which has them all. Raises ConfigError."""
+    system = values.get("system", DEFAULT_SYSTEM)
+    return class_of(system)(**{**values, "system": system})
+
+
+def class_of(system: str) -> type[Config]:
+    """That of its algorithm."""
+    return ALGORITHMS[SYSTEMS[system].algorithm]
 
 
 def default_config(given: Mapping[str, Any]) -> Config:
-    """That of the algorithm that is given, with a memory if one is asked for."""
-    algorithm = given.get("algorithm", DEFAULT_ALGORITHM)
-    return make_config({"algorithm": algorithm, **memory_of(given)})
+    """That of the system that is given, with a memory if one is asked for."""
+    system = given.get("system", DEFAULT_SYSTEM)
+    return make_config({"system": system, **memory_of(given)})
 
 
 def memory_of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def all_settings() -> dict[str, Setting]:
     settings: dict[str, Setting] = {}
     for cls in reversed(ALGORITHMS.values()):
         settings |= settings_of(cls)
-    return {**settings, "algorithm": settings["algorithm"]._replace(choices=tuple(ALGORITHMS))}
+    return {**settings, "system": settings["system"]._replace(choices=tuple(SYSTEMS))}
 
 
 def user_settings() -> dict[str, Setting]:
@@ -94,20 +98,20 @@ def type_problems(
         accepted = (int, float) if expected is float else expected
         if not isinstance(value, accepted) or isinstance(value, bool) != (expected is bool):
             problems.append(f"{name}={value!r:.80} must be of type {expected.__name__}")
-        elif name == "algorithm" and (problem := settings[name].problem(value)):
+        elif name == "system" and (problem := settings[name].problem(value)):
             problems.append(problem)  # the class depends on it, before the class can tell
     return problems
 
 
-def foreign_problems(values: Mapping[str, object], algorithm: str) -> dict[str, str]:
-    """What to say of each of `values` that another algorithm has, and this one has not."""
+def foreign_problems(values: Mapping[str, object], system: str) -> dict[str, str]:
+    """What to say of each of `values` that only other systems have."""
     problems = {}
     for name in values:
-        owners = [other for other, cls in ALGORITHMS.items() if name in settings_of(cls)]
-        if algorithm not in owners:
+        owners = [other for other in SYSTEMS if name in settings_of(class_of(other))]
+        if system not in owners:
             problems[name] = (
-                f"{name} is a setting of algorithm={' and '.join(owners)}; leave it out with "
-                f"algorithm={algorithm}"
+                f"{name} is a setting of system={' and '.join(owners)}; leave it out with "
+                f"system={system}"
             )
     return problems
 
@@ -141,11 +145,13 @@ def config_from(values: object, origin: str) -> Config:
         values = dict(values)
     if "rnn" not in values and values.get("rnn_size") != 0 and "rnn_size" in values:
         values["rnn"] = "gru"  # files from when there was no other
+    if "system" not in values and "algorithm" in values:
+        values["system"] = _SYSTEM_OF.get(values.pop("algorithm"), DEFAULT_SYSTEM)
     values.setdefault("image_size", 0)  # files from when images stayed as they were
     problems = type_problems(values, all_settings())
     if not problems:
-        algorithm = values.get("algorithm", DEFAULT_ALGORITHM)
-        problems = [*foreign_problems(values, algorithm).values()]
+        system = values.get("system", DEFAULT_SYSTEM)
+        problems = [*foreign_problems(values, system).values()]
     if problems:
         raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
     try:

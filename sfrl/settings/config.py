@@ -24,6 +24,7 @@ from sfrl.settings.optimizer import OptimizerSettings
 from sfrl.settings.reports import ReportSettings
 from sfrl.settings.run import RunSettings
 from sfrl.settings.workers import WorkerSettings
+from sfrl.systems import SYSTEMS
 
 MAX_INDEX = 1 << 20  # of a slot or a row: see index_queue.pack
 
@@ -57,6 +58,8 @@ class Config(
     it acts and what it learns from is in sfrl/algorithms/.
     """
 
+    ALGORITHM: ClassVar[str]
+    """Which systems have it."""
     STATISTICS: ClassVar[tuple[str, ...]] = ()
     """What the algorithm reports of an update, besides what the learner reports of any. Each name
     is explained in docs/metrics.md."""
@@ -66,7 +69,7 @@ class Config(
     """The one that a plain line has."""
 
     FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
-        *("algorithm", "env", "frameskip", "action_bounds", "optimizer"),
+        *("system", "env", "frameskip", "action_bounds", "optimizer"),
         *("env_kwargs", "wrappers", "image_size", "frame_stack", "observe_last"),
         *("model", "normalize_obs", "rnn", "rnn_size", "rnn_layers"),
     )
@@ -77,7 +80,7 @@ class Config(
         *("threads_per_worker", "action_bounds"),
         *("device", "policy_devices", "cuda_graphs", "precision"),
         *("model", "normalize_obs", "rnn", "rnn_size", "rnn_layers"),
-        *("algorithm", "optimizer", "rollout_length", "batch_size", "minibatches", "epochs"),
+        *("system", "optimizer", "rollout_length", "batch_size", "minibatches", "epochs"),
     )
     """What the costs that the tuner measures depend on besides the machine."""
 
@@ -171,13 +174,24 @@ class Config(
 
     # --- rules ---
     def problems(self) -> list[str]:
-        problems = [*super().problems(), *self._batch_problems()]
+        problems = [*super().problems(), *self._system_problems(), *self._batch_problems()]
         if self.lr_schedule == "linear" and self.train_frames == 0:
             problems.append(
                 "train_frames=0 sets no end, and lr_schedule=linear needs one, where the rate "
                 "reaches 0; try lr_schedule=constant, or set train_frames"
             )
         return problems
+
+    def _system_problems(self) -> list[str]:
+        own = [name for name, system in SYSTEMS.items() if system.algorithm == self.ALGORITHM]
+        if self.system not in own:
+            return [f"system={self.system} must be one of {', '.join(own)}"]
+        return [
+            f"{name}={getattr(self, name)} must be {fixed.value} with system={self.system}: "
+            f"{fixed.why}; leave it out"
+            for name, fixed in SYSTEMS[self.system].fixed.items()
+            if getattr(self, name) != fixed.value
+        ]
 
     def _batch_problems(self) -> list[str]:
         """How splits, slots, batches and minibatches divide. All remedies together work."""

@@ -10,9 +10,10 @@ from typing import Any
 
 from sfrl import envs
 from sfrl.nets.choose import CNN_SIZES, MODELS, encoder_of, seen, usual_encoder
-from sfrl.settings.algorithms import ALGORITHMS, DEFAULT_ALGORITHM, make_config, memory_of
+from sfrl.settings.algorithms import class_of, make_config, memory_of
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.machine import available_cores
+from sfrl.systems import DEFAULT_SYSTEM, SYSTEMS
 
 
 def defaults_for(
@@ -21,7 +22,7 @@ def defaults_for(
     """The settings that learn in this kind of environment, sized for this machine.
 
     Args:
-        given: what the user has set, whose types are right: the algorithm is the user's, the number
+        given: what the user has set, whose types are right: the system is the user's, the number
             of rollout workers, and of others the algorithm may say that they change its defaults.
         spec: of `env`, where it is known; None: it is made once, here.
 
@@ -29,10 +30,12 @@ def defaults_for(
         envs.UnknownEnvError: there is no such game or id; the text names the nearest known ones.
     """
     given = given or {}
-    algorithm = given.get("algorithm", DEFAULT_ALGORITHM)
+    system = SYSTEMS[given.get("system", DEFAULT_SYSTEM)]
+    fixed = {name: setting.value for name, setting in system.fixed.items()}
+    given = {**given, **fixed}
     cores = available_cores()
     spec = spec or envs.describe(env)
-    values: dict[str, Any] = {"env": env, "algorithm": algorithm, **memory_of(given)}
+    values: dict[str, Any] = {"env": env, "system": system.name, **memory_of(given)}
     num_workers = cores if cores <= 4 else cores - 1
     if spec.kind != "atari":
         num_workers = 1
@@ -42,7 +45,8 @@ def defaults_for(
             "train_frames": 1_000_000,
             "checkpoint_seconds": 60.0,
         }
-    config = make_config({**values, **ALGORITHMS[algorithm].defaults_in(spec, given)})
+    own = class_of(system.name).defaults_in(spec, given)
+    config = make_config({**values, **own, **system.defaults, **fixed})
     # A training batch is one round of all environments. Policy lag, counted in optimizer steps,
     # then depends on epochs * minibatches alone, however many workers there are.
     num_workers = max(given.get("num_workers", num_workers), 1)

@@ -16,9 +16,11 @@ from sfrl.settings.replay import ReplayConfig
 # A dataclass takes the fields of its first base last: those of `ReplayConfig` are to prevail.
 @dataclass(frozen=True, kw_only=True)
 class DQNConfig(ReplayConfig, QConfig):
-    """Deep Q-network (--algorithm=dqn)."""
+    """Deep Q-network (--system=dqn)."""
 
-    algorithm: Literal["dqn"] = "dqn"
+    ALGORITHM = "dqn"
+
+    system: str = "dqn"
     double: bool = True
     """The model chooses the action whose value, by the target network, a target ends with (van
     Hasselt et al. 2016, arXiv:1509.06461). Without it the target network does both."""

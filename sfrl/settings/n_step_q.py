@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,11 @@ _SHARES = (0.4, 0.3, 0.3)
 
 @dataclass(frozen=True, kw_only=True)
 class NStepQConfig(QConfig):
-    """n-step Q-learning (--algorithm=n_step_q)."""
+    """n-step Q-learning (--system=n-step-q)."""
 
-    algorithm: Literal["n_step_q"] = "n_step_q"
+    ALGORITHM = "n_step_q"
+
+    system: str = "n-step-q"
     epsilon_frames: Annotated[int, at_least(0)] = 4_000_000
     """Emulated frames over which the probability of a random action falls from 1 to 0.1, 0.01 or
     0.5, which is drawn for each environment."""

@@ -38,8 +38,8 @@ class QConfig(Config):
             return problems
         return [
             *problems,
-            f"algorithm={self.algorithm} must have one Discrete to choose from, and an action of "
-            f"{self.env} is {_in_words(spec.actions)}; use algorithm=actor_critic",
+            f"system={self.system} must have one Discrete to choose from, and an action of "
+            f"{self.env} is {_in_words(spec.actions)}; use system=appo",
         ]
 
 

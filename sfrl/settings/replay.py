@@ -44,12 +44,12 @@ class ReplayConfig(Config):
         problems = super().problems()
         if self.rnn != "none":
             problems.append(
-                f"rnn={self.rnn} must be none: {self.algorithm} learns from single decisions; "
-                f"leave it out, or use algorithm=actor_critic"
+                f"rnn={self.rnn} must be none: {self.system} learns from single decisions; "
+                f"leave it out, or use system=appo"
             )
         problems += [
             f"{name}={getattr(self, name)} must be 1: it is of trajectories that are learned from "
-            f"in order, and {self.algorithm} draws from a memory; use updates_per_decision"
+            f"in order, and {self.system} draws from a memory; use updates_per_decision"
             for name in ("epochs", "minibatches")
             if getattr(self, name) != 1
         ]

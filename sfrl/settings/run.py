@@ -13,8 +13,9 @@ class RunSettings(Settings):
     env: str = "Pong"
     """An Atari game by name (Pong, Breakout, MsPacman, ...), a Gymnasium id (CartPole-v1), with its
     module where Gymnasium does not know it (my_module:MyEnv-v0), or a vector (envpool:Pong-v5)."""
-    algorithm: str
-    """What learns, and how. Some settings are of one algorithm alone."""
+    system: str
+    """Who does what in which process, and what is learned (--list-systems). Some settings are of
+    one system alone."""
     run_dir: str = ""
     """The run's folder. Empty: runs/<env>-<timestamp>; with --resume, the newest (of --env)."""
     resume: bool = False

@@ -16,8 +16,9 @@ HIDDEN = 256  # units in each of the two hidden layers of policy and critics
 
 @dataclass(frozen=True, kw_only=True)
 class SACConfig(ReplayConfig):
-    """Soft actor-critic (--algorithm=sac)."""
+    """Soft actor-critic (--system=sac)."""
 
+    ALGORITHM = "sac"
     STATISTICS = (
         "policy_loss",
         "value_loss",
@@ -29,7 +30,7 @@ class SACConfig(ReplayConfig):
     SHOWN = ("value_loss", "entropy", "temperature", "action_value")
     HEADLINE = "action_value"
 
-    algorithm: Literal["sac"] = "sac"
+    system: str = "sac"
     tau: Share = 0.005
     """How far the target critics follow the critics at each optimizer step."""
     target_entropy: float = -1.0
@@ -80,9 +81,9 @@ class SACConfig(ReplayConfig):
             return problems
         return [
             *problems,
-            f"algorithm=sac is for actions of a Box, and {self.env} has "
+            f"system={self.system} is for actions of a Box, and {self.env} has "
             f"{len(spec.actions.choices)} choices and {spec.actions.num_numbers} numbers; use "
-            f"algorithm=actor_critic",
+            f"system=appo",
         ]
 
     def problems(self) -> list[str]:

@@ -54,9 +54,7 @@ _OF_TRAIN = {
     "use --epochs": (
         "update_epochs n_epochs num_epochs noptepochs num_sgd_iter ppo_epochs ppo_epoch k_epochs"
     ),
-    "use --loss=appo, PPO's loss, or --loss=vtrace, IMPALA's": (
-        "algo with_vtrace use_vtrace vtrace"
-    ),
+    "use --loss=appo, PPO's loss, or --loss=vtrace, IMPALA's": ("with_vtrace use_vtrace vtrace"),
     "use --learning-rate": "lr alpha step_size learning_rate_start adam_lr",
     "use --lr-schedule": "anneal_lr lr_anneal lr_decay use_lr_decay use_linear_lr_decay linear_lr",
     "use --gamma": "discount discounting discount_factor",
@@ -127,6 +125,7 @@ _OF_TRAIN = {
         "checkpoint_interval checkpoint_every checkpoint_frequency checkpoint_at_end"
     ),
     "use --keep-checkpoints": "save_total_limit keep_checkpoints_num num_checkpoints",
+    "use --system": "algorithm algo method agent trainer learner_type",
     "use --report-seconds": (
         "log_interval log_freq log_every log_frequency print_freq report_interval summary_interval "
         "stats_interval experiment_summaries_interval"
@@ -139,7 +138,7 @@ _OF_TRAIN = {
 
 _OF_ENJOY = {
     "the environment is the run's; name the run with --run-dir": (
-        "env env_id env_name environment gym_id game task algo algorithm"
+        "env env_id env_name environment gym_id game task algo algorithm system"
     ),
     "use --run-dir, the run's folder": (
         "run experiment exp experiment_name exp_name run_name exp_id train_dir log_dir logdir "

@@ -141,17 +141,17 @@ def test_epsilons_fall_to_horgans_spread_over_all_environments():
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
-        ("--env=Pendulum-v1", "algorithm=dqn must have one Discrete to choose from, and an action"),
+        ("--env=Pendulum-v1", "system=dqn must have one Discrete to choose from, and an action"),
         ("--rnn=gru", "rnn=gru must be none: dqn learns from single decisions"),
         ("--epochs=2", "epochs=2 must be 1: it is of trajectories that are learned from in order"),
         ("--replay-size=20", "replay_size=20 must be at least"),
-        ("--tau=0.1", "tau is a setting of algorithm=sac; leave it out with algorithm=dqn"),
+        ("--tau=0.1", "tau is a setting of system=sac; leave it out with system=dqn"),
     ],
 )
 def test_what_dqn_is_not_for_is_refused_with_a_remedy(flags, problem, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as refusal:
-        cli.parse(["--env=CartPole-v1", "--algorithm=dqn", *flags.split()])
+        cli.parse(["--env=CartPole-v1", "--system=dqn", *flags.split()])
     assert problem in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 1
 
@@ -168,7 +168,7 @@ def test_what_is_drawn_for_each_decision_is_what_was_asked_for(tmp_path, env, sl
     """Whoever is slower: nobody waits for ever, and the other one waits."""
     settings = {"train_frames": 1500, "learning_starts": 300, **slowed}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    ended = run_training(tmp_path / "run", f"--env={env}", "--algorithm=dqn", *flags)
+    ended = run_training(tmp_path / "run", f"--env={env}", "--system=dqn", *flags)
     assert ended.code == 0, ended.stderr
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert memory_file.path_in(tmp_path / "run").is_file()
@@ -181,7 +181,7 @@ def test_what_is_drawn_for_each_decision_is_what_was_asked_for(tmp_path, env, sl
 def test_a_memory_is_written_at_the_end_and_filled_again_without_it(tmp_path, caplog):
     """As after a kill, or with other sizes."""
     settings = {
-        **defaults_for("CartPole-v1", {"algorithm": "dqn"}).__dict__,
+        **defaults_for("CartPole-v1", {"system": "dqn"}).__dict__,
         "learning_starts": 300,
         "replay_size": 2000,
         "updates_per_decision": 0.2,
@@ -223,7 +223,7 @@ def test_a_memory_of_another_checkpoint_is_not_used(tmp_path):
 
 
 def test_defaults_are_those_of_the_environments_kind():
-    atari = make_config({"algorithm": "dqn", "run_dir": "x"})
+    atari = make_config({"system": "dqn", "run_dir": "x"})
     assert (atari.replay_size, atari.n_step, atari.target_every) == (1_000_000, 3, 500)
     spec = envs.describe("CartPole-v1")
     assert DQNConfig.defaults_in(spec, {})["replay_size"] == 100_000

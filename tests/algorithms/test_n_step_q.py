@@ -141,7 +141,7 @@ def equal(model, other):
 
 
 def test_the_target_is_renewed_every_so_many_steps_and_saved(make_shared):
-    shared = make_shared(**SETTINGS, algorithm="n_step_q")
+    shared = make_shared(**SETTINGS, system="n-step-q")
     learner, reports, requests = learner_of(shared)
     target = learner.parameters.target
     assert equal(target, learner.model)
@@ -156,7 +156,7 @@ def test_the_target_is_renewed_every_so_many_steps_and_saved(make_shared):
     learner.step()
     *_, saved = reports.get_all()
 
-    again, _, _ = learner_of(make_shared(**SETTINGS, algorithm="n_step_q"), saved.path)
+    again, _, _ = learner_of(make_shared(**SETTINGS, system="n-step-q"), saved.path)
     assert equal(again.model, learner.model)
     assert equal(again.parameters.target, target)
     for one in (learner, again):
@@ -166,7 +166,7 @@ def test_the_target_is_renewed_every_so_many_steps_and_saved(make_shared):
 
 
 def test_environments_explore_as_much_as_their_epsilons_say(make_shared):
-    shared = make_shared(**SETTINGS | {"epsilon_frames": 0}, algorithm="n_step_q")
+    shared = make_shared(**SETTINGS | {"epsilon_frames": 0}, system="n-step-q")
     learner, _, _ = learner_of(shared)
     with torch.no_grad():
         learner.model.head.weight.zero_()

@@ -230,13 +230,13 @@ def test_the_size_of_the_model_is_known_without_it(model):
         ("--replay-size=20", "replay_size=20 must be at least 52, so that each of 4 environ"),
         ("--replay-size=400", "learning_starts=2000 must be at most 196, the decisions that"),
         ("--env=CartPole-v1", "is for actions of a Box, and CartPole-v1 has 1 choices and 0"),
-        ("--target-every=5", "target_every is a setting of algorithm=n_step_q and dqn"),
+        ("--target-every=5", "target_every is a setting of system=n-step-q and dqn"),
     ],
 )
 def test_what_sac_is_not_for_is_refused_with_a_remedy(flags, problem, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as refusal:
-        cli.parse(["--env=Pendulum-v1", "--algorithm=sac", *flags.split()])
+        cli.parse(["--env=Pendulum-v1", "--system=sac", *flags.split()])
     assert problem in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 1
 
@@ -251,7 +251,7 @@ def test_remedies_of_the_memorys_size_work():
 
 def test_the_tuner_leaves_it_alone_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    config = cli.parse(["--env=Pendulum-v1", "--algorithm=sac"])
+    config = cli.parse(["--env=Pendulum-v1", "--system=sac"])
     tuned = tuner.tune(config, {}, envs.describe("Pendulum-v1"))
     assert "not tuned: with a memory" in tuned.tuned
     assert tuned.tuned in capsys.readouterr().err
@@ -260,7 +260,7 @@ def test_the_tuner_leaves_it_alone_and_says_so(tmp_path, monkeypatch, capsys):
 
 def test_a_memory_that_is_too_large_is_refused_before_the_start(make_shared, monkeypatch):
     monkeypatch.setattr(limits, "available_memory", lambda: 700 << 20)
-    settings = {"env": "Pendulum-v1", "algorithm": "sac", "frameskip": 1, "model": "flat"}
+    settings = {"env": "Pendulum-v1", "system": "sac", "frameskip": 1, "model": "flat"}
     # A row has 3 numbers, 1 action and a reward of 4 bytes, 2 bits in a byte each, and a version.
     text = r"286 MiB of a memory of 10,000,000 rows .* lower --replay-size=10000000,"
     with pytest.raises(limits.ShortageError, match=text):
@@ -271,7 +271,7 @@ def test_a_memory_that_is_too_large_is_refused_before_the_start(make_shared, mon
 
 SMALL = {
     "env": "Pendulum-v1",
-    "algorithm": "sac",
+    "system": "sac",
     "frameskip": 1,
     "model": "flat",
     "num_workers": 1,
@@ -349,7 +349,7 @@ def test_it_learns_where_to_point(tmp_path):
     """The middle, always, has -0.77; random pointing has less than -1."""
     ended = run_training(
         tmp_path / "run",
-        *("--env=tests.tiny_envs:Pointer-v0", "--algorithm=sac", "--serial", "--reward-scale=10"),
+        *("--env=tests.tiny_envs:Pointer-v0", "--system=sac", "--serial", "--reward-scale=10"),
         *(
             "--learning-starts=200",
             "--train-frames=1000",

@@ -162,6 +162,7 @@ def field_docs() -> dict[str, str]:
     """The docs under the fields of an actor-critic's settings, in one line each."""
     docs = {}
     others = {f"{algorithm}.py" for algorithm in ALGORITHMS if algorithm != "actor_critic"}
+    others |= {"q_values.py", "replay.py"}  # what some of these have in common
     for path in (p for p in (ROOT / "sfrl/settings").glob("*.py") if p.name not in others):
         for node in (n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ClassDef)):
             for field, doc in itertools.pairwise(node.body):

@@ -61,9 +61,9 @@ def test_a_target_network_needs_memory_as_well(make_shared, monkeypatch):
     monkeypatch.setattr(limits, "available_memory", lambda: 0)
     settings = {"env": "CartPole-v1", "frameskip": 1, "num_workers": 1, "batch_size": 128}
     needed = []
-    for algorithm in ("actor_critic", "n_step_q"):
+    for system in ("appo", "n-step-q"):
         with pytest.raises(limits.ShortageError) as refusal:
-            make_shared(**settings, rnn="gru", rnn_size=4000, algorithm=algorithm)
+            make_shared(**settings, rnn="gru", rnn_size=4000, system=system)
         model, total = re.search(
             r"a model of ([\d,]+) MiB need at least ([\d,]+) MiB", str(refusal.value)
         ).groups()

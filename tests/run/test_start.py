@@ -202,10 +202,10 @@ def test_what_a_start_can_do_without_does_not_matter(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["actor_critic", "n_step_q"])
-def test_what_is_counted_is_what_a_run_allocates(tmp_path, algorithm):
+@pytest.mark.parametrize("system", ["appo", "n-step-q"])
+def test_what_is_counted_is_what_a_run_allocates(tmp_path, system):
     run_dir = tmp_path / "run"
-    sizes = ("--num-workers=2", "--batch-size=64", "--rnn-size=8", f"--algorithm={algorithm}")
+    sizes = ("--num-workers=2", "--batch-size=64", "--rnn-size=8", f"--system={system}")
     with training(run_dir, *TINY, *sizes) as process:
         wait_for(lambda: has_trained(run_dir))
         [folder] = SHM_DIR.glob(f"sfrl-{process.pid}-*")

@@ -9,13 +9,16 @@ import pytest
 from sfrl.commands import train as cli
 from sfrl.records import checkpoint
 from sfrl.settings.actor_critic import ActorCriticConfig
-from sfrl.settings.algorithms import ALGORITHMS, load_config
+from sfrl.settings.algorithms import ALGORITHMS, load_config, make_config
 from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.fields import settings_of
 from sfrl.settings.n_step_q import NStepQConfig
 from sfrl.settle import settle
+from sfrl.systems import SYSTEMS
+from tests.runs import ROOT
 
 DATA = Path(__file__).parents[1] / "data"
-OF_OTHERS = "{} is a setting of algorithm={}; leave it out with algorithm={}"
+OF_OTHERS = "{} is a setting of system={}; leave it out with system={}"
 
 
 @pytest.fixture(autouse=True)
@@ -30,46 +33,45 @@ def saved_run(config: Config) -> None:
 
 
 def test_the_algorithm_says_which_settings_there_are_and_what_they_are_by_default():
-    config = cli.parse(["--env=CartPole-v1", "--algorithm=n_step_q", "--run-dir=x", "--epochs=3"])
+    config = cli.parse(["--env=CartPole-v1", "--system=n-step-q", "--run-dir=x", "--epochs=3"])
     assert type(config) is NStepQConfig
     assert (config.epsilon_frames, config.epochs, config.reward_clip) == (50_000, 3, "none")
     assert type(cli.parse(["--env=CartPole-v1", "--run-dir=x"])) is ActorCriticConfig
-    assert (
-        cli.parse(["--algorithm=n_step_q", "--target-every=2e2", "--run-dir=x"]).target_every == 200
-    )
+    assert cli.parse(["--system=n-step-q", "--target-every=2e2", "--run-dir=x"]).target_every == 200
 
 
 @pytest.mark.parametrize(
     ("flags", "problems"),
     [
         (
-            "--algorithm=n_step_q --ppo-clip=0.2 --gamma=2 --no-normalize-returns",
+            "--system=n-step-q --ppo-clip=0.2 --gamma=2 --no-normalize-returns",
             [
-                OF_OTHERS.format("ppo_clip", "actor_critic", "n_step_q"),
-                OF_OTHERS.format("normalize_returns", "actor_critic", "n_step_q"),
+                OF_OTHERS.format("ppo_clip", "appo", "n-step-q"),
+                OF_OTHERS.format("normalize_returns", "appo", "n-step-q"),
                 "gamma=2.0 must lie between 0 and 1",
             ],
         ),
         (
             "--target-every=5",
-            [OF_OTHERS.format("target_every", "n_step_q and dqn", "actor_critic")],
+            [OF_OTHERS.format("target_every", "n-step-q and dqn", "appo")],
         ),
         (
             "--env=Pnog --target-every=5",
             [
                 "did you mean Pong",
-                OF_OTHERS.format("target_every", "n_step_q and dqn", "actor_critic"),
+                OF_OTHERS.format("target_every", "n-step-q and dqn", "appo"),
             ],
         ),
-        ("--algorithm=n_step_q --target-every=0", ["target_every=0 must be at least 1"]),
-        ("--algorithm=ppo", ["--algorithm=ppo must be one of actor_critic, n_step_q"]),
+        ("--system=n-step-q --target-every=0", ["target_every=0 must be at least 1"]),
+        ("--system=ppo", ["--system=ppo must be one of appo, n-step-q"]),
+        ("--algorithm=sac", ["--algorithm is unknown; use --system"]),
         (
             "--resume --run-dir=saved --rho-clip=2",
-            [OF_OTHERS.format("rho_clip", "actor_critic", "n_step_q")],
+            [OF_OTHERS.format("rho_clip", "appo", "n-step-q")],
         ),
         (
-            "--resume --run-dir=saved --algorithm=actor_critic --rnn-size=8",
-            ["algorithm=actor_critic differs from the saved run's n_step_q", "rnn_size=8 differs"],
+            "--resume --run-dir=saved --system=appo --rnn-size=8",
+            ["system=appo differs from the saved run's n-step-q", "rnn_size=8 differs"],
         ),
     ],
 )
@@ -85,15 +87,18 @@ def test_another_algorithms_settings_are_refused_in_a_line_that_says_whose_they_
 
 
 def test_from_python_and_from_a_file_they_are_refused_as_well():
-    with pytest.raises(ConfigError, match="algorithm=ppo must be one of actor_critic, n_step_q"):
-        settle({"algorithm": "ppo", "seed": 2})
-    with pytest.raises(ConfigError, match="ppo_clip is a setting of algorithm=actor_critic"):
-        settle({"env": "CartPole-v1", "algorithm": "n_step_q", "ppo_clip": 0.5})
+    with pytest.raises(ConfigError, match="system=ppo must be one of appo, n-step-q"):
+        settle({"system": "ppo", "seed": 2})
+    with pytest.raises(ConfigError, match="ppo_clip is a setting of system=appo"):
+        settle({"env": "CartPole-v1", "system": "n-step-q", "ppo_clip": 0.5})
     for values, text in (
-        ({"algorithm": "n_step_q", "ppo_clip": 0.5}, "ppo_clip is a setting of algorithm=actor_"),
-        ({"target_every": 5}, "target_every is a setting of algorithm=n_step_q"),
-        ({"algorithm": "r2d2"}, "algorithm=r2d2 must be one of"),
-        ({"algorithm": 3}, "algorithm=3 must be of type str"),
+        (
+            {"system": "n-step-q", "ppo_clip": 0.5},
+            "ppo_clip is a setting of system=appo; ",
+        ),
+        ({"target_every": 5}, "target_every is a setting of system=n-step-q"),
+        ({"system": "r2d2"}, "system=r2d2 must be one of"),
+        ({"system": 3}, "system=3 must be of type str"),
     ):
         Path("config.json").write_text(json.dumps(values))
         with pytest.raises(ConfigError, match=f"^config.json: {text}"):
@@ -115,27 +120,52 @@ def test_a_config_from_when_there_was_one_algorithm_is_actor_critics(path):
     config = load_config(path)
     assert type(config) is ActorCriticConfig
     loaded = dataclasses.asdict(config)
-    assert loaded == loaded | values | {"algorithm": "actor_critic"}
+    assert loaded == loaded | values | {"system": "appo"}
     assert config.rnn == ("gru" if config.rnn_size else "none")
 
 
-def test_help_has_the_settings_of_the_algorithm(capsys):
+@pytest.mark.parametrize(
+    ("algorithm", "system"), [("actor_critic", "appo"), ("n_step_q", "n-step-q"), ("sac", "sac")]
+)
+def test_a_config_from_when_a_run_had_an_algorithm_is_of_that_system(algorithm, system):
+    values = dataclasses.asdict(make_config({"system": system, "run_dir": "x"}))
+    del values["system"]
+    Path("config.json").write_text(json.dumps({**values, "algorithm": algorithm}))
+    assert load_config(Path("config.json")).system == system
+
+
+def test_help_has_the_settings_of_the_system(capsys):
     texts = {}
-    for algorithm in ALGORITHMS:
+    for system in SYSTEMS:
         with pytest.raises(SystemExit):
-            cli.read_flags(["--env=CartPole-v1", f"--algorithm={algorithm}", "--help"])
-        texts[algorithm] = " ".join(capsys.readouterr().out.split())
-    choices = "--algorithm {actor_critic,n_step_q,dqn,sac} What learns"
+            cli.read_flags(["--env=CartPole-v1", f"--system={system}", "--help"])
+        texts[system] = " ".join(capsys.readouterr().out.split())
+    choices = "--system {appo,n-step-q,dqn,sac} Who does what"
     assert all(choices in text for text in texts.values())
-    assert "--epsilon-frames INT Emulated frames over which" in texts["n_step_q"]
-    assert "n-step Q-learning (--algorithm=n_step_q):" in texts["n_step_q"]
-    assert "--ppo-clip" not in texts["n_step_q"]
-    assert "--ppo-clip" in texts["actor_critic"]
-    assert "--target-every" not in texts["actor_critic"]
+    assert "--epsilon-frames INT Emulated frames over which" in texts["n-step-q"]
+    assert "n-step Q-learning (--system=n-step-q):" in texts["n-step-q"]
+    assert "--ppo-clip" not in texts["n-step-q"]
+    assert "--ppo-clip" in texts["appo"]
+    assert "--target-every" not in texts["appo"]
 
 
-def test_the_tuners_note_is_kept_in_files_and_set_by_nobody():
-    with pytest.raises(ConfigError, match="--tuned is unknown; did you mean --tune"):
-        cli.read_flags(["--tuned=x"])
-    with pytest.raises(ConfigError, match="unknown setting 'tuned'; did you mean tune"):
-        settle({"tuned": "x"})
+def test_a_system_has_its_file_its_class_and_no_others_settings():
+    assert len(SYSTEMS) == len(list((ROOT / "sfrl" / "systems").glob("*.py"))) - 2
+    for name, system in SYSTEMS.items():
+        config = make_config({"system": name, "run_dir": "x"})
+        assert type(config) is ALGORITHMS[system.algorithm]
+        assert {*system.defaults, *system.fixed} <= settings_of(type(config)).keys()
+    with pytest.raises(ConfigError, match="system=sac must be one of appo"):
+        ActorCriticConfig(system="sac", run_dir="x")
+
+
+def test_the_list_of_systems_names_each_with_its_paper(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        cli.read_flags(["--list-systems"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    assert all(len(line) <= 100 for line in text.splitlines())
+    for system in SYSTEMS.values():
+        assert f"--system={system.name} " in text
+        assert system.purpose in text
+        assert system.paper in text

@@ -14,8 +14,9 @@ from sfrl.envs import ActionSpec, EnvSpec
 from sfrl.records import checkpoint
 from sfrl.settings import defaults
 from sfrl.settings.actor_critic import ActorCriticConfig
-from sfrl.settings.algorithms import ALGORITHMS, load_config
+from sfrl.settings.algorithms import load_config
 from sfrl.settings.config import Config, ConfigError
+from sfrl.systems import SYSTEMS
 from tests.leaves import choice, image, vector
 
 
@@ -292,7 +293,7 @@ def unfit(config: Config, spec: envs.EnvSpec) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("leaves", [(image(3, 8, 8),), (choice(7),), (image(1, 4, 4), vector(2))])
 @pytest.mark.parametrize(
     "actions",
@@ -301,11 +302,11 @@ def unfit(config: Config, spec: envs.EnvSpec) -> list[str]:
         *(ActionSpec((), (-np.inf,), (np.inf,)), ActionSpec((), (0.0,) * 3, (np.inf,) * 3)),
     ],
 )
-def test_no_default_does_nothing(algorithm, leaves, actions):
+def test_no_default_does_nothing(system, leaves, actions):
     kind = "image" if leaves[0].kind == "image" else "vector"
     spec = EnvSpec(kind, leaves, actions, frameskip=1)
-    config = defaults.defaults_for("of-none", {"algorithm": algorithm}, spec)
-    assert [line for line in unfit(config, spec) if not line.startswith("algorithm=")] == []
+    config = defaults.defaults_for("of-none", {"system": system}, spec)
+    assert [line for line in unfit(config, spec) if not line.startswith("system=")] == []
     assert dataclasses.asdict(config.without_unused(spec)) == dataclasses.asdict(config)
 
 
@@ -317,7 +318,7 @@ def test_tanh_without_any_bound_is_refused_but_of_sac_which_has_nothing_else():
     assert [line.partition(" ")[0] for line in unfit(config, spec)] == ["action_bounds=tanh"]
     one_bound = dataclasses.replace(spec, actions=ActionSpec((), (0.0, -np.inf), (np.inf,) * 2))
     assert unfit(config, one_bound) == []
-    assert unfit(defaults.defaults_for("CartPole-v1", {"algorithm": "sac"}, spec), spec) == []
+    assert unfit(defaults.defaults_for("CartPole-v1", {"system": "sac"}, spec), spec) == []
 
 
 @pytest.mark.parametrize(
@@ -373,13 +374,13 @@ def test_a_memory_without_size_or_kind_is_refused(given, text):
     ],
 )
 def test_n_step_q_refuses_what_is_no_single_choice(actions, space):
-    config = defaults.defaults_for("CartPole-v1", {"algorithm": "n_step_q"})
+    config = defaults.defaults_for("CartPole-v1", {"system": "n-step-q"})
     spec = dataclasses.replace(envs.describe("CartPole-v1"), actions=actions)
     assert defaults.resolve(config, envs.describe("CartPole-v1"))
     with pytest.raises(ConfigError) as error:
         defaults.resolve(config, spec)
     (line,) = str(error.value).splitlines()
     assert line == (
-        "algorithm=n_step_q must have one Discrete to choose from, and an action of CartPole-v1 is "
-        f"{space}; use algorithm=actor_critic"
+        "system=n-step-q must have one Discrete to choose from, and an action of CartPole-v1 is "
+        f"{space}; use system=appo"
     )

@@ -97,7 +97,7 @@ def test_no_synonym_is_a_flag_and_every_remedy_names_flags_that_there_are():
             "train.py",
             "--algo=APPO --train_for_env_steps=1 --num_envs_per_worker=4 --rollout=32",
             [
-                "--algo is unknown; use --loss=appo",
+                "--algo is unknown; use --system",
                 "--train_for_env_steps is unknown; use --train-frames",
                 "--num_envs_per_worker is unknown; use --envs-per-worker",
                 "--rollout is unknown; use --rollout-length",

@@ -1,0 +1,31 @@
+"""What a system is: one of the ways that the field has found to train with many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Fixed(NamedTuple):
+    """A setting without which the system would be another one."""
+
+    value: Any
+    why: str  # "two would ..."
+
+
+class System(NamedTuple):
+    """The choices that make it up. `--system` names one; the settings of a run follow from it.
+
+    It needs no torch: it names parts, and those who know the parts make them.
+    """
+
+    name: str
+    purpose: str
+    """What a user takes it for, in a line of --list-systems."""
+    paper: str
+    algorithm: str
+    """What is learned, and how actions are chosen: sfrl/algorithms/, sfrl/settings/."""
+    defaults: Mapping[str, Any] = {}
+    """Settings where the system needs others than its algorithm's defaults; flags override them."""
+    fixed: Mapping[str, Fixed] = {}
+    """Settings that flags may not change."""
