@@ -61,6 +61,8 @@ class CheckingLearner:
         assert (rows.acted["log_probs"] < 0).all()
         assert (rows.policy_version <= self.progress.learner_steps).all()
         assert (rows.policy_version.diff(dim=0) >= 0).all()
+        if self.config.has_actors:
+            assert (rows.policy_version == rows.policy_version[0]).all(), "new weights in an unroll"
 
         split = self.split_of[slot]
         if not self.buffer.starts[slot]:

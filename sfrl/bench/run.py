@@ -223,7 +223,7 @@ def _figures(
     split_steps = spent.decisions / valid_fraction / config.envs_per_split
     batches = spent.learner_steps / (config.epochs * config.minibatches)
     batch_rows = config.batch_size * config.minibatches
-    refreshes = batches * config.num_policy_workers
+    refreshes = batches * config.num_policies
     inference_s, learner_s = _work_seconds(spent, "policy"), _work_seconds(spent, "learner")
     # A request and its reply for every split step; for every slot, that it is full and free.
     messages = 2 * split_steps * (1 + 1 / config.rollout_length)

@@ -87,6 +87,8 @@ class Topology(NamedTuple):
 
     counts: Mapping[Kind, int]  # roles of each kind
     slots: SlotMap
+    processes: Mapping[Role, tuple[Role, ...]]
+    """Who shares a process, by the first of them, whose name, mailbox and end are the process's."""
 
     @property
     def roles(self) -> list[Role]:
@@ -120,19 +122,30 @@ class Topology(NamedTuple):
 
 
 def make_topology(config: Config) -> Topology:
-    """A process for every role. Splits are dealt to rollout workers in blocks, to policy workers
-    in turn."""
+    """Splits are dealt to rollout workers in blocks, to policy workers in turn.
+
+    Every role has a process, or each rollout worker's has its policy worker's in it.
+    """
     splits = range(config.splits)
+    rollout = tuple(split // config.num_splits for split in splits)
     slots = SlotMap(
         split=tuple(slot // config.slots_per_split for slot in range(config.num_slots)),
-        rollout=tuple(split // config.num_splits for split in splits),
-        policy=tuple(split % config.num_policy_workers for split in splits),
+        rollout=rollout,
+        policy=rollout
+        if config.has_actors
+        else tuple(split % config.num_policy_workers for split in splits),
         slots_per_split=config.slots_per_split,
         envs_per_split=config.envs_per_split,
     )
     counts: dict[Kind, int] = {
         "rollout": config.num_workers,
-        "policy": config.num_policy_workers,
+        "policy": config.num_policies,
         "learner": 1,
     }
-    return Topology(counts, slots)
+    roles = [Role(kind, index) for kind in counts for index in range(counts[kind])]
+    processes: dict[Role, tuple[Role, ...]] = {role: (role,) for role in roles}
+    if config.has_actors:
+        for index in range(config.num_workers):
+            policy = processes.pop(Role("policy", index))
+            processes[Role("rollout", index)] += policy
+    return Topology(counts, slots, processes)

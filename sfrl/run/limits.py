@@ -74,7 +74,7 @@ def check(config: Config, spec: EnvSpec) -> None:
 
 
 def _num_processes(config: Config) -> int:
-    return make_topology(config).num_roles
+    return len(make_topology(config).processes)
 
 
 def _shm_shortage(config: Config, spec: EnvSpec) -> str | None:
@@ -93,11 +93,11 @@ def _shm_shortage(config: Config, spec: EnvSpec) -> str | None:
 
 def _memory_problems(config: Config, spec: EnvSpec) -> list[str]:
     needed_bytes = shared_bytes(config, spec)
-    networks = config.num_policy_workers + 1
+    networks = config.num_policies + 1
     model = 4 * model_size(config, spec)  # float32
     on_cpu = "cuda" not in config.device  # of the weights: what auto is, torch alone knows
     num_targets = 1 if config.target_period else 0
-    copies = _LEARNER_COPIES + num_targets + config.num_policy_workers if on_cpu else 0
+    copies = _LEARNER_COPIES + num_targets + config.num_policies if on_cpu else 0
     needed = sum(needed_bytes) + config.num_workers * _ROLLOUT_BYTES + networks * _NETWORK_BYTES
     needed += copies * model
     told = ""

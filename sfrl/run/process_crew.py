@@ -23,6 +23,7 @@ from sfrl.run.limits import memory_shortage_explained
 from sfrl.run.restarts import MAX_REPEATS, RestartHistory
 from sfrl.run.roles import (
     Shared,
+    make_actor,
     make_learner,
     make_policy_worker,
     make_rollout_worker,
@@ -60,7 +61,7 @@ class ProcessCrew:
         self._learner_body = learner_body or _learner_body
         self._policy_body = policy_body or _policy_body
         self._mailboxes: dict[Role, Mailbox[Report]] = {
-            role: Mailbox() for role in shared.topology.roles
+            role: Mailbox() for role in shared.topology.processes
         }
         self._requests: Mailbox[CheckpointRequest] = Mailbox()
         self._received: deque[Report] = deque()
@@ -88,7 +89,8 @@ class ProcessCrew:
         shared, mailbox = self._shared, self._mailboxes[role]
         match role.kind:
             case "rollout":
-                return partial(_rollout_body, shared, role.index, mailbox)
+                body = _actor_body if shared.config.has_actors else _rollout_body
+                return partial(body, shared, role.index, mailbox)
             case "policy":
                 return partial(self._policy_body, shared, role.index)
             case "learner":
@@ -322,6 +324,12 @@ def _learner_body(
 def _policy_body(shared: Shared, index: int) -> None:
     with memory_shortage_explained(shared.config):
         worker_loop(make_policy_worker(shared, index), shared.stop)
+
+
+def _actor_body(shared: Shared, index: int, reports: Mailbox[Report]) -> None:
+    pin_and_nice(shared.config, index)
+    with memory_shortage_explained(shared.config):
+        worker_loop(make_actor(shared, index, reports), shared.stop)
 
 
 def _rollout_body(shared: Shared, index: int, reports: Mailbox[Report]) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from sfrl.algorithms import Algorithm
     from sfrl.nets.model import Network
+    from sfrl.workers.actor import Actor
     from sfrl.workers.learner import Learner
     from sfrl.workers.policy_worker import PolicyWorker
     from sfrl.workers.rollout_worker import RolloutWorker
@@ -84,7 +85,7 @@ class SharedBytes(NamedTuple):
 def shared_bytes(config: Config, spec: EnvSpec) -> SharedBytes:
     """Of all that `make_shared`, the crew and the learner allocate."""
     topology = make_topology(config)
-    num_mailboxes = topology.num_roles + 1  # requests go the other way
+    num_mailboxes = len(topology.processes) + 1  # requests go the other way
     return SharedBytes(
         trajectory_buffer.nbytes(config.num_slots, slot_spec(config, spec)),
         weights.nbytes(model_size(config, spec)) * (2 if config.target_period else 1),
@@ -115,7 +116,9 @@ def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
         torch.set_num_threads(1)
     weights = WeightsReader(shared.weights)
     weights.wait_for_first(shared.stop)
-    names = (config.policy_devices or config.device).split(",")
+    # A GPU that many actors share would have a small batch of each in turn.
+    usual = "cpu" if config.has_actors else config.device
+    names = (config.policy_devices or usual).split(",")
     algorithm, model = _make_model(shared, names[index % len(names)])
     precision = torch.bfloat16 if shared.weights.acts_in_bfloat16 else torch.float32
     worker = PolicyWorker(
@@ -131,6 +134,14 @@ def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
     if worker.device.type != "cpu":
         worker.warm_up()
     return worker
+
+
+def make_actor(shared: Shared, index: int, reports: Mailbox[Report]) -> Actor:
+    """Waits for the learner's first weights before it makes environments. Raises Stopped."""
+    from sfrl.workers.actor import Actor
+
+    policy = make_policy_worker(shared, index)
+    return Actor(make_rollout_worker(shared, index, reports), policy)
 
 
 def make_learner(
@@ -210,8 +221,11 @@ def _choose_precision(shared: Shared, model: Network) -> torch.dtype:
 
 
 def pin_and_nice(config: Config, index: int) -> None:
-    """Rollout worker `index`'s niceness and, with `pin_workers`, its core."""
-    if config.worker_nice:
+    """Rollout worker `index`'s niceness and, with `pin_workers`, its core.
+
+    One with a network in its process is not nice: others wait for networks.
+    """
+    if config.worker_nice and not config.has_actors:
         os.nice(config.worker_nice)
     if config.pin_workers:
         cores = sorted(os.sched_getaffinity(0))

@@ -105,7 +105,8 @@ class Watchdog:
         that is stopped, works or starts does not wait: the others wait for it.
         """
         limit_s = self._config.stall_timeout
-        if self._standing_s < limit_s or len(self._processes) < self._progress.topology.num_roles:
+        all_work = self._processes.keys() == self._progress.topology.processes.keys()
+        if self._standing_s < limit_s or not all_work:
             return None
         waits = []
         for role, before in self._waited.items():
@@ -179,7 +180,8 @@ class Watchdog:
         return None
 
     def _done(self, role: Role) -> bytes:
-        done = self._progress.laps(role).tobytes()
+        members = self._progress.topology.processes[role]
+        done = b"".join(self._progress.laps(member).tobytes() for member in members)
         if role.has_envs:
             done += self._progress.stepping[role.index].tobytes()
         return done

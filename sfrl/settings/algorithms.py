@@ -35,7 +35,8 @@ _MAX_NAME = 80  # of what may be a misspelled setting
 def make_config(values: Mapping[str, Any]) -> Config:
     """The settings of a run, of its system's algorithm, which has them all. Raises ConfigError."""
     system = values.get("system", DEFAULT_SYSTEM)
-    return class_of(system)(**{**values, "system": system})
+    fixed = {name: setting.value for name, setting in SYSTEMS[system].fixed.items()}
+    return class_of(system)(**{**fixed, **values, "system": system})
 
 
 def class_of(system: str) -> type[Config]:

@@ -160,7 +160,18 @@ class Config(
     def env_options(self) -> envs.EnvOptions:
         return env_options(vars(self))
 
+    @property
+    def has_actors(self) -> bool:
+        """Whether each rollout worker shares its process with a policy worker of its own."""
+        has_actors: bool = SYSTEMS[self.system].layout == "actors"
+        return has_actors
+
     # --- derived sizes ---
+    @property
+    def num_policies(self) -> int:
+        """Policy workers of the run."""
+        return self.num_workers if self.has_actors else self.num_policy_workers
+
     @property
     def num_slots(self) -> int:
         return self.splits * self.slots_per_split

@@ -15,4 +15,5 @@ SYSTEM = System(
     purpose="the fastest way to a good policy on one machine; for every kind of action",
     paper="Petrenko et al. 2020, arXiv:2006.11751",
     algorithm="actor_critic",
+    is_tuned=True,
 )

@@ -13,4 +13,5 @@ SYSTEM = System(
     purpose="action values without a memory; one Discrete action",
     paper="Mnih et al. 2016, arXiv:1602.01783, algorithm S3",
     algorithm="n_step_q",
+    is_tuned=True,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class Fixed(NamedTuple):
@@ -25,6 +25,13 @@ class System(NamedTuple):
     paper: str
     algorithm: str
     """What is learned, and how actions are chosen: sfrl/algorithms/, sfrl/settings/."""
+    layout: Literal["separate", "actors"] = "separate"
+    """Who shares a process. separate: nobody. actors: a rollout worker and a policy worker of its
+    own, which serves nobody else."""
+    pull: Literal["batch", "unroll"] = "batch"
+    """When acting takes the newest weights: before each batch, or only where a slot begins."""
+    is_tuned: bool = False
+    """Whether sfrl/tune/throughput.py is a model of its processes."""
     defaults: Mapping[str, Any] = {}
     """Settings where the system needs others than its algorithm's defaults; flags override them."""
     fixed: Mapping[str, Fixed] = {}

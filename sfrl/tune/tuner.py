@@ -26,6 +26,7 @@ from sfrl.ipc.shared_memory import shm_shortage
 from sfrl.run.roles import shared_bytes
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.machine import available_cores, available_memory, machine, usable_cores
+from sfrl.systems import SYSTEMS
 from sfrl.tune import children, components
 from sfrl.tune.throughput import Costs, Rates, predict
 
@@ -260,6 +261,10 @@ def tune(config: Config, fixed: Collection[str], spec: EnvSpec) -> Config:
     """
     if config.replay is not None:  # throughput.py models slots that are learned from in order
         note = "not tuned: with a memory the learner's updates_per_decision set the pace"
+        _say(note)
+        return dataclasses.replace(config, tuned=note)
+    if not SYSTEMS[config.system].is_tuned:
+        note = f"not tuned: the model of costs is not of system={config.system}'s processes"
         _say(note)
         return dataclasses.replace(config, tuned=note)
     cores, cached = usable_cores(), read_cache()

@@ -23,6 +23,7 @@ from sfrl.nets.model import Network
 from sfrl.parameters.weights import WeightsReader
 from sfrl.records.timing import POLICY_STAGES, StageTimer
 from sfrl.settings.config import Config
+from sfrl.systems import SYSTEMS
 from sfrl.workers.inference import Batch, GpuBatch, HostBatch, Results, Rows, batch_sizes
 
 log = own_logger(__name__)
@@ -33,8 +34,9 @@ _NOTHING = torch.empty(0)
 class PolicyWorker:
     """Answers the requests of whatever splits are ready, in one batch, with the newest weights.
 
-    New weights are taken between batches, never within one. Recurrent state stays here, by split:
-    a split has the same policy worker throughout.
+    New weights are taken between batches, never within one; in a system that freezes the policy
+    for an unroll, only before the row that begins one. Recurrent state stays here, by split: a
+    split has the same policy worker throughout.
     """
 
     def __init__(
@@ -63,7 +65,10 @@ class PolicyWorker:
         self.max_requests = max(1, min(config.policy_batch_size // self.num_envs, served))
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device)
-        self.generator.manual_seed(config.seed * 1_000_003 + index)
+        # An actor that was started again draws other actions than its predecessor did.
+        restarts = int(progress.restarts[index]) if config.has_actors else 0
+        self.generator.manual_seed(config.seed * 1_000_003 + index + restarts * 104_729)
+        self._is_frozen_in_unrolls = SYSTEMS[config.system].pull == "unroll"
         # Leaf -> [S, T+1, N, *shape].
         self.obs = {name: torch.from_numpy(rows) for name, rows in buffer.obs.items()}
         self.valid = torch.from_numpy(buffer.valid)  # [S, T+1, N]
@@ -118,8 +123,9 @@ class PolicyWorker:
         requests = [m for m in messages if self.buffer.is_current(m)]  # of workers that live
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             if requests:
-                self.weights.refresh(self.model)
-                self.timer.lap("refresh_weights")
+                if not self._is_frozen_in_unrolls or any(t == 0 for _, t, _ in requests):
+                    self.weights.refresh(self.model)
+                    self.timer.lap("refresh_weights")
                 self._launch(requests)
             num_to_leave = self._max_in_flight if requests else 0
             has_answered = len(self._in_flight) > num_to_leave

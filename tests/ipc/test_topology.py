@@ -35,6 +35,23 @@ def test_roles_have_the_names_that_logs_and_process_titles_show(topology):
     assert restartable == ["rollout-0", "rollout-1"]
 
 
+def test_every_role_has_a_process_or_actors_share_one_with_their_policy_worker(topology):
+    assert [*topology.processes] == topology.roles
+    assert all(members == (role,) for role, members in topology.processes.items())
+    actors = {
+        "num_splits": 1,
+        "batch_size": 24,
+        "num_policy_workers": 1,
+        "loss": "vtrace",
+        "system": "impala",
+    }
+    topology = make_topology(ActorCriticConfig(**UNEVEN | actors))
+    rollouts, policies = topology.of_kind("rollout"), topology.of_kind("policy")
+    pairs = {rollouts[i]: (rollouts[i], policies[i]) for i in range(2)}
+    assert topology.processes == {**pairs, LEARNER: (LEARNER,)}
+    assert topology.slots.policy == topology.slots.rollout
+
+
 def test_every_role_has_a_row_of_its_own(topology):
     assert [topology.row(role) for role in topology.roles] == list(range(7))
     assert topology.row(LEARNER) == 6

@@ -1,0 +1,93 @@
+"""Actors: one process steps environments and acts, by one policy for each unroll."""
+
+import time
+
+import pytest
+
+from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.topology import Role
+from sfrl.run.roles import make_actor, make_policy_worker, make_rollout_worker
+from tests.ledger import CheckingLearner
+from tests.runs import run_training
+
+T, N = 6, 2
+SIZES = {
+    "env": "tests.tiny_envs:Ledger-v0",
+    "frameskip": 1,
+    "num_workers": 1,
+    "num_splits": 1,
+    "envs_per_worker": N,
+    "slots_per_split": 3,
+    "rollout_length": T,
+    "batch_size": T * N,
+    "minibatches": 1,
+    "model": "mlp",
+    "precision": "float32",
+    "debug_buffers": True,
+}
+IMPALA = {"system": "impala", "loss": "vtrace"}
+
+
+class Publishing(CheckingLearner):
+    """Has new weights after every row that is acted on."""
+
+    version = 0
+
+    def step(self):
+        self.version += 1
+        self.progress.learner_steps = self.version
+        self.weights.publish(self.model, self.version)
+        return super().step()
+
+    def _check(self, slot, rows):
+        super()._check(slot, rows)
+        self.versions.append(rows.policy_version[:, 0].tolist())
+
+
+@pytest.mark.parametrize("system", [{}, IMPALA], ids=["appo", "impala"])
+def test_an_unroll_is_one_policys_and_only_where_the_system_says_so(make_shared, system):
+    shared = make_shared(**SIZES, **system)
+    learner = Publishing(shared)
+    learner.versions = []
+    if system:
+        workers = [make_actor(shared, 0, Mailbox())]
+    else:
+        workers = [make_policy_worker(shared, 0), make_rollout_worker(shared, 0, Mailbox())]
+    while len(learner.versions) < 10:
+        for worker in (*workers, learner):
+            worker.step()
+    firsts = [versions[0] for versions in learner.versions]
+    assert firsts == sorted(set(firsts)), "each begins with newer ones than the one before"
+    are_frozen = [len(set(versions)) == 1 for versions in learner.versions]
+    assert all(are_frozen) if system else not any(are_frozen)
+    for worker in workers:
+        worker.close()
+
+
+@pytest.mark.slow
+def test_a_long_step_silences_an_actors_policy_and_ends_nothing(tmp_path):
+    """Its process is judged as one that steps environments: by --env-timeout."""
+    ended = run_training(
+        tmp_path / "run",
+        *("--env=Latency", '--env-kwargs={"mean_ms":2500}', "--system=impala", "--stall-timeout=1"),
+        *("--envs-per-worker=1", "--rollout-length=2", "--batch-size=2", "--minibatches=1"),
+        *("--train-frames=6", "--slots-per-split=2"),
+    )
+    assert ended.code == 0, ended.stderr
+    assert "starting it again" not in ended.stderr
+
+
+def test_no_time_is_charged_to_both_members_of_an_actor(make_shared):
+    shared = make_shared(**SIZES, **IMPALA)
+    learner, actor = Publishing(shared), make_actor(shared, 0, Mailbox())
+    learner.versions = []
+    rows = [shared.progress.stage_seconds(Role(kind, 0)) for kind in ("rollout", "policy")]
+    before, spent_s = sum(row.sum() for row in rows), 0.0
+    while len(learner.versions) < 30:
+        start_s = time.perf_counter()
+        actor.step()
+        spent_s += time.perf_counter() - start_s
+        learner.step()
+    charged_s = sum(row.sum() for row in rows) - before
+    assert 0.5 * spent_s < charged_s <= spent_s
+    actor.close()
