@@ -62,6 +62,18 @@ class ActionSpec:
         return len(self.choices) == 1 and not self.low
 
     @property
+    def in_words(self) -> str:
+        """As a user knows the space: Gymnasium's names."""
+        choices, numbers = len(self.choices), self.num_numbers
+        if self.is_single:
+            return "a Discrete"
+        if not numbers:
+            return f"{choices} choices (MultiDiscrete, MultiBinary, or a Dict or Tuple)"
+        if not choices:
+            return f"a Box of {numbers}"
+        return f"a Dict or Tuple of a Box of {numbers} and {choices} choices"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return () if self.is_single else (len(self.choices) + len(self.low),)
 

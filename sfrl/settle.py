@@ -49,12 +49,14 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
     # Here: the user's code, which `model` imports, may go elsewhere.
     runs = run_folder.started_in() / RUNS
     saved = saved_settings(given)
+    unfit: ConfigError | None = None
     try:
         defaults, spec = defaults_of(given, saved, signals)
     except envs.UnknownEnvError as error:
         problems.append(str(error))  # and go on, to tell of the other problems at once
         defaults = saved or default_config(given)
-    except ConfigError:  # of what is told below
+    except ConfigError as error:
+        unfit = error  # mostly of what is told below
         defaults = saved or default_config(given)
     if not given.get("serial", defaults.serial) and multiprocessing.current_process().daemon:
         problems.append(
@@ -72,6 +74,8 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
         problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
+    if unfit is not None:
+        raise unfit
     if config.run_dir:
         run_dir = Path(run_folder.expanded("run_dir", config.run_dir)).absolute()
         config = dataclasses.replace(config, run_dir=str(run_dir))

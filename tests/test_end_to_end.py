@@ -368,3 +368,13 @@ def test_assumptions_are_told_at_start_and_numbers_in_info_become_metrics(tmp_pa
     last = metrics(tmp_path)[-1]
     assert last["info/is_success"] == pytest.approx((last["episode_return_mean"] + 1) / 2)
     assert "info/note" not in last
+
+
+@pytest.mark.parametrize(("system", "is_late"), [("appo", True), ("a2c-sync", False)])
+def test_synchronous_rows_are_never_of_an_older_policy(tmp_path, system, is_late):
+    flags = (f"--system={system}", "--num-workers=2", "--envs-per-worker=4", "--rollout-length=8")
+    more = ("--train-frames=3000", "--report-seconds=0.2")
+    ended = run_training(tmp_path / "run", "--env=tests.tiny_envs:Catch-v0", *flags, *more)
+    assert ended.code == 0, ended.stderr
+    lags = [record["policy_lag_max"] for record in metrics(tmp_path / "run")]
+    assert (max(lag for lag in lags if lag is not None) > 0) == is_late

@@ -70,14 +70,9 @@ class Replay:
             shape, dtype = rows[name]
             rows[name] = (shape[0] // frames, *shape[1:]), dtype
             rows[_distances(name)] = (frames - 1,), np.dtype(np.uint8)
-        # name -> [L * columns + 1, ...], row by row; the last one stays 0. The kernel gives memory
-        # as it is written.
+        # name -> [L * columns + 1, ...], row by row; the last one stays 0.
         self._rows = {
-            name: torch.zeros(
-                (length * self._num_columns + 1, *shape),
-                dtype=torch.from_numpy(np.empty(0, dtype)).dtype,
-                device=device,
-            )
+            name: _zeros((length * self._num_columns + 1, *shape), dtype, device)
             for name, (shape, dtype) in rows.items()
         }
         # What windows are drawn by is known on the host.
@@ -271,6 +266,13 @@ class Replay:
             ring[: len(state[name])] = torch.from_numpy(state[name])
         self._num_decisions = int((self._is_valid & self._is_acted).sum())
         self._num_starts = int(self._is_start.sum())
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> Tensor:
+    """Of NumPy's, on a CPU: the kernel gives it memory as it is written, and torch writes all."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros(shape, dtype))
+    return torch.zeros(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, device=device)
 
 
 def _distances(name: str) -> str:

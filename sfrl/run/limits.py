@@ -63,9 +63,8 @@ def fitted(config: Config, fixed: Collection[str], spec: EnvSpec) -> tuple[Confi
 
 def check(config: Config, spec: EnvSpec) -> None:
     """Raises ShortageError. The limit on open files is raised first as far as it may be."""
-    problems = []
+    problems = _memory_problems(config, spec)
     if not config.serial:
-        problems += _memory_problems(config, spec)
         problems += [*_file_problems(config), *_process_problems(config)]
     if shortage := _shm_shortage(config, spec):
         problems.append(shortage)
@@ -74,7 +73,7 @@ def check(config: Config, spec: EnvSpec) -> None:
 
 
 def _num_processes(config: Config) -> int:
-    return len(make_topology(config).processes)
+    return 1 if config.serial else len(make_topology(config).processes)
 
 
 def _shm_shortage(config: Config, spec: EnvSpec) -> str | None:
@@ -93,12 +92,14 @@ def _shm_shortage(config: Config, spec: EnvSpec) -> str | None:
 
 def _memory_problems(config: Config, spec: EnvSpec) -> list[str]:
     needed_bytes = shared_bytes(config, spec)
-    networks = config.num_policies + 1
+    workers, networks = config.num_workers, config.num_policies + 1
+    if config.serial:  # this process has all, and is there already
+        workers, networks = 0, 1
     model = 4 * model_size(config, spec)  # float32
     on_cpu = "cuda" not in config.device  # of the weights: what auto is, torch alone knows
     num_targets = 1 if config.target_period else 0
     copies = _LEARNER_COPIES + num_targets + config.num_policies if on_cpu else 0
-    needed = sum(needed_bytes) + config.num_workers * _ROLLOUT_BYTES + networks * _NETWORK_BYTES
+    needed = sum(needed_bytes) + workers * _ROLLOUT_BYTES + networks * _NETWORK_BYTES
     needed += copies * model
     told = ""
     if config.replay is not None and on_cpu:

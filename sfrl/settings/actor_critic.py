@@ -24,6 +24,9 @@ _BODIES = {
     "entropy_coef": 3e-3,
 }
 
+# Choices by vectors: a look farther ahead, for which more must be tried (docs/experiments.md).
+_VECTORS = {"gamma": 0.995, "entropy_coef": 0.02}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ActorCriticConfig(Config):
@@ -89,6 +92,8 @@ class ActorCriticConfig(Config):
                 "value_encoder": "shared" if _has_large_images(spec) else "separate",
                 "normalize_returns": True,  # rewards come in all sizes here
             }
+        if spec.kind == "vector" and not spec.actions.low:
+            values |= _VECTORS
         if spec.actions.low:  # numbers come with states of all units
             values["normalize_obs"] = any(leaf.kind == "vector" for leaf in spec.leaves)
             if spec.actions.num_numbers == 1:

@@ -111,10 +111,15 @@ def foreign_problems(values: Mapping[str, object], system: str) -> dict[str, str
         owners = [other for other in SYSTEMS if name in settings_of(class_of(other))]
         if system not in owners:
             problems[name] = (
-                f"{name} is a setting of system={' and '.join(owners)}; leave it out with "
+                f"{name} is a setting of system={_listed(owners)}; leave it out with "
                 f"system={system}"
             )
     return problems
+
+
+def _listed(names: list[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def nearest(name: str, names: Mapping[str, object]) -> list[str]:

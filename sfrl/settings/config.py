@@ -126,11 +126,19 @@ class Config(
         """What does not fit this environment, each in a line: a setting that does nothing in it, or
         what the algorithm is not for."""
         neutral = self.without_unused(spec)
-        return [
+        problems = [
             f"{name}={getattr(self, name)} {reason}; leave it out"
             for name, reason in self.unused_in(spec).items()
             if getattr(self, name) != getattr(neutral, name)
         ]
+        if SYSTEMS[self.system].is_synchronous and self.slots_per_batch != self.num_slots:
+            size = self.num_slots * self.envs_per_split * self.rollout_length
+            problems.append(
+                f"batch_size={self.batch_size} must be {size} with system={self.system}: a round "
+                f"of all environments (num_workers * envs_per_worker * rollout_length); leave it "
+                f"out"
+            )
+        return problems
 
     def unused_in(self, spec: envs.EnvSpec) -> dict[str, str]:
         """The settings that do nothing in this environment, beside the others, and why.

@@ -15,6 +15,8 @@ from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.machine import available_cores
 from sfrl.systems import DEFAULT_SYSTEM, SYSTEMS
 
+_ROUND = ("num_workers", "envs_per_worker", "rollout_length")
+
 
 def defaults_for(
     env: str, given: Mapping[str, Any] | None = None, spec: envs.EnvSpec | None = None
@@ -45,8 +47,13 @@ def defaults_for(
             "train_frames": 1_000_000,
             "checkpoint_seconds": 60.0,
         }
-    own = class_of(system.name).defaults_in(spec, given)
-    config = make_config({**values, **own, **system.defaults, **fixed})
+    cls = class_of(system.name)
+    own: dict[str, Any] = cls.defaults_in(spec, given)
+    own = {**values, **own, **system.defaults, **fixed}
+    if system.is_synchronous:  # a training batch has a whole round, whatever the user makes of it
+        own |= {name: max(given[name], 1) for name in _ROUND if name in given}
+        own["batch_size"] = math.prod(own.get(name, getattr(cls, name)) for name in _ROUND)
+    config = make_config(own)
     # A training batch is one round of all environments. Policy lag, counted in optimizer steps,
     # then depends on epochs * minibatches alone, however many workers there are.
     num_workers = max(given.get("num_workers", num_workers), 1)

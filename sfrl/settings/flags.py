@@ -85,7 +85,10 @@ def read_flags(
             setting, is_on = switches[name]
             given[setting] = is_on
             if has_value:
-                problems.append(f"{arg} must have no value; use {flag}")
+                is_off = value.lower() in ("false", "0", "no", "off")
+                opposite = name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"
+                wanted = opposite if is_off and opposite in switches else name
+                problems.append(f"{arg} must have no value; use --{wanted.replace('_', '-')}")
             continue
         if not has_value and args and not args[0].startswith("--"):
             value = args.pop(0)

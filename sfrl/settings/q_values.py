@@ -11,11 +11,14 @@ from sfrl.settings.fields import Count, linear_size
 
 @dataclass(frozen=True, kw_only=True)
 class QConfig(Config):
-    """What all of them have."""
+    """Values of actions."""
 
     STATISTICS = ("value_loss", "explained_variance", "action_value", "greedy_fraction")
     SHOWN = STATISTICS
     HEADLINE = "action_value"
+
+    FIXED_ON_RESUME = (*Config.FIXED_ON_RESUME, "dueling")
+    COSTS = (*Config.COSTS, "dueling")
 
     target_every: Count = 100
     """The target network becomes a copy of the model every so many optimizer steps, at the end of
@@ -39,15 +42,5 @@ class QConfig(Config):
         return [
             *problems,
             f"system={self.system} must have one Discrete to choose from, and an action of "
-            f"{self.env} is {_in_words(spec.actions)}; use system=appo",
+            f"{self.env} is {spec.actions.in_words}; use system=appo",
         ]
-
-
-def _in_words(actions: envs.ActionSpec) -> str:
-    """As a user knows the space: Gymnasium's names."""
-    choices, numbers = len(actions.choices), actions.num_numbers
-    if not numbers:
-        return f"{choices} choices (MultiDiscrete, MultiBinary, or a Dict or Tuple)"
-    if not choices:
-        return f"a Box of {numbers}"
-    return f"a Dict or Tuple of a Box of {numbers} and {choices} choices"

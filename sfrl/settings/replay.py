@@ -10,11 +10,12 @@ from sfrl.settings.experience import ReplaySpec
 from sfrl.settings.fields import Count, Positive, at_least, at_most
 
 _ATARI_FRAMES = 4
+_USUAL_SIZE = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig(Config):
-    """What all of them have."""
+    """A memory of past decisions."""
 
     replay_size: Count = 1_000_000
     """Rows that the memory holds, of all environments together; then the oldest are replaced."""
@@ -68,7 +69,7 @@ class ReplayConfig(Config):
                 f"replay_size={self.replay_size} must be at least {least}, so that each of "
                 f"{columns} environments (num_workers * envs_per_worker) has room for a slot "
                 f"(rollout_length={self.rollout_length}) and n_step={self.n_step} more rows; try "
-                f"replay_size={max(least, type(self).replay_size)}"
+                f"replay_size={max(least, _USUAL_SIZE)}"
             ]
         # Episodes of one step have as many rows that only reset.
         most = columns * ((self.replay_size // columns - 1) // 2)

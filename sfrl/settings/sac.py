@@ -81,9 +81,8 @@ class SACConfig(ReplayConfig):
             return problems
         return [
             *problems,
-            f"system={self.system} is for actions of a Box, and {self.env} has "
-            f"{len(spec.actions.choices)} choices and {spec.actions.num_numbers} numbers; use "
-            f"system=appo",
+            f"system={self.system} must have a Box of actions, and an action of {self.env} is "
+            f"{spec.actions.in_words}; use system=appo",
         ]
 
     def problems(self) -> list[str]:

@@ -30,6 +30,9 @@ class System(NamedTuple):
     own, which serves nobody else."""
     pull: Literal["batch", "unroll"] = "batch"
     """When acting takes the newest weights: before each batch, or only where a slot begins."""
+    is_synchronous: bool = False
+    """Whether slots go back only when the weights that were learned from them are published, and a
+    training batch has all slots there are: then no row is acted on by an older policy."""
     is_tuned: bool = False
     """Whether sfrl/tune/throughput.py is a model of its processes."""
     defaults: Mapping[str, Any] = {}

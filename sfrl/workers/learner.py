@@ -30,6 +30,7 @@ from sfrl.parameters.weights import Weights
 from sfrl.records import checkpoint, memory_file
 from sfrl.records.timing import LEARNER_STAGES, StageTimer
 from sfrl.settings.config import Config
+from sfrl.systems import SYSTEMS
 from sfrl.workers.checkpoint_service import CheckpointService
 from sfrl.workers.statistics import UpdateStatistics
 
@@ -91,6 +92,8 @@ class Learner:
         self.checkpoints = CheckpointService(
             config, progress, checkpoint_requests, reports, self.state, self.experience.state
         )
+        is_synchronous = SYSTEMS[config.system].is_synchronous
+        self._gives_back_at_once = self.experience.are_copies and not is_synchronous
         # What `_update` is told, in tensors, since a graph reads nothing else.
         shape = 2, self.experience.num_chosen
         self._chosen = torch.zeros(shape, dtype=torch.int64, device=self.device)
@@ -142,7 +145,7 @@ class Learner:
             places = experience.load(slots)
             self.finish()  # the batch before: this one's slots were copied meanwhile
             experience.take()
-            if experience.are_copies:
+            if self._gives_back_at_once:
                 self.inbox.give_back(slots)
             self.timer.lap("gather")
             self.parameters.set_learning_rate(self.learning_rate())
@@ -175,9 +178,9 @@ class Learner:
                 cuda.sleep_until_done(self._stream)
                 self._count_steps()
                 self.timer.lap("train")
-            if not self.experience.are_copies:
+            self.publish()  # first: whoever gets a slot back may act with these weights
+            if not self._gives_back_at_once:
                 self.inbox.give_back(slots)
-            self.publish()
             if time.monotonic() >= self._next_report_s:
                 self.report()
             self.timer.lap("publish")

@@ -62,6 +62,8 @@ def saved_run(run_dir: str, *flags: str) -> Config:
         ("--env", ["--env needs a value"]),
         ("--env --resume", ["--env needs a value"]),
         ("--resume=yes", ["--resume=yes must have no value; use --resume"]),
+        ("--serial=False", ["--serial=False must have no value; use --no-serial"]),
+        ("--no-serial=0", ["--no-serial=0 must have no value; use --serial"]),
         ("--serial 1", ["'1' is no flag"]),
         ("--num-workers=two", ["--num-workers=two must be a whole number"]),
         ("--num_workers 2.5", ["--num_workers=2.5 must be a whole number"]),

@@ -11,6 +11,7 @@ from sfrl.records import checkpoint
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.algorithms import ALGORITHMS, load_config, make_config
 from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.defaults import defaults_for
 from sfrl.settings.fields import settings_of
 from sfrl.settings.n_step_q import NStepQConfig
 from sfrl.settle import settle
@@ -46,8 +47,8 @@ def test_the_algorithm_says_which_settings_there_are_and_what_they_are_by_defaul
         (
             "--system=n-step-q --ppo-clip=0.2 --gamma=2 --no-normalize-returns",
             [
-                OF_OTHERS.format("ppo_clip", "appo and impala", "n-step-q"),
-                OF_OTHERS.format("normalize_returns", "appo and impala", "n-step-q"),
+                OF_OTHERS.format("ppo_clip", "appo, impala and a2c-sync", "n-step-q"),
+                OF_OTHERS.format("normalize_returns", "appo, impala and a2c-sync", "n-step-q"),
                 "gamma=2.0 must lie between 0 and 1",
             ],
         ),
@@ -63,11 +64,11 @@ def test_the_algorithm_says_which_settings_there_are_and_what_they_are_by_defaul
             ],
         ),
         ("--system=n-step-q --target-every=0", ["target_every=0 must be at least 1"]),
-        ("--system=ppo", ["--system=ppo must be one of appo, impala, n-step-q"]),
+        ("--system=ppo", ["--system=ppo must be one of appo, impala, a2c-sync, n-step-q"]),
         ("--algorithm=sac", ["--algorithm is unknown; use --system"]),
         (
             "--resume --run-dir=saved --rho-clip=2",
-            [OF_OTHERS.format("rho_clip", "appo and impala", "n-step-q")],
+            [OF_OTHERS.format("rho_clip", "appo, impala and a2c-sync", "n-step-q")],
         ),
         (
             "--resume --run-dir=saved --system=appo --rnn-size=8",
@@ -87,14 +88,14 @@ def test_another_algorithms_settings_are_refused_in_a_line_that_says_whose_they_
 
 
 def test_from_python_and_from_a_file_they_are_refused_as_well():
-    with pytest.raises(ConfigError, match="system=ppo must be one of appo, impala, n-step-q"):
+    with pytest.raises(ConfigError, match="system=ppo must be one of appo, impala, a2c-"):
         settle({"system": "ppo", "seed": 2})
-    with pytest.raises(ConfigError, match="ppo_clip is a setting of system=appo and impala"):
+    with pytest.raises(ConfigError, match="ppo_clip is a setting of system=appo, impala and"):
         settle({"env": "CartPole-v1", "system": "n-step-q", "ppo_clip": 0.5})
     for values, text in (
         (
             {"system": "n-step-q", "ppo_clip": 0.5},
-            "ppo_clip is a setting of system=appo and impala; ",
+            "ppo_clip is a setting of system=appo, impala and a2c-sync; ",
         ),
         ({"target_every": 5}, "target_every is a setting of system=n-step-q"),
         ({"system": "r2d2"}, "system=r2d2 must be one of"),
@@ -140,7 +141,7 @@ def test_help_has_the_settings_of_the_system(capsys):
         with pytest.raises(SystemExit):
             cli.read_flags(["--env=CartPole-v1", f"--system={system}", "--help"])
         texts[system] = " ".join(capsys.readouterr().out.split())
-    choices = "--system {appo,impala,n-step-q,dqn,sac} Who does what"
+    choices = "--system {appo,impala,a2c-sync,n-step-q,dqn,sac} Who does what"
     assert all(choices in text for text in texts.values())
     assert "--epsilon-frames INT Emulated frames over which" in texts["n-step-q"]
     assert "n-step Q-learning (--system=n-step-q):" in texts["n-step-q"]
@@ -152,7 +153,7 @@ def test_help_has_the_settings_of_the_system(capsys):
 def test_a_system_has_its_file_its_class_and_no_others_settings():
     assert len(SYSTEMS) == len(list((ROOT / "sfrl" / "systems").glob("*.py"))) - 2
     for name, system in SYSTEMS.items():
-        config = make_config({"system": name, "run_dir": "x"})
+        config = defaults_for("CartPole-v1", {"system": name})
         assert type(config) is ALGORITHMS[system.algorithm]
         assert {*system.defaults, *system.fixed} <= settings_of(type(config)).keys()
     with pytest.raises(ConfigError, match="system=sac must be one of appo"):

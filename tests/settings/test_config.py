@@ -217,10 +217,10 @@ def test_policy_and_value_share_an_encoder_of_large_images_alone(shape, value_en
 @pytest.mark.parametrize(
     ("numbers", "kind", "values"),
     [
-        (0, "vector", (False, 0.0, 1e-3, 2, 4, 256, 0.01)),
-        (1, "vector", (True, 0.9, 1e-3, 2, 4, 256, 0.01)),
-        (2, "vector", (True, 0.0, 5e-4, 16, 8, 128, 3e-3)),
-        (2, "image", (True, 0.0, 3e-4, 2, 4, 256, 0.01)),
+        (0, "vector", (False, 0.0, 1e-3, 2, 4, 256, 0.02, 0.995)),
+        (1, "vector", (True, 0.9, 1e-3, 2, 4, 256, 0.01, 0.99)),
+        (2, "vector", (True, 0.0, 5e-4, 16, 8, 128, 3e-3, 0.99)),
+        (2, "image", (True, 0.0, 3e-4, 2, 4, 256, 0.01, 0.99)),
     ],
 )
 def test_defaults_depend_on_how_many_numbers_an_action_has(numbers, kind, values):
@@ -232,6 +232,7 @@ def test_defaults_depend_on_how_many_numbers_an_action_has(numbers, kind, values
     assert values == (
         *(config.normalize_obs, config.noise_correlation, config.learning_rate),
         *(config.minibatches, config.epochs, config.batch_size, config.entropy_coef),
+        config.gamma,
     )
 
 
