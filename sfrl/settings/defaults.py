@@ -48,8 +48,8 @@ def defaults_for(
             "checkpoint_seconds": 60.0,
         }
     cls = class_of(system.name)
-    own: dict[str, Any] = cls.defaults_in(spec, given)
-    own = {**values, **own, **system.defaults, **fixed}
+    systems_own = {**system.defaults, **fixed}
+    own: dict[str, Any] = {**values, **cls.defaults_in(spec, given), **systems_own}
     if system.is_synchronous:  # a training batch has a whole round, whatever the user makes of it
         own |= {name: max(given[name], 1) for name in _ROUND if name in given}
         own["batch_size"] = math.prod(own.get(name, getattr(cls, name)) for name in _ROUND)
@@ -67,8 +67,8 @@ def defaults_for(
 
     # With more processes than cores another one fills a worker's wait, and inference batches of a
     # whole worker's environments are cheaper than of its halves.
-    num_splits = 1 if cores <= 4 else 2
-    if given.get("threads_per_worker", 1) > 1:
+    num_splits = 1 if cores <= 4 or "num_splits" in systems_own else 2
+    if given.get("threads_per_worker", 1) > 1 and "num_splits" not in systems_own:
         # A split waits for its slowest environment, and the others go on.
         num_splits = math.gcd(4, size_of("envs_per_worker"))
     rows = size_of("batch_size", "minibatches")

@@ -15,6 +15,7 @@ SYSTEM = System(
     paper="Mnih et al. 2016, arXiv:1602.01783, without its asynchrony",
     algorithm="actor_critic",
     is_synchronous=True,
+    defaults={"num_splits": 1},  # nobody works while another split's actions are computed
     fixed={
         "loss": Fixed("vtrace", "its policy gradient, which on-policy is the plain one"),
         "epochs": Fixed(1, "after one pass the rows are of an older policy"),

@@ -268,6 +268,9 @@ def test_a_memory_that_is_too_large_is_refused_before_the_start(make_shared, mon
     text = r"286 MiB of a memory of 10,000,000 rows .* lower --replay-size=10000000,"
     with pytest.raises(limits.ShortageError, match=text):
         make_shared(**settings, replay_size=10_000_000, num_workers=8, envs_per_worker=8)
+    text = r"1 processes, .* 5,722 MiB of a memory of 200,000,000 rows"
+    with pytest.raises(limits.ShortageError, match=text):
+        make_shared(**settings, replay_size=200_000_000, num_workers=1, serial=True)
 
 
 # --- the learner ---

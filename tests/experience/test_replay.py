@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -235,6 +236,15 @@ def test_nothing_is_due_while_no_window_is_whole():
     assert len(taken(replay, 0)) == 0
     slots.fill(0, starts=False)
     assert len(taken(replay, 0)) > 0
+
+
+def test_a_memory_takes_as_much_as_has_been_written():
+    slots = Slots(2, 3, 4, random.Random(0))
+    process = psutil.Process()
+    before = process.memory_info().rss
+    replay = Replay(ReplaySpec(6_000_000, 0, 1.0), 8, slots.buffer, range(2), CPU)
+    assert sum(rows.nbytes for rows in replay._rows.values()) > 200 << 20
+    assert process.memory_info().rss - before < 50 << 20
 
 
 # --- through real processes, killed at any moment ---

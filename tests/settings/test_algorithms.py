@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from sfrl import envs
 from sfrl.commands import train as cli
 from sfrl.records import checkpoint
+from sfrl.settings import defaults
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.algorithms import ALGORITHMS, load_config, make_config
 from sfrl.settings.config import Config, ConfigError
-from sfrl.settings.defaults import defaults_for
 from sfrl.settings.fields import settings_of
 from sfrl.settings.n_step_q import NStepQConfig
 from sfrl.settle import settle
@@ -70,6 +71,7 @@ def test_the_algorithm_says_which_settings_there_are_and_what_they_are_by_defaul
             "--resume --run-dir=saved --rho-clip=2",
             [OF_OTHERS.format("rho_clip", "appo, impala and a2c-sync", "n-step-q")],
         ),
+        ("--resume --run-dir=saved --dueling", ["dueling=True differs from the saved run's False"]),
         (
             "--resume --run-dir=saved --system=appo --rnn-size=8",
             ["system=appo differs from the saved run's n-step-q", "rnn_size=8 differs"],
@@ -150,10 +152,15 @@ def test_help_has_the_settings_of_the_system(capsys):
     assert "--target-every" not in texts["appo"]
 
 
-def test_a_system_has_its_file_its_class_and_no_others_settings():
+@pytest.mark.parametrize("cores", [2, 16])
+def test_a_system_has_its_file_its_class_and_no_others_settings(cores, monkeypatch):
+    monkeypatch.setattr(defaults, "available_cores", lambda: cores)
     assert len(SYSTEMS) == len(list((ROOT / "sfrl" / "systems").glob("*.py"))) - 2
     for name, system in SYSTEMS.items():
-        config = defaults_for("CartPole-v1", {"system": name})
+        env = "Pendulum-v1" if name == "sac" else "CartPole-v1"
+        config = defaults.defaults_for(env, {"system": name})
+        defaults.resolve(config, envs.describe(env))
+        defaults.defaults_for("Pong", {"system": name})
         assert type(config) is ALGORITHMS[system.algorithm]
         assert {*system.defaults, *system.fixed} <= settings_of(type(config)).keys()
     with pytest.raises(ConfigError, match="system=sac must be one of appo"):
