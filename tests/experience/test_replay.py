@@ -286,7 +286,7 @@ def replaying_body(shared, reports, requests, _):
     worker_loop(ReplayingLearner(shared), shared.stop)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.kills)])
 def test_no_window_reaches_from_a_killed_worker_to_its_successor(make_shared, monkeypatch, kills):
     monkeypatch.setattr(restarts, "STEADY_S", 0.0)
     shared = make_shared(

@@ -196,7 +196,7 @@ ACTORS = {
 
 
 @pytest.mark.parametrize(
-    "system", [{}, pytest.param(ACTORS, marks=pytest.mark.slow)], ids=["appo", "impala"]
+    "system", [{}, pytest.param(ACTORS, marks=pytest.mark.kills)], ids=["appo", "impala"]
 )
 def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(
     make_crew, caplog, monkeypatch, system
