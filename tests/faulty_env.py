@@ -131,6 +131,20 @@ class GivesNaN(Raises):
         return observation, float("nan") if self.num_steps > NUM_GOOD_STEPS else 1.0, *rest
 
 
+class AllowsNothing(Raises):
+    """After `NUM_GOOD_STEPS`; the error shows what was observed."""
+
+    def reset(self, **kwargs):
+        return super().reset(**kwargs)[0], {"action_mask": [1, 1]}
+
+    def step(self, action):
+        self.num_steps += 1
+        observation, *outcome, _ = CartPoleEnv.step(self, action)
+        masks = [int(self.num_steps <= NUM_GOOD_STEPS)] * 2
+        return 1e3 * observation**5, *outcome[:1], False, False, {"action_mask": masks}
+
+
+gymnasium.register("AllowsNothing-v0", AllowsNothing)
 gymnasium.register("LeavesAHelper-v0", LeavesAHelper, max_episode_steps=500)
 gymnasium.register("RaisesBesideAThread-v0", RaisesBesideAThread, max_episode_steps=500)
 gymnasium.register("GivesNaN-v0", GivesNaN, max_episode_steps=500)

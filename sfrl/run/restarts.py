@@ -10,6 +10,8 @@ STEADY_S = 10.0  # one that has worked so long is well: the next failure is a fi
 MAX_DELAY_S = 60.0
 MAX_REPEATS = 3  # of one failure, before anything is learned: it will not pass
 _VARYING = re.compile(r"0x[0-9a-f]+|\d+")  # addresses, numbers of processes, times
+# The last frame of a traceback, and the type of the error that was raised there.
+_RAISED = re.compile(r'File "(.+)", line (\d+).*\n(?:(?! *File ") .*\n)*([\w.]+)')
 
 
 class RestartHistory:
@@ -28,7 +30,7 @@ class RestartHistory:
         self._was_restarted = False
         self._worked_since_s: float | None = None  # the first decision after the last restart
         self.num_repeats = 0
-        self._last_reason = ""
+        self._last_reason: object = None
 
     @property
     def causes(self) -> list[str]:
@@ -37,7 +39,7 @@ class RestartHistory:
 
     def failed(self, now_s: float, why: str) -> float:
         """Note a failure; returns for how many seconds the restart is to wait."""
-        reason = _VARYING.sub("#", why)
+        reason = _way(why)
         self.num_repeats = self.num_repeats + 1 if reason == self._last_reason else 1
         self._last_reason = reason
         while self._failures and now_s - self._failures[0][0] > WINDOW_S:
@@ -57,3 +59,13 @@ class RestartHistory:
         """It has made a decision since it was restarted."""
         if self._worked_since_s is None:
             self._worked_since_s = now_s
+
+
+def _way(why: str) -> object:
+    """Equal for failures of the same way.
+
+    That is an error of the same type, raised in the same line, whatever its text: it may show
+    observations, paths, names. What has no traceback has a text that differs in numbers alone.
+    """
+    raised = _RAISED.findall(why)
+    return raised[-1] if raised else _VARYING.sub("#", why)

@@ -5,7 +5,9 @@ import os
 import random
 import signal
 import time
+import traceback
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -299,6 +301,46 @@ def test_failures_are_the_same_but_for_addresses_and_numbers():
         history.failed(1.0, reason)
         repeats.append(history.num_repeats)
     assert repeats == [1, 2, 1, 1, 2]
+
+
+def raised_with(numbers):
+    raise ValueError(f"no way from {numbers}")
+
+
+def broken_at(number):
+    try:
+        {}[number]
+    except KeyError:
+        raised_with(np.linspace(-1, number, number))
+
+
+def test_failures_with_a_traceback_are_the_same_if_one_line_raised_the_same_type():
+    """Whatever the error shows: an array's text differs in more than its digits."""
+    rng, history, repeats = np.random.default_rng(0), restarts.RestartHistory(), []
+    calls = [partial(raised_with, rng.normal(size=size) * 10.0**size) for size in (1, 3, 30, 300)]
+    calls += [
+        partial(broken_at, 4),
+        partial(broken_at, 70),
+        partial(np.zeros, -1),
+        partial(int, "a"),
+    ]
+    for number, call in enumerate(calls):
+        try:
+            call()
+        except ValueError as error:
+            error.add_note(f"in step {number} with {rng.normal(size=number)}")
+            history.failed(1.0, f"rollout-0 (pid 7) exited with 1:\n{traceback.format_exc()}")
+        repeats.append(history.num_repeats)
+    history.failed(1.0, "rollout-0 (pid 7) hangs")
+    assert repeats == [1, 2, 3, 4, 5, 6, 1, 2]
+    assert history.num_repeats == 1
+    try:
+        raise LookupError(rng.normal(size=3))
+    except LookupError:
+        first = traceback.format_exc()
+    history.failed(1.0, first)
+    history.failed(1.0, first.replace("LookupError", "OSError"))
+    assert history.num_repeats == 1
 
 
 def test_too_many_restarts_end_the_run_and_tell_why(make_crew):

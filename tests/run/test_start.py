@@ -306,10 +306,17 @@ def test_a_run_that_never_trained_leaves_its_reason_and_a_free_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_failure_three_times_before_anything_is_learned_ends_the_run(tmp_path):
+@pytest.mark.parametrize(
+    ("env", "error"),
+    [
+        ("Raises", "RuntimeError: the pole broke"),
+        ("AllowsNothing", "its observation is {'obs': array(["),
+    ],
+)
+def test_one_failure_three_times_before_anything_is_learned_ends_the_run(env, error, tmp_path):
     run_dir = tmp_path / "run"
     slow = ("--rollout-length=64", "--batch-size=512")  # it breaks down in the 51st step
-    flags = [*TINY[1:], *slow, "--env=tests.faulty_env:Raises-v0"]
+    flags = [*TINY[1:], *slow, f"--env=tests.faulty_env:{env}-v0"]
     with training(run_dir, *flags, cwd=tmp_path) as process:
         ended = finish(process)
     assert ended.code == 1
@@ -317,7 +324,7 @@ def test_one_failure_three_times_before_anything_is_learned_ends_the_run(tmp_pat
     text = "rollout-0 failed 3 times in a row in the same way, before anything was learned:"
     for told in (ended.stderr, (run_dir / "log.txt").read_text()):
         assert told.count(text) == 1
-        assert "RuntimeError: the pole broke" in told
+        assert error in told
 
 
 def test_one_failure_three_times_is_waited_out_once_something_is_learned(tmp_path):
