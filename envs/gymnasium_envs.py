@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sfrl.envs.forks import end_if_forked
 from sfrl.envs.logs import own_logger
 from sfrl.envs.masks import (
+    LATE_MASK,
     MASK_METHOD,
     MaskPlace,
     check_choices,
@@ -136,16 +137,9 @@ class GymnasiumVecEnv:
             check_choices(self._rules.env_id, self.actions, "info")
             self._mask_place = "info"
 
-    def _refuse_late_masks(self) -> None:
-        for i, info in enumerate(self._infos):
-            if isinstance(info, dict) and ACTION_MASK in info:
-                check_choices(self._rules.env_id, self.actions, "info")
-                raise self._rules.error(
-                    f"its info has {ACTION_MASK!r}, and the first reset's had none; "
-                    f"give a mask with every reset and step",
-                    i,
-                    self._num_steps,
-                )
+    def _refuse_late_mask(self, i: int) -> None:
+        check_choices(self._rules.env_id, self.actions, "info")
+        raise self._rules.error(LATE_MASK, i, self._num_steps)
 
     def reset(self) -> Observations:
         obs = self._empty_obs()
@@ -204,6 +198,8 @@ class GymnasiumVecEnv:
             self._look_for_mask(info)
         if self._mask_place is not None:
             self._read_mask(i, obs, observation, info)
+        elif isinstance(info, dict) and ACTION_MASK in info:
+            self._refuse_late_mask(i)
 
     def send(self, actions: Actions) -> None:
         self._actions = self._layout.own(actions)
@@ -264,10 +260,10 @@ class GymnasiumVecEnv:
             if self._mask_place is not None:
                 is_last = bool(terminated[i] or truncated[i])
                 self._read_mask(i, obs, observation, infos[i], may_lack=is_last)
+            elif isinstance(infos[i], dict) and ACTION_MASK in infos[i]:
+                self._refuse_late_mask(i)
         self.stepping[0] = -1
         self._begun = []
-        if step == 1 and self._mask_place is None:
-            self._refuse_late_masks()
         is_finite = np.isfinite(rewards).all()
         if not (is_finite and all(np.isfinite(obs[name]).all() for name in self._floats)):
             self._cut_nans(obs, rewards, terminated, truncated)

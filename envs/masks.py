@@ -14,6 +14,10 @@ from sfrl.envs.vec_env import ACTION_MASK, ActionSpec, Leaf
 
 MaskPlace = Literal["observation", "method", "info"]
 MASK_METHOD = "action_masks"  # of the environment, or of a wrapper
+LATE_MASK = (
+    f"its info has {ACTION_MASK!r}, and the first reset's had none; "
+    f"give a mask with every reset and step"
+)
 _PLACES: dict[MaskPlace, str] = {
     "observation": f"the key {ACTION_MASK!r} in its observation_space",
     "method": f"a method {MASK_METHOD}()",

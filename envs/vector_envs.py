@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from sfrl.envs.forks import end_if_forked
 from sfrl.envs.gymnasium_envs import has_statistics, layers, numbers_in
 from sfrl.envs.masks import (
+    LATE_MASK,
     MASK_METHOD,
     check_choices,
     is_observed,
@@ -414,6 +415,8 @@ class GymnasiumVector:
     ) -> Observations:
         """The leaves of all. `may_lack`: where there may be no mask, [N]; all is legal there."""
         step, leaves = self._num_steps, self._leaf_rules
+        if not self._mask_place and ACTION_MASK in infos:
+            self._refuse_late_mask(infos)
         if len(leaves) == 1 and leaves[0].is_plain and not self._mask_place:
             return {leaves[0].name: leaves[0].read_all(observations, self.num_envs, step)}
         obs = {
@@ -438,6 +441,11 @@ class GymnasiumVector:
             except ValueError as error:
                 raise self._rules.error(str(error), i, step) from error
         return obs
+
+    def _refuse_late_mask(self, infos: Infos) -> None:
+        check_choices(self._rules.env_id, self.actions, "info")
+        has_mask = (i for i in range(self.num_envs) if ACTION_MASK in _info_of(infos, i))
+        raise self._rules.error(LATE_MASK, next(has_mask, 0), self._num_steps)
 
     def _check_reset(self, rewards: NDArray[np.float32], ended: NDArray[np.bool_]) -> None:
         """Raises EnvError if a step that had only to reset did more: the mode is another one."""

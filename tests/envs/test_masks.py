@@ -1,10 +1,12 @@
 """Action masks, wherever an environment has them and in whatever form."""
 
+from functools import partial
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from sfrl import envs
 from sfrl.envs.masks import read_mask
@@ -186,13 +188,48 @@ def test_a_wrong_mask_is_told_by_copy_and_step(place, step, mask, text, monkeypa
         rows()
 
 
-def test_a_mask_that_the_first_reset_lacks_is_told(monkeypatch):
+class Late(Masked):
+    """Gives no mask in its first `late` infos. Its episodes are rows 0-4, 5-9, ..."""
+
+    late = 1
+    num_infos = 0
+
+    def step(self, action):
+        return super().step(self.time % 3)
+
+    def _told(self):
+        self.num_infos += 1
+        observation, info = super()._told()
+        return observation, info if self.num_infos > self.late else {}
+
+
+def late_vector(num_envs, mode):
+    return SyncVectorEnv([Late] * num_envs, autoreset_mode=mode)
+
+
+gymnasium.register("Late-v0", Late, order_enforce=False)
+for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED):
+    gymnasium.register(f"Late{mode.name}-v0", vector_entry_point=partial(late_vector, mode=mode))
+
+
+@pytest.mark.parametrize("late", [1, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("env_id", "threads"),
+    [("Late-v0", 1), ("Late-v0", 2), ("LateNEXT_STEP-v0", 1), ("LateDISABLED-v0", 1)],
+)
+def test_a_mask_that_the_first_reset_lacks_is_told(env_id, threads, late, monkeypatch):
     """Else it would be ignored, and what it forbids be done."""
-    monkeypatch.setattr(Masked, "masks", {0: "none"})
-    env = envs.make_vec_env("Masked-v0", 2, seed=0)
+    monkeypatch.setattr(Late, "late", late)
+    env = envs.make_vec_env(env_id, 1, seed=0, options=envs.EnvOptions(threads=threads))
     assert "action_mask" not in env.reset()
-    env.send(np.zeros(2, np.int64))
-    with pytest.raises(envs.EnvError, match=r"env 0, step 1: .* the first reset's had none; give"):
+    for _ in range(late - 1):
+        env.send(np.zeros(1, np.int64))
+        env.recv()
+    env.send(np.zeros(1, np.int64))
+    with pytest.raises(
+        envs.EnvError,
+        match=rf"^{env_id}, env 0, step {late}: .* the first reset's had none; give a mask with",
+    ):
         env.recv()
 
 
