@@ -454,23 +454,33 @@ def _bare(env_id: str, kwargs: dict[str, Any]) -> Env:
     except TypeError as error:
         if not kwargs:
             raise
-        raise UnsupportedEnvError(
-            f"{env_id} cannot be made with env_kwargs={json.dumps(kwargs)}: "
-            f"{in_one_line(error.__context__ or error)}{_arguments(env_id)}"
-        ) from error
+        takes = arguments_of(gymnasium.registry[env_id].entry_point)
+        raise misfit(env_id, kwargs, error.__context__ or error, takes) from error
     return env
 
 
-def _arguments(env_id: str) -> str:
-    """What its constructor takes, if that can be told."""
-    entry_point: Any = gymnasium.registry[env_id].entry_point
-    if isinstance(entry_point, str):
-        entry_point = load_env_creator(entry_point)
+def misfit(
+    name: str, kwargs: dict[str, Any], error: BaseException, takes: Sequence[str]
+) -> Exception:
+    """What is raised if an environment cannot be made with these arguments of the user's."""
+    return UnsupportedEnvError(
+        f"{name} cannot be made with env_kwargs={json.dumps(kwargs)}: {in_one_line(error)}"
+        f"{_told(takes)}"
+    )
+
+
+def _told(takes: Sequence[str]) -> str:
+    return f"; it takes {', '.join(takes)}" if takes else ""
+
+
+def arguments_of(made_by: Any) -> list[str]:
+    """What it takes, if that can be told."""
+    if isinstance(made_by, str):
+        made_by = load_env_creator(made_by)
     try:
-        names = inspect.signature(entry_point).parameters
+        return list(inspect.signature(made_by).parameters)
     except (TypeError, ValueError):  # of what is written in C
-        return ""
-    return f"; it takes {', '.join(names) or 'none'}"
+        return []
 
 
 def _wrapped(env_id: str, env: Env, wrapper: Wrapper) -> Env:
@@ -479,7 +489,8 @@ def _wrapped(env_id: str, env: Env, wrapper: Wrapper) -> Env:
     try:
         outer: object = made_by(env, **wrapper.kwargs)
     except Exception as error:  # it may raise anything
-        raise UnsupportedEnvError(f"{where} failed: {in_one_line(error)}") from error
+        takes = arguments_of(made_by)[1:] if isinstance(error, TypeError) else []
+        raise UnsupportedEnvError(f"{where} failed: {in_one_line(error)}{_told(takes)}") from error
     if not isinstance(outer, gymnasium.Env):
         raise UnsupportedEnvError(
             f"{where} gives {in_short(outer)}, and must give an environment (gymnasium.Env)"

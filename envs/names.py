@@ -299,9 +299,11 @@ def nearest(wanted: str, known: Iterable[str]) -> list[str]:
 
 def in_one_line(error: BaseException) -> str:
     """Type, text and place of an error of code that is not ours."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    *callers, place = traceback.extract_tb(error.__traceback__)
     file, line, text = place.filename, place.lineno, str(error)
     if isinstance(error, SyntaxError) and error.filename:
         file, line, text = error.filename, error.lineno, error.msg
-    where = "" if "importlib" in file else f" ({file}, line {line})"
+    elif not callers:  # a call of ours did not fit, and no code that is not ours was reached
+        file = ""
+    where = f" ({file}, line {line})" if file and "importlib" not in file else ""
     return f"{type(error).__name__}: {' '.join(text.split())[:_MAX_TEXT]}{where}"

@@ -159,6 +159,8 @@ def test_an_environment_is_made_with_its_arguments_and_wrapped_from_the_inside()
         ({"wrappers": "nowhere.at_all:Plus"}, "there is no module 'nowhere.at_all' to import"),
         ({"wrappers": f'{HERE}:Plus{{"fails":true}}'}, f"{HERE}:Plus failed: .*as it was told"),
         ({"wrappers": "GrayscaleObservation"}, "the wrapper GrayscaleObservation failed: "),
+        ({"wrappers": "TimeLimit"}, "'max_episode_steps'; it takes max_episode_steps$"),
+        ({"wrappers": "math:sin"}, "the wrapper math:sin failed: TypeError: must be real number, "),
         ({"wrappers": f"{HERE}:not_an_env"}, "not_an_env gives 3, and must give an environment"),
     ],
 )
@@ -166,6 +168,7 @@ def test_what_cannot_be_made_is_told_in_a_line(options, text):
     with pytest.raises(UnsupportedEnvError, match=text) as caught:
         envs.describe("Numbered-v0", EnvOptions(**options))
     assert "\n" not in str(caught.value)
+    assert "gymnasium_envs.py" not in str(caught.value), "a place of sfrl's, where nothing is wrong"
     with pytest.raises(UnsupportedEnvError, match=text):
         envs.make_vec_env("Numbered-v0", 1, 0, EnvOptions(**options))
 
