@@ -119,7 +119,7 @@ def make_vec_env(
         _check_for_atari(name, options)
         env = AtariVecEnv(game, num_envs, seed, options, render=render, stepping=stepping)
     elif (vectors := find_vectors(name)) is not None:
-        _check_for_vectors(name, options)
+        _check_for_vectors(name, options, vectors.own)
         env = vectors.make(num_envs, seed, options, render=render, stepping=stepping)
         if options.frameskip not in (None, env.frameskip):
             env.close()
@@ -150,7 +150,7 @@ def describe(name: str, options: EnvOptions = DEFAULT_OPTIONS) -> EnvSpec:
         _check_for_atari(name, options)
         spec = describe_atari(game, options.frameskip)
     elif (vectors := find_vectors(name)) is not None:
-        _check_for_vectors(name, options)
+        _check_for_vectors(name, options, vectors.own)
         spec = vectors.describe(options)
     else:
         spec = describe_gymnasium(gymnasium_id(name), options)
@@ -186,8 +186,14 @@ def _check_for_atari(name: str, options: EnvOptions) -> None:
     )
 
 
-def _check_for_vectors(name: str, options: EnvOptions) -> None:
+def _check_for_vectors(name: str, options: EnvOptions, own: frozenset[str]) -> None:
     """Raises UnsupportedEnvError, and ValueError of Atari's settings."""
+    for argument in options.kwargs:
+        if argument in own:
+            raise UnsupportedEnvError(
+                f"{name}: env_kwargs must not have {argument!r}, which sfrl sets itself; "
+                f"leave it out"
+            )
     _refuse(
         name,
         "is not for vector environments",

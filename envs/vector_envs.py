@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import gymnasium
@@ -23,7 +24,13 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 from numpy.typing import NDArray
 
 from sfrl.envs.forks import end_if_forked
-from sfrl.envs.gymnasium_envs import has_statistics, layers, numbers_in
+from sfrl.envs.gymnasium_envs import (
+    arguments_of,
+    has_statistics,
+    layers,
+    misfit,
+    numbers_in,
+)
 from sfrl.envs.masks import (
     LATE_MASK,
     MASK_METHOD,
@@ -78,6 +85,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 class Vectors(Protocol):
     """What makes the vectors that a name means."""
 
+    own: frozenset[str]  # arguments that are sfrl's, and not the user's
+
     def make(
         self,
         num_envs: int,
@@ -109,10 +118,27 @@ def find_vectors(name: str) -> Vectors | None:
     return None
 
 
+def _fitted(
+    vectors: _Gymnasiums | _Classes,
+    make: Callable[..., Any],
+    kwargs: dict[str, Any],
+    takes: Callable[[], Iterable[str]],
+) -> Any:
+    """What is made with arguments of the user's. Raises UnsupportedEnvError if they do not fit."""
+    try:
+        return make(**kwargs)
+    except TypeError as error:
+        if not kwargs:
+            raise
+        others = [name for name in takes() if name not in vectors.own]
+        raise misfit(vectors.name, kwargs, error, others) from error
+
+
 class _Gymnasiums:
     """Makes vectors that have Gymnasium's interface."""
 
     name: str
+    own: frozenset[str]
     checks_bounds = True
     repeats_rewards = False  # the last one, with the first observation of the next episode
     seeds_at_reset = True  # or else when they are made
@@ -152,11 +178,13 @@ class _Registered(_Gymnasiums):
     """An id with a `vector_entry_point`."""
 
     name: str
+    own = frozenset({"num_envs", "vectorization_mode", "autoreset_mode", "render_mode"})
 
     def vector(
         self, num_envs: int, seed: int, kwargs: dict[str, Any], *, render: bool = False
     ) -> Vector:
-        vector = self._made(num_envs, **kwargs)
+        make = partial(self._made, num_envs)
+        vector: Vector = _fitted(self, make, kwargs, lambda: arguments_of(self._entry_point))
         more: dict[str, Any] = {}
         if self._is_same_step(vector) and self._takes("autoreset_mode"):
             more["autoreset_mode"] = AutoresetMode.NEXT_STEP
@@ -196,8 +224,12 @@ class _Registered(_Gymnasiums):
             )
         return vector
 
+    @property
+    def _entry_point(self) -> Any:
+        return gymnasium.registry[self.name].vector_entry_point
+
     def _takes(self, parameter: str) -> bool:
-        entry_point: Any = gymnasium.registry[self.name].vector_entry_point
+        entry_point = self._entry_point
         if isinstance(entry_point, str):
             entry_point = gymnasium.envs.registration.load_env_creator(entry_point)
         parameters = inspect.signature(entry_point).parameters
@@ -208,6 +240,12 @@ class _Registered(_Gymnasiums):
 class _Pools(_Gymnasiums):
     """A task of EnvPool's. Its thread runs while the worker's waits, and not besides it."""
 
+    own = frozenset(
+        {
+            *("task_id", "env_type", "num_envs", "batch_size", "num_threads", "seed"),
+            *("gym_reset_return_info", "render_mode"),
+        }
+    )
     checks_bounds = False  # some of its spaces say the smallest positive number for the lowest
     repeats_rewards = True  # those of dm_control
     seeds_at_reset = False
@@ -229,15 +267,17 @@ class _Pools(_Gymnasiums):
     def vector(
         self, num_envs: int, seed: int, kwargs: dict[str, Any], *, render: bool = False
     ) -> Vector:
-        pool: Any = self._envpool.make(
+        make = partial(
+            self._envpool.make,
             self._task,
             env_type="gymnasium",
             num_envs=num_envs,
             seed=seed,
             num_threads=1,
-            **kwargs,
             **({"render_mode": "rgb_array"} if render else {}),
         )
+        make_spec = self._envpool.make_spec
+        pool = _fitted(self, make, kwargs, lambda: make_spec(self._task).config._fields)
         if (players := int(pool.config["max_num_players"])) > 1:
             pool.close()
             raise UnsupportedEnvError(
@@ -565,6 +605,7 @@ class _Classes:
 
     name: str
     found: Callable[..., Any]
+    own = frozenset({"num_envs", "seed", "render"})
 
     def make(
         self,
@@ -582,7 +623,8 @@ class _Classes:
         if stepping is not None:
             stepping[0] = 0
         shown = {"render": True} if render else {}
-        env = self.found(num_envs, seed, **options.kwargs, **shown)
+        make = partial(self.found, num_envs, seed, **shown)
+        env = _fitted(self, make, options.kwargs, lambda: arguments_of(self.found))
         self._check_members(env, _MEMBERS)
         for member, (fits, rule) in _RULES.items():
             if not fits(value := getattr(env, member)):

@@ -150,6 +150,38 @@ def test_a_class_that_makes_another_number_is_refused():
         envs.make_vec_env(HERE + "Lonely", 2, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("env_id", "arguments"),
+    [
+        ("Ticks-v0", ("num_envs", "vectorization_mode", "autoreset_mode", "render_mode")),
+        ("Lights", ("num_envs", "seed", "render")),
+    ],
+)
+def test_an_argument_that_sfrl_sets_itself_is_refused(env_id, arguments):
+    for argument in arguments:
+        check_own(HERE + env_id, argument)
+
+
+def check_own(name, argument):
+    options = envs.EnvOptions(kwargs={argument: 3})
+    text = f"{name}: env_kwargs must not have '{argument}', which sfrl sets itself; leave it out"
+    for make in (envs.describe, lambda *args: envs.make_vec_env(args[0], 1, 0, args[1])):
+        with pytest.raises(envs.UnsupportedEnvError, match=re.escape(text)):
+            make(name, options)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "takes"), [("Ticks-v0", "env_class, mode, kwargs"), ("Misshapen", "")]
+)
+def test_an_argument_that_does_not_fit_is_told_with_those_that_do(env_id, takes):
+    with pytest.raises(envs.UnsupportedEnvError) as caught:
+        envs.describe(HERE + env_id, envs.EnvOptions(kwargs={"lights": 3}))
+    start = f'{env_id} cannot be made with env_kwargs={{"lights": 3}}: TypeError: '
+    assert str(caught.value).removeprefix(HERE).startswith(start)
+    assert "got an unexpected keyword argument 'lights'" in str(caught.value)
+    assert str(caught.value).endswith(f"; it takes {takes}" if takes else "'lights'")
+
+
 def test_a_setting_of_ataris_is_refused():
     with pytest.raises(ValueError, match="these are for Atari games"):
         envs.make_vec_env(HERE + "Ticks-v0", 1, 0, options=envs.EnvOptions(sticky_actions=0.25))
@@ -296,6 +328,18 @@ def test_without_envpool_the_remedy_is_told(monkeypatch):
 def test_a_task_that_there_is_not_is_refused_with_the_nearest(envpool):
     with pytest.raises(envs.UnknownEnvError, match="did you mean envpool:Pong-v5"):
         envs.describe("envpool:Pongg-v5")
+
+
+def test_an_argument_of_a_pool_that_is_not_the_users_or_that_there_is_not_is_refused(envpool):
+    own = ("task_id", "env_type", "num_envs", "batch_size", "num_threads", "seed", "render_mode")
+    for argument in (*own, "gym_reset_return_info"):
+        check_own("envpool:Pong-v5", argument)
+    with pytest.raises(envs.UnsupportedEnvError) as caught:
+        envs.describe("envpool:Pong-v5", envs.EnvOptions(kwargs={"noop": 3}))
+    assert "got an unexpected keyword argument 'noop'" in str(caught.value)
+    takes = str(caught.value).partition("; it takes ")[2].split(", ")
+    assert {"noop_max", "stack_num"} <= set(takes)
+    assert not set(own) & set(takes)
 
 
 @pytest.mark.parametrize(
