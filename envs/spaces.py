@@ -261,6 +261,11 @@ def _reading(env_id: str, where: str, space: Box, leaf: Leaf) -> str:
         return ""
     if leaf.kind != "image":
         remedy = "as an image they need three axes, [H, W, C] or [C, H, W]"
+        if axes == 2:
+            remedy = (
+                f"as a grey image they need sides of {_MIN_GREY} and more, or three axes and a "
+                f"channel_axis"
+            )
         if axes in (3, 4) or (axes == 2 and _is_picture(where, space)):
             remedy = (
                 "if they are images, give their space one pair of finite bounds, such as 0 and 1"
