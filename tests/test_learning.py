@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from sfrl.systems import SYSTEMS
 from tests.runs import ROOT, finish, interrupt, metrics, training
 
 WINDOW = 100  # episodes in `episode_return_mean`
@@ -88,6 +89,43 @@ def test_n_step_q_is_learned_where_its_best_actions_are_taken(tmp_path, env, fra
         ended = finish(process, 300)
     assert ended.code == 0, ended.stderr
     assert greedy_return(run_dir) >= score
+
+
+# --- systems ---
+
+# Where training explores with an epsilon of each environment, the best actions are judged.
+BY_VALUES = {"n-step-q": 200_000, "dqn": 40_000}  # decisions of Catch
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("system", [name for name in SYSTEMS if name != "sac"])
+def test_every_system_for_choices_learns_catch_within_three_minutes(tmp_path, system):
+    run_dir, flags = tmp_path / "run", ("--env=tests.tiny_envs:Catch-v0", f"--system={system}")
+    if system not in BY_VALUES:
+        seconds_until(0.9, 180, run_dir, *flags)
+        return
+    with training(run_dir, *flags, f"--train-frames={BY_VALUES[system]}") as process:
+        ended = finish(process, 180)
+    assert ended.code == 0, ended.stderr
+    assert greedy_return(run_dir) >= 0.9
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("system", ["appo", "impala"])
+def test_cartpole_is_learned_by_systems_within_three_minutes(tmp_path, system, seed):
+    flags = ("--env=CartPole-v1", f"--system={system}", f"--seed={seed}")
+    seconds_until(475, 180, tmp_path / "run", *flags)
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [1, 2])
+def test_dqns_best_checkpoint_balances_within_five_minutes(tmp_path, seed):
+    flags = ("--env=CartPole-v1", "--system=dqn", "--train-frames=100_000", f"--seed={seed}")
+    with training(tmp_path / "run", *flags) as process:
+        ended = finish(process, 300)
+    assert ended.code == 0, ended.stderr
+    assert greedy_return(tmp_path / "run") >= 475
 
 
 POINT = ("--env=tests.tiny_envs:Point-v0",)
