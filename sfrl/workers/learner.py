@@ -55,7 +55,7 @@ class Learner:
 
     Which these are, the experience says: some passes over the slots, or draws from a memory. A
     training batch's slots belong to the learner until its last minibatch, or until it has a copy of
-    them; then they go back to their splits. After the last one the new weights are published.
+    them. After the last one the new weights are published; then the slots go back to their splits.
 
     A step is one minibatch. Nothing between the first one of a training batch and the last reads a
     result: a GPU works through them by itself, each one CUDA graph, while the next batch's slots
@@ -168,7 +168,7 @@ class Learner:
     def finish(self) -> bool:
         """End the training batch, whatever of it is still to come; whether there was one.
 
-        Its slots go back, the weights are published. Waits for a GPU that is still training.
+        The weights are published, its slots go back. Waits for a GPU that is still training.
         """
         if self._training is None:
             return False
