@@ -139,6 +139,7 @@ DQN_PONG = {
     "updates_per_decision": 0.05,
     "target_every": 5,
     "epsilon_frames": 1000,
+    "train_frames": 1400,
 }
 
 

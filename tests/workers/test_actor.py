@@ -69,9 +69,14 @@ def test_a_long_step_silences_an_actors_policy_and_ends_nothing(tmp_path):
     """Its process is judged as one that steps environments: by --env-timeout."""
     ended = run_training(
         tmp_path / "run",
-        *("--env=Latency", '--env-kwargs={"mean_ms":2500}', "--system=impala", "--stall-timeout=1"),
+        *(
+            "--env=Latency",
+            '--env-kwargs={"mean_ms":1200}',
+            "--system=impala",
+            "--stall-timeout=0.5",
+        ),
         *("--envs-per-worker=1", "--rollout-length=2", "--batch-size=2", "--minibatches=1"),
-        *("--train-frames=6", "--slots-per-split=2"),
+        *("--train-frames=4", "--slots-per-split=2"),
     )
     assert ended.code == 0, ended.stderr
     assert "starting it again" not in ended.stderr
