@@ -121,7 +121,7 @@ def test_cartpole_is_learned_by_systems_within_three_minutes(tmp_path, system, s
 @pytest.mark.learning
 @pytest.mark.parametrize("seed", [1, 2])
 def test_dqns_best_checkpoint_balances_within_five_minutes(tmp_path, seed):
-    flags = ("--env=CartPole-v1", "--system=dqn", "--train-frames=100_000", f"--seed={seed}")
+    flags = ("--env=CartPole-v1", "--system=dqn", "--train-frames=250_000", f"--seed={seed}")
     with training(tmp_path / "run", *flags) as process:
         ended = finish(process, 300)
     assert ended.code == 0, ended.stderr
