@@ -43,7 +43,7 @@ _MAX_DEPTH = 30  # of containers in containers: others walk them by recursion
 
 # What reading a damaged file was seen to raise (every bit of the archive's headers flipped, one by
 # one).
-_DAMAGE = (
+DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     pickle.UnpicklingError,
@@ -152,7 +152,7 @@ def load(path: Path | str) -> dict[str, Any]:
         state = archive.read(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; check the path") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise CheckpointError(f"{path} cannot be read ({_reason(error)}); {remedy}") from error
 
     if not isinstance(state, dict):

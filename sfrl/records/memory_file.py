@@ -7,9 +7,6 @@ as large as the memory itself.
 from __future__ import annotations
 
 import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,15 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfrl.records.checkpoint import DAMAGE, in_one_line
 from sfrl.records.run_folder import open_new
 
 _STAMP = "learner_steps"  # of the checkpoint that it belongs to
-
-# What reading a damaged file was seen to raise.
-_DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, MemoryError),
-    *(ValueError, KeyError, TypeError, NotImplementedError, SyntaxError),
-)
 
 
 class MemoryFileError(Exception):
@@ -66,6 +58,6 @@ def load(run_dir: Path | str, learner_steps: int) -> dict[str, NDArray[Any]] | N
                     f"it is of optimizer step {stamp!r:.40}, the checkpoint of {learner_steps}"
                 )
             return {name: archive[name] for name in archive.files if name != _STAMP}
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MemoryFileError(f"it cannot be read ({type(error).__name__}: {reason})") from error
+    except DAMAGE as error:
+        reason = f"{type(error).__name__}: {in_one_line(error):.200}"
+        raise MemoryFileError(f"it cannot be read ({reason})") from error

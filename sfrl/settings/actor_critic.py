@@ -30,7 +30,7 @@ _VECTORS = {"gamma": 0.995, "entropy_coef": 0.02}
 
 @dataclass(frozen=True, kw_only=True)
 class ActorCriticConfig(Config):
-    """A policy with a critic (--system=appo)."""
+    """A policy with a critic (--system=appo, impala, a2c-sync)."""
 
     ALGORITHM = "actor_critic"
     STATISTICS = (

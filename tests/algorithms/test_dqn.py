@@ -1,7 +1,10 @@
 """DQN: what a window's first action is to be worth, how much is explored, the learner's pace."""
 
 import copy
+import itertools
 import json
+import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -212,6 +215,23 @@ def test_a_memory_is_written_at_the_end_and_filled_again_without_it(tmp_path, ca
     steps_until(2000, resume=True, replay_size=3000)
     assert "memory goes on" not in caplog.text
     assert path.is_file()
+
+
+def test_no_flipped_bit_of_its_file_is_more_than_an_error_that_says_so(tmp_path):
+    path = memory_file.path_in(tmp_path)
+    path.parent.mkdir()
+    memory_file.save(tmp_path, {"written": np.arange(3), "is_valid": np.ones((2, 2), bool)}, 5)
+    whole = path.read_bytes()
+    outcomes = Counter()
+    for place, bit in itertools.product(range(len(whole)), range(0, 8, 2)):
+        flipped = whole[place] ^ 1 << bit
+        path.write_bytes(whole[:place] + bytes([flipped]) + whole[place + 1 :])
+        try:
+            memory_file.load(tmp_path, 5)  # what nobody reads, such as a date, may be anything
+        except memory_file.MemoryFileError as error:
+            outcomes[type(error.__cause__)] += 1
+    assert outcomes[zipfile.BadZipFile] > 100
+    assert {RuntimeError, KeyError} <= outcomes.keys(), "an encrypted one, and another name"
 
 
 def test_a_memory_of_another_checkpoint_is_not_used(tmp_path):

@@ -177,3 +177,34 @@ def test_the_list_of_systems_names_each_with_its_paper(capsys):
         assert f"--system={system.name} " in text
         assert system.purpose in text
         assert system.paper in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "problems"),
+    [
+        (
+            "impala --num-splits=2 --loss=appo",
+            [
+                "loss=appo must be vtrace with system=impala: its policy gradient",
+                "num_splits=2 must be 1 with system=impala: splits share the actor's network",
+            ],
+        ),
+        ("a2c-sync --epochs=2", ["epochs=2 must be 1 with system=a2c-sync: after one pass"]),
+        (
+            "a2c-sync --num-workers=2 --envs-per-worker=4 --batch-size=128",
+            ["batch_size=128 must be 256 with system=a2c-sync: a round of all environments"],
+        ),
+    ],
+)
+def test_what_a_system_fixes_is_refused_with_the_reason(flags, problems):
+    with pytest.raises(ConfigError) as refusal:
+        cli.parse(["--env=CartPole-v1", *f"--system={flags}".split()])
+    lines = str(refusal.value).splitlines()
+    assert len(lines) == len(problems), lines
+    assert all(line.startswith(problem) for line, problem in zip(lines, problems, strict=True))
+
+
+def test_a_synchronous_batch_is_a_round_whatever_the_user_makes_of_it():
+    sizes = ["--num-workers=3", "--envs-per-worker=2", "--rollout-length=5"]
+    config = cli.parse(["--env=CartPole-v1", "--system=a2c-sync", *sizes])
+    assert (config.batch_size, config.slots_per_batch, config.num_slots) == (30, 3, 3)

@@ -1,12 +1,13 @@
 """Actors: one process steps environments and acts, by one policy for each unroll."""
 
+import os
 import time
 
 import pytest
 
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.topology import Role
-from sfrl.run.roles import make_actor, make_policy_worker, make_rollout_worker
+from sfrl.run.roles import make_actor, make_policy_worker, make_rollout_worker, pin_and_nice
 from tests.ledger import CheckingLearner
 from tests.runs import run_training
 
@@ -96,3 +97,21 @@ def test_no_time_is_charged_to_both_members_of_an_actor(make_shared):
     charged_s = sum(row.sum() for row in rows) - before
     assert 0.5 * spent_s < charged_s <= spent_s
     actor.close()
+
+
+def test_an_actor_that_was_started_again_draws_other_actions(make_shared):
+    shared = make_shared(**SIZES, **IMPALA)
+    Publishing(shared)
+    seeds = []
+    for restarts in range(3):
+        shared.progress.restarts[0] = restarts
+        seeds.append(make_policy_worker(shared, 0).generator.initial_seed())
+    assert len(set(seeds)) == 3
+
+
+@pytest.mark.parametrize(("system", "niceness"), [({}, [5]), (IMPALA, [])])
+def test_a_process_with_a_network_is_not_nice(make_shared, monkeypatch, system, niceness):
+    asked = []
+    monkeypatch.setattr(os, "nice", asked.append)
+    pin_and_nice(make_shared(**SIZES, **system, worker_nice=5).config, 0)
+    assert asked == niceness
