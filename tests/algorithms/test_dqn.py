@@ -17,6 +17,7 @@ from sfrl.envs import ACTION_MASK, OBS, ActionSpec, EnvSpec, Leaf
 from sfrl.experience.minibatch import Minibatch
 from sfrl.parameters.model_size import model_size
 from sfrl.records import checkpoint, memory_file
+from sfrl.run import limits
 from sfrl.run.trainer import Trainer
 from sfrl.settings.algorithms import make_config
 from sfrl.settings.config import ConfigError
@@ -240,6 +241,16 @@ def test_a_memory_of_another_checkpoint_is_not_used(tmp_path):
     assert memory_file.load(tmp_path, 5)["written"].tolist() == [0, 1, 2]
     with pytest.raises(memory_file.MemoryFileError, match="of optimizer step 5, the checkpoint of"):
         memory_file.load(tmp_path, 6)
+
+
+def test_a_memory_of_stacks_is_counted_with_each_frame_once(make_shared, monkeypatch):
+    monkeypatch.setattr(limits, "available_memory", lambda: 0)
+    # A frame, how far back three others are, an action, a reward, two bits, and a version.
+    size = 1_000_000 * (84 * 84 + 3 + 8 + 4 + 2 + 8) / 2**20
+    with pytest.raises(
+        limits.ShortageError, match=f"{size:,.0f} MiB of a memory of 1,000,000 rows"
+    ):
+        make_shared(env="Pong", system="dqn", num_workers=1)
 
 
 def test_defaults_are_those_of_the_environments_kind():
