@@ -10,7 +10,7 @@ class Actors:
 
     def __init__(self, shared: Shared) -> None:
         topology = shared.topology
-        self.trajectories = shared.channels.trajectories
+        self.trajectories = shared.channels.trajectories[0]
         self.policy_workers = [
             make_policy_worker(shared, role.index) for role in topology.of_kind("policy")
         ]

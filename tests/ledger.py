@@ -9,7 +9,10 @@ from sfrl.algorithms import make_algorithm
 from sfrl.envs import OBS
 from sfrl.experience.minibatch import LearnerSlots
 from sfrl.experience.slot_inbox import SlotInbox
+from sfrl.ipc.topology import LEARNER
+from sfrl.records.timing import LEARNER_STAGES, StageTimer
 from sfrl.run.roles import Shared
+from sfrl.systems import SYSTEMS
 from tests.tiny_envs import is_final, successor
 
 
@@ -19,11 +22,15 @@ class CheckingLearner:
     Its weights stay what they are, but it publishes them again with each new version.
     """
 
+    device = torch.device("cpu")
+
     def __init__(self, shared: Shared) -> None:
         self.config, self.buffer, self.progress = shared.config, shared.buffer, shared.progress
         self.weights = shared.weights
-        self.inbox = SlotInbox(shared.buffer, shared.channels, shared.progress)
-        self.slots = LearnerSlots(shared.buffer, 1, torch.device("cpu"))
+        self.slots = SlotInbox(shared.buffer, shared.channels, shared.progress)
+        self.inbox = self.slots.queue
+        self.timer = StageTimer(LEARNER_STAGES, shared.progress.stage_seconds(LEARNER))
+        self.rows = LearnerSlots(shared.buffer, 1, torch.device("cpu"))
         torch.manual_seed(0)
         self.model = make_algorithm(shared.config, shared.env).make_model()
         self.num_rows = 0
@@ -36,15 +43,15 @@ class CheckingLearner:
         self.weights.publish(self.model, 0)
 
     def step(self):
-        slots = self.inbox.take(self.config.slots_per_batch)
+        slots = self.slots.take(self.config.slots_per_batch)
         for slot in slots:
             self.filled[slot, int(self.buffer.generation[slot])] += 1
             num_envs = self.buffer.spec.num_envs
-            self.slots.load([slot])
-            self.slots.take()
-            rows = self.slots.gather(torch.full((num_envs,), slot), torch.arange(num_envs))
+            self.rows.load([slot])
+            self.rows.take()
+            rows = self.rows.gather(torch.full((num_envs,), slot), torch.arange(num_envs))
             self._check(slot, rows)
-            self.inbox.give_back([slot])
+            self.slots.give_back([slot])
         if slots:
             self.progress.learner_steps += 1
             self.weights.publish(self.model, self.progress.learner_steps)
@@ -61,7 +68,7 @@ class CheckingLearner:
         assert (rows.acted["log_probs"] < 0).all()
         assert (rows.policy_version <= self.progress.learner_steps).all()
         assert (rows.policy_version.diff(dim=0) >= 0).all()
-        if self.config.has_actors:
+        if SYSTEMS[self.config.system].pull == "unroll":
             assert (rows.policy_version == rows.policy_version[0]).all(), "new weights in an unroll"
 
         split = self.split_of[slot]
@@ -73,8 +80,16 @@ class CheckingLearner:
         self.num_rows += actions.size
         self.num_decisions += int(valid[:-1].sum())
 
-    def wait(self, timeout_s):
-        self.inbox.wait(timeout_s)
+    @property
+    def learner_steps(self):
+        return self.progress.learner_steps
+
+    def wait(self, timeout_s, others=()):
+        self.inbox.wait(timeout_s, others)
+        self.waited()
+
+    def waited(self):
+        self.timer.lap("wait_trajectories")
 
     def close(self):
         pass

@@ -181,7 +181,7 @@ def test_the_learner_finds_the_probabilities_that_were_acted_with(make_shared, m
             logits, _ = bench.model.unroll(rows.obs, rows.rnn_state, rows.valid)
             log_probs = Categorical(logits[:-1]).log_prob(rows.acted["actions"])
             torch.testing.assert_close(log_probs, rows.acted["log_probs"], rtol=1e-3, atol=1e-4)
-            bench.learner.inbox.give_back([slot])
+            bench.learner.slots.give_back([slot])
 
 
 def test_a_captured_batch_samples_from_the_policy_and_anew_each_time(make_shared):

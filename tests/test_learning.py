@@ -112,7 +112,7 @@ def test_every_system_for_choices_learns_catch_within_three_minutes(tmp_path, sy
 
 @pytest.mark.learning
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("system", ["appo", "impala"])
+@pytest.mark.parametrize("system", ["appo", "impala", "seed"])
 def test_cartpole_is_learned_by_systems_within_three_minutes(tmp_path, system, seed):
     flags = ("--env=CartPole-v1", f"--system={system}", f"--seed={seed}")
     seconds_until(475, 180, tmp_path / "run", *flags)

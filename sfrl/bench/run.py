@@ -74,17 +74,17 @@ class Recycler:
     """A worker in the learner's place: gives every full slot straight back, unread."""
 
     def __init__(self, shared: Shared) -> None:
-        self.inbox = SlotInbox(shared.buffer, shared.channels, shared.progress)
+        self.slots = SlotInbox(shared.buffer, shared.channels, shared.progress)
         self.timer = StageTimer(LEARNER_STAGES, shared.progress.stage_seconds(LEARNER))
 
     def step(self) -> bool:
-        slots = self.inbox.take(1)
-        self.inbox.give_back(slots)
+        slots = self.slots.take(1)
+        self.slots.give_back(slots)
         self.timer.lap("gather")
         return bool(slots)
 
     def wait(self, timeout_s: float) -> None:
-        self.inbox.wait(timeout_s)
+        self.slots.queue.wait(timeout_s)
         self.timer.lap("wait_trajectories")
 
     def close(self) -> None:

@@ -9,29 +9,39 @@ from sfrl.experience.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.ipc.channels import Channels
 from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.progress import Progress
-from sfrl.ipc.topology import LEARNER
+from sfrl.ipc.topology import LEARNER, Role
 
 
 class SlotInbox:
-    """The learner's end of the trajectories' queue.
+    """A learner's end of its queue of trajectories.
 
         rollout worker --(slot, T)--> take -> ... -> give_back --(slot, T)--> rollout worker
 
     Attributes:
+        queue: what comes in.
         waiting: full slots that have come and that nobody has taken.
     """
 
-    def __init__(self, buffer: TrajectoryBuffer, channels: Channels, progress: Progress) -> None:
+    def __init__(
+        self,
+        buffer: TrajectoryBuffer,
+        channels: Channels,
+        progress: Progress,
+        learner: Role = LEARNER,
+    ) -> None:
         self.buffer = buffer
+        self.queue = channels.inbox(learner)
         self.waiting: deque[int] = deque()
-        self._queue = channels.trajectories
-        self._replies = channels.replies_by_slot(LEARNER)
+        self._replies = channels.replies_by_slot(learner)
         self._progress = progress
 
     def take(self, num_slots: int) -> list[int]:
-        """The oldest `num_slots` full slots, which are the caller's then; [] if there are fewer."""
-        messages = self._queue.get_many(self.buffer.num_slots)
-        self.waiting.extend(unpack(message).slot for message in messages)
+        """The oldest `num_slots` full slots, which are the caller's then; [] if there are fewer.
+
+        Messages to a learner that has died, with the worker that filled the slot, are dropped.
+        """
+        messages = map(unpack, self.queue.get_many(self.buffer.num_slots))
+        self.waiting.extend(m.slot for m in messages if self.buffer.is_current(m))
         if len(self.waiting) < num_slots:
             return []
         slots = [self.waiting.popleft() for _ in range(num_slots)]
@@ -49,7 +59,3 @@ class SlotInbox:
             buffer.released[slot] = buffer.generation[slot]
             queue, producer = self._replies[slot]
             queue.put(message, producer)
-
-    def wait(self, timeout_s: float) -> None:
-        """Sleep until a slot comes. Raises Stopped once the run is stopping."""
-        self._queue.wait(timeout_s)

@@ -1,5 +1,7 @@
 """The C++ extension (csrc/module.cpp); index_queue.LockFreeQueue is how Python uses it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,7 @@ class RingQueue:
         capacity: int,  # messages per producer
         stop: NDArray[np.uint32],  # [1]
         spin_us: float = 0.0,
+        bell: NDArray[np.uint64] | None = None,  # the memory of the queue whose bell is rung
     ) -> None: ...
     def put(self, message: int, producer: int) -> bool:
         """False: full. Raises IndexError if there is no such producer."""
@@ -31,7 +34,8 @@ class RingQueue:
     def recent(self, producer: int) -> list[int]:
         """The last messages of a producer that puts no more, oldest first, taken or not."""
 
-    def wait(self, timeout_s: float) -> bool:
-        """True: there is a message. False: time is up, or the stop word is set."""
+    def wait(self, timeout_s: float, others: Sequence[RingQueue] = ()) -> bool:
+        """True: there is a message, here or in `others`. False: time is up, or the stop word is
+        set."""
 
     def wake(self) -> None: ...

@@ -18,9 +18,10 @@ A plain tuple, because the loops unpack it for every message: a NamedTuple takes
 
 
 class Channels(NamedTuple):
-    """The queues between rollout workers (W), policy workers (P) and the learner.
+    """The queues between rollout workers (W), policy workers (P) and learners (L).
 
-    Each role reads one of them, and is a producer of those that the roles it sends to read.
+    Each role reads one of them, and is a producer of those that the roles it sends to read. Those
+    that one process reads ring one doorbell, that of its first role's queue.
     Messages are packed (slot, t, generation). See index_queue for the interface.
     """
 
@@ -28,10 +29,10 @@ class Channels(NamedTuple):
     action_requests: list[IndexQueue]
     """[P], from rollout workers: row t of the slot waits for actions."""
     replies: list[IndexQueue]
-    """[W], from policy workers: row t has its actions; from the learner, with t = T: the slot is
+    """[W], from policy workers: row t has its actions; from a learner, with t = T: the slot is
     free."""
-    trajectories: IndexQueue
-    """From rollout workers: the slot is full."""
+    trajectories: list[IndexQueue]
+    """[L], from rollout workers: the slot is full."""
 
     def inbox(self, role: Role) -> IndexQueue:
         """The queue that it reads."""
@@ -41,7 +42,7 @@ class Channels(NamedTuple):
             case "policy":
                 return self.action_requests[role.index]
             case "learner":
-                return self.trajectories
+                return self.trajectories[role.index]
 
     def outbox(self, sender: Role, receiver: Role) -> Outbox:
         return self.inbox(receiver), self.topology.producer(sender, receiver)
@@ -62,7 +63,7 @@ class Channels(NamedTuple):
             queue.unlink()
 
     def all(self) -> list[IndexQueue]:
-        return [*self.action_requests, *self.replies, self.trajectories]
+        return [*self.action_requests, *self.replies, *self.trajectories]
 
 
 def make_channels(topology: Topology, queue_kind: QueueKind, stop: StopFlag) -> Channels:
@@ -72,15 +73,17 @@ def make_channels(topology: Topology, queue_kind: QueueKind, stop: StopFlag) -> 
     dead may have asked a policy worker that is stopped: then their successor waits for room.
     """
 
-    def queues(kind: Kind) -> list[IndexQueue]:
-        num_producers = topology.num_producers(kind)
-        return [
-            make_index_queue(queue_kind, _name(role), num_producers, _room(topology), stop)
-            for role in topology.of_kind(kind)
-        ]
+    inboxes: dict[Role, IndexQueue] = {}
+    for first, members in topology.processes.items():
+        for role in members:
+            sizes = topology.num_producers(role.kind), _room(topology)
+            bell = inboxes[first] if role != first else None
+            inboxes[role] = make_index_queue(queue_kind, _name(role), *sizes, stop, bell=bell)
 
-    [trajectories] = queues("learner")
-    return Channels(topology, queues("policy"), queues("rollout"), trajectories)
+    def queues(kind: Kind) -> list[IndexQueue]:
+        return [inboxes[role] for role in topology.of_kind(kind)]
+
+    return Channels(topology, queues("policy"), queues("rollout"), queues("learner"))
 
 
 def nbytes(topology: Topology, queue_kind: QueueKind) -> int:
@@ -99,7 +102,7 @@ def _name(receiver: Role) -> str:
         case "policy":
             return f"action-requests-{receiver.index}"
         case "learner":
-            return "trajectories"
+            return f"trajectories-{receiver.index}"
 
 
 def _room(topology: Topology) -> int:

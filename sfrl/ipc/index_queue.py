@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol, Self
 
 import faster_fifo
 import numpy as np
@@ -84,8 +85,12 @@ class IndexQueue(Protocol):
         faster-fifo may hold back some for the next call (it receives 5 kB at a time).
         """
 
-    def wait(self, timeout_s: float) -> bool:
+    def wait(self, timeout_s: float, others: Sequence[Self] = ()) -> bool:
         """Sleep until a message is there (True) or `timeout_s` have passed (False).
+
+        Args:
+            others: queues of the same consumer, which were made with this one as their `bell`: a
+                message in one of them counts as well.
 
         Raises:
             Stopped: the stop flag is set, at the call or while it sleeps (seen within 0.1 s,
@@ -128,6 +133,7 @@ class LockFreeQueue:
         capacity: int,  # a power of two
         stop: StopFlag,
         spin_us: float = 0.0,
+        bell: LockFreeQueue | None = None,
         memory: SharedArray | None = None,  # of the same queue in another process
     ) -> None:
         self.name = name
@@ -135,8 +141,16 @@ class LockFreeQueue:
         self.capacity = capacity
         self._stop = stop
         self._spin_us = spin_us
+        self._bell = bell
         self._memory = memory or SharedArray(f"queue-{name}", *self.field(num_producers, capacity))
-        self._rings = RingQueue(self._memory.array, num_producers, capacity, stop.word, spin_us)
+        self._rings = RingQueue(
+            self._memory.array,
+            num_producers,
+            capacity,
+            stop.word,
+            spin_us,
+            None if bell is None else bell._memory.array,
+        )
 
     @staticmethod
     def field(num_producers: int, capacity: int) -> Field:
@@ -145,7 +159,7 @@ class LockFreeQueue:
     def __reduce__(self) -> tuple[type[LockFreeQueue], tuple[object, ...]]:
         # The memory crosses by name; the extension object is made again over it.
         sizes = (self.name, self.num_producers, self.capacity)
-        return LockFreeQueue, (*sizes, self._stop, self._spin_us, self._memory)
+        return LockFreeQueue, (*sizes, self._stop, self._spin_us, self._bell, self._memory)
 
     def put(self, message: int, producer: int = 0) -> None:
         if not self._rings.put(message, producer):
@@ -158,8 +172,8 @@ class LockFreeQueue:
     def get_many(self, max_messages: int) -> list[int]:
         return self._rings.get_many(max_messages)
 
-    def wait(self, timeout_s: float) -> bool:
-        is_ready = self._rings.wait(timeout_s)
+    def wait(self, timeout_s: float, others: Sequence[LockFreeQueue] = ()) -> bool:
+        is_ready = self._rings.wait(timeout_s, [other._rings for other in others])
         if self._stop.is_set:
             raise Stopped
         return is_ready
@@ -185,7 +199,7 @@ class FasterFifoQueue:
     """An `IndexQueue` on one faster-fifo queue, which all producers share.
 
     faster-fifo knows no wake-up without a message, so `wait` takes short naps and looks at the
-    stop flag between them.
+    stop flag, and at other queues, between them.
     """
 
     NAP_S = 0.05
@@ -231,15 +245,21 @@ class FasterFifoQueue:
             self._receive(max_messages - len(self._received), timeout_s=0.0)
         return [self._received.popleft() for _ in range(min(max_messages, len(self._received)))]
 
-    def wait(self, timeout_s: float) -> bool:
+    def wait(self, timeout_s: float, others: Sequence[FasterFifoQueue] = ()) -> bool:
         deadline_s = time.monotonic() + timeout_s
         while not self._stop.is_set:
             left_s = deadline_s - time.monotonic()
-            if not self._received:
-                self._receive(1, timeout_s=min(max(left_s, 0.0), self.NAP_S))
-            if self._received or left_s <= 0.0:
-                return bool(self._received)
+            for other in others:
+                other._receive_first(0.0)
+            is_ready = any(other._received for other in others)
+            self._receive_first(0.0 if is_ready else min(max(left_s, 0.0), self.NAP_S))
+            if is_ready or self._received or left_s <= 0.0:
+                return is_ready or bool(self._received)
         raise Stopped
+
+    def _receive_first(self, timeout_s: float) -> None:
+        if not self._received:
+            self._receive(1, timeout_s)
 
     def _receive(self, max_messages: int, timeout_s: float) -> None:
         try:
@@ -297,15 +317,19 @@ def make_index_queue(
     capacity: int,
     stop: StopFlag,
     spin_us: float = 0.0,
+    bell: IndexQueue | None = None,
 ) -> IndexQueue:
     """A new, empty queue with room for at least `capacity` waiting messages per producer.
 
     `spin_us` is how long a lock-free `wait` looks before it sleeps: for machines with cores to
     spare; with few it takes the core from the producer it waits for.
+
+    `bell` is another queue of the same consumer, of the same kind, for one that waits for both.
     """
     capacity = _rounded(capacity)
     if kind == "lock-free":
-        return LockFreeQueue(name, num_producers, capacity, stop, spin_us)
+        assert bell is None or isinstance(bell, LockFreeQueue)
+        return LockFreeQueue(name, num_producers, capacity, stop, spin_us, bell)
     return FasterFifoQueue(name, num_producers, capacity, stop)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from sfrl.records.timing import COMPONENT_STAGES, Kind
 from sfrl.settings.config import Config
+from sfrl.systems import SYSTEMS
 
 # Who sends to whom, by kind: the receiver -> the senders, in the order of its queue's producers.
 _SENDERS: dict[Kind, tuple[Kind, ...]] = {
@@ -29,8 +30,8 @@ class Role:
 
     @property
     def name(self) -> str:
-        """In logs and process titles."""
-        return self.kind if self.kind == "learner" else f"{self.kind}-{self.index}"
+        """In logs and process titles; a process has that of its first role."""
+        return self.kind if self == LEARNER else f"{self.kind}-{self.index}"
 
     @property
     def has_envs(self) -> bool:
@@ -43,23 +44,29 @@ class Role:
 
     @property
     def is_restartable(self) -> bool:
-        """Whether another may take its place: the others have what nobody else has."""
+        """Whether another may take the place of a process whose first role it is.
+
+        The others have what nobody else has. Whoever shares a rollout worker's process serves it
+        alone, and has nothing of others.
+        """
         return self.kind == "rollout"
 
 
 LEARNER = Role("learner", 0)
+"""The first one, which most systems have alone."""
 
 
 class SlotMap(NamedTuple):
     """Whose each slot is. Tuples of integers, which the hot loops look up without computing.
 
     A split owns a fixed pool of slots, is stepped by one rollout worker and served by one policy
-    worker. All splits have the same sizes.
+    worker. All splits have the same sizes. One learner learns from all that a rollout worker fills.
     """
 
     split: tuple[int, ...]  # [S], the split that owns the slot
     rollout: tuple[int, ...]  # [splits], the index of its rollout worker
     policy: tuple[int, ...]  # [splits], the index of its policy worker
+    learner: tuple[int, ...]  # [W], the index of the learner of a rollout worker's slots
     slots_per_split: int
     envs_per_split: int
 
@@ -88,7 +95,8 @@ class Topology(NamedTuple):
     counts: Mapping[Kind, int]  # roles of each kind
     slots: SlotMap
     processes: Mapping[Role, tuple[Role, ...]]
-    """Who shares a process, by the first of them, whose name, mailbox and end are the process's."""
+    """Who shares a process, in the order of their turns, by the first of them, whose name, mailbox
+    and end are the process's."""
 
     @property
     def roles(self) -> list[Role]:
@@ -101,6 +109,10 @@ class Topology(NamedTuple):
 
     def of_kind(self, kind: Kind) -> list[Role]:
         return [Role(kind, index) for index in range(self.counts[kind])]
+
+    def process_of(self, role: Role) -> Role:
+        """The first role of its process."""
+        return next(first for first, members in self.processes.items() if role in members)
 
     def row(self, role: Role) -> int:
         """Where its times are in `Progress`."""
@@ -122,10 +134,7 @@ class Topology(NamedTuple):
 
 
 def make_topology(config: Config) -> Topology:
-    """Splits are dealt to rollout workers in blocks, to policy workers in turn.
-
-    Every role has a process, or each rollout worker's has its policy worker's in it.
-    """
+    """Splits are dealt to rollout workers in blocks, to policy workers in turn."""
     splits = range(config.splits)
     rollout = tuple(split // config.num_splits for split in splits)
     slots = SlotMap(
@@ -134,18 +143,34 @@ def make_topology(config: Config) -> Topology:
         policy=rollout
         if config.has_actors
         else tuple(split % config.num_policy_workers for split in splits),
+        learner=tuple(worker % config.num_learners for worker in range(config.num_workers)),
         slots_per_split=config.slots_per_split,
         envs_per_split=config.envs_per_split,
     )
     counts: dict[Kind, int] = {
         "rollout": config.num_workers,
         "policy": config.num_policies,
-        "learner": 1,
+        "learner": config.num_learners,
     }
-    roles = [Role(kind, index) for kind in counts for index in range(counts[kind])]
-    processes: dict[Role, tuple[Role, ...]] = {role: (role,) for role in roles}
-    if config.has_actors:
-        for index in range(config.num_workers):
-            policy = processes.pop(Role("policy", index))
-            processes[Role("rollout", index)] += policy
-    return Topology(counts, slots, processes)
+    return Topology(counts, slots, _processes(config, counts))
+
+
+def _processes(config: Config, counts: Mapping[Kind, int]) -> dict[Role, tuple[Role, ...]]:
+    """As the system's layout says; with --serial all roles have one."""
+    rollouts, policies, learners = (
+        [Role(kind, index) for index in range(counts[kind])] for kind in COMPONENT_STAGES
+    )
+    groups: list[tuple[Role, ...]]
+    if config.serial:
+        groups = [(*learners, *policies, *rollouts)]
+    else:
+        match SYSTEMS[config.system].layout:
+            case "separate":
+                groups = [(role,) for role in (*rollouts, *policies, *learners)]
+            case "actors":
+                groups = [*zip(rollouts, policies, strict=True), tuple(learners)]
+            case "central":
+                groups = [*((role,) for role in rollouts), (*learners, *policies)]
+            case "bundles":
+                groups = [*zip(rollouts, policies, learners, strict=True)]
+    return {group[0]: group for group in groups}

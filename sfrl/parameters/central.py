@@ -37,7 +37,7 @@ class CentralParameters:
         self,
         config: Config,
         model: Network,
-        weights: Weights,
+        weights: Weights | None,  # None: nobody acts with them in another process
         target_weights: Weights | None = None,  # where the target's are published
     ) -> None:
         self.model = model
@@ -90,7 +90,8 @@ class CentralParameters:
         Args:
             version: optimizer steps applied so far.
         """
-        self.weights.publish(self.model, version)
+        if self.weights is not None:
+            self.weights.publish(self.model, version)
         if self.target is None or self._target_weights is None:
             return
         if version // self._target_every > self._target_version // self._target_every:

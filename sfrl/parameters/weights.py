@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -89,12 +89,21 @@ class Weights:
         return {**self.__dict__, "_copies": None}
 
 
-class WeightsReader:
-    """One reader's place in the sequence of publications.
+class WeightsSource(Protocol):
+    """Where a policy worker's weights come from.
 
     Attributes:
         version: learner step of the weights last read; -1 before the first.
     """
+
+    version: int
+
+    def refresh(self, model: nn.Module) -> bool:
+        """Load the newest weights into `model` if there are newer ones; say whether there were."""
+
+
+class WeightsReader:
+    """One reader's place in the sequence of publications: a `WeightsSource`."""
 
     def __init__(self, weights: Weights) -> None:
         self.version = -1
@@ -109,7 +118,6 @@ class WeightsReader:
             time.sleep(_POLL_S)
 
     def refresh(self, model: nn.Module) -> bool:
-        """Load the newest weights into `model` if there are newer ones; say whether there were."""
         header = self._weights._header.array
         if int(header[_PUBLISHED]) == self._publication:
             return False

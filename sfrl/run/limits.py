@@ -73,7 +73,7 @@ def check(config: Config, spec: EnvSpec) -> None:
 
 
 def _num_processes(config: Config) -> int:
-    return 1 if config.serial else len(make_topology(config).processes)
+    return len(make_topology(config).processes)
 
 
 def _shm_shortage(config: Config, spec: EnvSpec) -> str | None:
@@ -92,13 +92,14 @@ def _shm_shortage(config: Config, spec: EnvSpec) -> str | None:
 
 def _memory_problems(config: Config, spec: EnvSpec) -> list[str]:
     needed_bytes = shared_bytes(config, spec)
-    workers, networks = config.num_workers, config.num_policies + 1
-    if config.serial:  # this process has all, and is there already
-        workers, networks = 0, 1
+    processes = make_topology(config).processes.values()
+    networks = sum(any(role.kind != "rollout" for role in members) for members in processes)
+    workers = len(processes) - networks
     model = 4 * model_size(config, spec)  # float32
     on_cpu = "cuda" not in config.device  # of the weights: what auto is, torch alone knows
     num_targets = 1 if config.target_period else 0
-    copies = _LEARNER_COPIES + num_targets + config.num_policies if on_cpu else 0
+    per_learner = _LEARNER_COPIES + num_targets
+    copies = per_learner * config.num_learners + config.num_policies if on_cpu else 0
     needed = sum(needed_bytes) + workers * _ROLLOUT_BYTES + networks * _NETWORK_BYTES
     needed += copies * model
     told = ""

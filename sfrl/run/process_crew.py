@@ -7,6 +7,7 @@ import signal
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
@@ -15,22 +16,16 @@ from sfrl.envs.logs import own_logger
 from sfrl.ipc.index_queue import LockFreeQueue
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Failure, Report
-from sfrl.ipc.topology import LEARNER, Role
+from sfrl.ipc.topology import Role
 from sfrl.run.child import run_child
 from sfrl.run.crew import SAVING_TOLD_AGAIN_S, SAVING_TOLD_S, WorkerError, tell_of_saving
 from sfrl.run.helpers import Helpers
 from sfrl.run.limits import memory_shortage_explained
 from sfrl.run.restarts import MAX_REPEATS, RestartHistory
-from sfrl.run.roles import (
-    Shared,
-    make_actor,
-    make_learner,
-    make_policy_worker,
-    make_rollout_worker,
-    pin_and_nice,
-)
+from sfrl.run.roles import Shared, make_members, pin_and_nice
 from sfrl.run.spawning import descendants, spawn, terminate
 from sfrl.run.watchdog import Watchdog
+from sfrl.workers.members import Members
 from sfrl.workers.worker import worker_loop
 
 log = own_logger(__name__)
@@ -58,8 +53,8 @@ class ProcessCrew:
     ) -> None:
         """The bodies replace what those processes do (the benchmarks do that)."""
         self._shared = shared
-        self._learner_body = learner_body or _learner_body
-        self._policy_body = policy_body or _policy_body
+        self._learner_body = learner_body
+        self._policy_body = policy_body
         self._mailboxes: dict[Role, Mailbox[Report]] = {
             role: Mailbox() for role in shared.topology.processes
         }
@@ -80,21 +75,17 @@ class ProcessCrew:
     def start(self, resume_path: str | None) -> None:
         for role in self._mailboxes:
             self._bodies[role] = self._body(role, resume_path)
-        for role in (LEARNER, *self._mailboxes):  # it takes longest
-            if role not in self._processes:
-                self._spawn(role)
+        for role in sorted(self._mailboxes, key=lambda role: not role.saves):  # it takes longest
+            self._spawn(role)
 
     def _body(self, role: Role, resume_path: str | None) -> Callable[[], None]:
         """What its process does."""
         shared, mailbox = self._shared, self._mailboxes[role]
-        match role.kind:
-            case "rollout":
-                body = _actor_body if shared.config.has_actors else _rollout_body
-                return partial(body, shared, role.index, mailbox)
-            case "policy":
-                return partial(self._policy_body, shared, role.index)
-            case "learner":
-                return partial(self._learner_body, shared, mailbox, self._requests, resume_path)
+        if role.kind == "policy" and self._policy_body is not None:
+            return partial(self._policy_body, shared, role.index)
+        if role.kind == "learner" and self._learner_body is not None:
+            return partial(self._learner_body, shared, mailbox, self._requests, resume_path)
+        return partial(_members_body, shared, role, mailbox, self._requests, resume_path)
 
     def _spawn(self, role: Role) -> None:
         try:
@@ -150,7 +141,7 @@ class ProcessCrew:
         self._restart_those_due()
 
     def _can_restart(self, role: Role, ended: Collection[Role]) -> bool:
-        is_lock_free = isinstance(self._shared.channels.trajectories, LockFreeQueue)
+        is_lock_free = isinstance(self._shared.channels.inbox(role), LockFreeQueue)
         if not role.is_restartable or not is_lock_free:
             return False  # a process killed in faster-fifo leaves its lock locked
         if role in self._failures and self._failures[role].ends_run:
@@ -311,27 +302,17 @@ def _killed(process: SpawnProcess) -> bool:
     return process.exitcode is not None
 
 
-def _learner_body(
+def _members_body(
     shared: Shared,
+    first: Role,
     reports: Mailbox[Report],
     requests: Mailbox[CheckpointRequest],
     resume_path: str | None,
 ) -> None:
-    with memory_shortage_explained(shared.config):
-        worker_loop(make_learner(shared, reports, requests, resume_path), shared.stop)
-
-
-def _policy_body(shared: Shared, index: int) -> None:
-    with memory_shortage_explained(shared.config):
-        worker_loop(make_policy_worker(shared, index), shared.stop)
-
-
-def _actor_body(shared: Shared, index: int, reports: Mailbox[Report]) -> None:
-    pin_and_nice(shared.config, index)
-    with memory_shortage_explained(shared.config):
-        worker_loop(make_actor(shared, index, reports), shared.stop)
-
-
-def _rollout_body(shared: Shared, index: int, reports: Mailbox[Report]) -> None:
-    pin_and_nice(shared.config, index)
-    worker_loop(make_rollout_worker(shared, index, reports), shared.stop)
+    members = shared.topology.processes[first]
+    has_network = any(role.kind != "rollout" for role in members)
+    if first.has_envs:
+        pin_and_nice(shared.config, first.index)
+    with memory_shortage_explained(shared.config) if has_network else nullcontext():
+        workers = make_members(shared, members, reports, requests, resume_path)
+        worker_loop(workers[0] if len(workers) == 1 else Members(workers), shared.stop)

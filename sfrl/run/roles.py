@@ -8,6 +8,7 @@ of start-up and 200 MB.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from sfrl.envs import EnvSpec
@@ -21,7 +22,7 @@ from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
 from sfrl.ipc.progress import Progress
 from sfrl.ipc.shared_memory import StopFlag, segment_bytes
-from sfrl.ipc.topology import Topology, make_topology
+from sfrl.ipc.topology import LEARNER, Role, Topology, make_topology
 from sfrl.parameters import weights
 from sfrl.parameters.model_size import model_size
 from sfrl.parameters.weights import Weights
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 
     from sfrl.algorithms import Algorithm
     from sfrl.nets.model import Network
-    from sfrl.workers.actor import Actor
     from sfrl.workers.learner import Learner
     from sfrl.workers.policy_worker import PolicyWorker
     from sfrl.workers.rollout_worker import RolloutWorker
+    from sfrl.workers.worker import Worker
 
 log = own_logger(__name__)
 
@@ -50,7 +51,7 @@ class Shared(NamedTuple):
     stop: StopFlag
     buffer: TrajectoryBuffer
     channels: Channels
-    weights: Weights
+    weights: Weights  # published if somebody acts with them in another process than the learner's
     target_weights: Weights | None  # of an algorithm that needs a target
     progress: Progress
 
@@ -74,6 +75,11 @@ def make_shared(config: Config, spec: EnvSpec) -> Shared:
     )
 
 
+def _acts_elsewhere(topology: Topology) -> bool:
+    """Whether weights cross from the learner's process to another."""
+    return topology.process_of(Role("policy", 0)) != topology.process_of(LEARNER)
+
+
 class SharedBytes(NamedTuple):
     """Shared memory that a run takes, in bytes."""
 
@@ -86,9 +92,10 @@ def shared_bytes(config: Config, spec: EnvSpec) -> SharedBytes:
     """Of all that `make_shared`, the crew and the learner allocate."""
     topology = make_topology(config)
     num_mailboxes = len(topology.processes) + 1  # requests go the other way
+    num_weights = int(_acts_elsewhere(topology)) + (config.target_period > 0)
     return SharedBytes(
         trajectory_buffer.nbytes(config.num_slots, slot_spec(config, spec)),
-        weights.nbytes(model_size(config, spec)) * (2 if config.target_period else 1),
+        weights.nbytes(model_size(config, spec)) * num_weights,
         segment_bytes(StopFlag.FIELD)
         + channels.nbytes(topology, resolve_queue_kind(config.queue))
         + progress.nbytes(topology)
@@ -104,18 +111,26 @@ def make_rollout_worker(shared: Shared, index: int, reports: Mailbox[Report]) ->
     )
 
 
-def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
-    """Builds the model once the learner has published weights. Raises Stopped."""
+def make_policy_worker(shared: Shared, index: int, learner: Learner | None = None) -> PolicyWorker:
+    """Builds the model once there are weights: those of `learner`, if it is in this process.
+
+    Raises:
+        Stopped: the run stops before another process's learner has published any.
+    """
     import torch
 
-    from sfrl.parameters.weights import WeightsReader
+    from sfrl.parameters.weights import WeightsReader, WeightsSource
+    from sfrl.workers.learner import OwnWeights
     from sfrl.workers.policy_worker import PolicyWorker
 
     config = shared.config
-    if not config.serial:  # there the learner is in this process, too
+    weights: WeightsSource
+    if learner is not None:
+        weights = OwnWeights(learner)
+    else:
         torch.set_num_threads(1)
-    weights = WeightsReader(shared.weights)
-    weights.wait_for_first(shared.stop)
+        weights = WeightsReader(shared.weights)
+        weights.wait_for_first(shared.stop)
     # A GPU that many actors share would have a small batch of each in turn.
     usual = "cpu" if config.has_actors else config.device
     names = (config.policy_devices or usual).split(",")
@@ -136,12 +151,27 @@ def make_policy_worker(shared: Shared, index: int) -> PolicyWorker:
     return worker
 
 
-def make_actor(shared: Shared, index: int, reports: Mailbox[Report]) -> Actor:
-    """Waits for the learner's first weights before it makes environments. Raises Stopped."""
-    from sfrl.workers.actor import Actor
+def make_members(
+    shared: Shared,
+    members: Sequence[Role],
+    reports: Mailbox[Report],
+    requests: Mailbox[CheckpointRequest],
+    resume_path: str | None,
+) -> list[Worker]:
+    """All workers of one process, in that order.
 
-    policy = make_policy_worker(shared, index)
-    return Actor(make_rollout_worker(shared, index, reports), policy)
+    The learner is made first, with the weights that the others wait for, and environments last.
+    Raises Stopped.
+    """
+    made: dict[Role, Worker] = {}
+    learners: dict[int, Learner] = {}
+    for role in (r for r in members if r.kind == "learner"):
+        made[role] = learners[role.index] = make_learner(shared, reports, requests, resume_path)
+    for role in (r for r in members if r.kind == "policy"):
+        made[role] = make_policy_worker(shared, role.index, learners.get(0))
+    for role in (r for r in members if r.kind == "rollout"):
+        made[role] = make_rollout_worker(shared, role.index, reports)
+    return [made[role] for role in members]
 
 
 def make_learner(
@@ -170,7 +200,7 @@ def make_learner(
         model,
         shared.buffer,
         shared.channels,
-        shared.weights,
+        shared.weights if _acts_elsewhere(shared.topology) else None,
         shared.target_weights,
         shared.progress,
         reports,

@@ -54,10 +54,10 @@ class SerialCrew:
         import torch
 
         shared = self._shared
-        # The learner first: it publishes the weights that the policy workers wait for.
         self._learner = make_learner(shared, self._mailbox, self._requests, resume_path)
         self._policies = [
-            make_policy_worker(shared, role.index) for role in shared.topology.of_kind("policy")
+            make_policy_worker(shared, role.index, self._learner)
+            for role in shared.topology.of_kind("policy")
         ]
         self._settings.enter_context(one_thread_each())  # NumPy's own has started with more
         self._settings.enter_context(forks_noticed(self._tell_of_fork))
@@ -90,13 +90,13 @@ class SerialCrew:
         """
         shared = self._shared
         rollouts = [worker.state() for worker in self._rollouts]
-        if None in rollouts or not isinstance(shared.channels.trajectories, LockFreeQueue):
+        if None in rollouts or not isinstance(self._learner.inbox, LockFreeQueue):
             return None
         state: dict[str, Any] = checkpoint.tensors_of(
             {
                 "rollouts": rollouts,
                 "policies": [worker.state() for worker in self._policies],
-                "full_slots": list(self._learner.inbox.waiting),
+                "full_slots": list(self._learner.slots.waiting),
                 "experience": self._learner.experience.state(),
                 "buffer": shared.buffer.state(),
                 "progress": shared.progress.state(),
@@ -117,7 +117,7 @@ class SerialCrew:
         ]
         for part, saved in parts:
             part.load_state(saved)
-        self._learner.inbox.waiting.extend(state["full_slots"])
+        self._learner.slots.waiting.extend(state["full_slots"])
 
     def advance(self) -> None:
         """One round: every worker does what is ready."""

@@ -171,7 +171,7 @@ class Config(
     @property
     def has_actors(self) -> bool:
         """Whether each rollout worker shares its process with a policy worker of its own."""
-        has_actors: bool = SYSTEMS[self.system].layout == "actors"
+        has_actors: bool = SYSTEMS[self.system].layout in ("actors", "bundles")
         return has_actors
 
     # --- derived sizes ---
@@ -179,6 +179,11 @@ class Config(
     def num_policies(self) -> int:
         """Policy workers of the run."""
         return self.num_workers if self.has_actors else self.num_policy_workers
+
+    @property
+    def num_learners(self) -> int:
+        """Learners of the run."""
+        return self.num_workers if SYSTEMS[self.system].layout == "bundles" else 1
 
     @property
     def num_slots(self) -> int:

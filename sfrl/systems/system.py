@@ -25,9 +25,10 @@ class System(NamedTuple):
     paper: str
     algorithm: str
     """What is learned, and how actions are chosen: sfrl/algorithms/, sfrl/settings/."""
-    layout: Literal["separate", "actors"] = "separate"
+    layout: Literal["separate", "actors", "central", "bundles"] = "separate"
     """Who shares a process. separate: nobody. actors: a rollout worker and a policy worker of its
-    own, which serves nobody else."""
+    own, which serves nobody else. central: the learner and the policy workers. bundles: a rollout
+    worker, and a policy worker and a learner of its own."""
     pull: Literal["batch", "unroll"] = "batch"
     """When acting takes the newest weights: before each batch, or only where a slot begins."""
     is_synchronous: bool = False

@@ -118,7 +118,7 @@ def rollout(config: Config, spec: EnvSpec, seconds: float) -> Rollout:
     reports: Mailbox[Report] = Mailbox()
     worker = make_rollout_worker(shared, 0, reports)
     [requests], [replies] = shared.channels.action_requests, shared.channels.replies
-    trajectories, num_slots = shared.channels.trajectories, shared.buffer.num_slots
+    [trajectories], num_slots = shared.channels.trajectories, shared.buffer.num_slots
     env_seconds = shared.progress.stage_seconds(Role("rollout", 0))
     env_step = ROLLOUT_STAGES.index("env_step")
     times: list[tuple[float, float]] = []  # of a split step: in the environments, beside them
@@ -320,7 +320,7 @@ def _learner_step(shared: Shared) -> Callable[[], None]:
     def step() -> None:
         shared.buffer.policy_version[:] = shared.progress.learner_steps  # no row is too old
         for slot in batch:
-            shared.channels.trajectories.put(shared.buffer.message(slot, 0))
+            shared.channels.trajectories[0].put(shared.buffer.message(slot, 0))
         num_back = 0
         while num_back < len(batch):
             _work(learner)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfrl.algorithms.algorithm import Algorithm
 from sfrl.envs.logs import own_logger
@@ -18,6 +18,7 @@ from sfrl.experience.experience import make_experience
 from sfrl.experience.slot_inbox import SlotInbox
 from sfrl.experience.trajectory_buffer import TrajectoryBuffer
 from sfrl.ipc.channels import Channels
+from sfrl.ipc.index_queue import IndexQueue
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, LearnerReport, Report
 from sfrl.ipc.progress import Progress
@@ -69,7 +70,7 @@ class Learner:
         model: Network,  # on the device, float32
         buffer: TrajectoryBuffer,
         channels: Channels,
-        weights: Weights,
+        weights: Weights | None,  # None: only policy workers in this process act with them
         target_weights: Weights | None,  # of an algorithm that needs a target
         progress: Progress,
         reports: Mailbox[Report],
@@ -78,7 +79,8 @@ class Learner:
         self.config = config
         self.algorithm = algorithm
         self.model = model
-        self.inbox = SlotInbox(buffer, channels, progress)
+        self.slots = SlotInbox(buffer, channels, progress)
+        self.inbox = self.slots.queue
         self.progress = progress
         self.reports = reports
         self.device = next(model.parameters()).device
@@ -105,8 +107,9 @@ class Learner:
         graphs = cuda.Graphs("the learner's minibatch", enabled=use_graphs)
         self._update = cuda.Graphed(self._update_on_chosen, graphs)
         self._stream = cuda.new_stream(self.device)  # last: it waits for what was made here
-        # Whether a batch may still be trained on when the host has launched all of it.
-        self._runs_ahead = self.device.type == "cuda" and not config.serial
+        # Whether a batch may still be trained on when the host has launched all of it. Not where
+        # this process acts with the weights, and must know of which step they are.
+        self._runs_ahead = self.device.type == "cuda" and weights is not None
         self._training: _Training | None = None
         self.timer = StageTimer(LEARNER_STAGES, progress.stage_seconds(LEARNER))
 
@@ -129,7 +132,7 @@ class Learner:
         if not self.is_training:
             if self._serve_checkpoint_requests():
                 raise Stopped
-            slots = self.inbox.take(self.config.slots_per_batch)
+            slots = self.slots.take(self.config.slots_per_batch)
             if not slots:
                 return self.finish()
             self.timer.lap("wait_trajectories")
@@ -146,7 +149,7 @@ class Learner:
             self.finish()  # the batch before: this one's slots were copied meanwhile
             experience.take()
             if self._gives_back_at_once:
-                self.inbox.give_back(slots)
+                self.slots.give_back(slots)
             self.timer.lap("gather")
             self.parameters.set_learning_rate(self.learning_rate())
             self._version.fill_(self.learner_steps)
@@ -180,7 +183,7 @@ class Learner:
                 self.timer.lap("train")
             self.publish()  # first: whoever gets a slot back may act with these weights
             if not self._gives_back_at_once:
-                self.inbox.give_back(slots)
+                self.slots.give_back(slots)
             if time.monotonic() >= self._next_report_s:
                 self.report()
             self.timer.lap("publish")
@@ -316,11 +319,42 @@ class Learner:
         except (memory_file.MemoryFileError, *checkpoint.MISMATCHES) as error:
             log.warning("%s is not used: %s; the memory is filled again", path, error)
 
-    def wait(self, timeout_s: float) -> None:
-        self.inbox.wait(timeout_s)
+    def wait(self, timeout_s: float, others: Sequence[IndexQueue] = ()) -> None:
+        self.inbox.wait(timeout_s, others)
+        self.waited()
+
+    def waited(self) -> None:
         self.timer.lap("wait_trajectories")
 
     def close(self) -> None:
         """Write the checkpoint that the trainer asked for when it stopped the run."""
         self.finish()
         self._serve_checkpoint_requests()
+
+
+class OwnWeights:
+    """The learner's own, for a policy worker in its process: they cross none.
+
+    A `WeightsSource`. The two take turns, so that no weight changes while one is acted with, nor
+    between a backward pass and its step.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.version = -1
+        self._learner = learner
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # a tensor to act with, and the learner's
+
+    @torch.no_grad()
+    def refresh(self, model: nn.Module) -> bool:
+        version = self._learner.learner_steps
+        if version == self.version:
+            return False
+        if not self._pairs:
+            tensors = model.state_dict().values(), self._learner.model.state_dict().values()
+            self._pairs = list(zip(*tensors, strict=True))
+        for mine, learners in self._pairs:
+            mine.copy_(learners)
+        if self._learner.device.type == "cuda":  # before the next step writes them, on its stream
+            cuda.sleep_until_done(torch.cuda.current_stream())
+        self.version = version
+        return True

@@ -15,12 +15,12 @@ from sfrl.algorithms.algorithm import Algorithm
 from sfrl.envs.logs import own_logger
 from sfrl.experience.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.ipc.channels import Channels
-from sfrl.ipc.index_queue import Message, pack, unpack
+from sfrl.ipc.index_queue import IndexQueue, Message, pack, unpack
 from sfrl.ipc.progress import Progress
 from sfrl.ipc.topology import Role
 from sfrl.nets import cuda
 from sfrl.nets.model import Network
-from sfrl.parameters.weights import WeightsReader
+from sfrl.parameters.weights import WeightsSource
 from sfrl.records.timing import POLICY_STAGES, StageTimer
 from sfrl.settings.config import Config
 from sfrl.systems import SYSTEMS
@@ -47,7 +47,7 @@ class PolicyWorker:
         model: Network,  # on the device and in the precision to act with
         buffer: TrajectoryBuffer,
         channels: Channels,
-        weights: WeightsReader,
+        weights: WeightsSource,
         progress: Progress,
     ) -> None:
         role, slots = Role("policy", index), channels.topology.slots
@@ -237,8 +237,11 @@ class PolicyWorker:
             log.info("the checkpoint is of another device: actions are drawn from another seed")
         self.rnn_states.copy_(torch.from_numpy(state["rnn_states"]))
 
-    def wait(self, timeout_s: float) -> None:
-        self.inbox.wait(timeout_s)
+    def wait(self, timeout_s: float, others: Sequence[IndexQueue] = ()) -> None:
+        self.inbox.wait(timeout_s, others)
+        self.waited()
+
+    def waited(self) -> None:
         self.timer.lap("wait_requests")
 
     def close(self) -> None:

@@ -16,11 +16,11 @@ from sfrl.envs import OBS
 from sfrl.envs.logs import own_logger
 from sfrl.experience.trajectory_buffer import Owner, TrajectoryBuffer
 from sfrl.ipc.channels import Channels
-from sfrl.ipc.index_queue import Message, QueueFullError, unpack
+from sfrl.ipc.index_queue import IndexQueue, Message, QueueFullError, unpack
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import EpisodeEnded, Report
 from sfrl.ipc.progress import Progress
-from sfrl.ipc.topology import LEARNER, Role
+from sfrl.ipc.topology import Role
 from sfrl.records.timing import ROLLOUT_STAGES, StageTimer
 from sfrl.settings.config import Config
 
@@ -125,14 +125,17 @@ class RolloutWorker:
         self.role = role = Role("rollout", index)
         self.buffer = buffer
         self.inbox = channels.inbox(role)
-        self.trajectories = channels.outbox(role, LEARNER)
+        topology = channels.topology
+        slots, learner = topology.slots, Role("learner", topology.slots.learner[index])
+        self.trajectories = channels.outbox(role, learner)
         self.reports = reports
         self.rollout_length = config.rollout_length
         self.progress = progress
         self.timer = StageTimer(ROLLOUT_STAGES, progress.stage_seconds(role))
         restarts, stepping = int(progress.restarts[index]), progress.stepping[index]
-        slots = channels.topology.slots
-        lent = self._inherit(slots.of_worker(index)) if restarts else set()
+        # What has died in the same process has lent nothing.
+        is_alone = topology.process_of(role) != topology.process_of(learner)
+        lent = self._inherit(slots.of_worker(index), from_living=is_alone) if restarts else set()
         # A worker that was started again, or a run that goes on, plays other episodes.
         earlier = (restarts, int(progress.env_steps[-1]))
         seed = earlier if any(earlier) else ()
@@ -164,16 +167,20 @@ class RolloutWorker:
             self._begin_slot(split)
         self.timer.lap("env_step")
 
-    def _inherit(self, slots: list[int]) -> set[int]:
+    def _inherit(self, slots: list[int], *, from_living: bool) -> set[int]:
         """Those of a dead worker's slots that the learner has; discards what is in the others.
 
         It has those that were put and that it has not given back. They are among the last messages:
         the queue has room for all slots, and they come back in the order in which they were put.
+
+        Args:
+            from_living: the learner has a process of its own. One that died with the worker has
+                none; its successor knows messages to it by their generation.
         """
         buffer, progress = self.buffer, self.progress
         self.inbox.get_many(2 * buffer.num_slots)  # answers to the dead: its queue must not fill up
         queue, producer = self.trajectories
-        put = [unpack(message) for message in queue.recent(producer)]
+        put = [unpack(message) for message in queue.recent(producer)] if from_living else []
         lent = {m.slot for m in put if buffer.is_current(m) and buffer.is_filled[m.slot]}
         num_discarded = 0
         for slot in slots:
@@ -322,12 +329,15 @@ class RolloutWorker:
         by_index = {split.index: split for split in self.splits}
         self.stepping = deque(by_index[index] for index in state["stepping"])
 
-    def wait(self, timeout_s: float) -> None:
+    def wait(self, timeout_s: float, others: Sequence[IndexQueue] = ()) -> None:
         if self.stepping:  # in threads
-            self.inbox.wait(_LOOK_S)
+            self.inbox.wait(_LOOK_S, others)
             self.timer.lap("env_step")
             return
-        self.inbox.wait(_RESEND_S if self._unsent else timeout_s)
+        self.inbox.wait(_RESEND_S if self._unsent else timeout_s, others)
+        self.waited()
+
+    def waited(self) -> None:
         stalled = all(split.slot < 0 for split in self.splits)
         self.timer.lap("wait_slot" if stalled else "wait_actions")
 

@@ -121,7 +121,7 @@ def learner_of(shared, resume_path=None):
 
 
 def train(learner, slots, seed):
-    buffer = learner.inbox.buffer
+    buffer = learner.slots.buffer
     rng = np.random.default_rng(seed)
     for slot in slots:
         buffer.obs[OBS][slot] = rng.normal(size=(T + 1, N, 4))

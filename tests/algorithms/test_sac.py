@@ -318,18 +318,18 @@ def test_slots_go_back_at_once_and_none_is_taken_while_updates_are_due(make_shar
     [replies] = shared.channels.replies
     for seed in range(2):  # 16 decisions each
         fill(shared, seed, seed)
-        learner.inbox.waiting.append(seed)
+        learner.slots.waiting.append(seed)
     assert learner.step()
     assert learner.learner_steps == 0, "too few decisions"
     assert len(replies.get_many(9)) == 1
     assert learner.step()
     assert len(replies.get_many(9)) == 1, "before its 8 updates are made"
-    learner.inbox.waiting.append(0)
+    learner.slots.waiting.append(0)
     for steps in range(2, 9):
         assert learner.step()
-        assert (learner.learner_steps, list(learner.inbox.waiting)) == (steps, [0])
+        assert (learner.learner_steps, list(learner.slots.waiting)) == (steps, [0])
     learner.step()
-    assert not learner.inbox.waiting
+    assert not learner.slots.waiting
     policy = make_policy_worker(shared, 0)
     assert policy.weights.refresh(policy.model)
     assert policy.weights.version == 8

@@ -33,7 +33,7 @@ def fill(shared, slot):
     shared.buffer.generation[slot] += 1
     shared.buffer.valid[slot] = True
     shared.buffer.transfer(slot, Owner.ROLLOUT_WORKER, Owner.LEARNER)
-    shared.channels.trajectories.put(shared.buffer.message(slot, T), slot // 3)
+    shared.channels.trajectories[0].put(shared.buffer.message(slot, T), slot // 3)
 
 
 def test_slots_are_taken_in_whole_batches(shared):

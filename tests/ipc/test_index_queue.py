@@ -67,9 +67,13 @@ def make_queue(stop: StopFlag) -> Iterator[MakeQueue]:
     queues: list[IndexQueue] = []
 
     def make(
-        kind: QueueKind, num_producers: int = 1, capacity: int = 8, spin_us: float = 0.0
+        kind: QueueKind,
+        num_producers: int = 1,
+        capacity: int = 8,
+        spin_us: float = 0.0,
+        bell: IndexQueue | None = None,
     ) -> IndexQueue:
-        queues.append(make_index_queue(kind, "test", num_producers, capacity, stop, spin_us))
+        queues.append(make_index_queue(kind, "test", num_producers, capacity, stop, spin_us, bell))
         return queues[-1]
 
     yield make
@@ -233,6 +237,48 @@ def test_put_wakes_the_sleeping_consumer(kind: QueueKind, make_queue: MakeQueue)
     woken_s = time.monotonic()
     producer.join()
     assert woken_s - put_s[0] < 0.1
+
+
+@pytest.mark.parametrize("used", [0, 1, 2])
+def test_a_consumer_of_several_queues_wakes_for_each_and_takes_only_what_it_asks_for(
+    kind: QueueKind, make_queue: MakeQueue, used: int
+) -> None:
+    first = make_queue(kind)
+    queues = [first, make_queue(kind, bell=first), make_queue(kind, bell=first)]
+    assert not first.wait(0.05, queues[1:])
+    put_s: list[float] = []
+
+    def put_later() -> None:
+        time.sleep(0.2)
+        put_s.append(time.monotonic())
+        queues[used].put(5)
+
+    producer = threading.Thread(target=put_later)
+    producer.start()
+    assert first.wait(20.0, queues[1:])
+    woken_s = time.monotonic()
+    producer.join()
+    # faster-fifo knows no bell: it naps on the first queue, and looks at the others in between.
+    assert woken_s - put_s[0] < (0.04 if kind == "lock-free" else 0.2)
+    assert first.wait(0.0, queues[1:]), "waiting takes nothing out"
+    assert [queue.get_many(8) for queue in queues] == [[5] if i == used else [] for i in range(3)]
+    assert not first.wait(0.0, queues[1:])
+
+
+def put_one(queue: IndexQueue) -> None:
+    queue.put(7)
+
+
+def test_another_process_rings_the_bell_of_another_queue(make_lock_free: MakeQueue) -> None:
+    first = make_lock_free()
+    second = make_lock_free(bell=first)
+    producer = SPAWN.Process(target=put_one, args=(second,))
+    producer.start()
+    assert first.wait(20.0, [second])
+    assert second.get_many(8) == [7]
+    producer.join()
+    words = first._memory.array[:1].view(np.uint32)
+    assert words[0] == 1, "it was rung once, and slept on"
 
 
 def test_message_is_found_if_its_producer_died_before_ringing(make_lock_free: MakeQueue) -> None:

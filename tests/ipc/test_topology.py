@@ -52,6 +52,21 @@ def test_every_role_has_a_process_or_actors_share_one_with_their_policy_worker(t
     assert topology.slots.policy == topology.slots.rollout
 
 
+def test_seeds_network_and_a_serial_run_share_a_process_and_its_doorbell(make_shared):
+    sizes = {**UNEVEN, "env": "CartPole-v1", "frameskip": 1, "num_policy_workers": 1}
+    channels = make_shared(**sizes, system="seed", loss="vtrace").channels
+    processes, policy = channels.topology.processes, Role("policy", 0)
+    workers = [Role("rollout", index) for index in range(2)]
+    assert processes == {**{w: (w,) for w in workers}, LEARNER: (LEARNER, policy)}
+    assert channels.topology.process_of(policy) == LEARNER
+    learners = channels.inbox(LEARNER)
+    for role, bell in {LEARNER: None, policy: learners, **dict.fromkeys(workers)}.items():
+        assert channels.inbox(role)._bell is bell
+
+    topology = make_shared(**sizes, serial=True).topology
+    assert topology.processes == {LEARNER: (LEARNER, policy, *workers)}
+
+
 def test_every_role_has_a_row_of_its_own(topology):
     assert [topology.row(role) for role in topology.roles] == list(range(7))
     assert topology.row(LEARNER) == 6

@@ -16,12 +16,13 @@ from sfrl.experience import trajectory_buffer
 from sfrl.ipc import progress
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
-from sfrl.ipc.topology import Role
+from sfrl.ipc.topology import LEARNER, Role
 from sfrl.run import restarts
 from sfrl.run.crew import WorkerError
 from sfrl.run.process_crew import ProcessCrew
 from sfrl.run.roles import Shared, make_policy_worker, make_rollout_worker
 from sfrl.workers import rollout_worker
+from sfrl.workers.members import Members
 from sfrl.workers.rollout_worker import RolloutWorker
 from sfrl.workers.worker import worker_loop
 from tests.killing import killed_at
@@ -153,7 +154,10 @@ def test_requests_of_many_dead_do_not_fill_the_queue(make_shared):
 def checking_body(
     shared: Shared, reports: Mailbox[Report], requests: Mailbox[CheckpointRequest], _: str | None
 ) -> None:
-    worker_loop(CheckingLearner(shared), shared.stop)
+    learner = CheckingLearner(shared)
+    members = shared.topology.processes[LEARNER][1:]
+    others = [make_policy_worker(shared, role.index, learner) for role in members]
+    worker_loop(Members([learner, *others]), shared.stop)
 
 
 @pytest.fixture
@@ -195,15 +199,22 @@ ACTORS = {
     "envs_per_worker": N,
     "stall_timeout": 1000,  # each start imports torch, and the stand-in's times stand still
 }
+CENTRAL = {"system": "seed", "loss": "vtrace"}
 
 
 @pytest.mark.parametrize(
-    "system", [{}, pytest.param(ACTORS, marks=pytest.mark.kills)], ids=["appo", "impala"]
+    "system",
+    [
+        {},
+        pytest.param(ACTORS, marks=pytest.mark.kills),
+        pytest.param(CENTRAL, marks=pytest.mark.kills),
+    ],
+    ids=["appo", "impala", "seed"],
 )
 def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(
     make_crew, caplog, monkeypatch, system
 ):
-    """Workers of impala die with the policy worker in their process."""
+    """Workers of impala die with the policy worker in their process; seed's is the learner's."""
     monkeypatch.setattr(restarts, "STEADY_S", 0.0)  # each restart at once
     rng = random.Random(1)
     crew, shared = make_crew(max_worker_restarts=100, **system)

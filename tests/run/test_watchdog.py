@@ -137,7 +137,7 @@ class KeepingLearner(CheckingLearner):
         return bool(taken)
 
     def wait(self, timeout_s):
-        self.inbox.wait(timeout_s)
+        self.inbox.queue.wait(timeout_s)
         self.timer.lap("wait_trajectories")
 
 

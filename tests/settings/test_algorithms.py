@@ -11,7 +11,7 @@ from sfrl.commands import train as cli
 from sfrl.records import checkpoint
 from sfrl.settings import defaults
 from sfrl.settings.actor_critic import ActorCriticConfig
-from sfrl.settings.algorithms import ALGORITHMS, load_config, make_config
+from sfrl.settings.algorithms import ALGORITHMS, _listed, load_config, make_config
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.fields import settings_of
 from sfrl.settings.n_step_q import NStepQConfig
@@ -21,6 +21,11 @@ from tests.runs import ROOT
 
 DATA = Path(__file__).parents[1] / "data"
 OF_OTHERS = "{} is a setting of system={}; leave it out with system={}"
+OF = {  # algorithm -> its systems, as they are told
+    algorithm: _listed([name for name, system in SYSTEMS.items() if system.algorithm == algorithm])
+    for algorithm in ALGORITHMS
+}
+BY_VALUE = _listed([n for n, s in SYSTEMS.items() if s.algorithm in ("n_step_q", "dqn")])
 
 
 @pytest.fixture(autouse=True)
@@ -48,28 +53,28 @@ def test_the_algorithm_says_which_settings_there_are_and_what_they_are_by_defaul
         (
             "--system=n-step-q --ppo-clip=0.2 --gamma=2 --no-normalize-returns",
             [
-                OF_OTHERS.format("ppo_clip", "appo, impala and a2c-sync", "n-step-q"),
-                OF_OTHERS.format("normalize_returns", "appo, impala and a2c-sync", "n-step-q"),
+                OF_OTHERS.format("ppo_clip", OF["actor_critic"], "n-step-q"),
+                OF_OTHERS.format("normalize_returns", OF["actor_critic"], "n-step-q"),
                 "gamma=2.0 must lie between 0 and 1",
             ],
         ),
         (
             "--target-every=5",
-            [OF_OTHERS.format("target_every", "n-step-q and dqn", "appo")],
+            [OF_OTHERS.format("target_every", BY_VALUE, "appo")],
         ),
         (
             "--env=Pnog --target-every=5",
             [
                 "did you mean Pong",
-                OF_OTHERS.format("target_every", "n-step-q and dqn", "appo"),
+                OF_OTHERS.format("target_every", BY_VALUE, "appo"),
             ],
         ),
         ("--system=n-step-q --target-every=0", ["target_every=0 must be at least 1"]),
-        ("--system=ppo", ["--system=ppo must be one of appo, impala, a2c-sync, n-step-q"]),
+        ("--system=ppo", ["--system=ppo must be one of " + ", ".join(SYSTEMS)]),
         ("--algorithm=sac", ["--algorithm is unknown; use --system"]),
         (
             "--resume --run-dir=saved --rho-clip=2",
-            [OF_OTHERS.format("rho_clip", "appo, impala and a2c-sync", "n-step-q")],
+            [OF_OTHERS.format("rho_clip", OF["actor_critic"], "n-step-q")],
         ),
         ("--resume --run-dir=saved --dueling", ["dueling=True differs from the saved run's False"]),
         (
@@ -90,14 +95,16 @@ def test_another_algorithms_settings_are_refused_in_a_line_that_says_whose_they_
 
 
 def test_from_python_and_from_a_file_they_are_refused_as_well():
-    with pytest.raises(ConfigError, match="system=ppo must be one of appo, impala, a2c-"):
+    with pytest.raises(ConfigError, match="system=ppo must be one of appo, impala, "):
         settle({"system": "ppo", "seed": 2})
-    with pytest.raises(ConfigError, match="ppo_clip is a setting of system=appo, impala and"):
+    with pytest.raises(
+        ConfigError, match=f"ppo_clip is a setting of system={OF['actor_critic']}; "
+    ):
         settle({"env": "CartPole-v1", "system": "n-step-q", "ppo_clip": 0.5})
     for values, text in (
         (
             {"system": "n-step-q", "ppo_clip": 0.5},
-            "ppo_clip is a setting of system=appo, impala and a2c-sync; ",
+            f"ppo_clip is a setting of system={OF['actor_critic']}; ",
         ),
         ({"target_every": 5}, "target_every is a setting of system=n-step-q"),
         ({"system": "r2d2"}, "system=r2d2 must be one of"),
@@ -143,7 +150,7 @@ def test_help_has_the_settings_of_the_system(capsys):
         with pytest.raises(SystemExit):
             cli.read_flags(["--env=CartPole-v1", f"--system={system}", "--help"])
         texts[system] = " ".join(capsys.readouterr().out.split())
-    choices = "--system {appo,impala,a2c-sync,n-step-q,dqn,sac} Who does what"
+    choices = f"--system {{{','.join(SYSTEMS)}}} Who does what"
     assert all(choices in text for text in texts.values())
     assert "--epsilon-frames INT Emulated frames over which" in texts["n-step-q"]
     assert "n-step Q-learning (--system=n-step-q):" in texts["n-step-q"]

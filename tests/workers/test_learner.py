@@ -657,11 +657,11 @@ def test_after_its_last_checkpoint_the_learner_trains_no_more(make_bench):
     """The request may arrive before the word that the run is stopping."""
     bench = make_bench()
     bench.fill(0, 1)
-    bench.learner.inbox.waiting.extend([0, 1])
+    bench.learner.slots.waiting.extend([0, 1])
     bench.requests.put(CheckpointRequest(RunMetrics().state(), None, is_last=True))
     with pytest.raises(Stopped):
         bench.learner.step()
-    assert list(bench.learner.inbox.waiting) == [0, 1]
+    assert list(bench.learner.slots.waiting) == [0, 1]
     saved = checkpoint.load_latest(bench.shared.config.run_dir).state
     assert saved["counters"]["learner_steps"] == bench.learner.learner_steps == 0
 
@@ -670,7 +670,7 @@ def test_a_stopping_run_does_not_wait_for_the_rest_of_a_training_batch(make_benc
     """A batch can outlast the trainer's patience; the final checkpoint must still be written."""
     bench = make_bench(epochs=50)
     bench.fill(0, 1)
-    bench.learner.inbox.waiting.extend([0, 1])
+    bench.learner.slots.waiting.extend([0, 1])
     unroll = bench.model.unroll
     seen = []
 

@@ -329,7 +329,7 @@ def test_the_learner_finds_the_probabilities_that_the_policy_worker_acted_with(
             log_probs = Categorical(logits[:-1]).log_prob(rows.acted["actions"])
             torch.testing.assert_close(log_probs, rows.acted["log_probs"], rtol=1e-4, atol=1e-5)
             num_ends += int((~rows.valid[1:-2]).sum())
-            learner.inbox.give_back([slot])
+            learner.slots.give_back([slot])
     assert splits == {0, 1, 2, 3}
     assert num_ends > 20, "episodes ended in the middle of slots"
 

@@ -15,7 +15,7 @@ from sfrl.ipc.channels import Channels
 from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.progress import Progress
-from sfrl.ipc.topology import make_topology
+from sfrl.ipc.topology import LEARNER, make_topology
 from sfrl.run import process_crew
 from sfrl.run.child import run_child
 from sfrl.run.roles import Shared
@@ -149,7 +149,7 @@ def make_taped(monkeypatch, make_shared):
             TapedQueue("action requests", tape),
             TapedQueue("trajectories", tape),
         )
-        channels = Channels(topology, [requests], [inbox], trajectories)
+        channels = Channels(topology, [requests], [inbox], [trajectories])
         worker = RolloutWorker(0, config, buffer, channels, Progress(topology, 1), Mailbox())
         return Taped(worker, buffer, inbox, tape)
 
@@ -253,11 +253,10 @@ LEDGER = {
 
 def _start_workers(shared: Shared, reports: Mailbox) -> list:
     bodies = {
-        role: partial(process_crew._policy_body, shared, role.index)
-        for role in shared.topology.of_kind("policy")
+        role: partial(process_crew._members_body, shared, role, reports, Mailbox(), None)
+        for role in shared.topology.roles
+        if role != LEARNER
     }
-    for role in shared.topology.of_kind("rollout"):
-        bodies[role] = partial(process_crew._rollout_body, shared, role.index, reports)
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=run_child, args=(role.name, reports, body))

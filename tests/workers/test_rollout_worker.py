@@ -68,7 +68,7 @@ class Peers:
         return bool(requests)
 
     def full_slots(self) -> list[int]:
-        return [unpack(m)[0] for m in self.shared.channels.trajectories.get_many(100)]
+        return [unpack(m)[0] for m in self.shared.channels.trajectories[0].get_many(100)]
 
     def copy(self, slot: int) -> Trajectories:
         return Trajectories(

@@ -6,7 +6,8 @@
 //
 // Each ring has one producer and one consumer, so a put and a get are a few loads and stores
 // each: wait-free, no compare-and-swap. The consumer of all rings sleeps on one doorbell, which
-// producers ring only if it sleeps.
+// producers ring only if it sleeps. A consumer of several queues sleeps on the doorbell of one of
+// them, which all of their producers ring.
 //
 // Killed processes. A message exists from the one store that moves `tail`, and is gone from the
 // one store that moves `head`. A producer killed at any instruction therefore leaves a prefix of
@@ -24,6 +25,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <thread>
+#include <vector>
 
 #ifdef __linux__
 #include <cerrno>
@@ -40,7 +42,7 @@ constexpr std::size_t kCacheLine = 64;
 struct alignas(kCacheLine) Doorbell {
   std::atomic<std::uint32_t> rung;      // times rung; the futex word
   std::atomic<std::uint32_t> sleeping;  // 1 while the consumer may sleep; only it writes this
-  std::uint32_t next_producer;          // whom to serve first; the consumer's own
+  std::uint32_t next_producer;          // of this queue, to serve first; the consumer's own
 };
 
 // Both indices count messages since the start and never wrap (2^64); the cell is index % capacity.
@@ -90,14 +92,17 @@ class RingQueue {
 
   // `memory`: bytes() of shared memory; zeros, or in use by other handles of the same sizes.
   // `stop`: not 0 once waiting is over for good.
+  // `bell`: the memory of the queue whose doorbell its producers ring; nullptr: its own.
   RingQueue(void* memory, std::size_t num_producers, std::size_t capacity,
-            const std::atomic<std::uint32_t>* stop)
-      : memory_(static_cast<std::byte*>(memory)), num_producers_(num_producers),
-        capacity_(capacity), stop_(stop) {
+            const std::atomic<std::uint32_t>* stop, void* bell = nullptr)
+      : memory_(static_cast<std::byte*>(memory)),
+        bell_(reinterpret_cast<Doorbell*>(bell == nullptr ? memory : bell)),
+        num_producers_(num_producers), capacity_(capacity), stop_(stop) {
     if (num_producers == 0) throw std::invalid_argument("num_producers must be at least 1");
     if (capacity == 0 || (capacity & (capacity - 1)) != 0)
       throw std::invalid_argument("capacity must be a power of two");
-    if (reinterpret_cast<std::uintptr_t>(memory) % kCacheLine != 0)
+    if (reinterpret_cast<std::uintptr_t>(memory) % kCacheLine != 0 ||
+        reinterpret_cast<std::uintptr_t>(bell) % kCacheLine != 0)
       throw std::invalid_argument("memory must be aligned to 64 bytes");
   }
 
@@ -126,7 +131,8 @@ class RingQueue {
   // the last one served comes first next time, so that a busy one cannot starve the others.
   std::size_t get(std::uint64_t* out, std::size_t max_messages) {
     std::size_t taken = 0;
-    const std::size_t first = bell().next_producer;
+    std::uint32_t& next_producer = reinterpret_cast<Doorbell*>(memory_)->next_producer;
+    const std::size_t first = next_producer;
     for (std::size_t i = 0; i < num_producers_ && taken < max_messages; ++i) {
       const std::size_t producer = (first + i) % num_producers_;
       Ring& ring = ring_at(producer);
@@ -138,7 +144,7 @@ class RingQueue {
       for (std::size_t j = 0; j < count; ++j) out[taken + j] = cell(ring, head + j);
       ring.head.store(head + count, std::memory_order_release);  // gives the cells back
       taken += count;
-      bell().next_producer = static_cast<std::uint32_t>((producer + 1) % num_producers_);
+      next_producer = static_cast<std::uint32_t>((producer + 1) % num_producers_);
     }
     return taken;
   }
@@ -153,10 +159,13 @@ class RingQueue {
     return count;
   }
 
-  // Sleeps until there is a message, the stop word is set, a signal comes or time is up.
-  // Looks without sleeping for the first `spin` of it.
-  Waited wait(std::chrono::nanoseconds timeout, std::chrono::nanoseconds spin) {
+  // Sleeps until there is a message, here or in one of `others`, which ring the same doorbell; or
+  // the stop word is set, a signal comes or time is up. Looks without sleeping for the first `spin`
+  // of it.
+  Waited wait(std::chrono::nanoseconds timeout, std::chrono::nanoseconds spin,
+              const std::vector<RingQueue*>& others = {}) {
     const auto start = Clock::now();
+    const auto look = [&] { return this->look(others); };
     Waited seen = look();
     spin = std::min(spin, timeout);
     while (seen == Waited::kTimeout && spin.count() > 0 && Clock::now() - start < spin) seen = look();
@@ -196,18 +205,25 @@ class RingQueue {
   }
 
   // kTimeout stands for: nothing yet.
-  Waited look() {
+  Waited look(const std::vector<RingQueue*>& others) {
     if (stop_->load(std::memory_order_seq_cst) != 0) return Waited::kStopped;
+    if (has_message()) return Waited::kMessage;
+    for (RingQueue* other : others)
+      if (other->has_message()) return Waited::kMessage;
+    return Waited::kTimeout;
+  }
+
+  bool has_message() {
     for (std::size_t producer = 0; producer < num_producers_; ++producer) {
       Ring& ring = ring_at(producer);
       // seq_cst: the consumer's half of the bargain in put.
       if (ring.tail.load(std::memory_order_seq_cst) != ring.head.load(std::memory_order_relaxed))
-        return Waited::kMessage;
+        return true;
     }
-    return Waited::kTimeout;
+    return false;
   }
 
-  Doorbell& bell() { return *reinterpret_cast<Doorbell*>(memory_); }
+  Doorbell& bell() { return *bell_; }
 
   Ring& ring_at(std::size_t producer) {
     return *reinterpret_cast<Ring*>(memory_ + sizeof(Doorbell) + producer * ring_bytes(capacity_));
@@ -218,6 +234,7 @@ class RingQueue {
   }
 
   std::byte* memory_;
+  Doorbell* bell_;
   std::size_t num_producers_;
   std::size_t capacity_;
   const std::atomic<std::uint32_t>* stop_;

@@ -1,9 +1,11 @@
 // Python binding of index_queue.hpp: the extension module sfrl.ipc._index_queue.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,10 +27,11 @@ constexpr std::chrono::nanoseconds kLongestNap = 50ms;
 class PyRingQueue {
  public:
   PyRingQueue(Words memory, std::size_t num_producers, std::size_t capacity, StopWord stop,
-              double spin_us)
-      : memory_(std::move(memory)), stop_(std::move(stop)),
+              double spin_us, std::optional<Words> bell)
+      : memory_(std::move(memory)), stop_(std::move(stop)), bell_(std::move(bell)),
         queue_(memory_.mutable_data(), num_producers, capacity,
-               reinterpret_cast<const std::atomic<std::uint32_t>*>(stop_.data())),
+               reinterpret_cast<const std::atomic<std::uint32_t>*>(stop_.data()),
+               bell_ ? bell_->mutable_data() : nullptr),
         spin_(static_cast<std::int64_t>(spin_us * 1e3)) {
     const std::size_t needed = sfrl::RingQueue::bytes(num_producers, capacity);
     if (static_cast<std::size_t>(memory_.nbytes()) < needed)
@@ -55,9 +58,11 @@ class PyRingQueue {
     return first_taken(queue_.recent(checked(producer), taken_.data()));
   }
 
-  bool wait(double timeout_s) {
+  bool wait(double timeout_s, const std::vector<PyRingQueue*>& others) {
     using Seconds = std::chrono::duration<double>;
     const auto start = std::chrono::steady_clock::now();
+    std::vector<sfrl::RingQueue*> queues;
+    for (PyRingQueue* other : others) queues.push_back(&other->queue_);
     for (std::chrono::nanoseconds spin = spin_;; spin = 0ns) {
       // In double, so that an infinite timeout works.
       const Seconds left = Seconds(timeout_s) - (std::chrono::steady_clock::now() - start);
@@ -66,7 +71,7 @@ class PyRingQueue {
       sfrl::Waited waited;
       {
         py::gil_scoped_release release;
-        waited = queue_.wait(nap, spin);
+        waited = queue_.wait(nap, spin, queues);
       }
       if (waited == sfrl::Waited::kMessage) return true;
       if (waited == sfrl::Waited::kStopped) return false;
@@ -94,6 +99,7 @@ class PyRingQueue {
 
   Words memory_;
   StopWord stop_;
+  std::optional<Words> bell_;
   sfrl::RingQueue queue_;
   std::chrono::nanoseconds spin_;
   std::vector<std::uint64_t> taken_;
@@ -106,13 +112,15 @@ PYBIND11_MODULE(_index_queue, m) {
   m.def("memory_bytes", &sfrl::RingQueue::bytes, py::arg("num_producers"), py::arg("capacity"));
   py::class_<PyRingQueue>(m, "RingQueue")
       // noconvert: a converted copy would be a queue of its own.
-      .def(py::init<Words, std::size_t, std::size_t, StopWord, double>(),
+      .def(py::init<Words, std::size_t, std::size_t, StopWord, double, std::optional<Words>>(),
            py::arg("memory").noconvert(), py::arg("num_producers"), py::arg("capacity"),
-           py::arg("stop").noconvert(), py::arg("spin_us") = 0.0)
+           py::arg("stop").noconvert(), py::arg("spin_us") = 0.0,
+           py::arg("bell").noconvert() = py::none())
       .def("put", &PyRingQueue::put, py::arg("message"), py::arg("producer"))
       .def("put_many", &PyRingQueue::put_many, py::arg("messages").noconvert(), py::arg("producer"))
       .def("get_many", &PyRingQueue::get_many, py::arg("max_messages"))
       .def("recent", &PyRingQueue::recent, py::arg("producer"))
-      .def("wait", &PyRingQueue::wait, py::arg("timeout_s"))
+      .def("wait", &PyRingQueue::wait, py::arg("timeout_s"),
+           py::arg("others") = std::vector<PyRingQueue*>{})
       .def("wake", &PyRingQueue::wake);
 }

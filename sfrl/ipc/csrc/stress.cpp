@@ -39,18 +39,25 @@ struct Fixture {
   std::atomic<std::uint32_t> stop{0};
 
   // Every thread has its own handle, as every process has.
-  sfrl::RingQueue queue() {
+  sfrl::RingQueue queue() { return {memory(), kProducers, kCapacity, &stop}; }
+
+  // One that rings the doorbell of `other`'s.
+  sfrl::RingQueue queue(Fixture& other) {
+    return {memory(), kProducers, kCapacity, &other.stop, other.memory()};
+  }
+
+  void* memory() {
     void* memory = words.data();
     std::size_t room = words.size() * 8;
     std::align(sfrl::kCacheLine, room - sfrl::kCacheLine, memory, room);
-    return {memory, kProducers, kCapacity, &stop};
+    return memory;
   }
 };
 
 // Time decides, not what wait says: after a lost wake-up it still finds the message at its timeout.
-Waited wait(sfrl::RingQueue& queue) {
+Waited wait(sfrl::RingQueue& queue, const std::vector<sfrl::RingQueue*>& others = {}) {
   const auto start = std::chrono::steady_clock::now();
-  const Waited waited = queue.wait(kLost, /*spin=*/0ns);
+  const Waited waited = queue.wait(kLost, /*spin=*/0ns, others);
   require(std::chrono::steady_clock::now() - start < kLost, "a wake-up is lost");
   return waited;
 }
@@ -113,6 +120,31 @@ void trickle() {
   producer.join();
 }
 
+// A consumer of two queues with one doorbell, falling asleep as a message comes to this or to that.
+void two_queues() {
+  constexpr std::uint64_t kMessages = 100'000;
+  Fixture shared[2];
+  std::atomic<std::uint64_t> received{0};
+  std::thread producer([&] {
+    sfrl::RingQueue queues[2] = {shared[0].queue(), shared[1].queue(shared[0])};
+    for (std::uint64_t i = 0; i < kMessages; ++i) {
+      while (received.load(std::memory_order_relaxed) < i) std::this_thread::yield();
+      for (std::uint64_t delay = i % 97 * 4; delay > 0; --delay)
+        std::atomic_signal_fence(std::memory_order_seq_cst);
+      require(queues[i % 3 % 2].put(0, &i, 1), "two queues: an empty ring is full");
+    }
+  });
+
+  sfrl::RingQueue queues[2] = {shared[0].queue(), shared[1].queue(shared[0])};
+  for (std::uint64_t i = 0; i < kMessages; ++i) {
+    require(wait(queues[0], {&queues[1]}) == Waited::kMessage, "two queues: no message");
+    std::uint64_t message;
+    require(queues[i % 3 % 2].get(&message, 1) == 1 && message == i, "two queues: not that one");
+    received.store(i + 1, std::memory_order_relaxed);
+  }
+  producer.join();
+}
+
 // The stop word is set and the doorbell rung about when the consumer falls asleep.
 void stop() {
   for (int round = 0; round < 2'000; ++round) {
@@ -134,6 +166,7 @@ int main() {
   const auto start = std::chrono::steady_clock::now();
   flood();
   trickle();
+  two_queues();
   stop();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   std::printf("stress: nothing lost, %.1f s\n", seconds.count());

@@ -1,13 +1,20 @@
-"""Actors: one process steps environments and acts, by one policy for each unroll."""
+"""Processes of several workers: IMPALA's actors, and SEED's network that acts and learns."""
 
 import os
 import time
 
 import pytest
+import torch
 
 from sfrl.ipc.mailbox import Mailbox
-from sfrl.ipc.topology import Role
-from sfrl.run.roles import make_actor, make_policy_worker, make_rollout_worker, pin_and_nice
+from sfrl.ipc.topology import LEARNER, Role
+from sfrl.run.roles import (
+    make_members,
+    make_policy_worker,
+    make_rollout_worker,
+    pin_and_nice,
+)
+from sfrl.workers.members import Members
 from tests.ledger import CheckingLearner
 from tests.runs import run_training
 
@@ -27,6 +34,16 @@ SIZES = {
     "debug_buffers": True,
 }
 IMPALA = {"system": "impala", "loss": "vtrace"}
+SEED = {"system": "seed", "loss": "vtrace"}
+
+
+def make_process(shared, first):
+    members = shared.topology.processes[first]
+    return Members(make_members(shared, members, Mailbox(), Mailbox(), None))
+
+
+def make_actor(shared):
+    return make_process(shared, Role("rollout", 0))
 
 
 class Publishing(CheckingLearner):
@@ -51,7 +68,7 @@ def test_an_unroll_is_one_policys_and_only_where_the_system_says_so(make_shared,
     learner = Publishing(shared)
     learner.versions = []
     if system:
-        workers = [make_actor(shared, 0, Mailbox())]
+        workers = [make_actor(shared)]
     else:
         workers = [make_policy_worker(shared, 0), make_rollout_worker(shared, 0, Mailbox())]
     while len(learner.versions) < 10:
@@ -85,7 +102,7 @@ def test_a_long_step_silences_an_actors_policy_and_ends_nothing(tmp_path):
 
 def test_no_time_is_charged_to_both_members_of_an_actor(make_shared):
     shared = make_shared(**SIZES, **IMPALA)
-    learner, actor = Publishing(shared), make_actor(shared, 0, Mailbox())
+    learner, actor = Publishing(shared), make_actor(shared)
     learner.versions = []
     rows = [shared.progress.stage_seconds(Role(kind, 0)) for kind in ("rollout", "policy")]
     before, spent_s = sum(row.sum() for row in rows), 0.0
@@ -115,3 +132,27 @@ def test_a_process_with_a_network_is_not_nice(make_shared, monkeypatch, system, 
     monkeypatch.setattr(os, "nice", asked.append)
     pin_and_nice(make_shared(**SIZES, **system, worker_nice=5).config, 0)
     assert asked == niceness
+
+
+def test_seed_acts_with_the_weights_of_the_last_optimizer_step(make_shared):
+    """Between the minibatches of a training batch, too; and none are published."""
+    sizes = {**SIZES, "batch_size": 3 * T * N, "minibatches": 3, "slots_per_split": 12}
+    shared = make_shared(**sizes, **SEED, epochs=2)
+    network = make_process(shared, LEARNER)
+    learner, policy = network.workers
+    rollouts = make_rollout_worker(shared, 0, Mailbox())
+    acted_with, in_training = [], set()
+    while shared.progress.learner_steps < 30:
+        rollouts.step()
+        network.step()
+        if policy.weights.version != (acted_with or [-1])[-1]:
+            acted_with.append(policy.weights.version)
+            pairs = zip(
+                policy.model.state_dict().values(), learner.model.state_dict().values(), strict=True
+            )
+            assert all(torch.equal(mine, learners) for mine, learners in pairs)
+            in_training.add(learner.is_training)
+    assert len(acted_with) > 20, "not only those of whole training batches, which make 6 steps"
+    assert in_training == {True, False}
+    assert shared.weights._copies is None, "weights have crossed to another process"
+    rollouts.close()
