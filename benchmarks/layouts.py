@@ -27,7 +27,9 @@ from sfrl.commands.train import parse
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
 from sfrl.ipc.shared_memory import StopFlag
-from sfrl.run.process_crew import LearnerBody, PolicyBody
+from sfrl.ipc.topology import Role
+from sfrl.records.timing import Kind
+from sfrl.run.process_crew import Body
 from sfrl.run.roles import Shared, make_learner, make_policy_worker
 from sfrl.settings.config import Config
 from sfrl.settings.machine import machine
@@ -78,6 +80,7 @@ def run_or_exit(worker: Worker, stop: StopFlag) -> None:
 def networks_body(
     takes_turns: bool,
     shared: Shared,
+    first: Role,
     reports: Mailbox[Report],
     requests: Mailbox[CheckpointRequest],
     resume_path: str | None,
@@ -94,17 +97,17 @@ def networks_body(
         acting.join()  # torch aborts a process that exits while a thread is inside it
 
 
-def idle_body(shared: Shared, index: int) -> None:
+def idle_body(shared: Shared, *_: object) -> None:
     """The policy worker's process, which has nothing to do."""
     done = threading.Event()
     while not shared.stop.is_set:
         done.wait(POLL_S)
 
 
-LAYOUTS: dict[str, tuple[LearnerBody | None, PolicyBody | None]] = {
-    "processes": (None, None),
-    "threads": (partial(networks_body, False), idle_body),
-    "turns": (partial(networks_body, True), idle_body),
+LAYOUTS: dict[str, dict[Kind, Body]] = {
+    "processes": {},
+    "threads": {"learner": partial(networks_body, False), "policy": idle_body},
+    "turns": {"learner": partial(networks_body, True), "policy": idle_body},
 }
 
 
@@ -119,7 +122,7 @@ def read_config(flags: str) -> Config:
 def frames_per_s(config: Config, layout: str, seconds: float, windows: int) -> float:
     """One run's throughput, once it has trained on two batches."""
     spec = envs.describe(config.env, config.env_options)
-    figures = measure_run(config, spec, seconds, windows, 0.0, *LAYOUTS[layout])
+    figures = measure_run(config, spec, seconds, windows, 0.0, LAYOUTS[layout])
     if figures.learner_us is None:
         raise RuntimeError(f"{layout}: the learner has trained on nothing; raise --seconds")
     return statistics.median(figures.decisions_per_s) * spec.frameskip

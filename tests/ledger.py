@@ -9,7 +9,7 @@ from sfrl.algorithms import make_algorithm
 from sfrl.envs import OBS
 from sfrl.experience.minibatch import LearnerSlots
 from sfrl.experience.slot_inbox import SlotInbox
-from sfrl.ipc.topology import LEARNER
+from sfrl.ipc.topology import Role
 from sfrl.records.timing import LEARNER_STAGES, StageTimer
 from sfrl.run.roles import Shared
 from sfrl.systems import SYSTEMS
@@ -24,15 +24,26 @@ class CheckingLearner:
 
     device = torch.device("cpu")
 
-    def __init__(self, shared: Shared) -> None:
+    @property
+    def parameters(self):
+        """Those of a policy worker in its process, which `pull`s nothing."""
+        return self
+
+    def pull(self):
+        pass
+
+    def __init__(self, shared: Shared, index: int = 0) -> None:
+        role = Role("learner", index)
         self.config, self.buffer, self.progress = shared.config, shared.buffer, shared.progress
         self.weights = shared.weights
-        self.slots = SlotInbox(shared.buffer, shared.channels, shared.progress)
+        self.is_alone = shared.topology.counts["learner"] == 1
+        self.slots = SlotInbox(shared.buffer, shared.channels, shared.progress, role)
         self.inbox = self.slots.queue
-        self.timer = StageTimer(LEARNER_STAGES, shared.progress.stage_seconds(LEARNER))
+        self.timer = StageTimer(LEARNER_STAGES, shared.progress.stage_seconds(role))
         self.rows = LearnerSlots(shared.buffer, 1, torch.device("cpu"))
         torch.manual_seed(0)
         self.model = make_algorithm(shared.config, shared.env).make_model()
+        self.updates = shared.progress.updates[index]
         self.num_rows = 0
         self.num_decisions = 0  # rows that did not only reset
         self.split_of = shared.topology.slots.split  # [S]
@@ -40,7 +51,7 @@ class CheckingLearner:
         self.filled = Counter()  # (slot, generation) -> times received
         self.actions_seen = Counter()
         self.identities = {}  # split -> [N, 2], the halves of the seeds
-        self.weights.publish(self.model, 0)
+        self._publish()
 
     def step(self):
         slots = self.slots.take(self.config.slots_per_batch)
@@ -53,9 +64,13 @@ class CheckingLearner:
             self._check(slot, rows)
             self.slots.give_back([slot])
         if slots:
-            self.progress.learner_steps += 1
-            self.weights.publish(self.model, self.progress.learner_steps)
+            self.updates[0] += 1
+            self._publish()
         return bool(slots)
+
+    def _publish(self):
+        if self.is_alone:
+            self.weights.publish(self.model, self.progress.learner_steps)
 
     def _check(self, slot, rows):
         obs, valid = rows.obs[OBS].numpy(), rows.valid.numpy()

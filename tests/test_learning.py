@@ -94,7 +94,11 @@ def test_n_step_q_is_learned_where_its_best_actions_are_taken(tmp_path, env, fra
 # --- systems ---
 
 # Where training explores with an epsilon of each environment, the best actions are judged.
-BY_VALUES = {"n-step-q": 200_000, "dqn": 40_000}  # decisions of Catch
+BY_VALUES = {  # decisions of Catch
+    "n-step-q": 200_000,
+    "dqn": 40_000,
+    **dict.fromkeys(("async-qn", "async-q1", "async-sarsa1"), 400_000),
+}
 
 
 @pytest.mark.learning
@@ -112,7 +116,7 @@ def test_every_system_for_choices_learns_catch_within_three_minutes(tmp_path, sy
 
 @pytest.mark.learning
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("system", ["appo", "impala", "seed"])
+@pytest.mark.parametrize("system", ["appo", "impala", "seed", "a3c"])
 def test_cartpole_is_learned_by_systems_within_three_minutes(tmp_path, system, seed):
     flags = ("--env=CartPole-v1", f"--system={system}", f"--seed={seed}")
     seconds_until(475, 180, tmp_path / "run", *flags)
@@ -120,10 +124,13 @@ def test_cartpole_is_learned_by_systems_within_three_minutes(tmp_path, system, s
 
 @pytest.mark.learning
 @pytest.mark.parametrize("seed", [1, 2])
-def test_dqns_best_checkpoint_balances_within_five_minutes(tmp_path, seed):
-    flags = ("--env=CartPole-v1", "--system=dqn", "--train-frames=250_000", f"--seed={seed}")
-    with training(tmp_path / "run", *flags) as process:
-        ended = finish(process, 300)
+@pytest.mark.parametrize(
+    ("system", "frames", "limit_s"), [("dqn", 250_000, 300), ("async-qn", 1_000_000, 180)]
+)
+def test_the_best_checkpoint_of_values_balances_in_time(tmp_path, seed, system, frames, limit_s):
+    flags = ("--env=CartPole-v1", f"--system={system}", f"--train-frames={frames}")
+    with training(tmp_path / "run", *flags, f"--seed={seed}") as process:
+        ended = finish(process, limit_s)
     assert ended.code == 0, ended.stderr
     assert greedy_return(tmp_path / "run") >= 475
 

@@ -6,7 +6,7 @@ import itertools
 import pickle
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from sfrl.experience.slot_inbox import SlotInbox
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, LearnerReport, Report
 from sfrl.ipc.shared_memory import MIB, unlink_segments
-from sfrl.ipc.topology import LEARNER
+from sfrl.ipc.topology import LEARNER, Role
 from sfrl.records.timing import (
     COMPONENT_STAGES,
     LEARNER_STAGES,
@@ -29,7 +29,7 @@ from sfrl.records.timing import (
     shares,
 )
 from sfrl.run.crew import WorkerError
-from sfrl.run.process_crew import LearnerBody, PolicyBody, ProcessCrew
+from sfrl.run.process_crew import Body, ProcessCrew
 from sfrl.run.roles import Shared, make_learner, make_shared
 from sfrl.run.trainer import STOP_TIMEOUT_S
 from sfrl.settings.config import Config
@@ -93,6 +93,7 @@ class Recycler:
 
 def recycler_body(
     shared: Shared,
+    first: Role,
     reports: Mailbox[Report],
     requests: Mailbox[CheckpointRequest],
     resume_path: str | None,
@@ -108,8 +109,7 @@ def measure_run(
     seconds: float,
     windows: int,
     python_us: float,  # of a split step in the rollout worker, from `components.rollout`
-    learner_body: LearnerBody | None = None,
-    policy_body: PolicyBody | None = None,
+    bodies: Mapping[Kind, Body] | None = None,  # see `ProcessCrew`
 ) -> RunFigures:
     """All processes of a run, once every slot has been filled and a few batches trained on.
 
@@ -117,7 +117,7 @@ def measure_run(
     """
     warm_up_rows = config.num_slots * config.rollout_length * config.envs_per_split
     warm_up_rows += WARM_UP_BATCHES * config.batch_size * config.minibatches
-    with _started(config, spec, learner_body, policy_body) as (shared, crew):
+    with _started(config, spec, bodies) as (shared, crew):
         while shared.progress.total_env_steps < warm_up_rows:
             crew.advance()
         _advance(crew, seconds)
@@ -134,13 +134,12 @@ def measure_run(
 def _started(
     config: Config,
     spec: EnvSpec,
-    learner_body: LearnerBody | None,
-    policy_body: PolicyBody | None,
+    bodies: Mapping[Kind, Body] | None,
 ) -> Iterator[tuple[Shared, ProcessCrew]]:
     """A run's processes; ended, and their memory removed, however the block is left."""
     try:
         shared = make_shared(config, spec)
-        crew = ProcessCrew(shared, learner_body, policy_body)
+        crew = ProcessCrew(shared, bodies)
         try:
             with interrupts_deferred():
                 crew.start(None)

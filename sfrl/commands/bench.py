@@ -160,7 +160,7 @@ def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) 
                 python_us = figures.rollout.python_us
             case "sampling":
                 figures.sampling = measure_run(
-                    config, spec, seconds, SAMPLING_WINDOWS, python_us, recycler_body
+                    config, spec, seconds, SAMPLING_WINDOWS, python_us, {"learner": recycler_body}
                 )
             case "training":
                 figures.training = measure_run(config, spec, seconds, TRAINING_WINDOWS, python_us)

@@ -28,6 +28,10 @@ class Progress:
         stepping: [W, splits of a worker] int64, the environment that steps now, counted from 0 in
             its split; -1 between steps.
         restarts: [W] int64, how often the rollout worker was started again; the trainer counts.
+        updates: [L, 3] int64, optimizer steps that the learner has applied, those it has skipped,
+            and rows it has dropped; those of earlier starts are in the first one's.
+        saving: [L] int64, whether the learner writes a checkpoint, which takes as long as the disk
+            does.
     """
 
     def __init__(self, topology: Topology, frameskip: int) -> None:
@@ -44,8 +48,8 @@ class Progress:
         self.learned_steps: NDArray[np.int64] = self._segments["learned-steps"].array
         self.stepping: NDArray[np.int64] = self._segments["stepping"].array
         self.restarts: NDArray[np.int64] = self._segments["restarts"].array
-        self._learner: NDArray[np.int64] = self._segments["learner-steps"].array
-        self._saving: NDArray[np.int64] = self._segments["saving"].array
+        self.updates: NDArray[np.int64] = self._segments["updates"].array
+        self.saving: NDArray[np.int64] = self._segments["saving"].array
         self._stages: NDArray[np.float64] = self._segments["stage-seconds"].array
 
     @property
@@ -67,20 +71,18 @@ class Progress:
 
     @property
     def learner_steps(self) -> int:
-        return int(self._learner[0])
+        """Optimizer steps of all learners since the run began: the version of the policy."""
+        return int(self.updates[:, 0].sum())
 
     @learner_steps.setter
     def learner_steps(self, value: int) -> None:
-        self._learner[0] = value
+        self.updates[:, 0] = 0
+        self.updates[0, 0] = value
 
     @property
     def is_saving(self) -> bool:
-        """Whether the learner writes a checkpoint, which takes as long as the disk does."""
-        return bool(self._saving[0])
-
-    @is_saving.setter
-    def is_saving(self, value: bool) -> None:
-        self._saving[0] = value
+        """Whether a learner writes a checkpoint."""
+        return bool(self.saving.any())
 
     def stage_seconds(self, role: Role) -> NDArray[np.float64]:
         """[stages of its kind], the row of one worker, which alone writes it."""
@@ -125,13 +127,14 @@ def nbytes(topology: Topology) -> int:
 
 def _fields(topology: Topology) -> dict[str, Field]:
     slots, workers = len(topology.slots.split), topology.counts["rollout"]
+    learners = topology.counts["learner"]
     return {
         "env-steps": ((slots + 1,), np.int64),
         "begun-steps": ((slots,), np.int64),
         "learned-steps": ((slots,), np.int64),
         "stepping": ((workers, len(topology.slots.splits_of(0))), np.int64),
         "restarts": ((workers,), np.int64),
-        "learner-steps": ((1,), np.int64),
-        "saving": ((1,), np.int64),
+        "updates": ((learners, 3), np.int64),
+        "saving": ((learners,), np.int64),
         "stage-seconds": ((topology.num_roles, _MAX_STAGES), np.float64),
     }

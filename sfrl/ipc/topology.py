@@ -38,11 +38,6 @@ class Role:
         return self.kind == "rollout"
 
     @property
-    def saves(self) -> bool:
-        """Whether it writes the checkpoints."""
-        return self.kind == "learner"
-
-    @property
     def is_restartable(self) -> bool:
         """Whether another may take the place of a process whose first role it is.
 
@@ -60,13 +55,12 @@ class SlotMap(NamedTuple):
     """Whose each slot is. Tuples of integers, which the hot loops look up without computing.
 
     A split owns a fixed pool of slots, is stepped by one rollout worker and served by one policy
-    worker. All splits have the same sizes. One learner learns from all that a rollout worker fills.
+    worker. All splits have the same sizes.
     """
 
     split: tuple[int, ...]  # [S], the split that owns the slot
     rollout: tuple[int, ...]  # [splits], the index of its rollout worker
     policy: tuple[int, ...]  # [splits], the index of its policy worker
-    learner: tuple[int, ...]  # [W], the index of the learner of a rollout worker's slots
     slots_per_split: int
     envs_per_split: int
 
@@ -114,6 +108,14 @@ class Topology(NamedTuple):
         """The first role of its process."""
         return next(first for first, members in self.processes.items() if role in members)
 
+    def learners_in(self, process: Role) -> list[Role]:
+        """Of those who share the process with this first role."""
+        return [role for role in self.processes[process] if role.kind == "learner"]
+
+    def learner_of(self, role: Role) -> Role:
+        """Who learns from what this rollout or policy worker does."""
+        return Role("learner", role.index if self.counts["learner"] > 1 else 0)
+
     def row(self, role: Role) -> int:
         """Where its times are in `Progress`."""
         return self._position(role, tuple(COMPONENT_STAGES))
@@ -143,7 +145,6 @@ def make_topology(config: Config) -> Topology:
         policy=rollout
         if config.has_actors
         else tuple(split % config.num_policy_workers for split in splits),
-        learner=tuple(worker % config.num_learners for worker in range(config.num_workers)),
         slots_per_split=config.slots_per_split,
         envs_per_split=config.envs_per_split,
     )

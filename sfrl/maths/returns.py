@@ -35,6 +35,25 @@ def n_step_returns(
 
 
 @torch.no_grad()
+def one_step_returns(
+    rewards: Tensor,  # [T, B]
+    discounts: Tensor,  # [T, B] gamma, or 0 where the episode ended at step t
+    next_values: Tensor,  # [T, B] of the states that follow
+) -> Tensor:
+    """One reward, and the value of what follows [T, B] (arXiv:1602.01783, algorithms 1 and S2).
+
+    Raises:
+        ValueError: shapes disagree; unchecked, a [T, 1] argument would broadcast silently.
+    """
+    if not rewards.shape == discounts.shape == next_values.shape:
+        raise ValueError(
+            f"rewards {list(rewards.shape)}, discounts {list(discounts.shape)} and next values "
+            f"{list(next_values.shape)} must be [T, B]"
+        )
+    return rewards + discounts * next_values
+
+
+@torch.no_grad()
 def window_returns(
     rewards: Tensor,  # [n, B]
     discounts: Tensor,  # [n, B] gamma, or 0 where the episode ended at step t

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +16,60 @@ from sfrl.parameters.optimizer import (
     portable_state,
     set_learning_rate,
 )
+from sfrl.parameters.parameters import Step
 from sfrl.parameters.weights import Weights, WeightsReader
 from sfrl.settings.config import Config
 
 
-class Step(NamedTuple):
-    """The outcome of an optimizer step, on the device."""
+class Target:
+    """An earlier state of the weights, renewed every `config.target_period` steps, or none.
 
-    applied: Tensor  # scalar bool; False: loss or gradient was not finite, nothing has changed
-    grad_norm: Tensor  # scalar, of all networks together, before it was clipped
+    Attributes:
+        model: it, without gradients; None: the algorithm has none.
+    """
+
+    def __init__(
+        self, config: Config, source: Network, weights: Weights | None, *, renews: bool = True
+    ) -> None:
+        """
+        Args:
+            source: whose state it is.
+            weights: where it is published; None: there is no target.
+            renews: whether this learner does. The others read what it has published.
+        """
+        self.model: Network | None = None
+        self._source, self._weights, self._renews = source, weights, renews
+        self._every = config.target_period
+        self._version = 0
+        if weights is not None:
+            self.model = copy.deepcopy(source).requires_grad_(False)
+            self._reader = WeightsReader(weights)
+            if renews and not weights.is_published:
+                weights.publish(self.model, 0)  # which takes its memory: not later
+            self._reader.refresh(self.model)  # of a first learner that has died, it may be another
+            self._version = max(self._reader.version, 0)
+
+    def follow(self, version: int) -> None:
+        """Renew it if the steps applied so far, `version`, have passed a multiple of its period."""
+        if self.model is None or self._weights is None:
+            return
+        if self._renews and version // self._every > self._version // self._every:
+            self._version = version
+            self._weights.publish(self._source, version)
+        self._reader.refresh(self.model)
+
+    def state(self) -> dict[str, Any]:
+        return {} if self.model is None else {"target": self.model.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if self.model is not None and self._weights is not None:
+            self.model.load_weights(state["target"])
+            self._version = state["counters"]["learner_steps"]
+            self._weights.publish(self.model, self._version)
 
 
 class CentralParameters:
-    """A model's parameters, its optimizer, and where the weights are published.
-
-    Attributes:
-        target: an earlier state of the model, renewed every `config.target_period` steps, or None.
-    """
+    """A model's parameters, its optimizer, and where the weights are published: `Parameters`."""
 
     def __init__(
         self,
@@ -42,27 +80,26 @@ class CentralParameters:
     ) -> None:
         self.model = model
         self.weights = weights
-        self.target: Network | None = None
-        self._target_weights = target_weights
-        self._target_every = config.target_period
-        if target_weights is not None:
-            self.target = copy.deepcopy(model).requires_grad_(False)
-            self._target_reader = WeightsReader(target_weights)
-            self._target_version = 0
-            target_weights.publish(self.target, 0)  # which takes its memory: not later
+        self._target = Target(config, model, target_weights)
         self._max_grad_norm = config.max_grad_norm
         self._networks = model.networks()
         self.optimizer = make_optimizer(config, self._networks)
 
-    def step(self, loss: Tensor) -> Step:
-        """One optimizer step down the gradient of `loss`, unless one of them is not finite.
+    @property
+    def target(self) -> nn.Module | None:
+        return self._target.model
 
-        It reads no result, so that it can be captured as a CUDA graph. RMSprop cannot: it has no
-        `found_inf`, so that the host has to branch.
+    def pull(self) -> None:
+        """Nothing: the model's are the newest."""
+
+    def step(self, loss: Tensor, after_update: Callable[[Network, Tensor], None]) -> Step:
+        """It reads no result, so that it can be captured as a CUDA graph.
+
+        RMSprop cannot: it has no `found_inf`, so that the host has to branch.
         """
         self.drop_gradients()
         loss.backward()
-        grad_norm = self._clip_gradients()
+        grad_norm = clip_gradients(self._networks, self._max_grad_norm)
         applied = torch.isfinite(loss.detach()) & torch.isfinite(grad_norm)
         if isinstance(self.optimizer, torch.optim.Adam):
             # As torch.amp.GradScaler tells a fused Adam, on the device, to leave everything alone.
@@ -70,47 +107,31 @@ class CentralParameters:
             self.optimizer.step()
         elif applied:
             self.optimizer.step()
+        after_update(self.model, applied)
         return Step(applied, grad_norm)
-
-    def _clip_gradients(self) -> Tensor:
-        """Scale each network's gradient down to `max_grad_norm`; returns the norm of all before."""
-        norms = [nn.utils.clip_grad_norm_(n, self._max_grad_norm) for n in self._networks]
-        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
     def drop_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """For the steps to come, those of a graph captured before included."""
         set_learning_rate(self.optimizer, learning_rate)
 
     def publish(self, version: int) -> None:
-        """Make the present weights those that everybody acts with, and the target's if it is due.
-
-        Args:
-            version: optimizer steps applied so far.
-        """
         if self.weights is not None:
             self.weights.publish(self.model, version)
-        if self.target is None or self._target_weights is None:
-            return
-        if version // self._target_every > self._target_version // self._target_every:
-            self._target_version = version
-            self._target_weights.publish(self.model, version)
-            self._target_reader.refresh(self.target)
+        self._target.follow(version)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint. Normalization statistics are buffers of the model."""
         state = {"model": self.model.state_dict(), "optimizer": portable_state(self.optimizer)}
-        if self.target is not None:
-            state["target"] = self.target.state_dict()
-        return state
+        return state | self._target.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint. Raises what `checkpoint.MISMATCHES` lists if it does not fit."""
         self.model.load_weights(state["model"])
         load_portable_state(self.optimizer, state["optimizer"])
-        if self.target is not None and self._target_weights is not None:
-            self.target.load_weights(state["target"])
-            self._target_version = state["counters"]["learner_steps"]
-            self._target_weights.publish(self.target, self._target_version)
+        self._target.load_state(state)
+
+
+def clip_gradients(networks: Sequence[Sequence[nn.Parameter]], max_norm: float) -> Tensor:
+    """Scale each network's gradient down to `max_norm`; returns the norm of all before."""
+    norms = [nn.utils.clip_grad_norm_(network, max_norm) for network in networks]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

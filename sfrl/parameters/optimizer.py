@@ -1,4 +1,4 @@
-"""Adam and RMSprop as torch has them, without its compiler, and with a state for any device."""
+"""Adam, RMSprop and SGD of torch, without its compiler, and with a state for any device."""
 
 from __future__ import annotations
 
@@ -35,10 +35,14 @@ class _RMSprop(_Uncompiled, torch.optim.RMSprop):
     step = torch.no_grad()(inspect.unwrap(torch.optim.RMSprop.step))
 
 
+class _SGD(_Uncompiled, torch.optim.SGD):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
 def make_optimizer(
     config: Config, networks: Sequence[Sequence[nn.Parameter]]
 ) -> torch.optim.Optimizer:
-    """As `config.optimizer` says: Adam (Kingma and Ba 2015, arXiv:1412.6980) or RMSprop.
+    """As `config.optimizer` says: Adam (Kingma and Ba 2015, arXiv:1412.6980), RMSprop or SGD.
 
     Args:
         networks: as `Network.networks`. The second one's learning rate, that of a separate
@@ -62,8 +66,10 @@ def make_optimizer(
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":
         optimizer = _Adam(groups, eps=config.optimizer_eps, fused=True, capturable=on_gpu)
-    else:
+    elif config.optimizer == "rmsprop":
         optimizer = _RMSprop(groups, alpha=0.99, eps=config.optimizer_eps, capturable=on_gpu)
+    else:
+        optimizer = _SGD(groups)
     set_learning_rate(optimizer, config.learning_rate)
     # The first steps run without capture, as they must: torch would warn of it.
     optimizer._warned_capturable_if_run_uncaptured = True

@@ -48,6 +48,11 @@ class Weights:
         self._copies: torch.Tensor | None = None  # [2, number of values] float32
 
     @property
+    def is_published(self) -> bool:
+        """Whether there are any to read."""
+        return bool(self._header.array[_PUBLISHED])
+
+    @property
     def acts_in_bfloat16(self) -> bool:
         """Whether encoders act in bfloat16. The learner decides before it publishes first."""
         return bool(self._header.array[_BFLOAT16])
@@ -62,7 +67,10 @@ class Weights:
 
         tensors = list(model.state_dict().values())
         if self._copies is None:
-            self._copies = self._attach(sum(t.numel() for t in tensors), create=True)
+            size, is_first = sum(t.numel() for t in tensors), not self.is_published
+            if is_first:  # a writer may have been killed in the midst of this
+                self._path.unlink(missing_ok=True)
+            self._copies = self._attach(size, create=is_first)
             _pin_for(tensors[0], self._copies)
         header = self._header.array
         publication = int(header[_PUBLISHED]) + 1
@@ -112,7 +120,7 @@ class WeightsReader:
 
     def wait_for_first(self, stop: StopFlag) -> None:
         """Return once there are weights. Raises Stopped if the run stops before."""
-        while int(self._weights._header.array[_PUBLISHED]) == 0:
+        while not self._weights.is_published:
             if stop.is_set:
                 raise Stopped
             time.sleep(_POLL_S)

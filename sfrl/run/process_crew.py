@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from functools import partial
 from multiprocessing import connection
@@ -17,6 +17,7 @@ from sfrl.ipc.index_queue import LockFreeQueue
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Failure, Report
 from sfrl.ipc.topology import Role
+from sfrl.records.timing import Kind
 from sfrl.run.child import run_child
 from sfrl.run.crew import SAVING_TOLD_AGAIN_S, SAVING_TOLD_S, WorkerError, tell_of_saving
 from sfrl.run.helpers import Helpers
@@ -34,8 +35,8 @@ _POLL_S = 0.05  # how long the trainer sleeps between looks at its children
 _KILL_S = 2.0  # for a killed process to end
 _UNKILLABLE = "it does not even end when it is killed: the kernel waits, for a disk or a driver"
 
-LearnerBody = Callable[[Shared, Mailbox[Report], Mailbox[CheckpointRequest], str | None], None]
-PolicyBody = Callable[[Shared, int], None]
+Body = Callable[[Shared, Role, Mailbox[Report], Mailbox[CheckpointRequest], str | None], None]
+"""What a process does, told its first role; the checkpoint to resume comes last."""
 
 
 class ProcessCrew:
@@ -45,16 +46,11 @@ class ProcessCrew:
     (`RolloutWorker`). A policy worker or the learner has what nobody else has: then the run ends.
     """
 
-    def __init__(
-        self,
-        shared: Shared,
-        learner_body: LearnerBody | None = None,
-        policy_body: PolicyBody | None = None,
-    ) -> None:
-        """The bodies replace what those processes do (the benchmarks do that)."""
+    def __init__(self, shared: Shared, bodies: Mapping[Kind, Body] | None = None) -> None:
+        """The bodies replace what processes do whose first role is of that kind (the benchmarks do
+        that)."""
         self._shared = shared
-        self._learner_body = learner_body
-        self._policy_body = policy_body
+        self._own_bodies = bodies or {}
         self._mailboxes: dict[Role, Mailbox[Report]] = {
             role: Mailbox() for role in shared.topology.processes
         }
@@ -75,17 +71,14 @@ class ProcessCrew:
     def start(self, resume_path: str | None) -> None:
         for role in self._mailboxes:
             self._bodies[role] = self._body(role, resume_path)
-        for role in sorted(self._mailboxes, key=lambda role: not role.saves):  # it takes longest
+        learners_in = self._shared.topology.learners_in
+        for role in sorted(self._mailboxes, key=lambda role: not learners_in(role)):  # take longest
             self._spawn(role)
 
     def _body(self, role: Role, resume_path: str | None) -> Callable[[], None]:
         """What its process does."""
-        shared, mailbox = self._shared, self._mailboxes[role]
-        if role.kind == "policy" and self._policy_body is not None:
-            return partial(self._policy_body, shared, role.index)
-        if role.kind == "learner" and self._learner_body is not None:
-            return partial(self._learner_body, shared, mailbox, self._requests, resume_path)
-        return partial(_members_body, shared, role, mailbox, self._requests, resume_path)
+        body = self._own_bodies.get(role.kind, members_body)
+        return partial(body, self._shared, role, self._mailboxes[role], self._requests, resume_path)
 
     def _spawn(self, role: Role) -> None:
         try:
@@ -234,18 +227,18 @@ class ProcessCrew:
                     self._helpers.terminate(role)
 
     def _wait_for_the_end(self, timeout_s: float) -> list[str]:
+        shared, complaints = self._shared, []
         started_s = last_saving_s = time.monotonic()
-        complaints = []
         for role, process in self._processes.items():  # the learner first, that saves
             limit_s = self._stop_limit_s(role, timeout_s)
             next_tell_s = started_s + SAVING_TOLD_S
             while process.exitcode is None and not self._is_killed:
                 now = time.monotonic()
-                if role.saves and self._shared.progress.is_saving:
+                if shared.topology.learners_in(role) and shared.progress.is_saving:
                     last_saving_s = now
                     if now >= next_tell_s:
                         next_tell_s = now + SAVING_TOLD_AGAIN_S
-                        tell_of_saving(self._shared, now - started_s)
+                        tell_of_saving(shared, now - started_s)
                 elif now - last_saving_s >= limit_s:
                     break
                 process.join(_POLL_S)  # not longer: see `advance`
@@ -268,7 +261,7 @@ class ProcessCrew:
     def _stop_limit_s(self, role: Role, timeout_s: float) -> float:
         """The learner looks up after a minibatch, and what it has learned is to be saved."""
         shared = self._shared
-        if role.saves and shared.progress.learner_steps > 0:
+        if shared.topology.learners_in(role) and shared.progress.learner_steps > 0:
             return max(timeout_s, shared.config.stall_timeout)
         return timeout_s
 
@@ -302,13 +295,14 @@ def _killed(process: SpawnProcess) -> bool:
     return process.exitcode is not None
 
 
-def _members_body(
+def members_body(
     shared: Shared,
     first: Role,
     reports: Mailbox[Report],
     requests: Mailbox[CheckpointRequest],
     resume_path: str | None,
 ) -> None:
+    """The workers of one process, made and run until the run stops."""
     members = shared.topology.processes[first]
     has_network = any(role.kind != "rollout" for role in members)
     if first.has_envs:

@@ -23,7 +23,8 @@ from sfrl.ipc.messages import CheckpointRequest, Report
 from sfrl.ipc.progress import Progress
 from sfrl.ipc.shared_memory import StopFlag, segment_bytes
 from sfrl.ipc.topology import LEARNER, Role, Topology, make_topology
-from sfrl.parameters import weights
+from sfrl.parameters import block, weights
+from sfrl.parameters.block import ParameterBlock
 from sfrl.parameters.model_size import model_size
 from sfrl.parameters.weights import Weights
 from sfrl.records import checkpoint
@@ -53,6 +54,7 @@ class Shared(NamedTuple):
     channels: Channels
     weights: Weights  # published if somebody acts with them in another process than the learner's
     target_weights: Weights | None  # of an algorithm that needs a target
+    block: ParameterBlock | None  # where several learners have their weights together
     progress: Progress
 
 
@@ -71,6 +73,7 @@ def make_shared(config: Config, spec: EnvSpec) -> Shared:
         make_channels(topology, resolve_queue_kind(config.queue), stop),
         Weights(),
         Weights("target-weights") if config.target_period else None,
+        ParameterBlock() if config.has_bundles else None,
         Progress(topology, spec.frameskip),
     )
 
@@ -92,10 +95,11 @@ def shared_bytes(config: Config, spec: EnvSpec) -> SharedBytes:
     """Of all that `make_shared`, the crew and the learner allocate."""
     topology = make_topology(config)
     num_mailboxes = len(topology.processes) + 1  # requests go the other way
+    size = model_size(config, spec)
     num_weights = int(_acts_elsewhere(topology)) + (config.target_period > 0)
     return SharedBytes(
         trajectory_buffer.nbytes(config.num_slots, slot_spec(config, spec)),
-        weights.nbytes(model_size(config, spec)) * num_weights,
+        weights.nbytes(size) * num_weights + (block.nbytes(size) if config.has_bundles else 0),
         segment_bytes(StopFlag.FIELD)
         + channels.nbytes(topology, resolve_queue_kind(config.queue))
         + progress.nbytes(topology)
@@ -163,12 +167,15 @@ def make_members(
     The learner is made first, with the weights that the others wait for, and environments last.
     Raises Stopped.
     """
+    learner: Learner | None
     made: dict[Role, Worker] = {}
     learners: dict[int, Learner] = {}
     for role in (r for r in members if r.kind == "learner"):
-        made[role] = learners[role.index] = make_learner(shared, reports, requests, resume_path)
+        learner = make_learner(shared, reports, requests, resume_path, role.index)
+        made[role] = learners[role.index] = learner
     for role in (r for r in members if r.kind == "policy"):
-        made[role] = make_policy_worker(shared, role.index, learners.get(0))
+        learner = learners.get(shared.topology.learner_of(role).index)
+        made[role] = make_policy_worker(shared, role.index, learner)
     for role in (r for r in members if r.kind == "rollout"):
         made[role] = make_rollout_worker(shared, role.index, reports)
     return [made[role] for role in members]
@@ -179,13 +186,21 @@ def make_learner(
     reports: Mailbox[Report],
     requests: Mailbox[CheckpointRequest],
     resume_path: str | None,
+    index: int = 0,
 ) -> Learner:
-    """Builds the model, loads the checkpoint if there is one, publishes the weights."""
+    """Builds the model, loads the checkpoint if there is one, publishes the weights.
+
+    Of several learners the first one does that, unless it takes the place of one that has died; the
+    others wait for it. Raises Stopped.
+    """
     import torch
 
+    from sfrl.parameters.central import CentralParameters
+    from sfrl.parameters.parameters import Parameters
+    from sfrl.parameters.shared import SharedParameters
     from sfrl.workers.learner import Learner
 
-    config = shared.config
+    config, block = shared.config, shared.block
     torch.set_num_threads(config.torch_threads)
     torch.manual_seed(config.seed)
     algorithm, model = _make_model(shared, config.device)
@@ -194,19 +209,31 @@ def make_learner(
     # The policy workers follow: acting and learning must round alike.
     shared.weights.acts_in_bfloat16 = precision == torch.bfloat16
     log.info("networks run on %s in %s", next(model.parameters()).device, precision)
+    acts_elsewhere = _acts_elsewhere(shared.topology)
+    has_weights = block is not None and block.is_ready
+    parameters: Parameters
+    if block is None:
+        published = shared.weights if acts_elsewhere else None
+        parameters = CentralParameters(config, model, published, shared.target_weights)
+    else:
+        parameters = SharedParameters(
+            config, model, block, index, shared.stop, shared.target_weights
+        )
     learner = Learner(
         config,
         algorithm,
         model,
         shared.buffer,
         shared.channels,
-        shared.weights if _acts_elsewhere(shared.topology) else None,
-        shared.target_weights,
+        parameters,
         shared.progress,
         reports,
         requests,
+        index=index,
+        saves_alone=None if block is None else block.saving_lock,
+        acts_in_process=not acts_elsewhere,
     )
-    if resume_path is not None:
+    if resume_path is not None and index == 0 and not has_weights:
         saved = checkpoint.load(resume_path)
         learner.load_state(saved)
         if config.replay is not None and saved.get("workers") is None:

@@ -54,16 +54,21 @@ class SerialCrew:
         import torch
 
         shared = self._shared
-        self._learner = make_learner(shared, self._mailbox, self._requests, resume_path)
+        topology = shared.topology
+        self._learners = [
+            make_learner(shared, self._mailbox, self._requests, resume_path, role.index)
+            for role in topology.of_kind("learner")
+        ]
+        self._learner = self._learners[0]
         self._policies = [
-            make_policy_worker(shared, role.index, self._learner)
-            for role in shared.topology.of_kind("policy")
+            make_policy_worker(shared, role.index, self._learners[topology.learner_of(role).index])
+            for role in topology.of_kind("policy")
         ]
         self._settings.enter_context(one_thread_each())  # NumPy's own has started with more
         self._settings.enter_context(forks_noticed(self._tell_of_fork))
         self._rollouts = [
             make_rollout_worker(shared, role.index, self._mailbox)
-            for role in shared.topology.of_kind("rollout")
+            for role in topology.of_kind("rollout")
         ]
         if resume_path is not None:
             saved = checkpoint.load(resume_path)
@@ -80,15 +85,18 @@ class SerialCrew:
                     ) from error
             torch.set_rng_state(saved["rng"]["torch"])  # the policy workers' models drew from it
         # Only now: what could not be restored must not be saved over what it came from.
-        self._workers = [self._learner, *self._policies, *self._rollouts]
+        self._workers = [*self._learners, *self._policies, *self._rollouts]
         self._learner.workers_state = self._state
 
     def _state(self) -> dict[str, Any] | None:
         """Between two rounds, as a checkpoint holds it.
 
-        None if an environment cannot report its own state.
+        None if an environment cannot report its own state, or if there are several learners: their
+        own copies of the weights are in no checkpoint.
         """
         shared = self._shared
+        if len(self._learners) > 1:
+            return None
         rollouts = [worker.state() for worker in self._rollouts]
         if None in rollouts or not isinstance(self._learner.inbox, LockFreeQueue):
             return None
@@ -135,8 +143,9 @@ class SerialCrew:
     def _turn(self, worker: Worker) -> bool:
         """A step; of the learner a training batch, as long as others wait for its weights."""
         progressed = worker.step()
-        while self._learner.is_training:
-            self._learner.step()
+        for learner in self._learners:
+            while learner.is_training:
+                learner.step()
         return progressed
 
     def take_reports(self) -> list[Report]:

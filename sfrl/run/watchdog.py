@@ -187,7 +187,8 @@ class Watchdog:
         return done
 
     def _is_suspended(self, role: Role) -> bool:
-        if role.saves and self._progress.is_saving:
+        learners = self._progress.topology.learners_in(role)
+        if any(self._progress.saving[learner.index] for learner in learners):
             return True
         try:
             status = self._processes[role].status()

@@ -131,11 +131,15 @@ class Config(
             for name, reason in self.unused_in(spec).items()
             if getattr(self, name) != getattr(neutral, name)
         ]
-        if SYSTEMS[self.system].is_synchronous and self.slots_per_batch != self.num_slots:
-            size = self.num_slots * self.envs_per_split * self.rollout_length
+        num_slots = self.num_slots // self.num_learners
+        is_round = SYSTEMS[self.system].is_synchronous or self.has_bundles
+        if is_round and self.slots_per_batch != num_slots:
+            size = num_slots * self.envs_per_split * self.rollout_length
+            whose = "a process's" if self.has_bundles else "all"
+            workers = "" if self.has_bundles else "num_workers * "
             problems.append(
                 f"batch_size={self.batch_size} must be {size} with system={self.system}: a round "
-                f"of all environments (num_workers * envs_per_worker * rollout_length); leave it "
+                f"of {whose} environments ({workers}envs_per_worker * rollout_length); leave it "
                 f"out"
             )
         return problems
@@ -145,7 +149,16 @@ class Config(
 
         They must have the class's default: a user who sets one is told.
         """
-        unused = {}
+        unused: dict[str, str] = {}
+        if self.optimizer == "sgd":
+            unused["optimizer_eps"] = (
+                "is for adam and rmsprop, and optimizer=sgd has no denominator"
+            )
+        if not self.has_bundles:
+            of_shared = ("updates", "optimizer_statistics")
+            unused |= dict.fromkeys(of_shared, "is for systems whose learners share their weights")
+        elif self.optimizer != "rmsprop":
+            unused["optimizer_statistics"] = f"is for optimizer=rmsprop, and it is {self.optimizer}"
         if not any(map(math.isfinite, spec.actions.low + spec.actions.high)):
             unused["action_bounds"] = (
                 f"is for a Box of actions with bounds, and {self.env} has none"
@@ -174,6 +187,12 @@ class Config(
         has_actors: bool = SYSTEMS[self.system].layout in ("actors", "bundles")
         return has_actors
 
+    @property
+    def has_bundles(self) -> bool:
+        """Whether each process plays, acts and learns, on weights that all of them share."""
+        has_bundles: bool = SYSTEMS[self.system].layout == "bundles"
+        return has_bundles
+
     # --- derived sizes ---
     @property
     def num_policies(self) -> int:
@@ -183,7 +202,7 @@ class Config(
     @property
     def num_learners(self) -> int:
         """Learners of the run."""
-        return self.num_workers if SYSTEMS[self.system].layout == "bundles" else 1
+        return self.num_workers if self.has_bundles else 1
 
     @property
     def num_slots(self) -> int:
@@ -257,7 +276,7 @@ class Config(
         # With fewer slots than a training batch takes, all of them end up full, at a learner that
         # waits for one more.
         slots_per_batch = batch_size * self.minibatches // (self.rollout_length * envs_per_split)
-        if is_fifo and self.num_slots < slots_per_batch:
+        if is_fifo and self.num_slots // self.num_learners < slots_per_batch:
             problems.append(
                 f"slots_per_split={self.slots_per_split} makes {self.num_slots} slots "
                 f"(num_workers * num_splits * slots_per_split), and a training batch takes "

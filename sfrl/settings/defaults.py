@@ -15,6 +15,7 @@ from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.machine import available_cores
 from sfrl.systems import DEFAULT_SYSTEM, SYSTEMS
 
+_MIN_BUNDLES = 4
 _ROUND = ("num_workers", "envs_per_worker", "rollout_length")
 
 
@@ -50,14 +51,22 @@ def defaults_for(
     cls = class_of(system.name)
     systems_own = {**system.defaults, **fixed}
     own: dict[str, Any] = {**values, **cls.defaults_in(spec, given), **systems_own}
-    if system.is_synchronous:  # a training batch has a whole round, whatever the user makes of it
+    has_bundles = system.layout == "bundles"
+    if has_bundles:  # some, however few the cores are: that they differ takes a memory's place
+        num_workers = max(cores, _MIN_BUNDLES)
+    if system.is_synchronous or has_bundles:
+        # A training batch has a whole round, of all or of one worker, however large that is.
         own |= {name: max(given[name], 1) for name in _ROUND if name in given}
-        own["batch_size"] = math.prod(own.get(name, getattr(cls, name)) for name in _ROUND)
+        sizes = {name: own.get(name, getattr(cls, name)) for name in _ROUND}
+        own["batch_size"] = math.prod(sizes.values()) // (
+            sizes["num_workers"] if has_bundles else 1
+        )
     config = make_config(own)
     # A training batch is one round of all environments. Policy lag, counted in optimizer steps,
     # then depends on epochs * minibatches alone, however many workers there are.
     num_workers = max(given.get("num_workers", num_workers), 1)
-    round_size = num_workers * config.envs_per_worker * config.rollout_length
+    workers_in_round = 1 if has_bundles else num_workers
+    round_size = workers_in_round * config.envs_per_worker * config.rollout_length
     is_fifo = config.replay is None
     batch_size = round_size // config.minibatches if is_fifo else config.batch_size
 
@@ -72,7 +81,7 @@ def defaults_for(
         # A split waits for its slowest environment, and the others go on.
         num_splits = math.gcd(4, size_of("envs_per_worker"))
     rows = size_of("batch_size", "minibatches")
-    per_round = num_workers * size_of("envs_per_worker", "rollout_length")
+    per_round = workers_in_round * size_of("envs_per_worker", "rollout_length")
     return dataclasses.replace(
         config,
         num_workers=num_workers,

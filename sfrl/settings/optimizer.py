@@ -10,8 +10,8 @@ from sfrl.settings.fields import Count, Positive, Settings
 class OptimizerSettings(Settings):
     """The optimizer."""
 
-    optimizer: Literal["adam", "rmsprop"] = "adam"
-    """adam, or IMPALA's rmsprop."""
+    optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
+    """adam, IMPALA's rmsprop, or sgd: the gradient times the learning rate."""
     optimizer_eps: Positive = 1e-5
     """Added to the denominator of the update. IMPALA's rmsprop uses 0.01."""
     learning_rate: Positive = 1e-3
@@ -20,6 +20,12 @@ class OptimizerSettings(Settings):
     """linear: falls to 0 at --train-frames, counted in frames, so that a resumed run goes on."""
     max_grad_norm: Positive = 0.5
     """Gradients are scaled down to this norm."""
+    updates: Literal["racy", "locked"] = "racy"
+    """Of weights that several learners share: racy, all write at any time; locked, one at a
+    time."""
+    optimizer_statistics: Literal["shared", "private"] = "shared"
+    """Whose rmsprop's means of squares are, where several learners share weights: of all, or each
+    learner's own."""
     max_skipped_steps: Count = 20
     """This many non-finite losses or gradients in a row end the run; single ones are skipped."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from numpy.typing import NDArray
@@ -19,7 +20,10 @@ log = own_logger(__name__)
 
 
 class CheckpointService:
-    """One learner's. The trainer decides when, and which is the best."""
+    """One learner's. The trainer decides when, and which is the best.
+
+    A request goes to all learners; the first that looks has it.
+    """
 
     def __init__(
         self,
@@ -29,10 +33,14 @@ class CheckpointService:
         reports: Mailbox[Report],
         state: Callable[[], dict[str, Any]],  # what a checkpoint holds, of the moment
         memory: Callable[[], dict[str, NDArray[Any]]],  # what is kept beside the last one
+        index: int = 0,  # of the learner
+        alone: AbstractContextManager[None] | None = None,  # no other learner writes meanwhile
     ) -> None:
         self._run_dir = config.run_dir
         self._keep = config.keep_checkpoints
-        self._progress = progress
+        self._saving = progress.saving[index : index + 1]
+        self._saving[0] = False  # of one that was killed in the midst of it
+        self._alone = alone or nullcontext()
         self._requests = requests
         self._reports = reports
         self._state = state
@@ -45,16 +53,20 @@ class CheckpointService:
             return None
         request = requests[-1]  # the newest knows all that the earlier ones knew
         best_score = max((r.best_score for r in requests if r.best_score is not None), default=None)
+        with self._alone:
+            self._serve(request, best_score)
+        return request
+
+    def _serve(self, request: CheckpointRequest, best_score: float | None) -> None:
         state = self._state()
         # The trainer asked some batches ago: its counters are behind the weights saved here.
         counters = {name: state["counters"][name] for name in LEARNER_COUNTERS}
         state["metrics"] = {**request.metrics, "counters": counters}
-        self._progress.is_saving = True
+        self._saving[0] = True
         self._write(state, best_score, is_last=request.is_last)
         if request.is_last and state["workers"] is None:
             self._write_memory(state["counters"]["learner_steps"])
-        self._progress.is_saving = False
-        return request
+        self._saving[0] = False
 
     def _write(self, state: dict[str, Any], best_score: float | None, *, is_last: bool) -> None:
         frames = state["counters"]["env_frames"]

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,11 +24,10 @@ from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, LearnerReport, Report
 from sfrl.ipc.progress import Progress
 from sfrl.ipc.shared_memory import Stopped
-from sfrl.ipc.topology import LEARNER
+from sfrl.ipc.topology import Role
 from sfrl.nets import cuda
 from sfrl.nets.model import Network
-from sfrl.parameters.central import CentralParameters
-from sfrl.parameters.weights import Weights
+from sfrl.parameters.parameters import Parameters
 from sfrl.records import checkpoint, memory_file
 from sfrl.records.timing import LEARNER_STAGES, StageTimer
 from sfrl.settings.config import Config
@@ -58,9 +58,10 @@ class Learner:
     training batch's slots belong to the learner until its last minibatch, or until it has a copy of
     them. After the last one the new weights are published; then the slots go back to their splits.
 
-    A step is one minibatch. Nothing between the first one of a training batch and the last reads a
-    result: a GPU works through them by itself, each one CUDA graph, while the next batch's slots
-    are copied to it.
+    Where there are several, each trains on the slots of its own rollout workers, and on parameters
+    that all of them share. A step is one minibatch. Nothing between the first one of a training
+    batch and the last reads a result: a GPU works through them by itself, each one CUDA graph,
+    while the next batch's slots are copied to it.
     """
 
     def __init__(
@@ -70,29 +71,40 @@ class Learner:
         model: Network,  # on the device, float32
         buffer: TrajectoryBuffer,
         channels: Channels,
-        weights: Weights | None,  # None: only policy workers in this process act with them
-        target_weights: Weights | None,  # of an algorithm that needs a target
+        parameters: Parameters,  # of the model
         progress: Progress,
         reports: Mailbox[Report],
         checkpoint_requests: Mailbox[CheckpointRequest],
+        *,
+        index: int = 0,
+        saves_alone: AbstractContextManager[None] | None = None,  # see `CheckpointService`
+        acts_in_process: bool = False,  # policy workers in this process act with the model
     ) -> None:
+        role = Role("learner", index)
         self.config = config
         self.algorithm = algorithm
         self.model = model
-        self.slots = SlotInbox(buffer, channels, progress)
+        self.slots = SlotInbox(buffer, channels, progress, role)
         self.inbox = self.slots.queue
         self.progress = progress
         self.reports = reports
         self.device = next(model.parameters()).device
-        self.parameters = CentralParameters(config, model, weights, target_weights)
-        self.rng = np.random.default_rng(config.seed)  # which trajectories are in a minibatch
+        self.parameters = parameters
+        self.updates = progress.updates[index]  # [3], its own counts
+        # Which trajectories are in a minibatch.
+        self.rng = np.random.default_rng([config.seed, index] if index else config.seed)
         self.workers_state: Callable[[], dict[str, Any] | None] = lambda: None  # see `SerialCrew`
-        self.dropped_rows = 0
-        self.skipped_steps = 0
         slots = channels.topology.slots
         self.experience = make_experience(config, buffer, slots, self.device)
         self.checkpoints = CheckpointService(
-            config, progress, checkpoint_requests, reports, self.state, self.experience.state
+            config,
+            progress,
+            checkpoint_requests,
+            reports,
+            self.state,
+            self.experience.state,
+            index,
+            saves_alone,
         )
         is_synchronous = SYSTEMS[config.system].is_synchronous
         self._gives_back_at_once = self.experience.are_copies and not is_synchronous
@@ -109,14 +121,24 @@ class Learner:
         self._stream = cuda.new_stream(self.device)  # last: it waits for what was made here
         # Whether a batch may still be trained on when the host has launched all of it. Not where
         # this process acts with the weights, and must know of which step they are.
-        self._runs_ahead = self.device.type == "cuda" and weights is not None
+        self._runs_ahead = self.device.type == "cuda" and not acts_in_process
         self._training: _Training | None = None
-        self.timer = StageTimer(LEARNER_STAGES, progress.stage_seconds(LEARNER))
+        self.timer = StageTimer(LEARNER_STAGES, progress.stage_seconds(role))
 
     @property
     def learner_steps(self) -> int:
-        """Optimizer steps since the run began: the version of the policy."""
+        """Optimizer steps since the run began, of all learners: the version of the policy."""
         return self.progress.learner_steps
+
+    @property
+    def skipped_steps(self) -> int:
+        """Likewise, those left out because the loss or its gradient was not finite."""
+        return int(self.progress.updates[:, 1].sum())
+
+    @property
+    def dropped_rows(self) -> int:
+        """Likewise, rows that were not learned from because their policy was too old."""
+        return int(self.progress.updates[:, 2].sum())
 
     @property
     def is_training(self) -> bool:
@@ -211,8 +233,10 @@ class Learner:
         batch = self.experience.gather(*self._chosen)
         self.timer.lap("gather")
         loss = self.algorithm.loss(self.model, self.parameters.target, batch, self._version)
-        applied, grad_norm = self.parameters.step(loss.total)
-        self.algorithm.after_update(self.model, batch, loss, applied)
+        applied, grad_norm = self.parameters.step(
+            loss.total,
+            lambda model, applied: self.algorithm.after_update(model, batch, loss, applied),
+        )
         own = {"total_loss": loss.total.detach(), "grad_norm": grad_norm}
         self.statistics.add(own | loss.statistics, applied)
         self.statistics.add_rows(self._version - batch.policy_version, batch.valid[:-1], loss.mask)
@@ -222,8 +246,7 @@ class Learner:
     def _count_steps(self) -> None:
         """The minibatches since the last call were steps, or were skipped."""
         applied, skipped, in_a_row = self.statistics.count()
-        self.progress.learner_steps += applied
-        self.skipped_steps += skipped
+        self.updates[:2] += applied, skipped
         if in_a_row >= self.config.max_skipped_steps:
             raise LearnerError(
                 f"{in_a_row} optimizer steps in a row had a non-finite loss or gradient "
@@ -246,7 +269,7 @@ class Learner:
         """Tell of the updates since the last report. Between training batches it waits for none."""
         self._next_report_s = time.monotonic() + REPORT_INTERVAL_S
         means, dropped_rows, lag_counts = self.statistics.take()
-        self.dropped_rows += dropped_rows
+        self.updates[2] += dropped_rows
         metrics = {
             **means,
             "learner_steps": self.learner_steps,
@@ -295,9 +318,10 @@ class Learner:
         """
         try:
             self.parameters.load_state(state)
-            self.progress.learner_steps = state["counters"]["learner_steps"]
-            self.dropped_rows = state["counters"]["dropped_rows"]
-            self.skipped_steps = state["counters"]["skipped_steps"]
+            counters = state["counters"]
+            self.updates[:] = [
+                counters[n] for n in ("learner_steps", "skipped_steps", "dropped_rows")
+            ]
             self.rng.bit_generator.state = state["rng"]["numpy"]
             torch.set_rng_state(state["rng"]["torch"])
         except checkpoint.MISMATCHES as error:
@@ -349,6 +373,7 @@ class OwnWeights:
         version = self._learner.learner_steps
         if version == self.version:
             return False
+        self._learner.parameters.pull()
         if not self._pairs:
             tensors = model.state_dict().values(), self._learner.model.state_dict().values()
             self._pairs = list(zip(*tensors, strict=True))

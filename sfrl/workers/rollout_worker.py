@@ -126,7 +126,7 @@ class RolloutWorker:
         self.buffer = buffer
         self.inbox = channels.inbox(role)
         topology = channels.topology
-        slots, learner = topology.slots, Role("learner", topology.slots.learner[index])
+        slots, learner = topology.slots, topology.learner_of(role)
         self.trajectories = channels.outbox(role, learner)
         self.reports = reports
         self.rollout_length = config.rollout_length

@@ -15,6 +15,7 @@ from sfrl.ipc.messages import CheckpointRequest
 from sfrl.maths.returns import n_step_returns
 from sfrl.records.metrics import RunMetrics
 from sfrl.run.roles import make_learner, make_policy_worker
+from sfrl.settings.config import ConfigError
 from sfrl.settings.n_step_q import NStepQConfig
 from sfrl.show.player import Player
 
@@ -103,6 +104,42 @@ def test_the_loss_is_that_of_returns_bootstrapped_from_the_target(algorithm):
     torch.testing.assert_close(loss.statistics["greedy_fraction"], greedy)
     loss.total.backward()
     assert all(parameter.grad is None for parameter in target.parameters())
+
+
+@pytest.mark.parametrize("targets", ["one-step", "sarsa"])
+def test_targets_of_one_reward_and_what_follows_written_out(config, targets):
+    config = dataclasses.replace(config, targets=targets)
+    algorithm = make_algorithm(config, envs.describe("CartPole-v1"))
+    model, target, batch = algorithm.make_model(), algorithm.make_model(), rows()
+    with torch.no_grad():
+        target.head.weight.mul_(100)
+        following = target.unroll(batch.obs, None, batch.valid)
+    loss = algorithm.loss(model, target, batch, torch.tensor(0))
+    actions, num_learned = batch.acted["actions"], 0
+    for t in range(T):
+        for column in range(5):
+            is_last = targets == "sarsa" and t == T - 1
+            assert loss.mask[t, column] == (batch.valid[t, column] and not is_last)
+            if not loss.mask[t, column]:
+                continue
+            next_values = following[t + 1, column]
+            # The step that was cut off, too: the row after it shows what follows.
+            after = (
+                next_values.max() if targets == "one-step" else next_values[actions[t + 1, column]]
+            )
+            discount = 0.0 if batch.terminated[t, column] else 0.99
+            expected = batch.rewards[t, column] + discount * after
+            torch.testing.assert_close(loss.targets[t, column], expected)
+            num_learned += 1
+    assert num_learned == loss.mask.sum() >= 5 * T - 7
+    assert not batch.terminated[4, 2]
+    assert not batch.valid[5, 2]
+
+
+def test_sarsa_needs_a_next_decision_in_the_trajectory(config):
+    sizes = {"rollout_length": 1, "batch_size": N}
+    with pytest.raises(ConfigError, match="rollout_length=1 must be at least 2 with targets=sarsa"):
+        dataclasses.replace(config, targets="sarsa", **sizes)
 
 
 def test_rows_older_than_max_policy_lag_are_not_learned_from(algorithm):

@@ -282,7 +282,7 @@ class ReplayingLearner(CheckingLearner):
         return bool(slots)
 
 
-def replaying_body(shared, reports, requests, _):
+def replaying_body(shared, *_):
     worker_loop(ReplayingLearner(shared), shared.stop)
 
 
@@ -302,7 +302,7 @@ def test_no_window_reaches_from_a_killed_worker_to_its_successor(make_shared, mo
         precision="float32",
         max_worker_restarts=100,
     )
-    crew = ProcessCrew(shared, learner_body=replaying_body)
+    crew = ProcessCrew(shared, {"learner": replaying_body})
     crew.start(None)
     try:
         for _ in range(kills):

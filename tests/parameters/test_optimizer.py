@@ -21,7 +21,7 @@ from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.parameters.optimizer import load_portable_state, make_optimizer, portable_state
 
 model = torch.nn.Linear(3, 3)
-for name in ("adam", "rmsprop"):
+for name in ("adam", "rmsprop", "sgd"):
     config = ActorCriticConfig(run_dir="x", optimizer=name)
     optimizer = make_optimizer(config, [list(model.parameters())])
     model(torch.ones(2, 3)).sum().backward()
@@ -42,7 +42,7 @@ def gradients(model: nn.Module, step: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+@pytest.mark.parametrize("name", ["adam", "rmsprop", "sgd"])
 def test_steps_are_those_of_torch_also_after_a_checkpoint(name: str) -> None:
     config = ActorCriticConfig(run_dir="x", optimizer=name)
     torch.manual_seed(0)
@@ -50,11 +50,14 @@ def test_steps_are_those_of_torch_also_after_a_checkpoint(name: str) -> None:
     theirs.load_state_dict(ours.state_dict())
     optimizer = make_optimizer(config, [list(ours.parameters())])
     settings = {"lr": config.learning_rate, "eps": config.optimizer_eps}
-    reference = (
-        torch.optim.Adam(theirs.parameters(), **settings, fused=True)
-        if name == "adam"
-        else torch.optim.RMSprop(theirs.parameters(), **settings, alpha=0.99)
-    )
+    reference: torch.optim.Optimizer
+    match name:
+        case "adam":
+            reference = torch.optim.Adam(theirs.parameters(), **settings, fused=True)
+        case "rmsprop":
+            reference = torch.optim.RMSprop(theirs.parameters(), **settings, alpha=0.99)
+        case "sgd":
+            reference = torch.optim.SGD(theirs.parameters(), lr=config.learning_rate)
     for step in range(6):
         if step == 3:
             state = portable_state(optimizer)

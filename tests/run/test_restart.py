@@ -12,11 +12,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from sfrl.experience import trajectory_buffer
+from sfrl.experience import slot_inbox, trajectory_buffer
 from sfrl.ipc import progress
 from sfrl.ipc.mailbox import Mailbox
-from sfrl.ipc.messages import CheckpointRequest, Report
-from sfrl.ipc.topology import LEARNER, Role
+from sfrl.ipc.messages import Report
+from sfrl.ipc.topology import Role
 from sfrl.run import restarts
 from sfrl.run.crew import WorkerError
 from sfrl.run.process_crew import ProcessCrew
@@ -43,6 +43,17 @@ LEDGER = {
     "precision": "float32",
     "debug_buffers": True,
 }
+
+
+ACTORS = {
+    "system": "impala",
+    "loss": "vtrace",
+    "num_splits": 1,
+    "envs_per_worker": N,
+    "stall_timeout": 1000,  # each start imports torch, and the stand-in's times stand still
+}
+CENTRAL = {"system": "seed", "loss": "vtrace"}
+BUNDLES = ACTORS | {"system": "a3c", "slots_per_split": 1, "epochs": 1, "optimizer": "rmsprop"}
 
 
 def assert_accounts_are_right(shared: Shared) -> None:
@@ -121,6 +132,48 @@ def test_a_worker_may_die_at_any_line(make_shared):
     assert line > 300
 
 
+def test_a_process_that_plays_acts_and_learns_may_die_at_any_line(make_shared):
+    """The learner dies with its worker: what it had taken is lost, and no slot is."""
+    settings = {"num_splits": 1, "envs_per_worker": N, "slots_per_split": 1}
+    shared = make_shared(**LEDGER | BUNDLES | settings | {"num_workers": 1})
+    members: list = []
+    rows = 0
+
+    def start() -> None:
+        nonlocal rows
+        rows += members[2].num_rows if members else 0
+        learner = CheckingLearner(shared)
+        policy = make_policy_worker(shared, 0, learner)
+        members[:] = [make_rollout_worker(shared, 0, Mailbox()), policy, learner]
+
+    def play(num_rows: int) -> None:
+        goal = members[2].num_rows + num_rows
+        while members[2].num_rows < goal:
+            steps = [member.step() for member in members]
+            assert any(steps), "a slot or a message is lost"
+            assert_accounts_are_right(shared)
+
+    def live() -> None:
+        for _ in range(4 * T):
+            for member in members:
+                member.step()
+
+    start()
+    line = 0
+    while killed_at(line, live, (*SOURCES, slot_inbox)):
+        assert_accounts_are_right(shared)
+        shared.progress.restarts[0] += 1
+        if killed_at(line % 150, start, SOURCES):
+            assert_accounts_are_right(shared)
+            shared.progress.restarts[0] += 1
+            start()
+        play(3 * T * N)
+        assert set(members[2].filled.values()) == {1}, "no filling is received twice"
+        line += 1
+    assert line > 300
+    assert shared.progress.learned_steps.sum() >= 300
+
+
 def test_a_late_answer_and_the_successors_find_room_in_one_queue(make_shared):
     """As few slots as there may be: one of one split."""
     settings = {"num_splits": 1, "envs_per_worker": N, "slots_per_split": 1}
@@ -151,13 +204,20 @@ def test_requests_of_many_dead_do_not_fill_the_queue(make_shared):
 # --- through real processes, killed at any moment ---
 
 
-def checking_body(
-    shared: Shared, reports: Mailbox[Report], requests: Mailbox[CheckpointRequest], _: str | None
-) -> None:
-    learner = CheckingLearner(shared)
-    members = shared.topology.processes[LEARNER][1:]
-    others = [make_policy_worker(shared, role.index, learner) for role in members]
-    worker_loop(Members([learner, *others]), shared.stop)
+def checking_body(shared: Shared, first: Role, reports: Mailbox[Report], *_: object) -> None:
+    """The process of a learner, and of whoever shares it, with one that checks in its place."""
+    made = {}
+    members = sorted(shared.topology.processes[first], key=lambda role: role.kind)
+    for role in members:  # a learner comes first, and environments last
+        match role.kind:
+            case "learner":
+                made[role] = learner = CheckingLearner(shared, role.index)
+            case "policy":
+                made[role] = make_policy_worker(shared, role.index, learner)
+            case "rollout":
+                made[role] = make_rollout_worker(shared, role.index, reports)
+    workers = [made[role] for role in shared.topology.processes[first]]
+    worker_loop(Members(workers), shared.stop)
 
 
 @pytest.fixture
@@ -167,7 +227,8 @@ def make_crew(make_shared):
 
     def make(**settings: object) -> tuple[ProcessCrew, Shared]:
         shared = make_shared(**{**LEDGER, "num_workers": 2, "slots_per_split": 3, **settings})
-        crew = ProcessCrew(shared, learner_body=checking_body)
+        with_learners = next(r for r in shared.topology.processes if shared.topology.learners_in(r))
+        crew = ProcessCrew(shared, {with_learners.kind: checking_body})
         crews.append(crew)
         crew.start(None)
         return crew, shared
@@ -192,29 +253,21 @@ def all_slots_move_on(crew: ProcessCrew, shared: Shared) -> None:
     advance_until(crew, lambda: (shared.buffer.released >= before + 2).all())
 
 
-ACTORS = {
-    "system": "impala",
-    "loss": "vtrace",
-    "num_splits": 1,
-    "envs_per_worker": N,
-    "stall_timeout": 1000,  # each start imports torch, and the stand-in's times stand still
-}
-CENTRAL = {"system": "seed", "loss": "vtrace"}
-
-
 @pytest.mark.parametrize(
     "system",
     [
         {},
         pytest.param(ACTORS, marks=pytest.mark.kills),
         pytest.param(CENTRAL, marks=pytest.mark.kills),
+        pytest.param(BUNDLES, marks=pytest.mark.kills),
     ],
-    ids=["appo", "impala", "seed"],
+    ids=["appo", "impala", "seed", "a3c"],
 )
 def test_workers_killed_at_random_are_replaced_and_nothing_is_mixed_up(
     make_crew, caplog, monkeypatch, system
 ):
-    """Workers of impala die with the policy worker in their process; seed's is the learner's."""
+    """Workers of impala die with the policy worker in their process, a3c's with the learner, too;
+    seed's policy worker is in the learner's."""
     monkeypatch.setattr(restarts, "STEADY_S", 0.0)  # each restart at once
     rng = random.Random(1)
     crew, shared = make_crew(max_worker_restarts=100, **system)

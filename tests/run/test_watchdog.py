@@ -11,7 +11,6 @@ import pytest
 
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.topology import LEARNER, Role
-from sfrl.records.timing import LEARNER_STAGES, StageTimer
 from sfrl.run import watchdog
 from sfrl.run.crew import WorkerError
 from sfrl.run.process_crew import ProcessCrew
@@ -67,9 +66,9 @@ def test_a_learner_that_saves_does_not_hang_however_long_it_takes(make_shared, p
     watched = Watchdog(shared.config, shared.progress)
     watched.watch(LEARNER, process.pid)
     learner_laps += 1.0  # it has worked, and then stands still
-    shared.progress.is_saving = True
+    shared.progress.saving[0] = True
     assert looks(watched, 1.5) == []
-    shared.progress.is_saving = False
+    shared.progress.saving[0] = False
     assert looks(watched, 1.5)[0].startswith("has not got on for 0.5 s (stall_timeout=0.5;")
 
 
@@ -127,21 +126,13 @@ def test_one_that_takes_too_long_to_start_is_told_with_the_flag(make_shared, mon
 class KeepingLearner(CheckingLearner):
     """Gives no slot back: in the end all are lost."""
 
-    def __init__(self, shared):
-        super().__init__(shared)
-        self.timer = StageTimer(LEARNER_STAGES, shared.progress.stage_seconds(LEARNER))
-
     def step(self):
-        taken = self.inbox.take(1)
+        taken = self.slots.take(1)
         self.timer.lap("gather")
         return bool(taken)
 
-    def wait(self, timeout_s):
-        self.inbox.queue.wait(timeout_s)
-        self.timer.lap("wait_trajectories")
 
-
-def keeping_body(shared, reports, requests, _):
+def keeping_body(shared, *_):
     worker_loop(KeepingLearner(shared), shared.stop)
 
 
@@ -157,7 +148,7 @@ def test_all_that_wait_for_each_other_are_named_and_the_run_ends(make_shared):
         minibatches=1,
         stall_timeout=2.0,
     )
-    crew = ProcessCrew(shared, learner_body=keeping_body)
+    crew = ProcessCrew(shared, {"learner": keeping_body})
     crew.start(None)
 
     def advance_for(seconds):

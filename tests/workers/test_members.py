@@ -2,6 +2,7 @@
 
 import os
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -35,6 +36,13 @@ SIZES = {
 }
 IMPALA = {"system": "impala", "loss": "vtrace"}
 SEED = {"system": "seed", "loss": "vtrace"}
+A3C = {
+    "system": "a3c",
+    "loss": "vtrace",
+    "optimizer": "rmsprop",
+    "epochs": 1,
+    "slots_per_split": 1,
+}
 
 
 def make_process(shared, first):
@@ -156,3 +164,46 @@ def test_seed_acts_with_the_weights_of_the_last_optimizer_step(make_shared):
     assert in_training == {True, False}
     assert shared.weights._copies is None, "weights have crossed to another process"
     rollouts.close()
+
+
+def weights_of(model):
+    return [tensor.clone() for tensor in model.state_dict().values()]
+
+
+def test_an_unroll_of_a3c_is_played_and_learned_from_with_one_copy(make_shared):
+    """Whatever others make of the block meanwhile; the next one begins with what it is then."""
+    shared = make_shared(**SIZES | A3C)
+    process = make_process(shared, Role("rollout", 0))
+    _, policy, learner = process.workers
+    learned_with, versions = [], []
+    loss = learner.algorithm.loss
+
+    def observed_loss(model, target, batch, version):
+        assert model is learner.model
+        learned_with.append(weights_of(model))
+        versions.append((batch.policy_version, int(version)))
+        return loss(model, target, batch, version)
+
+    learner.algorithm.loss = observed_loss
+    acted_with = []
+    refresh = policy.weights.refresh
+
+    def observed_refresh(model):
+        has_changed = refresh(model)
+        acted_with.append(weights_of(model))
+        return has_changed
+
+    policy.weights.refresh = observed_refresh
+    while len(learned_with) < 10:
+        process.step()
+        learner.parameters._weights.add_(0.01)  # another's update
+        shared.progress.updates[0, 0] += 1
+    for acted, learned, (policy_version, version) in zip(
+        acted_with, learned_with, versions, strict=False
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(acted, learned, strict=True))
+        assert (policy_version == policy_version[0, 0]).all()
+        assert version - policy_version[0, 0] >= T - 1, "others' updates are counted as lag"
+    for first, second in pairwise(acted_with):
+        assert not torch.equal(first[0], second[0])
+    process.close()

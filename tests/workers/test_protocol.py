@@ -253,7 +253,7 @@ LEDGER = {
 
 def _start_workers(shared: Shared, reports: Mailbox) -> list:
     bodies = {
-        role: partial(process_crew._members_body, shared, role, reports, Mailbox(), None)
+        role: partial(process_crew.members_body, shared, role, reports, Mailbox(), None)
         for role in shared.topology.roles
         if role != LEARNER
     }
