@@ -6,6 +6,7 @@ import dataclasses
 import json
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -132,12 +133,15 @@ def read_flags(argv: Sequence[str], prog: str = "sfrl train") -> dict[str, Any]:
 
 def _systems_told() -> str:
     """A table, each with its purpose and its paper, and what it fixes."""
+    width = max(len(f"--system={name} ") for name in SYSTEMS)
     parts = []
     for system in SYSTEMS.values():
         lines = [system.purpose, system.paper]
-        lines += [f"always {name}={fixed.value}" for name, fixed in system.fixed.items()]
+        if system.fixed:
+            fixed = ", ".join(f"{name}={fixed.told}" for name, fixed in system.fixed.items())
+            lines += textwrap.wrap(f"always {fixed}", 100 - width, break_on_hyphens=False)
         parts += [
-            f"{name:20s} {line}"
+            f"{name:{width}s}{line}"
             for name, line in zip_longest([f"--system={system.name}"], lines, fillvalue="")
         ]
     return "\n".join(parts)

@@ -230,7 +230,7 @@ class Config(
         if self.system not in own:
             return [f"system={self.system} must be one of {', '.join(own)}"]
         return [
-            f"{name}={getattr(self, name)} must be {fixed.value} with system={self.system}: "
+            f"{name}={getattr(self, name)} must be {fixed.told} with system={self.system}: "
             f"{fixed.why}; leave it out"
             for name, fixed in SYSTEMS[self.system].fixed.items()
             if getattr(self, name) != fixed.value

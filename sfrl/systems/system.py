@@ -12,6 +12,11 @@ class Fixed(NamedTuple):
     value: Any
     why: str  # "two would ..."
 
+    @property
+    def told(self) -> str:
+        """The value, as messages name it."""
+        return "empty" if self.value == "" else str(self.value)
+
 
 class System(NamedTuple):
     """The choices that make it up. `--system` names one; the settings of a run follow from it.
