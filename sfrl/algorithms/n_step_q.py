@@ -25,7 +25,7 @@ class NStepQ(QLearning[NStepQConfig]):
         assert target is not None, "`NStepQConfig.target_period` asks for one"
         config = self.config
         lag = version - batch.policy_version
-        mask = batch.valid[:-1] & (lag <= config.max_policy_lag)
+        mask = learned = batch.valid[:-1] & (lag <= config.max_policy_lag)
         with torch.no_grad():
             of_target = target.unroll(batch.obs, batch.rnn_state, batch.valid)
             of_target = allowed(of_target, batch.obs)  # [T+1, C, A]
@@ -40,19 +40,18 @@ class NStepQ(QLearning[NStepQConfig]):
                     returns = one_step_returns(rewards, discounts, of_target[1:].amax(dim=-1))
                 case "sarsa":
                     # What the policy chose next, also for a final observation. What it chose after
-                    # the last row is in the next trajectory: that row is not learned from.
+                    # the last row is in the next trajectory: that row is not learned from, unless
+                    # its episode ended there.
                     chosen = _of(of_target[1:-1], batch.acted["actions"][1:])
                     following = torch.cat([chosen, torch.zeros_like(rewards[:1])])
                     returns = one_step_returns(rewards, discounts, following)
-                    mask = (
-                        mask
-                        & (torch.arange(len(mask), device=mask.device) < len(mask) - 1)[:, None]
-                    )
+                    is_last = torch.arange(len(mask), device=mask.device) == len(mask) - 1
+                    learned = mask & (~is_last[:, None] | batch.terminated)
         all_values = model.unroll(batch.obs, batch.rnn_state, batch.valid)
         all_values = allowed(all_values, batch.obs)[:-1]
         values = _of(all_values, batch.acted["actions"])
-        total = losses.value_loss(values, returns, mask)
-        statistics = q_statistics(total, values, all_values, returns, mask)
+        total = losses.value_loss(values, returns, learned)
+        statistics = q_statistics(total, values, all_values, returns, learned)
         return Loss(total, statistics, returns, mask)
 
 

@@ -32,6 +32,7 @@ from sfrl.run.trainer import slower_than_need_be
 from sfrl.settings.config import Config
 from sfrl.settings.machine import available_cores, machine
 from sfrl.settle import settle, tuned
+from sfrl.systems import SYSTEMS
 from sfrl.tune import children, components
 
 STEPS = {  # of each part, in order
@@ -130,6 +131,11 @@ def _read(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, Config, e
         raise ValueError(
             f"system={config.system} has a memory, and the benchmark measures learning from "
             f"slots in their order; use system=appo"
+        )
+    if SYSTEMS[config.system].layout != "separate" and part != "queue":
+        raise ValueError(
+            f"system={config.system} has processes of several workers, and the benchmark measures "
+            f"workers one by one; use system=appo"
         )
     if part == "queue":
         return options, config, spec

@@ -203,6 +203,7 @@ class FasterFifoQueue:
     """
 
     NAP_S = 0.05
+    NAP_BETWEEN_QUEUES_S = 0.001  # a message to another one waits so long
     _BYTES_PER_MESSAGE = 16  # 8 of its own, and faster-fifo writes the length before each
 
     def __init__(self, name: str, num_producers: int, capacity: int, stop: StopFlag) -> None:
@@ -252,7 +253,8 @@ class FasterFifoQueue:
             for other in others:
                 other._receive_first(0.0)
             is_ready = any(other._received for other in others)
-            self._receive_first(0.0 if is_ready else min(max(left_s, 0.0), self.NAP_S))
+            nap_s = min(max(left_s, 0.0), self.NAP_BETWEEN_QUEUES_S if others else self.NAP_S)
+            self._receive_first(0.0 if is_ready else nap_s)
             if is_ready or self._received or left_s <= 0.0:
                 return is_ready or bool(self._received)
         raise Stopped

@@ -66,6 +66,7 @@ class SharedParameters:
             memory = torch.from_numpy(block.attach(ends[-1]))
         self._weights, squares = memory
         self._squares = squares if config.optimizer_statistics == "shared" else squares.clone()
+        self._first_squares = squares  # what a private copy begins with
         # The model whose parameters are the block's: what edits parameters in place edits them.
         self.shared_model = copy.deepcopy(model).requires_grad_(False)
         shared = [p for network in self.shared_model.networks() for p in network]
@@ -133,7 +134,9 @@ class SharedParameters:
     def publish(self, version: int) -> None:
         """Let the others begin, if this is the first time; renew the target if it is due."""
         self._block.set_ready()
-        self._target.follow(version)
+        if self.target is not None:
+            with self._lock:
+                self._target.follow(version)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the block's, whoever asks."""
@@ -153,4 +156,5 @@ class SharedParameters:
                 f"squares {list(squares.shape)} of weights {list(self._squares.shape)}"
             )
         self._squares.copy_(squares)
+        self._first_squares.copy_(squares)
         self._target.load_state(state)

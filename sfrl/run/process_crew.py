@@ -169,6 +169,8 @@ class ProcessCrew:
         log.warning("%s; starting it again%s (restart %d)", why, when, len(history.causes))
         self._failures.pop(role, None)
         self._told.discard(role)
+        for learner in self._shared.topology.learners_in(role):
+            self._shared.progress.saving[learner.index] = False
         del self._processes[role]
         self._watchdog.forget(role)
         self._due_s[role] = now_s + delay_s
@@ -234,7 +236,7 @@ class ProcessCrew:
             next_tell_s = started_s + SAVING_TOLD_S
             while process.exitcode is None and not self._is_killed:
                 now = time.monotonic()
-                if shared.topology.learners_in(role) and shared.progress.is_saving:
+                if self._saves(role):
                     last_saving_s = now
                     if now >= next_tell_s:
                         next_tell_s = now + SAVING_TOLD_AGAIN_S
@@ -257,6 +259,10 @@ class ProcessCrew:
                 # While the run goes on it would be replaced; now nobody waits for its work.
                 log.warning("%s, while the run was stopping", self._how_it_ended(role))
         return complaints
+
+    def _saves(self, role: Role) -> bool:
+        learners = self._shared.topology.learners_in(role)
+        return any(self._shared.progress.saving[learner.index] for learner in learners)
 
     def _stop_limit_s(self, role: Role, timeout_s: float) -> float:
         """The learner looks up after a minibatch, and what it has learned is to be saved."""

@@ -208,9 +208,10 @@ def make_learner(
     model.learn_in(precision)
     # The policy workers follow: acting and learning must round alike.
     shared.weights.acts_in_bfloat16 = precision == torch.bfloat16
-    log.info("networks run on %s in %s", next(model.parameters()).device, precision)
-    acts_elsewhere = _acts_elsewhere(shared.topology)
     has_weights = block is not None and block.is_ready
+    if index == 0 and not has_weights:  # of several learners once
+        log.info("networks run on %s in %s", next(model.parameters()).device, precision)
+    acts_elsewhere = _acts_elsewhere(shared.topology)
     parameters: Parameters
     if block is None:
         published = shared.weights if acts_elsewhere else None

@@ -73,7 +73,9 @@ class SerialCrew:
         if resume_path is not None:
             saved = checkpoint.load(resume_path)
             if saved.get("workers") is None:
-                log.info("environments could not be saved; they start again, from other seeds")
+                several = len(self._learners) > 1
+                why = "are not saved beside several learners" if several else "could not be saved"
+                log.info("environments %s; they start again, from other seeds", why)
             else:
                 try:
                     self._load_state(checkpoint.arrays_of(saved["workers"]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,18 @@ _MAX_NAME = 80  # of what may be a misspelled setting
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
-    """The settings of a run, of its system's algorithm, which has them all. Raises ConfigError."""
-    system = values.get("system", DEFAULT_SYSTEM)
-    fixed = {name: setting.value for name, setting in SYSTEMS[system].fixed.items()}
-    return class_of(system)(**{**fixed, **values, "system": system})
+    """The settings of a run, of its system's algorithm, which has them all. Raises ConfigError.
+
+    Where a training batch is a round of environments, its size follows, unless it is given.
+    """
+    system = SYSTEMS[values.get("system", DEFAULT_SYSTEM)]
+    fixed = {name: setting.value for name, setting in system.fixed.items()}
+    values, cls = {**fixed, **values, "system": system.name}, class_of(system.name)
+    if "batch_size" not in values and (system.is_synchronous or system.layout == "bundles"):
+        names = ("envs_per_worker", "rollout_length", "num_workers")
+        sizes = [values.get(name, getattr(cls, name)) for name in names]
+        values["batch_size"] = math.prod(sizes if system.is_synchronous else sizes[:2])
+    return cls(**values)
 
 
 def class_of(system: str) -> type[Config]:
@@ -46,8 +55,8 @@ def class_of(system: str) -> type[Config]:
 
 def default_config(given: Mapping[str, Any]) -> Config:
     """That of the system that is given, with a memory if one is asked for."""
-    system = given.get("system", DEFAULT_SYSTEM)
-    return make_config({"system": system, **memory_of(given)})
+    system = SYSTEMS[given.get("system", DEFAULT_SYSTEM)]
+    return make_config({"system": system.name, **system.defaults, **memory_of(given)})
 
 
 def memory_of(given: Mapping[str, Any]) -> dict[str, Any]:

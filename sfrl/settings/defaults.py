@@ -57,10 +57,6 @@ def defaults_for(
     if system.is_synchronous or has_bundles:
         # A training batch has a whole round, of all or of one worker, however large that is.
         own |= {name: max(given[name], 1) for name in _ROUND if name in given}
-        sizes = {name: own.get(name, getattr(cls, name)) for name in _ROUND}
-        own["batch_size"] = math.prod(sizes.values()) // (
-            sizes["num_workers"] if has_bundles else 1
-        )
     config = make_config(own)
     # A training batch is one round of all environments. Policy lag, counted in optimizer steps,
     # then depends on epochs * minibatches alone, however many workers there are.
@@ -80,6 +76,7 @@ def defaults_for(
     if given.get("threads_per_worker", 1) > 1 and "num_splits" not in systems_own:
         # A split waits for its slowest environment, and the others go on.
         num_splits = math.gcd(4, size_of("envs_per_worker"))
+    has_room = is_fifo and "slots_per_split" not in fixed
     rows = size_of("batch_size", "minibatches")
     per_round = workers_in_round * size_of("envs_per_worker", "rollout_length")
     return dataclasses.replace(
@@ -88,7 +85,7 @@ def defaults_for(
         num_splits=num_splits,
         batch_size=batch_size,
         # Room for two training batches, however small the rounds are that the user asks for.
-        slots_per_split=config.slots_per_split * (-(-rows // per_round) if is_fifo else 1),
+        slots_per_split=config.slots_per_split * (-(-rows // per_round) if has_room else 1),
     )
 
 

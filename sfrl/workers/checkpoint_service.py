@@ -53,8 +53,10 @@ class CheckpointService:
             return None
         request = requests[-1]  # the newest knows all that the earlier ones knew
         best_score = max((r.best_score for r in requests if r.best_score is not None), default=None)
+        self._saving[0] = True  # the watchdog lets it wait for another one's disk, too
         with self._alone:
             self._serve(request, best_score)
+        self._saving[0] = False
         return request
 
     def _serve(self, request: CheckpointRequest, best_score: float | None) -> None:
@@ -62,11 +64,9 @@ class CheckpointService:
         # The trainer asked some batches ago: its counters are behind the weights saved here.
         counters = {name: state["counters"][name] for name in LEARNER_COUNTERS}
         state["metrics"] = {**request.metrics, "counters": counters}
-        self._saving[0] = True
         self._write(state, best_score, is_last=request.is_last)
         if request.is_last and state["workers"] is None:
             self._write_memory(state["counters"]["learner_steps"])
-        self._saving[0] = False
 
     def _write(self, state: dict[str, Any], best_score: float | None, *, is_last: bool) -> None:
         frames = state["counters"]["env_frames"]

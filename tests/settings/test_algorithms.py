@@ -11,7 +11,13 @@ from sfrl.commands import train as cli
 from sfrl.records import checkpoint
 from sfrl.settings import defaults
 from sfrl.settings.actor_critic import ActorCriticConfig
-from sfrl.settings.algorithms import ALGORITHMS, _listed, load_config, make_config
+from sfrl.settings.algorithms import (
+    ALGORITHMS,
+    _listed,
+    default_config,
+    load_config,
+    make_config,
+)
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.fields import settings_of
 from sfrl.settings.n_step_q import NStepQConfig
@@ -216,3 +222,22 @@ def test_a_synchronous_batch_is_a_round_whatever_the_user_makes_of_it():
     sizes = ["--num-workers=3", "--envs-per-worker=2", "--rollout-length=5"]
     config = cli.parse(["--env=CartPole-v1", "--system=a2c-sync", *sizes])
     assert (config.batch_size, config.slots_per_batch, config.num_slots) == (30, 3, 3)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_an_error_is_told_whatever_the_system(system):
+    """And nothing of settings that the user has not given."""
+    default_config({"system": system})
+    with pytest.raises(ConfigError) as refusal:
+        settle({"env": "NoSuch-v0", "system": system})
+    [line] = str(refusal.value).splitlines()
+    assert "NoSuch" in line
+
+
+@pytest.mark.parametrize("system", ["a3c", "a2c-sync"])
+def test_a_batch_that_is_no_round_is_refused_with_the_round(system):
+    size = {"a3c": 80, "a2c-sync": 512}[system]
+    with pytest.raises(ConfigError, match=f"batch_size={2 * size} must be {size} with"):
+        settle({"env": "CartPole-v1", "system": system, "batch_size": 2 * size})
+    with pytest.raises(ConfigError, match=r"^minibatches=2 must be 1 with .*$"):
+        settle({"env": "CartPole-v1", "system": system, "minibatches": 2})
