@@ -3,16 +3,20 @@
 from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.run.roles import Shared, make_policy_worker, make_rollout_worker
+from sfrl.workers.learner import Learner
 
 
 class Actors:
-    """The workers of a run except for the learner, who has published its weights before."""
+    """The workers of a run except for the learner, who has published its weights before.
 
-    def __init__(self, shared: Shared) -> None:
+    With --serial, where nothing is published, it is the one that they are given.
+    """
+
+    def __init__(self, shared: Shared, learner: Learner | None = None) -> None:
         topology = shared.topology
         self.trajectories = shared.channels.trajectories[0]
         self.policy_workers = [
-            make_policy_worker(shared, role.index) for role in topology.of_kind("policy")
+            make_policy_worker(shared, role.index, learner) for role in topology.of_kind("policy")
         ]
         self.rollout_workers = [
             make_rollout_worker(shared, role.index, Mailbox())

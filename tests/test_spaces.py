@@ -179,7 +179,7 @@ def test_any_environment_is_acted_in_and_learned_from(make_shared, case):
         for bias in (p for p in learner.model.parameters() if p.ndim == 1):
             bias.add_(0.3 * torch.randn_like(bias))  # at 0 a normalized layer hides any scale
     learner.publish()
-    actors = Actors(shared)
+    actors = Actors(shared, learner)
     waiting = actors.collect(2)  # the second one begins in the middle of episodes
     for slot in waiting:
         assert_acted_by(learner, rows_of(learner, slot))

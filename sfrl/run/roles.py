@@ -132,6 +132,7 @@ def make_policy_worker(shared: Shared, index: int, learner: Learner | None = Non
     if learner is not None:
         weights = OwnWeights(learner)
     else:
+        assert _acts_elsewhere(shared.topology), "nothing is published: this would wait for ever"
         torch.set_num_threads(1)
         weights = WeightsReader(shared.weights)
         weights.wait_for_first(shared.stop)

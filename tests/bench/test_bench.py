@@ -14,7 +14,7 @@ from sfrl.bench.run import Recycler
 from sfrl.commands.bench import _read
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.records.timing import is_waiting
-from sfrl.run.roles import make_learner
+from sfrl.run.roles import make_learner, make_policy_worker
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.machine import available_cores
 from sfrl.tune import children as measuring
@@ -230,3 +230,22 @@ def test_the_python_of_a_split_step_is_measured_without_its_environments():
     config = ActorCriticConfig(env="CartPole-v1", frameskip=1, model="mlp", num_workers=1)
     rollout = measuring.in_child(parts.rollout, config, envs.describe("CartPole-v1"), 0.2)
     assert 0 < rollout.copy_us < rollout.python_us < rollout.env_us
+
+
+def test_workers_are_measured_in_processes_of_their_own_or_refused():
+    """With --serial nothing is published to another process, and a worker there waits for ever."""
+    flags = ["--tune=off", "--env=CartPole-v1"]
+    _, config, _ = _read(["inference", *flags, "--serial"], "sfrl bench")
+    assert not config.serial
+    for system in ("impala", "seed", "a3c"):
+        with pytest.raises(ValueError, match=f"system={system} has processes of several workers"):
+            _read(["all", *flags, f"--system={system}"], "sfrl bench")
+    assert _read(["queue", *flags, "--system=a3c"], "sfrl bench")[1].system == "a3c"
+
+
+def test_a_policy_worker_to_whom_nothing_is_published_does_not_wait(make_shared):
+    sizes = {"num_workers": 1, "num_splits": 1, "envs_per_worker": 2, "rollout_length": 4}
+    batch = {"batch_size": 8, "minibatches": 1, "slots_per_split": 1, "model": "mlp"}
+    shared = make_shared(env="CartPole-v1", frameskip=1, serial=True, **sizes, **batch)
+    with pytest.raises(AssertionError, match="would wait for ever"):
+        make_policy_worker(shared, 0)
