@@ -276,7 +276,8 @@ class Config(
         # With fewer slots than a training batch takes, all of them end up full, at a learner that
         # waits for one more.
         slots_per_batch = batch_size * self.minibatches // (self.rollout_length * envs_per_split)
-        is_fixed = "slots_per_split" in SYSTEMS[self.system].fixed  # see `problems_in`
+        system = SYSTEMS.get(self.system)  # None: that has been reported
+        is_fixed = system is not None and "slots_per_split" in system.fixed  # see `problems_in`
         if is_fifo and not is_fixed and self.num_slots < slots_per_batch:
             problems.append(
                 f"slots_per_split={self.slots_per_split} makes {self.num_slots} slots "

@@ -233,7 +233,7 @@ def test_the_size_of_the_model_is_known_without_it(model):
             "--env=CartPole-v1",
             "must have a Box of actions, and an action of CartPole-v1 is a Discrete",
         ),
-        ("--target-every=5", "target_every is a setting of system=n-step-q and dqn"),
+        ("--target-every=5", "target_every is a setting of system=n-step-q, "),
     ],
 )
 def test_what_sac_is_not_for_is_refused_with_a_remedy(flags, problem, tmp_path, monkeypatch):

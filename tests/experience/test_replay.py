@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from sfrl.envs import Leaf
 from sfrl.experience.replay import Replay
-from sfrl.experience.slot_inbox import SlotInbox
 from sfrl.experience.trajectory_buffer import SlotSpec
 from sfrl.ipc.topology import Role
 from sfrl.run import restarts
@@ -255,16 +254,15 @@ class ReplayingLearner(CheckingLearner):
 
     def __init__(self, shared):
         super().__init__(shared)
-        self.inbox = SlotInbox(shared.buffer, shared.channels, shared.progress)
         config = shared.config
         spec = ReplaySpec(40 * config.num_workers * config.envs_per_worker, 0, 1.0, 3)
         self.replay = Replay(spec, 8, shared.buffer, shared.topology.slots.split, CPU)
 
     def step(self):
-        slots = self.inbox.take(1)
+        slots = self.slots.take(1)
         if slots:
             taken(self.replay, *slots)
-            self.inbox.give_back(slots)
+            self.slots.give_back(slots)
             rows, columns = np.nonzero(self.replay._is_start)
             batch = self.replay.gather(torch.from_numpy(rows), torch.from_numpy(columns))
             obs, actions = batch.obs["obs"].numpy(), batch.acted["actions"].numpy()
