@@ -227,7 +227,9 @@ def test_a_synchronous_batch_is_a_round_whatever_the_user_makes_of_it():
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_an_error_is_told_whatever_the_system(system):
     """And nothing of settings that the user has not given."""
-    default_config({"system": system})
+    config = default_config({"system": system})
+    for name, value in SYSTEMS[system].defaults.items():
+        assert getattr(config, name) == value, "what --help shows of an environment not there"
     with pytest.raises(ConfigError) as refusal:
         settle({"env": "NoSuch-v0", "system": system})
     [line] = str(refusal.value).splitlines()
