@@ -141,8 +141,10 @@ class SharedParameters:
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the block's, whoever asks."""
         with self._lock:
-            state = {
-                "model": copy.deepcopy(self.shared_model.state_dict()),
+            weights = self.shared_model.state_dict()
+            state: dict[str, Any] = {
+                # Not `deepcopy`, which copies the whole block, whose views they are.
+                "model": {name: tensor.clone() for name, tensor in weights.items()},
                 "optimizer": {"squares": self._squares.clone()},
             }
         return state | self._target.state()

@@ -204,6 +204,8 @@ def test_a_checkpoint_has_the_block_whoever_writes_it(make_shared):
     state = second.parameters.state()
     assert same(state["model"], first.of_block())
     assert not same(state["model"], second.model.state_dict())
+    for name, weights in state["model"].items():  # else a file has the block with each of them
+        assert weights.untyped_storage().nbytes() == weights.nbytes, name
     first.step(generator)
     assert not same(state["model"], first.of_block()), "what was saved does not change any more"
 
