@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from sfrl import envs
 from sfrl.ipc.shared_memory import unlink_segments
@@ -18,6 +19,11 @@ os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')
 # Under nohup, or in the background of a script, these would be ignored, by all the runs as well.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same commit has the same result. `--hypothesis-profile=search` has new examples each time.
+settings.register_profile("suite", derandomize=True)
+settings.register_profile("search", derandomize=False)
+settings.load_profile("suite")
 
 
 @pytest.fixture

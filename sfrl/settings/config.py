@@ -18,7 +18,7 @@ from sfrl import envs
 from sfrl.settings.environment import EnvironmentSettings, env_options
 from sfrl.settings.experience import ExperienceSettings
 from sfrl.settings.faults import FaultSettings
-from sfrl.settings.fields import linear_size, nearest_multiple, settings_of
+from sfrl.settings.fields import linear_size, nearest_multiple, settings_of, shown
 from sfrl.settings.model import ModelSettings
 from sfrl.settings.optimizer import OptimizerSettings
 from sfrl.settings.reports import ReportSettings
@@ -127,7 +127,7 @@ class Config(
         what the algorithm is not for."""
         neutral = self.without_unused(spec)
         problems = [
-            f"{name}={getattr(self, name)} {reason}; leave it out"
+            f"{name}={shown(getattr(self, name))} {reason}; leave it out"
             for name, reason in self.unused_in(spec).items()
             if getattr(self, name) != getattr(neutral, name)
         ]
@@ -230,8 +230,8 @@ class Config(
         if self.system not in own:
             return [f"system={self.system} must be one of {', '.join(own)}"]
         return [
-            f"{name}={getattr(self, name)} must be {fixed.told} with system={self.system}: "
-            f"{fixed.why}; leave it out"
+            f"{name}={shown(getattr(self, name))} must be {fixed.told} with "
+            f"system={self.system}: {fixed.why}; leave it out"
             for name, fixed in SYSTEMS[self.system].fixed.items()
             if getattr(self, name) != fixed.value
         ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from sfrl import envs
-from sfrl.settings.fields import Count, Settings, Share, at_least, at_most, settings_of
+from sfrl.settings.fields import Count, Settings, Share, at_least, at_most, settings_of, shown
 
 # The fields of `EnvOptions` that settings have by another name.
 _SETTINGS = {"bounds": "action_bounds", "kwargs": "env_kwargs", "threads": "threads_per_worker"}
@@ -71,6 +71,5 @@ class EnvironmentSettings(Settings):
             try:
                 parse(text)
             except ValueError as error:
-                shown = text if text.isprintable() else repr(text)
-                problems.append(f"{name}={shown:.200} {error}")
+                problems.append(f"{name}={shown(text):.200} {error}")
         return problems

@@ -50,6 +50,13 @@ Share = Annotated[float, between(0, 1)]
 Seconds = Annotated[Positive, at_most(1e9)]  # 30 years
 
 
+def shown(value: object) -> str:
+    """A value as a line of text shows it: one with control characters, such as an end of the line,
+    is quoted."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
+
+
 class Setting(NamedTuple):
     """A field: what flags, arguments, files and --help have to know of it."""
 
@@ -69,7 +76,7 @@ class Setting(NamedTuple):
         if isinstance(value, float) and not math.isfinite(value):
             return f"{self.name}={value} must be a finite number"
         if self.choices and value not in self.choices:
-            return f"{self.name}={value} must be one of {', '.join(self.choices)}"
+            return f"{self.name}={shown(value):.200} must be one of {', '.join(self.choices)}"
         if not isinstance(value, int | float):
             return None
         for rule in self.rules:

@@ -218,6 +218,19 @@ def test_what_a_system_fixes_is_refused_with_the_reason(flags, problems):
     assert all(line.startswith(problem) for line, problem in zip(lines, problems, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"system": "async-qn", "policy_devices": "\r"}, r"policy_devices='\r' must be empty with"),
+        ({"loss": "appo\n"}, r"loss='appo\n' must be one of appo, vtrace"),
+    ],
+)
+def test_a_refused_value_with_an_end_of_line_does_not_break_the_report(values, problem):
+    with pytest.raises(ConfigError) as refusal:
+        make_config(values)
+    assert any(line.startswith(problem) for line in str(refusal.value).splitlines())
+
+
 def test_a_synchronous_batch_is_a_round_whatever_the_user_makes_of_it():
     sizes = ["--num-workers=3", "--envs-per-worker=2", "--rollout-length=5"]
     config = cli.parse(["--env=CartPole-v1", "--system=a2c-sync", *sizes])
