@@ -257,6 +257,7 @@ class ActorCritic:
 
         with torch.no_grad():
             rhos = log_rhos.exp()
+            rho_variance, effective_sample_size = losses.weight_statistics(log_rhos, mask)
             clipped = {
                 "rho_clipped_fraction": rhos > config.rho_clip,
                 "ppo_clipped_fraction": (rhos - 1).abs() > config.ppo_clip,
@@ -266,6 +267,8 @@ class ActorCritic:
                 "value_loss": value_loss.detach(),
                 "entropy": entropy.detach(),
                 **{n: losses.masked_mean(rows.float(), mask) for n, rows in clipped.items()},
+                "rho_variance": rho_variance,
+                "effective_sample_size": effective_sample_size,
                 # Of KL(behavior || target).
                 "approx_kl": losses.masked_mean(rhos - 1 - log_rhos, mask),
                 "explained_variance": losses.explained_variance(values[:-1], returns.vs, mask),

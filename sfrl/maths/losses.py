@@ -103,6 +103,24 @@ def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     return explained.where(target_variance > 0, 0.0)
 
 
+def weight_statistics(log_weights: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """How unequal importance weights are over the mask; (0, 0) where it has no row.
+
+    Returns:
+        Their variance, and the effective sample size in parts of all rows, which is
+        (sum w)^2 / (n sum w^2) (Kish 1965; Owen 2013, section 9.3): 1 if all weigh the same.
+    """
+    _check_same_shape(log_weights=log_weights, mask=mask)
+    largest = log_weights.masked_fill(~mask, -torch.inf).max()
+    largest = largest.clamp(min=torch.finfo(largest.dtype).min)  # finite, where there is no row
+    # In units of the largest: no square is infinite.
+    weights = (log_weights - largest).masked_fill(~mask, -torch.inf).exp()
+    num_rows = mask.sum().clamp(min=1)
+    square, mean_square = (weights.sum() / num_rows).square(), weights.square().sum() / num_rows
+    variance = (mean_square - square).clamp(min=0.0) * (2 * largest).exp()
+    return variance, (square / mean_square).where(mean_square > 0, 0.0)
+
+
 def _check_same_shape(**tensors: Tensor) -> None:
     if len({tensor.shape for tensor in tensors.values()}) > 1:
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())

@@ -38,6 +38,8 @@ class ActorCriticConfig(Config):
         "value_loss",
         "entropy",
         "rho_clipped_fraction",
+        "rho_variance",
+        "effective_sample_size",
         "ppo_clipped_fraction",
         "approx_kl",
         "explained_variance",

@@ -12,6 +12,7 @@ from sfrl.maths.losses import (
     ppo_policy_loss,
     value_loss,
     vtrace_policy_loss,
+    weight_statistics,
 )
 
 PPO_CLIP = 0.2
@@ -163,3 +164,28 @@ def test_explained_variance_is_one_if_perfect_zero_if_constant_and_ignores_maske
     assert explained_variance(-targets, targets, mask).item() == pytest.approx(-3.0)
     assert explained_variance(targets, torch.ones_like(targets), mask).item() == 0.0
     assert explained_variance(targets, targets, torch.zeros_like(mask)).item() == 0.0
+
+
+def test_weights_vary_and_count_as_fewer_rows_whatever_their_scale_and_masked_rows() -> None:
+    weights = torch.tensor([[1.0, 2.0, 3.0], [4.0, torch.inf, torch.nan]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    expected = (1 + 2 + 3 + 4) ** 2 / (4 * (1 + 4 + 9 + 16))
+    variance, size = weight_statistics(weights.log(), mask)
+    assert variance.item() == pytest.approx(1.25)
+    assert size.item() == pytest.approx(expected)
+    for factor in (-60.0, 60.0):  # the squares of the weights would be 0, or infinite
+        _, size = weight_statistics(weights.log() + factor, mask)
+        assert size.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_equal_weights_count_as_all_rows_and_a_single_one_as_one() -> None:
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    equal = weight_statistics(torch.zeros(2, 3), mask)
+    assert [value.item() for value in equal] == pytest.approx([0.0, 1.0])
+    nothing = weight_statistics(torch.zeros(2, 3), torch.zeros_like(mask))
+    assert [value.item() for value in nothing] == [0.0, 0.0]
+    one = torch.full((2, 3), -torch.inf)
+    one[0, 0] = 0.0
+    assert [value.item() for value in weight_statistics(one, mask)] == pytest.approx(
+        [3 / 16, 1 / 4]
+    )
