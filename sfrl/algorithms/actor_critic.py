@@ -206,7 +206,7 @@ class ActorCritic:
         state = None if batch.rnn_state is None else self._memory_of(model, batch.rnn_state)
         logits, values = model.unroll(batch.obs, state, batch.valid)
         lag = version - batch.policy_version  # [T, C], updates since the row's policy
-        mask = batch.valid[:-1] & (lag <= self.config.max_policy_lag)
+        mask = batch.valid[:-1] & (lag <= self.config.lag_limit)
         return self.loss_of(model, batch, logits, values, mask)
 
     def loss_of(

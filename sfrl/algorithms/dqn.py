@@ -28,7 +28,7 @@ class DQN(QLearning[DQNConfig]):
         assert batch.ends is not None, "a memory gives windows"
         config = self.config
         lag = version - batch.policy_version
-        mask = batch.valid[:-1] & (lag <= config.max_policy_lag)  # [n, C]
+        mask = batch.valid[:-1] & (lag <= config.lag_limit)  # [n, C]
         first = mask[0]
         with torch.no_grad():
             at_end = _values(target, batch, row=1)

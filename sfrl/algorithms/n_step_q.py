@@ -25,7 +25,7 @@ class NStepQ(QLearning[NStepQConfig]):
         assert target is not None, "`NStepQConfig.target_period` asks for one"
         config = self.config
         lag = version - batch.policy_version
-        mask = learned = batch.valid[:-1] & (lag <= config.max_policy_lag)
+        mask = learned = batch.valid[:-1] & (lag <= config.lag_limit)
         with torch.no_grad():
             of_target = target.unroll(batch.obs, batch.rnn_state, batch.valid)
             of_target = allowed(of_target, batch.obs)  # [T+1, C, A]

@@ -135,7 +135,7 @@ class SAC:
         """Of the first row of each window; the others lead to its target."""
         config = self.config
         lag = version - batch.policy_version
-        mask = batch.valid[:-1] & (lag <= config.max_policy_lag)  # [n, C]
+        mask = batch.valid[:-1] & (lag <= config.lag_limit)  # [n, C]
         first = mask[0]
         features, target_features = model.unroll_features(batch.obs, None, batch.shown)
         temperature = model.log_temperature.exp()

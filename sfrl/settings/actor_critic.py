@@ -18,7 +18,7 @@ _NOISE_FRAMES = 200_000  # where the run has no end
 # elsewhere (docs/experiments.md, "Several numbers").
 _BODIES = {
     "envs_per_worker": 64,
-    "minibatches": 16,
+    "batch_size": 128,
     "epochs": 8,
     "learning_rate": 5e-4,
     "entropy_coef": 3e-3,
@@ -86,7 +86,6 @@ class ActorCriticConfig(Config):
         values: dict[str, object] = {}
         if spec.kind != "atari":
             values = {
-                "minibatches": 2,
                 "epochs": 4,
                 "ppo_clip": 0.2,
                 # One encoder for both lets the critic's errors move the policy, into traps that two

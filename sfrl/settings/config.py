@@ -27,6 +27,7 @@ from sfrl.settings.workers import WorkerSettings
 from sfrl.systems import SYSTEMS
 
 MAX_INDEX = 1 << 20  # of a slot or a row: see index_queue.pack
+_MAX_ROUNDS = 25  # of rows that are too old; in a run in order 1 to 4 pass
 
 
 class RowField(NamedTuple):
@@ -214,6 +215,16 @@ class Config(
         if self.replay is not None:
             return 1
         return self.batch_size * self.minibatches // (self.rollout_length * self.envs_per_split)
+
+    @property
+    def updates_per_round(self) -> int:
+        """Optimizer steps, at most, in which every environment fills one slot."""
+        return -(-self.splits * self.epochs * self.minibatches // self.slots_per_batch)
+
+    @property
+    def lag_limit(self) -> int:
+        """The policy lag of the oldest rows that are learned from."""
+        return self.max_policy_lag or _MAX_ROUNDS * self.updates_per_round
 
     # --- rules ---
     def problems(self) -> list[str]:

@@ -12,11 +12,16 @@ from sfrl import envs
 from sfrl.nets.choose import CNN_SIZES, MODELS, encoder_of, seen, usual_encoder
 from sfrl.settings.algorithms import class_of, make_config, memory_of
 from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.fields import nearest_multiple
 from sfrl.settings.machine import available_cores
+from sfrl.settings.replay import ReplayConfig
 from sfrl.systems import DEFAULT_SYSTEM, SYSTEMS
+from sfrl.systems.system import System
 
 _MIN_BUNDLES = 4
+ENVS_IN_BATCH = 32
 _ROUND = ("num_workers", "envs_per_worker", "rollout_length")
+_SIZES = ("num_workers", "num_splits", "envs_per_worker", "rollout_length")
 
 
 def defaults_for(
@@ -51,42 +56,95 @@ def defaults_for(
     cls = class_of(system.name)
     systems_own = {**system.defaults, **fixed}
     own: dict[str, Any] = {**values, **cls.defaults_in(spec, given), **systems_own}
-    has_bundles = system.layout == "bundles"
-    if has_bundles:  # some, however few the cores are: that they differ takes a memory's place
+    if system.layout == "bundles":  # that they differ takes a memory's place, on few cores as well
         num_workers = max(cores, _MIN_BUNDLES)
-    if system.is_synchronous or has_bundles:
-        # A training batch has a whole round, of all or of one worker, however large that is.
-        own |= {name: max(given[name], 1) for name in _ROUND if name in given}
-    config = make_config(own)
-    # A training batch is one round of all environments. Policy lag, counted in optimizer steps,
-    # then depends on epochs * minibatches alone, however many workers there are.
-    num_workers = max(given.get("num_workers", num_workers), 1)
-    workers_in_round = 1 if has_bundles else num_workers
-    round_size = workers_in_round * config.envs_per_worker * config.rollout_length
-    is_fifo = config.replay is None
-    batch_size = round_size // config.minibatches if is_fifo else config.batch_size
+    own["num_workers"] = max(given.get("num_workers", num_workers), 1)
+    usual_envs = own.get("envs_per_worker", cls.envs_per_worker)
+    is_fifo = not issubclass(cls, ReplayConfig)
+    if is_fifo and system.layout == "separate" and not system.is_synchronous:
+        # Environments beyond those of a training batch cost frames: of more workers each has fewer.
+        most = max(2, 2 * max(ENVS_IN_BATCH, usual_envs) // own["num_workers"])
+        own["envs_per_worker"] = min(usual_envs, 1 << (most.bit_length() - 1))
+    if "num_splits" not in systems_own:
+        # With more processes than cores another one fills a worker's wait, and inference batches of
+        # a whole worker's environments are cheaper than of its halves.
+        own["num_splits"] = 1 if cores <= 4 else 2
+        if given.get("threads_per_worker", 1) > 1:
+            # A split waits for its slowest environment, and the others go on.
+            envs_per_worker = own.get("envs_per_worker", cls.envs_per_worker)
+            own["num_splits"] = math.gcd(4, max(given.get("envs_per_worker", envs_per_worker), 1))
+    if is_fifo:
+        own |= _batches(cls, own, given, usual_envs)
+    return make_config(own)
 
-    def size_of(*names: str) -> int:
-        of_config = {**vars(config), "batch_size": batch_size}
-        return math.prod(max(1, given.get(name, of_config[name])) for name in names)
 
-    # With more processes than cores another one fills a worker's wait, and inference batches of a
-    # whole worker's environments are cheaper than of its halves.
-    num_splits = 1 if cores <= 4 or "num_splits" in systems_own else 2
-    if given.get("threads_per_worker", 1) > 1 and "num_splits" not in systems_own:
-        # A split waits for its slowest environment, and the others go on.
-        num_splits = math.gcd(4, size_of("envs_per_worker"))
-    has_room = is_fifo and "slots_per_split" not in fixed
-    rows = size_of("batch_size", "minibatches")
-    per_round = workers_in_round * size_of("envs_per_worker", "rollout_length")
-    return dataclasses.replace(
-        config,
-        num_workers=num_workers,
-        num_splits=num_splits,
-        batch_size=batch_size,
-        # Room for two training batches, however small the rounds are that the user asks for.
-        slots_per_split=config.slots_per_split * (-(-rows // per_round) if has_room else 1),
+def _batches(
+    cls: type[Config], own: Mapping[str, Any], given: Mapping[str, Any], least_envs: int
+) -> dict[str, int]:
+    """The training batch, room for two of them, and the numbers in `given` that these follow from.
+
+    Args:
+        own: what stands where nothing is given.
+        given: what stands before that.
+        least_envs: as `training_batch` has it.
+    """
+
+    def value_of(name: str) -> int:
+        return int(max(1, given.get(name, own.get(name, getattr(cls, name)))))
+
+    system = SYSTEMS[own["system"]]
+    sizes = {name: value_of(name) for name in _SIZES}
+    batch = training_batch(
+        system,
+        **sizes,
+        step=value_of("batch_size"),
+        least_envs=least_envs,
+        minibatches=value_of("minibatches") if "minibatches" in given else 0,
     )
+    follows = {name: sizes[name] for name in _SIZES if name in given} | batch
+    if "slots_per_split" not in system.fixed:
+        rows = max(given.get("batch_size", batch["batch_size"]), 1) * batch["minibatches"]
+        learners = sizes["num_workers"] if system.layout == "bundles" else 1
+        per_round = math.prod(sizes[name] for name in _ROUND) // learners
+        follows["slots_per_split"] = cls.slots_per_split * max(1, -(-rows // per_round))
+    return follows
+
+
+def training_batch(
+    system: System,
+    *,
+    num_workers: int,
+    num_splits: int,
+    envs_per_worker: int,
+    rollout_length: int,
+    step: int,
+    least_envs: int,
+    minibatches: int = 0,
+) -> dict[str, int]:
+    """The batch_size and minibatches that learn best, whatever the number of environments.
+
+    A training batch has the slots of 32 environments, or of all if they are fewer; if slots are
+    short it has several of each, for one optimizer step. A larger one would leave fewer steps for
+    as many decisions, one of fewer environments is too much alike (docs/experiments.md, "The same
+    curve on any number of cores").
+
+    Args:
+        step: decisions of an optimizer step, at least.
+        least_envs: environments of a training batch, where that is more than 32.
+        minibatches: how many; 0: as `step` says.
+    """
+    envs_per_split = max(1, envs_per_worker // num_splits)
+    slots = num_splits if system.layout == "bundles" else num_splits * num_workers
+    if not system.is_synchronous and system.layout != "bundles":
+        slots = min(slots, -(-max(ENVS_IN_BATCH, least_envs) // envs_per_split))
+        slots = max(slots, -(-step // (envs_per_split * rollout_length)))
+    trajectories = slots * envs_per_split
+    if not minibatches:
+        most = max(1, trajectories * rollout_length // step)
+        minibatches = next(n for n in range(most, 0, -1) if trajectories % n == 0)
+    unit = rollout_length * envs_per_split // math.gcd(minibatches, envs_per_split)
+    batch_size = nearest_multiple(trajectories * rollout_length // minibatches, unit)
+    return {"batch_size": batch_size, "minibatches": minibatches}
 
 
 def resolve(config: Config, spec: envs.EnvSpec) -> Config:

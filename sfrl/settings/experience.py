@@ -32,8 +32,9 @@ class ExperienceSettings(Settings):
     """Optimizer steps per epoch: one training batch is batch_size * minibatches decisions."""
     epochs: _Steps = 2
     """Passes over each training batch."""
-    max_policy_lag: Annotated[int, at_least(0)] = 200
-    """Rows whose policy is more optimizer steps behind than this are masked and counted."""
+    max_policy_lag: Annotated[int, at_least(0)] = 0
+    """Rows whose policy is more optimizer steps behind than this are masked and counted. 0: than
+    the steps of 25 rounds of all environments, however many there are."""
     gamma: Share = 0.99
     """Discount per decision."""
     reward_clip: Literal["sign", "none"] = "sign"

@@ -37,7 +37,7 @@ class NStepQConfig(QConfig):
     def defaults_in(cls, spec: envs.EnvSpec, given: Mapping[str, object]) -> dict[str, object]:
         if spec.kind == "atari":
             return {}
-        return {"epsilon_frames": 50_000}
+        return {"epsilon_frames": 50_000, "batch_size": 128}
 
     def exploration(self, env_frames: float) -> NDArray[np.float32]:
         """[splits, N]: all begin at 1 and fall in a line to a final value of their own."""

@@ -25,6 +25,7 @@ from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import shm_shortage
 from sfrl.run.roles import shared_bytes
 from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.defaults import ENVS_IN_BATCH, training_batch
 from sfrl.settings.machine import available_cores, available_memory, machine, usable_cores
 from sfrl.systems import SYSTEMS
 from sfrl.tune import children, components
@@ -41,6 +42,11 @@ _PARALLEL = 0.75
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
 _MAX_CACHE_BYTES = 8 << 20
 _MARGIN = 0.01  # predictions closer than this are equal
+# What each environment beyond the fewest adds to the frames that a score takes, in parts of them,
+# and for how many training batches there are environments, at most
+# (docs/experiments.md, "The same curve on any number of cores").
+_FRAMES_PER_ENV = 0.003
+_MAX_BATCHES = 8
 # Microseconds of a GPU, for the estimate of what one would give: small next to any environment. The
 # two processes that drive it are not counted, hence "up to".
 _GPU_BATCH_US, _GPU_ROW_US, _GPU_LEARN_US = 150.0, 1.0, 10.0
@@ -52,7 +58,9 @@ def _num_envs(config: Config) -> int:
 
 
 def choose(candidates: Sequence[Config], costs: Costs, cores: float) -> Config:
-    """The fastest; of equals the one with the fewest environments, for the least policy lag.
+    """The one that is soonest at a score: its frames/s, by how many frames it needs.
+
+    Of equals the one with the fewest environments, for the least policy lag.
 
     Ties are broken in this order:
 
@@ -61,7 +69,10 @@ def choose(candidates: Sequence[Config], costs: Costs, cores: float) -> Config:
        the networks.
     """
     rates = [predict(config, costs, cores) for config in candidates]
-    enough = (1 - _MARGIN) * max(rate.expected for rate in rates)
+    extra_envs = np.array([_num_envs(config) for config in candidates])
+    extra_envs -= extra_envs.min()
+    worth = np.array([rate.expected for rate in rates]) / (1 + _FRAMES_PER_ENV * extra_envs)
+    enough = (1 - _MARGIN) * worth.max()
 
     def rank(case: tuple[Config, Rates]) -> tuple[int, ...]:
         config, rate = case
@@ -70,25 +81,29 @@ def choose(candidates: Sequence[Config], costs: Costs, cores: float) -> Config:
         processes = config.num_policy_workers, config.torch_threads
         return _num_envs(config), *processes, config.num_splits, workers
 
-    cases = zip(candidates, rates, strict=True)
-    best, _ = min((case for case in cases if case[1].expected >= enough), key=rank)
+    cases = zip(candidates, rates, worth >= enough, strict=True)
+    best, _ = min(((config, rate) for config, rate, is_good in cases if is_good), key=rank)
     return dataclasses.replace(best, precision=costs.precision)
 
 
 def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[Config]:
     """What there is to choose from: `config` with other processes, splits and environments.
 
-    The training batch stays. One slot of all environments makes at most one batch, since policy lag
-    grows with their number; and all slots hold at least two, so that workers have slots to fill
-    while the learner keeps some. If flags leave nothing of the kind there are as many environments
-    as in `config`.
+    A training batch is what learns best with so many environments (`training_batch`), in optimizer
+    steps of as many decisions, unless flags say what it is. There are environments for at least one
+    of `config`'s, and for 8 at most, since policy lag grows with their number; and all slots hold
+    at least two, so that workers have slots to fill while the learner keeps some. If flags leave
+    nothing of the kind there are as many environments as in `config`.
     """
-    batch = config.batch_size * config.minibatches
-    trajectories = batch // config.rollout_length
-    sizes = [n for n in range(1, min(trajectories, 128) + 1) if trajectories % n == 0]
+    follows = not {"batch_size", "minibatches"} & set(fixed)
+    config_batch = config.batch_size * config.minibatches
+    in_batch = config_batch // config.rollout_length
+    wanted = max(in_batch, ENVS_IN_BATCH)
+    sizes = [n for n in range(1, min(wanted, 128) + 1) if wanted % n == 0]
     most = math.ceil(cores)
     options: dict[str, Sequence[int]] = {
-        "num_workers": range(1, most + 1),
+        # Not all: on a machine of many cores that would take seconds at the start.
+        "num_workers": [w for w in range(1, most + 1) if w <= 4 or most % w == 0 or w >= most - 2],
         # What splits gain that go on while others wait for an environment is not in the model.
         "num_splits": (1, 2, 3) if config.threads_per_worker == 1 else (config.num_splits,),
         "envs_per_worker": sorted({n * s for n in sizes for s in (1, 2, 3)}),
@@ -100,12 +115,29 @@ def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[C
     found: list[Config] = []
     as_many: list[Config] = []
     for w, s, n, p, k in itertools.product(*values):
-        round_size = w * n * config.rollout_length
-        in_bounds = 2 * batch / config.slots_per_split <= round_size <= batch
-        if n % s == 0 and (in_bounds or w * n == _num_envs(config)):
-            changes = dict(zip(options, (w, s, n, p, k), strict=True))
-            with suppress(ConfigError):  # its slots do not make up a training batch
-                (found if in_bounds else as_many).append(dataclasses.replace(config, **changes))
+        if n % s or ("envs_per_worker" not in fixed and wanted % (n // s)):
+            continue
+        changes = dict(zip(options, (w, s, n, p, k), strict=True))
+        if follows:
+            changes |= training_batch(
+                SYSTEMS[config.system],
+                num_workers=w,
+                num_splits=s,
+                envs_per_worker=n,
+                rollout_length=config.rollout_length,
+                step=config.batch_size,
+                least_envs=in_batch,
+            )
+        with suppress(ConfigError):  # its slots do not make up a training batch
+            candidate = dataclasses.replace(config, **changes)
+            batch = candidate.batch_size * candidate.minibatches
+            round_size = w * n * config.rollout_length
+            least = max(2 * batch / config.slots_per_split, config_batch if follows else 0)
+            is_step = candidate.batch_size == config.batch_size
+            if is_step and least <= round_size <= _MAX_BATCHES * batch:
+                found.append(candidate)
+            elif w * n == _num_envs(config):
+                as_many.append(candidate)
     return found or as_many or [config]
 
 
@@ -124,7 +156,8 @@ def describe(
         candidates_of_more: the same on twice the cores.
     """
     rates, n = predict(config, costs, cores), config.envs_per_split
-    more = max(predict(c, costs, 2 * cores).expected for c in candidates_of_more)
+    of_more = choose(candidates_of_more, costs, 2 * cores)
+    more = predict(of_more, costs, 2 * cores).expected
     core_us = {"env stepping": costs.env_us, "rollout Python": costs.split_us / n}
     if not costs.on_gpu:
         learn_us = costs.learn_us * (
@@ -142,7 +175,7 @@ def describe(
         instant = costs._replace(
             batch_us=_GPU_BATCH_US, row_us=_GPU_ROW_US, learn_us=_GPU_LEARN_US, on_gpu=True
         )
-        best = max(predict(c, instant, cores).expected for c in candidates)
+        best = predict(choose(candidates, instant, cores), instant, cores).expected
         limit += f", a GPU would give up to {best / rates.expected - 1:+.0%}"
     shares = ", ".join(f"{us / sum(core_us.values()):.0%} {part}" for part, us in core_us.items())
     workers = _count(config.num_workers, "worker")

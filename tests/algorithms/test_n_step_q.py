@@ -147,7 +147,7 @@ def test_sarsa_needs_a_next_decision_in_the_trajectory(config):
 
 def test_rows_older_than_max_policy_lag_are_not_learned_from(algorithm):
     model, target, batch = algorithm.make_model(), algorithm.make_model(), rows()
-    version = torch.tensor(algorithm.config.max_policy_lag + 1)
+    version = torch.tensor(algorithm.config.lag_limit + 1)
     batch.policy_version[3:] = 1
     assert torch.equal(
         algorithm.loss(model, target, batch, version).mask,

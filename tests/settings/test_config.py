@@ -189,6 +189,71 @@ def test_the_defaults_are_possible_on_a_machine_of_any_size(env, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("env", "batches"),
+    [
+        ("Pong", {1: (256, 2), 2: (256, 4), 3: (256, 4), 15: (256, 4)}),
+        ("CartPole-v1", {1: (256, 2), 2: (256, 4), 15: (256, 4)}),
+        ("Pendulum-v1", {1: (256, 2), 2: (256, 4), 15: (256, 4)}),
+    ],
+)
+def test_a_training_batch_is_the_same_for_any_number_of_workers(env, batches, monkeypatch):
+    """docs/experiments.md, "The same curve on any number of cores"."""
+    for cores, num_splits in ((2, 1), (16, 2)):
+        monkeypatch.setattr(defaults, "available_cores", lambda cores=cores: cores)
+        for num_workers, batch in batches.items():
+            config = defaults.defaults_for(env, {"num_workers": num_workers})
+            assert (config.num_workers, config.num_splits) == (num_workers, num_splits)
+            assert (config.batch_size, config.minibatches) == batch
+            num_envs = config.slots_per_batch * config.envs_per_split
+            assert num_envs == min(32, num_workers * config.envs_per_worker)
+            assert config.slots_per_split == 2
+            assert config.num_workers * config.envs_per_worker <= 64
+
+
+@pytest.mark.parametrize(
+    ("given", "batch"),
+    [
+        ({"minibatches": 8}, (128, 8)),  # of the same training batch
+        ({"minibatches": 3}, (512, 3)),  # the nearest that whole slots make up
+        ({"batch_size": 128}, (128, 8)),
+        ({"batch_size": 512}, (512, 2)),
+        ({"batch_size": 4096}, (4096, 1)),
+        ({"envs_per_worker": 64}, (256, 8)),  # a slot is no smaller
+        ({"envs_per_worker": 8, "num_workers": 3}, (256, 3)),
+        ({"rollout_length": 8}, (256, 1)),
+        ({"rollout_length": 2}, (256, 1)),  # several slots of each split
+    ],
+)
+def test_the_rest_of_a_training_batch_follows_from_what_is_given(given, batch):
+    given = {"num_workers": 2, "num_splits": 1, **given}
+    config = dataclasses.replace(defaults.defaults_for("Pong", given), **given)
+    assert (config.batch_size, config.minibatches) == batch
+    assert config.num_slots >= 2 * config.slots_per_batch
+
+
+def test_a_policy_is_too_old_after_as_many_rounds_on_any_machine():
+    limits = {}
+    for num_workers in (1, 2, 15):
+        config = defaults.defaults_for("Pong", {"num_workers": num_workers})
+        limits[num_workers] = config.lag_limit
+    assert limits == {1: 25 * 4, 2: 25 * 8, 15: 25 * 15}  # 16, 32 and 60 environments
+    assert dataclasses.replace(config, max_policy_lag=7).lag_limit == 7
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "num_envs"), [(1, 16), (2, 16), (4, 16), (7, 8), (15, 4), (31, 2), (255, 2)]
+)
+def test_of_more_workers_each_has_fewer_environments(num_workers, num_envs):
+    given = {"num_workers": num_workers}
+    assert defaults.defaults_for("Pong", given).envs_per_worker == num_envs
+    waiting = defaults.defaults_for("CartPole-v1", {**given, "threads_per_worker": 8})
+    assert (waiting.envs_per_worker, waiting.num_splits) == (num_envs, min(num_envs, 4))
+    for system in ("a2c-sync", "impala"):  # a round of all; an actor acts for its own alone
+        config = defaults.defaults_for("Pong", {**given, "system": system})
+        assert config.envs_per_worker == 16
+
+
+@pytest.mark.parametrize(
     "given",
     [
         {"envs_per_worker": 2},

@@ -83,7 +83,8 @@ def test_the_note_tells_what_limits_the_machine_and_what_would_help():
         "tuned for 2 cores: 2 workers x 16 envs, 1 split, 1 policy worker, 1 lea"
     )
     assert "bound by env stepping, twice the cores would give +" in note
-    gain = predict(of_more[1], PONG, 4).expected / predict(config, PONG, 2).expected - 1
+    more = predict(tuner.choose(of_more, PONG, 4), PONG, 4).expected
+    gain = more / predict(config, PONG, 2).expected - 1
     assert f"would give {gain:+.0%}, a GPU would give up to +8" in note
     assert "work: 44% env stepping, 6% rollout Python, 18% inference, 33% learning" in note
     with_gpu = PONG._replace(on_gpu=True)
@@ -96,7 +97,7 @@ def test_cores_that_would_stand_idle_are_not_recommended():
     config = ActorCriticConfig(num_workers=16, envs_per_worker=16, num_splits=1, batch_size=2048)
     candidates = tuner.arrangements(config, (), 64)
     chosen = tuner.choose(candidates, slow_learner, 64)
-    assert chosen.num_workers <= 4
+    assert chosen.num_workers <= 8
     assert predict(chosen, slow_learner, 64).bottleneck == "learning"
     of_more = tuner.arrangements(config, (), 128)
     note = tuner.describe(chosen, slow_learner, 64, candidates, of_more, frameskip=4)
@@ -134,17 +135,17 @@ def test_bfloat16_must_be_a_tenth_faster():
 # --- what may change ---
 
 MAY_CHANGE = {
-    *("num_workers", "num_splits", "envs_per_worker", "num_policy_workers", "torch_threads")
+    *("num_workers", "num_splits", "envs_per_worker", "num_policy_workers", "torch_threads"),
+    "minibatches",
 }
 
 
 @pytest.mark.parametrize("env", ["Pong", "CartPole-v1"])
 @pytest.mark.parametrize("cores", [1, 1.5, 2, 16])
-def test_arrangements_leave_learning_alone_and_bound_the_environments(env, cores):
+def test_arrangements_leave_each_optimizer_step_alone_and_bound_the_environments(env, cores):
     config = defaults.defaults_for(env)
     found = tuner.arrangements(config, (), cores)
     assert len(found) >= 2
-    batch = config.batch_size * config.minibatches
     for candidate in found:
         differing = {
             name
@@ -152,18 +153,48 @@ def test_arrangements_leave_learning_alone_and_bound_the_environments(env, cores
             if value != getattr(config, name)
         }
         assert differing <= MAY_CHANGE
-        round_size = candidate.num_workers * candidate.envs_per_worker * config.rollout_length
-        assert round_size == batch
+        assert candidate.batch_size == 256
+        num_envs = candidate.num_workers * candidate.envs_per_worker
+        in_batch = candidate.slots_per_batch * candidate.envs_per_split
+        assert in_batch == min(num_envs, 32)
+        assert 16 <= num_envs <= 8 * 32
         assert candidate.num_workers <= cores + 0.5
 
 
-def test_a_small_batch_of_the_users_is_filled_by_one_round_of_all_environments():
+def test_the_rule_of_batches_is_that_of_the_defaults():
+    """What the tuner makes of a number of workers is what the same flags make of it."""
+    names = ("num_workers", "num_splits", "envs_per_worker")
+    for env in ("Pong", "CartPole-v1"):
+        spec = envs.describe(env)
+        found = tuner.arrangements(defaults.defaults_for(env, spec=spec), (), 16)
+        sizes = {tuple(getattr(c, name) for name in names): c.minibatches for c in found}
+        assert len(sizes) > 50
+        for values, minibatches in sizes.items():
+            same = defaults.defaults_for(env, dict(zip(names, values, strict=True)), spec)
+            assert (same.batch_size, same.minibatches) == (256, minibatches)
+
+
+def test_a_batch_of_the_users_stays():
     config = dataclasses.replace(defaults.defaults_for("Pong", {"num_workers": 2}), batch_size=128)
-    for candidate in tuner.arrangements(config, ["batch_size"], 2):
-        assert candidate.num_workers * candidate.envs_per_worker * 32 <= 4 * 128
+    found = tuner.arrangements(config, ["batch_size"], 2)
+    assert {(c.batch_size, c.minibatches) for c in found} == {(128, config.minibatches)}
 
 
-@pytest.mark.parametrize("flag", ["num_workers=1", "num_splits=4", "envs_per_worker=16"])
+def test_environments_are_as_many_as_the_frames_that_they_cost_are_worth():
+    """16 cores: a GPU that waits for environments gets more of them than a learner on the CPU."""
+    config = defaults.defaults_for("Pong", {"num_workers": 15})
+    num_envs = {}
+    for name, costs in {
+        "gpu": PONG._replace(batch_us=300.0, row_us=1.0, learn_us=15.0, on_gpu=True),
+        "cpu": PONG,
+    }.items():
+        chosen = tuner.choose(tuner.arrangements(config, (), 16), costs, 16)
+        num_envs[name] = chosen.num_workers * chosen.envs_per_worker
+        assert chosen.num_workers == 16
+    assert num_envs["cpu"] == 32 < num_envs["gpu"] < 256
+
+
+@pytest.mark.parametrize("flag", ["num_workers=1", "num_splits=4", "envs_per_worker=32"])
 def test_a_flag_is_respected(flag, monkeypatch):
     monkeypatch.setattr(tuner, "usable_cores", lambda: 2.0)
     name, value = flag.split("=")
@@ -238,7 +269,7 @@ def test_what_is_cached_is_not_measured(capsys, monkeypatch):
     config = cli.parse(["--env=CartPole-v1", "--run-dir=x"])
     in_cache(config, PONG)  # no CartPole is as slow
     tuned = tuner.tune(config, (), envs.describe(config.env))
-    assert "37% env stepping" in tuned.tuned
+    assert "44% env stepping" in tuned.tuned
     assert tuned.precision == "bfloat16"
     assert capsys.readouterr().err == f"sfrl: {tuned.tuned}\n"
 
@@ -248,8 +279,8 @@ def test_the_benchmark_measures_what_train_py_would_run(monkeypatch):
     config = cli.parse(["--env=CartPole-v1", "--run-dir=x"])
     in_cache(config, PONG)
     _, tuned, _ = bench._read(["training", "--env=CartPole-v1"], "sfrl bench")
-    assert "37% env stepping" in tuned.tuned
-    assert tuned.envs_per_worker == 8
+    assert "44% env stepping" in tuned.tuned
+    assert (tuned.num_workers, tuned.envs_per_worker) == (2, 16)
     _, untuned, _ = bench._read(["training", "--env=CartPole-v1", "--tune=off"], "sfrl bench")
     assert untuned.envs_per_worker == 16
 
