@@ -379,3 +379,17 @@ def test_synchronous_rows_are_never_of_an_older_policy(tmp_path, system, is_late
     assert ended.code == 0, ended.stderr
     lags = [record["policy_lag_max"] for record in metrics(tmp_path / "run")]
     assert (max(lag for lag in lags if lag is not None) > 0) == is_late
+
+
+@pytest.mark.parametrize("more", [["--serial"], [], ["--system=impala"], ["--system=seed"]])
+def test_a_forced_lag_is_there_and_no_row_is_left_out_for_it(tmp_path, more):
+    ended = run_training(tmp_path / "run", *TINY, "--forced-lag=30", "--train-frames=30000", *more)
+    assert ended.code == 0, ended.stderr
+    records = metrics(tmp_path / "run")
+    # Before some 60 steps, 2,000 decisions, there are no weights as old as that; and a record may
+    # have a report of the learner that began during the one before.
+    later = [r for i, r in enumerate(records[2:]) if records[i]["env_steps"] > 2500]
+    lags = [r["policy_lag_mean"] for r in later if r["policy_lag_mean"] is not None]
+    assert lags
+    assert all(30 <= lag < 60 for lag in lags), lags
+    assert records[-1]["dropped_rows"] == 0

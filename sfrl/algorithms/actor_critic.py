@@ -22,6 +22,7 @@ from sfrl.settings.actor_critic import ActorCriticConfig
 # A deviation of advantages, in units of the reward; smaller ones are not blown up to 1. Noise would
 # move the policy at random, and undo what a rare reward has taught (docs/experiments.md).
 _LEAST_ADVANTAGE = 0.05
+_LEAST_PROBABILITY = 1e-6  # of --correction=epsilon
 # Which share of the entropy bonus is left where all advantages are 0. Alone it would undo as much.
 _LEAST_BONUS = 0.1
 
@@ -222,8 +223,9 @@ class ActorCritic:
         log_probs = policy.log_prob(batch.acted["actions"])  # [T, C]
         behavior_log_probs = batch.acted["log_probs"]
         log_rhos = log_probs.detach() - behavior_log_probs
+        corrects = config.correction == "vtrace"
         returns = vtrace(
-            log_rhos,
+            log_rhos if corrects else torch.zeros_like(log_rhos),
             # `truncated` needs no term here: the row after it is invalid, which cuts the trace
             # there, and its value, of the episode's true final observation, is the bootstrap.
             discounts=config.gamma * (~batch.terminated).float(),
@@ -247,9 +249,12 @@ class ActorCritic:
                 log_probs, behavior_log_probs, advantages, mask, config.ppo_clip
             )
         else:
-            policy_loss = losses.vtrace_policy_loss(
-                log_probs, returns.clipped_rhos, advantages, mask
-            )
+            weights, floor = returns.clipped_rhos, 0.0
+            if config.correction == "one-step":
+                weights = log_rhos.exp().clamp(max=config.rho_clip)
+            elif config.correction == "epsilon":
+                floor = _LEAST_PROBABILITY
+            policy_loss = losses.vtrace_policy_loss(log_probs, weights, advantages, mask, floor)
         normalize = model.normalize_returns
         value_loss = losses.value_loss(normalize(values[:-1]), normalize(returns.vs), mask)
         entropy = losses.masked_mean(policy.entropy(), mask)

@@ -53,17 +53,20 @@ def vtrace_policy_loss(
     clipped_rhos: Tensor,  # min(rho_clip, pi / mu); no gradient
     advantages: Tensor,  # q - V, or the same normalized; no gradient
     mask: Tensor,
+    least_probability: float = 0.0,
 ) -> Tensor:
     """Policy gradient with V-trace advantages, IMPALA section 4.2 (arXiv:1802.01561).
 
-    -rho * A * log pi(a|x). Whatever is subtracted from A must be weighted by rho as well: under the
-    behavior policy the score function alone has an expectation other than 0, and a constant times
-    it is a gradient that comes from no reward.
+    -rho * A * log(pi(a|x) + least_probability). Whatever is subtracted from A must be weighted by
+    rho as well: under the behavior policy the score function alone has an expectation other than 0,
+    and a constant times it is a gradient that comes from no reward.
     """
     _check_same_shape(
         log_probs=log_probs, clipped_rhos=clipped_rhos, advantages=advantages, mask=mask
     )
     weights = (clipped_rhos * advantages).detach().masked_fill(~mask, 0.0)
+    if least_probability:  # "epsilon-correction", IMPALA section 5.2.2
+        log_probs = (log_probs.masked_fill(~mask, 0.0).exp() + least_probability).log()
     return -masked_mean(log_probs * weights, mask)
 
 

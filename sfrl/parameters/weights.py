@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -143,6 +145,36 @@ class WeightsReader:
             if int(header[_STARTED]) <= publication + 1:
                 break  # not overwritten meanwhile: whole
         self._publication, self.version = publication, version
+        return True
+
+
+class OlderWeights:
+    """Those of `source`, but a number of optimizer steps older: a `WeightsSource`.
+
+    To see what policy lag does (--forced-lag). Older by one publication more where none is of just
+    that step; the first ones serve until there are some that are old enough.
+    """
+
+    def __init__(self, source: WeightsSource, steps: int) -> None:
+        self.version = -1
+        self._source, self._steps = source, steps
+        self._newest: nn.Module | None = None
+        self._history: deque[tuple[int, dict[str, torch.Tensor]]] = deque()
+
+    def refresh(self, model: nn.Module) -> bool:
+        if self._newest is None:
+            self._newest = copy.deepcopy(model)
+        if self._source.refresh(self._newest):
+            state = {name: value.clone() for name, value in self._newest.state_dict().items()}
+            self._history.append((self._source.version, state))
+        while len(self._history) > 1 and self._history[1][0] <= self._source.version - self._steps:
+            self._history.popleft()
+        version, state = self._history[0]
+        if version == self.version:
+            return False
+        for name, value in model.state_dict().items():
+            value.copy_(state[name])
+        self.version = version
         return True
 
 

@@ -123,7 +123,7 @@ def make_policy_worker(shared: Shared, index: int, learner: Learner | None = Non
     """
     import torch
 
-    from sfrl.parameters.weights import WeightsReader, WeightsSource
+    from sfrl.parameters.weights import OlderWeights, WeightsReader, WeightsSource
     from sfrl.workers.learner import OwnWeights
     from sfrl.workers.policy_worker import PolicyWorker
 
@@ -136,6 +136,8 @@ def make_policy_worker(shared: Shared, index: int, learner: Learner | None = Non
         torch.set_num_threads(1)
         weights = WeightsReader(shared.weights)
         weights.wait_for_first(shared.stop)
+    if config.forced_lag:
+        weights = OlderWeights(weights, config.forced_lag)
     # A GPU that many actors share would have a small batch of each in turn.
     usual = "cpu" if config.has_actors else config.device
     names = (config.policy_devices or usual).split(",")

@@ -53,6 +53,10 @@ class ActorCriticConfig(Config):
     system: str = "appo"
     loss: Literal["appo", "vtrace"] = "appo"
     """appo: PPO's clipped ratio with V-trace advantages. vtrace: IMPALA's policy gradient."""
+    correction: Literal["vtrace", "one-step", "epsilon", "none"] = "vtrace"
+    """What is made of older policies' rows. vtrace: importance weights in the returns, and in the
+    gradient of --loss=vtrace. Others are there to compare, and have none in the returns: one-step,
+    in that gradient alone; epsilon, none, but probabilities below 1e-6 count as that; none."""
     trace_lambda: Share = 0.95
     """V-trace's lambda: 1 trusts the returns, lower values trust the critic."""
     rho_clip: NotNegative = 1.0
@@ -157,6 +161,11 @@ class ActorCriticConfig(Config):
 
     def problems(self) -> list[str]:
         problems = super().problems()
+        if self.loss == "appo" and self.correction in ("one-step", "epsilon"):
+            problems.append(
+                f"correction={self.correction} must be vtrace or none with loss=appo, whose ratio "
+                f"weighs the gradient already; try loss=vtrace"
+            )
         if self.c_clip > self.rho_clip:
             problems.append(
                 f"c_clip={self.c_clip} must not exceed rho_clip={self.rho_clip} "

@@ -224,7 +224,8 @@ class Config(
     @property
     def lag_limit(self) -> int:
         """The policy lag of the oldest rows that are learned from."""
-        return self.max_policy_lag or _MAX_ROUNDS * self.updates_per_round
+        usual = _MAX_ROUNDS * self.updates_per_round + self.forced_lag
+        return self.max_policy_lag or usual
 
     # --- rules ---
     def problems(self) -> list[str]:

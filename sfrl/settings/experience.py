@@ -35,6 +35,9 @@ class ExperienceSettings(Settings):
     max_policy_lag: Annotated[int, at_least(0)] = 0
     """Rows whose policy is more optimizer steps behind than this are masked and counted. 0: than
     the steps of 25 rounds of all environments, however many there are."""
+    forced_lag: Annotated[int, at_least(0)] = 0
+    """Act with weights this many optimizer steps older than the newest, to see what lag does
+    (docs/lag.md)."""
     gamma: Share = 0.99
     """Discount per decision."""
     reward_clip: Literal["sign", "none"] = "sign"

@@ -189,3 +189,18 @@ def test_equal_weights_count_as_all_rows_and_a_single_one_as_one() -> None:
     assert [value.item() for value in weight_statistics(one, mask)] == pytest.approx(
         [3 / 16, 1 / 4]
     )
+
+
+def test_the_epsilon_correction_bounds_the_gradient_of_what_is_next_to_impossible() -> None:
+    """d log(p + e) / d log p = p / (p + e), by which each row's weight is multiplied."""
+    log_probs = torch.tensor([[0.5, 1e-6, 1e-12]]).log().requires_grad_()
+    ones, mask = torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool)
+    (gradient,) = torch.autograd.grad(
+        vtrace_policy_loss(log_probs, ones, ones, mask, least_probability=1e-6), log_probs
+    )
+    expected = torch.tensor([[1.0, 0.5, 1e-6]])
+    torch.testing.assert_close(-3 * gradient, expected, rtol=1e-4, atol=1e-9)
+    hidden = torch.tensor([[0.5, torch.inf, torch.nan]]).requires_grad_()
+    loss = vtrace_policy_loss(hidden, ones, ones, mask.clone().fill_(False), 1e-6)
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    assert not gradient.any()

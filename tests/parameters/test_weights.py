@@ -1,3 +1,4 @@
+import itertools
 import multiprocessing
 from collections.abc import Iterator
 from multiprocessing.synchronize import Event
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from sfrl.ipc.shared_memory import StopFlag, Stopped
-from sfrl.parameters.weights import Weights, WeightsReader
+from sfrl.parameters.weights import OlderWeights, Weights, WeightsReader
 
 
 @pytest.fixture
@@ -50,6 +51,24 @@ def test_a_bfloat16_model_reads_float32_weights(weights):
     WeightsReader(weights).refresh(model)
     assert model[0].weight.dtype == torch.bfloat16
     assert (model[0].weight == 1.5).all()
+
+
+def test_older_weights_are_the_newest_of_those_that_are_old_enough(weights):
+    reader, model = OlderWeights(WeightsReader(weights), steps=10), _filled(-1.0)
+    served = []
+    for version in (0, 4, 8, 12, 13, 22, 40):
+        weights.publish(_filled(float(version)), version)
+        is_new = reader.refresh(model)
+        assert all((t == reader.version).all() for t in model.state_dict().values())
+        served.append((reader.version, is_new))
+    # Until there are some as old as that, the first ones.
+    expected = [0, 0, 0, 0, 0, 12, 22]
+    assert [version for version, _ in served] == expected
+    assert [is_new for _, is_new in served] == [
+        True,
+        *(a != b for a, b in itertools.pairwise(expected)),
+    ]
+    assert not reader.refresh(model)
 
 
 def test_waiting_for_the_first_weights_ends_when_the_run_stops(weights):

@@ -224,11 +224,16 @@ def test_targets_bootstrap_where_an_episode_is_cut_but_not_where_it_terminates(m
     torch.testing.assert_close(vs[3, 1:3], v[3, 1:3])
 
 
-@pytest.mark.parametrize("name", ["appo", "vtrace"])
-def test_the_loss_is_the_one_that_was_asked_for(make_bench, name):
-    bench = make_bench(
-        loss=name, ppo_clip=0.1, entropy_coef=0.1, value_coef=0.7, normalize_advantages=False
-    )
+@pytest.mark.parametrize(
+    ("name", "correction"),
+    [
+        *(("appo", "vtrace"), ("appo", "none"), ("vtrace", "vtrace"), ("vtrace", "one-step")),
+        *(("vtrace", "epsilon"), ("vtrace", "none")),
+    ],
+)
+def test_the_loss_is_the_one_that_was_asked_for(make_bench, name, correction):
+    coefs = {"ppo_clip": 0.1, "entropy_coef": 0.1, "value_coef": 0.7}
+    bench = make_bench(loss=name, correction=correction, normalize_advantages=False, **coefs)
     bench.fill(0)
     batch = bench.learner.experience.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
     logits, values = bench.model.unroll(batch.obs, None, batch.valid)
@@ -240,13 +245,17 @@ def test_the_loss_is_the_one_that_was_asked_for(make_bench, name):
     log_probs = policy.log_prob(batch.acted["actions"])
     ratios = (log_probs - batch.acted["log_probs"]).exp()
     assert ((ratios[mask] - 1).abs() > 0.1).any()
+    weights = ratios if correction == "vtrace" else torch.ones_like(ratios)
     returns = vtrace(
-        ratios.log(), 0.99 * (~batch.terminated), batch.rewards, values, mask, lambda_=0.95
+        weights.log(), 0.99 * (~batch.terminated), batch.rewards, values, mask, lambda_=0.95
     )
     advantages = returns.advantages
+    weighted = correction in ("vtrace", "one-step")
+    least = 1e-6 if correction == "epsilon" else 0.0
+    scores = (log_probs.exp() + least).log()
     surrogates = {
         "appo": torch.minimum(ratios * advantages, ratios.clamp(0.9, 1.1) * advantages),
-        "vtrace": ratios.clamp(max=1) * log_probs * advantages,
+        "vtrace": (ratios.clamp(max=1) if weighted else 1.0) * scores * advantages,
     }
     torch.testing.assert_close(vs, returns.vs)
     expected = {

@@ -1,0 +1,49 @@
+"""benchmarks.lag: the cells of the atlas, and a tiny one made for real."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import lag, learning
+
+
+def test_the_lag_atlas_has_a_cell_for_each_lag_reuse_and_correction(tmp_path, capsys):
+    picture = tmp_path / "map.png"
+    args = lag.Args(
+        lags="0,30",
+        reuses="2",
+        corrections="PPO and V-trace",
+        seeds=1,
+        frames=3000,
+        out=tmp_path,
+        picture=str(picture),
+    )
+    grid = lag.Grid(args)
+    assert [flags.partition("=")[2] for flags in grid.variants()] == [
+        f"--loss=appo --epochs=2 --forced-lag={steps}" for steps in (0, 30)
+    ]
+    lag.main(args)
+    *_, row, last = capsys.readouterr().out.splitlines()
+    areas = np.array(json.loads(last)["areas"]["Catch"])
+    assert areas.shape == (1, 1, 2, 1)
+    assert row.split()[:3] == ["PPO", "and", "V-trace"]
+    assert [float(text) for text in row.split()[3:]] == pytest.approx(areas.ravel(), abs=1e-3)
+    assert picture.stat().st_size > 1000
+
+
+def test_cells_of_the_atlas_are_in_their_places():
+    grid = lag.Grid(lag.Args(lags="0,7", reuses="1,4", corrections="none,V-trace"))
+    jobs = learning.make_jobs(
+        learning.Args(variants=tuple(grid.variants()), tasks="Catch", seeds=2)
+    )
+    assert len({job.variant for job in jobs}) == len(grid.cells) == 8
+    commands = [" ".join(job.command) for job in jobs if job.seed == 1]
+    for cell, command in zip(grid.cells, commands, strict=True):
+        assert f"--epochs={cell[0]} --forced-lag={cell[2]}" in command
+        assert ("--correction=none" in command) == (cell[1] == "none")
+
+
+def test_an_unknown_correction_is_refused():
+    with pytest.raises(ValueError, match="corrections=IMPACT must be among none, epsilon, "):
+        lag.Grid(lag.Args(corrections="none,IMPACT"))
