@@ -107,11 +107,16 @@ def simulation(config: Config, seconds: float, windows: int = 1) -> Simulation:
     return Simulation(_total_rates(counts), cpu_s / decisions * 1e6)
 
 
-def rollout(config: Config, spec: EnvSpec, seconds: float) -> Rollout:
+def rollout(
+    config: Config, spec: EnvSpec, seconds: float, ready: Callable[[], object] = lambda: None
+) -> Rollout:
     """A rollout worker's split step where actions and free slots are there at once.
 
     In a run on few cores this cannot be seen: a message wakes a process of higher priority, and the
     rollout worker's clock goes on while that has the core.
+
+    Args:
+        ready: called when all is made and the measurement begins.
     """
     shared = make_shared(_one_worker(config, config.num_splits, config.envs_per_split), spec)
     _fill(shared)
@@ -122,6 +127,7 @@ def rollout(config: Config, spec: EnvSpec, seconds: float) -> Rollout:
     env_seconds = shared.progress.stage_seconds(Role("rollout", 0))
     env_step = ROLLOUT_STAGES.index("env_step")
     times: list[tuple[float, float]] = []  # of a split step: in the environments, beside them
+    ready()
     end_s = time.perf_counter() + seconds
     while time.perf_counter() < end_s:
         for message in requests.get_many(num_slots):
@@ -236,6 +242,7 @@ def inference(
     seconds: float,
     precisions: Sequence[Precision] = PRECISIONS,
     num_envs: int | None = None,
+    ready: Callable[[], object] = lambda: None,
 ) -> list[Inference]:
     """A policy worker's step on a batch, for every batch size and precision, in `seconds` in all.
 
@@ -243,6 +250,7 @@ def inference(
 
     Args:
         num_envs: rows of a request, of which every batch size is a multiple; None: of the batch.
+        ready: called when all is made and the measurement begins.
     """
     cases = [(precision, size) for precision in precisions for size in batch_sizes]
     configs = []
@@ -250,7 +258,9 @@ def inference(
         n = num_envs or size
         one = _one_worker(_in_precision(config, precision), size // n, n)
         configs.append(dataclasses.replace(one, policy_batch_size=size))
-    times = _time_in_turn([_inference_step(make_shared(c, spec)) for c in configs], seconds)
+    steps = [_inference_step(make_shared(c, spec)) for c in configs]
+    ready()
+    times = _time_in_turn(steps, seconds)
     return [
         Inference(*case, wall_s * 1e6, host_s * 1e6)
         for case, (wall_s, host_s) in zip(cases, times, strict=True)

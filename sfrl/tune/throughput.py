@@ -44,10 +44,6 @@ class Costs(NamedTuple):
             return f"{self.precision!r:.40} is no precision, or {self.on_gpu!r:.40} no bool"
         return None
 
-    def slower(self, factor: float) -> Costs:
-        e, p, a, c, learn = (us * factor for us in self[:5])
-        return Costs(e, p, a, c, learn, self.precision, self.on_gpu, self.parallel)
-
 
 class Rates(NamedTuple):
     """Decisions per second that each resource alone would allow."""

@@ -14,9 +14,12 @@ import json
 import math
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +27,7 @@ from sfrl.envs import EnvSpec
 from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import shm_shortage
 from sfrl.run.roles import shared_bytes
+from sfrl.run.spawning import pythons_own_found
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.defaults import ENVS_IN_BATCH, training_batch
 from sfrl.settings.machine import available_cores, available_memory, machine, usable_cores
@@ -34,7 +38,7 @@ from sfrl.tune.throughput import Costs, Rates, predict
 TIME_LIMIT_S = 20  # of the whole measurement
 
 _ENVS = (2, 8)  # of a split step that is timed: two points of a line
-_BATCHES = (8, 16, 32, 64)  # of an inference that is timed
+_BATCHES = (8, 32, 64)  # of an inference that is timed
 _THREADS = (2, 4, 8)  # of the learner, where there are cores for them
 # Of learning, what threads divide among them; where there are no cores to measure it, for the
 # estimate of what more of them would give (docs/experiments.md).
@@ -207,17 +211,32 @@ def _fits_memory(config: Config, spec: EnvSpec) -> bool:
 def measure_costs(config: Config, spec: EnvSpec, cores: float) -> Costs:
     """What this environment and this model cost on this machine, in the faster precision.
 
-    Every part runs alone. Then environments run on all cores: what they lose by that, because
-    threads of a core share its units and all cores the memory, the other parts will lose as well.
+    As in a run all cores are busy meanwhile: threads of a core share its units, and all cores the
+    memory. One process measures networks, and one on each of the others measures environments; from
+    four cores on one is left for a second thread of the learner. With less than two cores one
+    follows the other.
 
     Raises:
         children.MeasureError: something failed, or took longer than `TIME_LIMIT_S`.
     """
+    at_once = cores >= 2
+    num_others = max(1, math.ceil(cores) - (1 if cores < _THREADS[0] + 2 else 2))
     with children.time_limit(TIME_LIMIT_S):
-        alone, env_us = children.in_child(_measure_parts, config, spec)
-        busy = dataclasses.replace(_one_split(config, _ENVS[-1]), num_workers=math.ceil(cores))
-        slowdown = max(1.0, components.simulation(busy, 0.5).core_us / env_us)
-    return min(alone, key=_network_us).slower(slowdown)
+        with pythons_own_found():  # by multiprocessing's resource tracker
+            start = children.SPAWN.Barrier(num_others + 1 if at_once else 1)
+        stepping = [partial(_measure_environments, config, spec, start)] * num_others
+        networks = partial(_measure_networks, config, spec, start)
+        together: list[Callable[[], Any]] = [networks, *stepping]
+        if at_once:
+            of_networks, *of_environments = children.in_children(together)
+        else:
+            of_networks, *of_environments = (children.in_child(body) for body in together)
+    env_us, split_us = np.mean(of_environments, axis=0).tolist()
+    costs = [
+        Costs(env_us, split_us, n.batch_us, n.row_us, n.learn_us, n.precision, n.on_gpu, n.parallel)
+        for n in of_networks
+    ]
+    return min(costs, key=_network_us)
 
 
 def _network_us(costs: Costs) -> float:
@@ -226,11 +245,29 @@ def _network_us(costs: Costs) -> float:
     return us / 0.9 if costs.precision == "bfloat16" else us
 
 
-def _measure_parts(config: Config, spec: EnvSpec) -> tuple[list[Costs], float]:
-    """The costs in each precision, and the plain time of environments per decision."""
-    steps = [components.rollout(_one_split(config, n), spec, 0.4) for n in _ENVS]
-    env_us, split_us = _line(_ENVS, [step.env_us + step.python_us for step in steps])
+def _measure_environments(config: Config, spec: EnvSpec, start: Barrier) -> tuple[float, float]:
+    """e and p of `throughput`: of a decision, and of a split step beside its decisions."""
+    large, small = max(_ENVS), min(_ENVS)
+    steps = {
+        large: components.rollout(_one_split(config, large), spec, 0.6, start.wait),
+        small: components.rollout(_one_split(config, small), spec, 0.4),
+    }
+    return _line(list(steps), [step.env_us + step.python_us for step in steps.values()])
 
+
+class _NetworkCosts(NamedTuple):
+    """In one precision, as `Costs` has them."""
+
+    batch_us: float
+    row_us: float
+    learn_us: float
+    precision: components.Precision
+    on_gpu: bool
+    parallel: float
+
+
+def _measure_networks(config: Config, spec: EnvSpec, start: Barrier) -> list[_NetworkCosts]:
+    """In each precision that there is to choose from."""
     import torch
 
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
@@ -246,7 +283,7 @@ def _measure_parts(config: Config, spec: EnvSpec) -> tuple[list[Costs], float]:
         precisions = ("float32",)
     trajectories = max(1, min(config.batch_size, _MINIBATCH) // config.rollout_length)
     one_row = dataclasses.replace(_one_split(config, 1), rollout_length=1, batch_size=1)
-    acting = components.inference(one_row, spec, _BATCHES, 0.6, precisions)
+    acting = components.inference(one_row, spec, _BATCHES, 0.3, precisions, ready=start.wait)
     one_batch = dataclasses.replace(_one_split(config, trajectories), torch_threads=1)
     learning = components.learner(one_batch, spec, 0.4, precisions)
     parallel = 0.0 if on_gpu else _PARALLEL
@@ -258,9 +295,9 @@ def _measure_parts(config: Config, spec: EnvSpec) -> tuple[list[Costs], float]:
     for learned in learning:
         acted_us = [i.batch_us for i in acting if i.precision == learned.precision]
         row_us, batch_us = _line(_BATCHES, acted_us)
-        parts_us = (env_us, split_us, batch_us, row_us, learned.decision_us)
-        costs.append(Costs(*parts_us, learned.precision, on_gpu, parallel))
-    return costs, steps[-1].env_us / _ENVS[-1]
+        parts_us = (batch_us, row_us, learned.decision_us)
+        costs.append(_NetworkCosts(*parts_us, learned.precision, on_gpu, parallel))
+    return costs
 
 
 def _one_split(config: Config, num_envs: int) -> Config:

@@ -344,6 +344,26 @@ def test_a_broken_cache_is_ignored_with_a_warning(text, capsys):
 # --- the start ---
 
 
+@pytest.mark.parametrize("cores", [1.0, 3.0])
+def test_costs_are_measured_on_one_core_in_turn_and_on_more_at_once(cores, monkeypatch):
+    started = []
+
+    def in_children(bodies):
+        started.append(len(bodies))
+        return measured(bodies)
+
+    measured = tuner.children.in_children
+    monkeypatch.setattr(tuner.children, "in_children", in_children)
+    spec = envs.describe("CartPole-v1")
+    config = defaults.resolve(defaults.defaults_for("CartPole-v1", spec=spec), spec)
+    costs = tuner.measure_costs(config, spec, cores)
+    assert costs.problem() is None
+    assert (costs.precision, costs.on_gpu) == ("float32", False)
+    assert 1 < costs.env_us < 1000
+    assert costs.row_us < costs.learn_us
+    assert started == ([1, 1] if cores == 1 else [3])
+
+
 def test_train_py_measures_replaces_a_broken_cache_and_saves_what_it_decided(tmp_path):
     tuner.cache_path().parent.mkdir(parents=True)
     tuner.cache_path().write_text("{")
