@@ -59,6 +59,13 @@ class Args:
     """Draw the heat map of the first task into this file."""
 
 
+def _numbers(name: str, text: str, least: int) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise ValueError(f"{name}={text} must be whole numbers from {least} on, as in 1,2,4")
+    return [int(part) for part in parts]
+
+
 class Grid:
     """The cells of one task: one variant of benchmarks.learning each.
 
@@ -67,8 +74,8 @@ class Grid:
     """
 
     def __init__(self, args: Args) -> None:
-        self.lags = [int(text) for text in args.lags.split(",")]
-        self.reuses = [int(text) for text in args.reuses.split(",")]
+        self.lags = _numbers("lags", args.lags, least=0)
+        self.reuses = _numbers("reuses", args.reuses, least=1)
         self.corrections = args.corrections.split(",")
         if unknown := [name for name in self.corrections if name not in CORRECTIONS]:
             raise ValueError(

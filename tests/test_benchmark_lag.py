@@ -44,6 +44,13 @@ def test_cells_of_the_atlas_are_in_their_places():
         assert ("--correction=none" in command) == (cell[1] == "none")
 
 
+@pytest.mark.parametrize("numbers", [{"lags": "0,x"}, {"lags": "-1"}, {"reuses": "0"}])
+def test_what_are_no_numbers_is_refused_by_name(numbers):
+    [(name, text)] = numbers.items()
+    with pytest.raises(ValueError, match=f"{name}={text} must be whole numbers from"):
+        lag.Grid(lag.Args(**numbers))
+
+
 def test_an_unknown_correction_is_refused():
     with pytest.raises(ValueError, match="corrections=IMPACT must be among none, epsilon, "):
         lag.Grid(lag.Args(corrections="none,IMPACT"))

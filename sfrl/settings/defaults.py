@@ -30,8 +30,9 @@ def defaults_for(
     """The settings that learn in this kind of environment, sized for this machine.
 
     Args:
-        given: what the user has set, whose types are right: the system is the user's, the number
-            of rollout workers, and of others the algorithm may say that they change its defaults.
+        given: what the user has set, whose types are right: the system is the user's, and so are
+            numbers of workers, splits and environments and the rollout length, from which the
+            training batch follows. Of others the algorithm may say that they change its defaults.
         spec: of `env`, where it is known; None: it is made once, here.
 
     Raises:

@@ -97,7 +97,7 @@ def test_cores_that_would_stand_idle_are_not_recommended():
     config = ActorCriticConfig(num_workers=16, envs_per_worker=16, num_splits=1, batch_size=2048)
     candidates = tuner.arrangements(config, (), 64)
     chosen = tuner.choose(candidates, slow_learner, 64)
-    assert chosen.num_workers <= 8
+    assert chosen.num_workers <= 4
     assert predict(chosen, slow_learner, 64).bottleneck == "learning"
     of_more = tuner.arrangements(config, (), 128)
     note = tuner.describe(chosen, slow_learner, 64, candidates, of_more, frameskip=4)
@@ -178,6 +178,8 @@ def test_a_batch_of_the_users_stays():
     config = dataclasses.replace(defaults.defaults_for("Pong", {"num_workers": 2}), batch_size=128)
     found = tuner.arrangements(config, ["batch_size"], 2)
     assert {(c.batch_size, c.minibatches) for c in found} == {(128, config.minibatches)}
+    for candidate in found:
+        assert 4 * 128 <= candidate.num_workers * candidate.envs_per_worker * 32 <= 8 * 4 * 128
 
 
 def test_environments_are_as_many_as_the_frames_that_they_cost_are_worth():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sfrl.algorithms import actor_critic
 from sfrl.envs import OBS
 from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.mailbox import Mailbox
@@ -231,7 +232,8 @@ def test_targets_bootstrap_where_an_episode_is_cut_but_not_where_it_terminates(m
         *(("vtrace", "epsilon"), ("vtrace", "none")),
     ],
 )
-def test_the_loss_is_the_one_that_was_asked_for(make_bench, name, correction):
+def test_the_loss_is_the_one_that_was_asked_for(make_bench, monkeypatch, name, correction):
+    monkeypatch.setattr(actor_critic, "_LEAST_PROBABILITY", 0.3)  # large enough to be seen
     coefs = {"ppo_clip": 0.1, "entropy_coef": 0.1, "value_coef": 0.7}
     bench = make_bench(loss=name, correction=correction, normalize_advantages=False, **coefs)
     bench.fill(0)
@@ -251,7 +253,7 @@ def test_the_loss_is_the_one_that_was_asked_for(make_bench, name, correction):
     )
     advantages = returns.advantages
     weighted = correction in ("vtrace", "one-step")
-    least = 1e-6 if correction == "epsilon" else 0.0
+    least = 0.3 if correction == "epsilon" else 0.0
     scores = (log_probs.exp() + least).log()
     surrogates = {
         "appo": torch.minimum(ratios * advantages, ratios.clamp(0.9, 1.1) * advantages),
