@@ -153,42 +153,48 @@ def describe(
     candidates_of_more: Sequence[Config],
     frameskip: int,
 ) -> str:
-    """One line: the settings, the frames/s they should come to, and what limits them.
+    """One line: the settings, what they should come to, what limits them and what would help most.
 
     Args:
         candidates: what `config` was chosen from.
         candidates_of_more: the same on twice the cores.
     """
     rates, n = predict(config, costs, cores), config.envs_per_split
-    of_more = choose(candidates_of_more, costs, 2 * cores)
-    more = predict(of_more, costs, 2 * cores).expected
-    core_us = {"env stepping": costs.env_us, "rollout Python": costs.split_us / n}
+    core_us = {"environments": costs.env_us, "the workers' Python": costs.split_us / n}
     if not costs.on_gpu:
         learn_us = costs.learn_us * (
             costs.parallel + (1 - costs.parallel) * config.torch_threads
         )  # of all its threads, waiting for each other included
-        core_us |= {"inference": costs.batch_us / n + costs.row_us, "learning": learn_us}
+        core_us |= {"acting": costs.batch_us / n + costs.row_us, "learning": learn_us}
     limit = {
-        "cores": f"bound by {max(core_us, key=core_us.__getitem__)}",
-        "rollout": "bound by the rollout workers' round trips",
-        "inference": "bound by the policy workers",
-        "learning": "bound by the learner, which is one process",
+        "cores": "the cores limit this machine",
+        "rollout": "the rollout workers' wait for actions limits this machine",
+        "inference": "the policy workers limit this machine",
+        "learning": "the learner limits this machine, as it is one process",
     }[rates.bottleneck]
-    limit += f", twice the cores would give {more / rates.expected - 1:+.0%}"
+    shares = ", ".join(f"{us / sum(core_us.values()):.0%} {part}" for part, us in core_us.items())
+
+    of_more = choose(candidates_of_more, costs, 2 * cores)
+    gains = {"twice the cores": predict(of_more, costs, 2 * cores).expected / rates.expected}
     if not costs.on_gpu:
         instant = costs._replace(
             batch_us=_GPU_BATCH_US, row_us=_GPU_ROW_US, learn_us=_GPU_LEARN_US, on_gpu=True
         )
         best = predict(choose(candidates, instant, cores), instant, cores).expected
-        limit += f", a GPU would give up to {best / rates.expected - 1:+.0%}"
-    shares = ", ".join(f"{us / sum(core_us.values()):.0%} {part}" for part, us in core_us.items())
+        gains["a GPU"] = best / rates.expected
+    helps = ", ".join(
+        f"{what} up to {gain:.1f} times the frames/s"
+        for what, gain in sorted(gains.items(), key=lambda item: -item[1])
+    )
+    frames_per_s = rates.expected * frameskip
     workers = _count(config.num_workers, "worker")
     return (
         f"tuned for {cores:g} cores: {workers} x {_count(config.envs_per_worker, 'env')}, "
         f"{_count(config.num_splits, 'split')}, "
         f"{_count(config.num_policy_workers, 'policy worker')}, "
-        f"{_count(config.torch_threads, 'learner thread')}, {config.precision}: "
-        f"{rates.expected * frameskip:,.0f} frames/s expected; {limit}; work: {shares}"
+        f"{_count(config.torch_threads, 'learner thread')}, {config.precision}; "
+        f"{frames_per_s:,.0f} frames/s expected: {1e6 / 60 / frames_per_s:.1f} minutes per million "
+        f"frames; {limit} (its work: {shares}); what would help most: {helps}"
     )
 
 

@@ -82,13 +82,27 @@ def test_the_note_tells_what_limits_the_machine_and_what_would_help():
     assert note.startswith(
         "tuned for 2 cores: 2 workers x 16 envs, 1 split, 1 policy worker, 1 lea"
     )
-    assert "bound by env stepping, twice the cores would give +" in note
-    more = predict(tuner.choose(of_more, PONG, 4), PONG, 4).expected
-    gain = more / predict(config, PONG, 2).expected - 1
-    assert f"would give {gain:+.0%}, a GPU would give up to +8" in note
-    assert "work: 44% env stepping, 6% rollout Python, 18% inference, 33% learning" in note
+    now = predict(config, PONG, 2).expected
+    assert (
+        f"; {4 * now:,.0f} frames/s expected: {1e6 / 60 / (4 * now):.1f} minutes per mill" in note
+    )
+    assert "; the cores limit this machine (its work: 44% environments, 6% the workers' P" in note
+    assert "18% acting, 33% learning)" in note
+    gain = predict(tuner.choose(of_more, PONG, 4), PONG, 4).expected / now
+    assert note.endswith(
+        "what would help most: a GPU up to 1.8 times the frames/s, "
+        f"twice the cores up to {gain:.1f} times the frames/s"
+    )
     with_gpu = PONG._replace(on_gpu=True)
     assert "GPU" not in tuner.describe(config, with_gpu, 2, [config], of_more, frameskip=4)
+
+
+def test_the_note_names_cores_first_where_environments_are_what_costs():
+    slow_env = PONG._replace(env_us=2000.0)
+    config, of_more = arranged(2, 1, 16), arranged(4, 1, 16)
+    note = tuner.describe(config, slow_env, 2, [config], [of_more], frameskip=4)
+    helps = note.partition("what would help most: ")[2]
+    assert helps.startswith("twice the cores up to 2.0 times the frames/s, a GPU up to 1.1 times")
 
 
 def test_cores_that_would_stand_idle_are_not_recommended():
@@ -101,7 +115,8 @@ def test_cores_that_would_stand_idle_are_not_recommended():
     assert predict(chosen, slow_learner, 64).bottleneck == "learning"
     of_more = tuner.arrangements(config, (), 128)
     note = tuner.describe(chosen, slow_learner, 64, candidates, of_more, frameskip=4)
-    assert "bound by the learner, which is one process, twice the cores would give +0%" in note
+    assert "the learner limits this machine, as it is one process" in note
+    assert "twice the cores up to 1.0 times the frames/s" in note
 
 
 def test_a_learner_that_all_wait_for_gets_threads_where_there_are_cores_for_them():
