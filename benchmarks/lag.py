@@ -36,6 +36,8 @@ CORRECTIONS = {
     "V-trace": "--loss=vtrace",
     "PPO": "--loss=appo --correction=none",
     "PPO and V-trace": "--loss=appo",
+    "decoupled": "--loss=appo --correction=decoupled",
+    "IMPACT": "--loss=appo --correction=impact",
 }
 
 

@@ -52,5 +52,5 @@ def test_what_are_no_numbers_is_refused_by_name(numbers):
 
 
 def test_an_unknown_correction_is_refused():
-    with pytest.raises(ValueError, match="corrections=IMPACT must be among none, epsilon, "):
-        lag.Grid(lag.Args(corrections="none,IMPACT"))
+    with pytest.raises(ValueError, match="corrections=VACO must be among none, epsilon, "):
+        lag.Grid(lag.Args(corrections="none,VACO"))

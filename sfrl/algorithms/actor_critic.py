@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from sfrl.settings.actor_critic import ActorCriticConfig
 # A deviation of advantages, in units of the reward; smaller ones are not blown up to 1. Noise would
 # move the policy at random, and undo what a rare reward has taught (docs/experiments.md).
 _LEAST_ADVANTAGE = 0.05
+_IMPACT_CLIP = math.log(2)  # of mu / the target policy, the paper's rho
 _LEAST_PROBABILITY = 1e-6  # of --correction=epsilon
 # Which share of the entropy bonus is left where all advantages are 0. Alone it would undo as much.
 _LEAST_BONUS = 0.1
@@ -202,13 +204,24 @@ class ActorCritic:
         return Acted({"actions": model.policy(logits, obs).mode()}, rnn_state)
 
     def loss(
-        self, model: ActorCriticNetwork, target: None, batch: Minibatch, version: Tensor
+        self,
+        model: ActorCriticNetwork,
+        target: ActorCriticNetwork | None,  # the policy between, if `config.correction` has one
+        batch: Minibatch,
+        version: Tensor,
     ) -> Loss:
         state = None if batch.rnn_state is None else self._memory_of(model, batch.rnn_state)
         logits, values = model.unroll(batch.obs, state, batch.valid)
         lag = version - batch.policy_version  # [T, C], updates since the row's policy
         mask = batch.valid[:-1] & (lag <= self.config.lag_limit)
-        return self.loss_of(model, batch, logits, values, mask)
+        between = None
+        if target is not None:
+            with torch.no_grad():
+                logits_between = target.unroll(batch.obs, state, batch.valid)[0][:-1]
+                obs = {name: leaf[:-1] for name, leaf in batch.obs.items()}
+                policy = target.policy(logits_between, obs)
+                between = policy.log_prob(batch.acted["actions"])
+        return self.loss_of(model, batch, logits, values, mask, between)
 
     def loss_of(
         self,
@@ -217,15 +230,26 @@ class ActorCritic:
         logits: Tensor,  # [T+1, C, A] float32
         values: Tensor,  # [T+1, C] float32
         mask: Tensor,  # [T, C] bool, the rows to learn from
+        between: Tensor | None = None,  # [T, C] log-probabilities under the policy between
     ) -> Loss:
         config = self.config
-        policy = model.policy(logits[:-1], {name: leaf[:-1] for name, leaf in batch.obs.items()})
+        obs = {name: leaf[:-1] for name, leaf in batch.obs.items()}
+        policy = model.policy(logits[:-1], obs)
         log_probs = policy.log_prob(batch.acted["actions"])  # [T, C]
         behavior_log_probs = batch.acted["log_probs"]
         log_rhos = log_probs.detach() - behavior_log_probs
-        corrects = config.correction == "vtrace"
+        corrects = config.correction in ("vtrace", "decoupled", "impact")
+        # The policy around which PPO clips, and how much a row counts.
+        reference, row_weights = behavior_log_probs, None
+        trace_rhos = log_rhos if corrects else torch.zeros_like(log_rhos)
+        if between is not None:
+            if config.correction == "impact":
+                trace_rhos = between - behavior_log_probs
+                reference = torch.maximum(between, behavior_log_probs - _IMPACT_CLIP)
+            else:
+                reference, row_weights = between, (between - behavior_log_probs).exp()
         returns = vtrace(
-            log_rhos if corrects else torch.zeros_like(log_rhos),
+            trace_rhos,
             # `truncated` needs no term here: the row after it is invalid, which cuts the trace
             # there, and its value, of the episode's true final observation, is the bootstrap.
             discounts=config.gamma * (~batch.terminated).float(),
@@ -245,8 +269,9 @@ class ActorCritic:
                 bonus = bonus * (deviation / least).clamp(_LEAST_BONUS, 1.0)
         # PPO's ratio corrects for the behavior policy itself; V-trace's gradient needs rho.
         if config.loss == "appo":
+            weighted = advantages if row_weights is None else advantages * row_weights
             policy_loss = losses.ppo_policy_loss(
-                log_probs, behavior_log_probs, advantages, mask, config.ppo_clip
+                log_probs, reference, weighted, mask, config.ppo_clip
             )
         else:
             weights, floor = returns.clipped_rhos, 0.0

@@ -24,6 +24,8 @@ from sfrl.settings.config import Config
 class Target:
     """An earlier state of the weights, renewed every `config.target_period` steps, or none.
 
+    With `config.target_decay` it is a moving average of them instead.
+
     Attributes:
         model: it, without gradients; None: the algorithm has none.
     """
@@ -40,6 +42,7 @@ class Target:
         self.model: Network | None = None
         self._source, self._weights, self._renews = source, weights, renews
         self._every = config.target_period
+        self._decay = config.target_decay
         self._version = 0
         if weights is not None:
             self.model = copy.deepcopy(source).requires_grad_(False)
@@ -49,13 +52,24 @@ class Target:
             self._reader.refresh(self.model)  # of a first learner that has died, it may be another
             self._version = max(self._reader.version, 0)
 
+    @torch.no_grad()
+    def average(self) -> None:
+        """After a step: move on by 1 - decay of the way to the model, if it is an average."""
+        if self.model is None or not self._decay:
+            return
+        for mine, new in zip(self.model.parameters(), self._source.parameters(), strict=True):
+            mine.lerp_(new, 1 - self._decay)
+        buffers = zip(self.model.buffers(), self._source.buffers(), strict=True)
+        for buffer, newest in buffers:
+            buffer.copy_(newest)
+
     def follow(self, version: int) -> None:
         """Renew it if the steps applied so far, `version`, have passed a multiple of its period."""
         if self.model is None or self._weights is None:
             return
         if self._renews and version // self._every > self._version // self._every:
             self._version = version
-            self._weights.publish(self._source, version)
+            self._weights.publish(self.model if self._decay else self._source, version)
         self._reader.refresh(self.model)
 
     def state(self) -> dict[str, Any]:
@@ -108,6 +122,7 @@ class CentralParameters:
         elif applied:
             self.optimizer.step()
         after_update(self.model, applied)
+        self._target.average()
         return Step(applied, grad_norm)
 
     def drop_gradients(self) -> None:

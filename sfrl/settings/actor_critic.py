@@ -24,6 +24,8 @@ _BODIES = {
     "entropy_coef": 3e-3,
 }
 
+# Of the moving average, for each optimizer step (Hilton et al. 2021, arXiv:2110.00641).
+_PROXIMAL_DECAY = 0.889
 # Choices by vectors: a look farther ahead, for which more must be tried (docs/experiments.md).
 _VECTORS = {"gamma": 0.995, "entropy_coef": 0.02}
 
@@ -53,10 +55,13 @@ class ActorCriticConfig(Config):
     system: str = "appo"
     loss: Literal["appo", "vtrace"] = "appo"
     """appo: PPO's clipped ratio with V-trace advantages. vtrace: IMPALA's policy gradient."""
-    correction: Literal["vtrace", "one-step", "epsilon", "none"] = "vtrace"
+    correction: Literal["vtrace", "decoupled", "impact", "one-step", "epsilon", "none"] = "vtrace"
     """What is made of older policies' rows. vtrace: importance weights in the returns, and in the
-    gradient of --loss=vtrace. Others are there to compare, and have none in the returns: one-step,
-    in that gradient alone; epsilon, none, but probabilities below 1e-6 count as that; none."""
+    gradient of --loss=vtrace. Others are there to compare. decoupled and impact have V-trace, too,
+    and --loss=appo's clip around a policy between the one that acted and the present one: a moving
+    average (decoupled), or a copy that is renewed once a round (impact). The rest have no weights
+    in the returns: one-step, in the gradient alone; epsilon, none, but probabilities below 1e-6
+    count as that; none."""
     trace_lambda: Share = 0.95
     """V-trace's lambda: 1 trusts the returns, lower values trust the critic."""
     rho_clip: NotNegative = 1.0
@@ -143,6 +148,16 @@ class ActorCriticConfig(Config):
         return super().head_size(num_features, actions) + means + value
 
     @property
+    def target_period(self) -> int:
+        if self.correction == "decoupled":
+            return 1
+        return self.updates_per_round if self.correction == "impact" else 0
+
+    @property
+    def target_decay(self) -> float:
+        return _PROXIMAL_DECAY if self.correction == "decoupled" else 0.0
+
+    @property
     def num_encoders(self) -> int:
         return 2 if self.value_encoder == "separate" else 1
 
@@ -166,6 +181,17 @@ class ActorCriticConfig(Config):
                 f"correction={self.correction} must be vtrace or none with loss=appo, whose ratio "
                 f"weighs the gradient already; try loss=vtrace"
             )
+        if self.correction in ("decoupled", "impact"):
+            if self.loss != "appo":
+                problems.append(
+                    f"correction={self.correction} must be with loss=appo, whose clip it moves; "
+                    f"try correction=vtrace"
+                )
+            if self.rnn != "none":
+                problems.append(
+                    f"correction={self.correction} must be with rnn=none, since the states "
+                    f"of a memory belong to one policy; try correction=vtrace"
+                )
         if self.c_clip > self.rho_clip:
             problems.append(
                 f"c_clip={self.c_clip} must not exceed rho_clip={self.rho_clip} "

@@ -91,6 +91,12 @@ class Config(
         none."""
         return 0
 
+    @property
+    def target_decay(self) -> float:
+        """Of a target network that is a moving average of the model, in each optimizer step; 0: it
+        is a copy."""
+        return 0.0
+
     def exploration(self, env_frames: float) -> NDArray[np.float32] | None:
         """[splits, N], how strongly each environment explores: as the algorithm means it, with what
         probability an action is a random one, or how much its noise is that of the last action.

@@ -84,6 +84,25 @@ def test_a_problem_is_named_by_value_and_rule_and_its_remedy_works(settings, tex
         ActorCriticConfig(**{**settings, **remedy})
 
 
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"correction": "impact", "loss": "vtrace"},
+            "correction=impact must be with loss=appo, .* try correction=vtrace",
+        ),
+        (
+            {"correction": "decoupled", "rnn": "gru", "rnn_size": 8},
+            "correction=decoupled must be with rnn=none, .* try correction=vtrace",
+        ),
+    ],
+)
+def test_a_policy_between_is_for_ppos_clip_without_a_memory(settings, text):
+    (problem,) = problems_of(**settings)
+    assert re.match(text, problem)
+    assert not problems_of(**{**settings, "correction": "vtrace"})
+
+
 def test_all_problems_are_reported_at_once():
     # The first one stands alone: without workers there is no arithmetic of slots.
     settings = {name: value for case, _ in IMPOSSIBLE[1:] for name, value in case.items()}

@@ -229,7 +229,7 @@ def test_targets_bootstrap_where_an_episode_is_cut_but_not_where_it_terminates(m
     ("name", "correction"),
     [
         *(("appo", "vtrace"), ("appo", "none"), ("vtrace", "vtrace"), ("vtrace", "one-step")),
-        *(("vtrace", "epsilon"), ("vtrace", "none")),
+        *(("vtrace", "epsilon"), ("vtrace", "none"), ("appo", "decoupled"), ("appo", "impact")),
     ],
 )
 def test_the_loss_is_the_one_that_was_asked_for(make_bench, monkeypatch, name, correction):
@@ -240,14 +240,25 @@ def test_the_loss_is_the_one_that_was_asked_for(make_bench, monkeypatch, name, c
     batch = bench.learner.experience.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
     logits, values = bench.model.unroll(batch.obs, None, batch.valid)
     mask = batch.valid[:-1]
-    loss = bench.learner.algorithm.loss_of(bench.model, batch, logits, values, mask)
+    between = None
+    if correction in ("decoupled", "impact"):  # far enough from the one that acted to be clipped
+        between = batch.acted["log_probs"] + torch.linspace(-1.5, 1.5, T * N).reshape(T, N)
+    loss = bench.learner.algorithm.loss_of(bench.model, batch, logits, values, mask, between)
     vs = loss.targets
 
     policy = torch.distributions.Categorical(logits=logits[:-1])
     log_probs = policy.log_prob(batch.acted["actions"])
     ratios = (log_probs - batch.acted["log_probs"]).exp()
     assert ((ratios[mask] - 1).abs() > 0.1).any()
-    weights = ratios if correction == "vtrace" else torch.ones_like(ratios)
+    weights = ratios if correction in ("vtrace", "decoupled") else torch.ones_like(ratios)
+    around, counts = ratios, 1.0  # pi / the policy that it is clipped around; a row's weight
+    if between is not None:
+        aged = (between - batch.acted["log_probs"]).exp()  # the policy between / mu
+        if correction == "impact":
+            weights = aged
+            around = (1 / aged).clamp(max=2) * ratios
+        else:
+            around, counts = ratios / aged, aged
     returns = vtrace(
         weights.log(), 0.99 * (~batch.terminated), batch.rewards, values, mask, lambda_=0.95
     )
@@ -256,7 +267,7 @@ def test_the_loss_is_the_one_that_was_asked_for(make_bench, monkeypatch, name, c
     least = 0.3 if correction == "epsilon" else 0.0
     scores = (log_probs.exp() + least).log()
     surrogates = {
-        "appo": torch.minimum(ratios * advantages, ratios.clamp(0.9, 1.1) * advantages),
+        "appo": counts * torch.minimum(around * advantages, around.clamp(0.9, 1.1) * advantages),
         "vtrace": (ratios.clamp(max=1) if weighted else 1.0) * scores * advantages,
     }
     torch.testing.assert_close(vs, returns.vs)
