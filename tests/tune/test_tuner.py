@@ -286,7 +286,7 @@ def test_what_is_cached_is_not_measured(capsys, monkeypatch):
     config = cli.parse(["--env=CartPole-v1", "--run-dir=x"])
     in_cache(config, PONG)  # no CartPole is as slow
     tuned = tuner.tune(config, (), envs.describe(config.env))
-    assert "44% env stepping" in tuned.tuned
+    assert "44% environments" in tuned.tuned
     assert tuned.precision == "bfloat16"
     assert capsys.readouterr().err == f"sfrl: {tuned.tuned}\n"
 
@@ -296,7 +296,7 @@ def test_the_benchmark_measures_what_train_py_would_run(monkeypatch):
     config = cli.parse(["--env=CartPole-v1", "--run-dir=x"])
     in_cache(config, PONG)
     _, tuned, _ = bench._read(["training", "--env=CartPole-v1"], "sfrl bench")
-    assert "44% env stepping" in tuned.tuned
+    assert "44% environments" in tuned.tuned
     assert (tuned.num_workers, tuned.envs_per_worker) == (2, 16)
     _, untuned, _ = bench._read(["training", "--env=CartPole-v1", "--tune=off"], "sfrl bench")
     assert untuned.envs_per_worker == 16
