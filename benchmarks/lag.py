@@ -4,9 +4,9 @@
     python -m benchmarks.lag --tasks=CartPole-v1 --lags=0,50 --reuses=4
 
 Whoever acts has weights that are --lags optimizer steps older than the newest (--forced-lag), each
-row is learned from --reuses times, and the losses correct for that in six ways. A cell is the area
-under the learning curve per frames, from 0, a random player, to 1, as benchmarks.learning has it;
-runs are made as there, one core each, and kept in --out. The last line printed is JSON.
+row is learned from --reuses times, and the losses correct for that in eight ways. A cell is the
+area under the learning curve per frames, from 0, a random player, to 1, as benchmarks.learning has
+it; runs are made as there, one core each, and kept in --out. The last line printed is JSON.
 """
 
 from __future__ import annotations

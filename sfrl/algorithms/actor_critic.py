@@ -287,10 +287,11 @@ class ActorCritic:
 
         with torch.no_grad():
             rhos = log_rhos.exp()
+            ratios = rhos if between is None else (log_probs - reference).exp()
             rho_variance, effective_sample_size = losses.weight_statistics(log_rhos, mask)
             clipped = {
                 "rho_clipped_fraction": rhos > config.rho_clip,
-                "ppo_clipped_fraction": (rhos - 1).abs() > config.ppo_clip,
+                "ppo_clipped_fraction": (ratios - 1).abs() > config.ppo_clip,
             }
             statistics = {
                 "policy_loss": policy_loss.detach(),

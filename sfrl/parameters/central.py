@@ -77,7 +77,8 @@ class Target:
 
     def load_state(self, state: dict[str, Any]) -> None:
         if self.model is not None and self._weights is not None:
-            self.model.load_weights(state["target"])
+            # A run that had none, before --correction asked for one, goes on with the model's.
+            self.model.load_weights(state.get("target", state["model"]))
             self._version = state["counters"]["learner_steps"]
             self._weights.publish(self.model, self._version)
 

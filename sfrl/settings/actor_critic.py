@@ -50,7 +50,7 @@ class ActorCriticConfig(Config):
     SHOWN = ("policy_loss", "value_loss", "entropy", "rho_clipped_fraction")
     HEADLINE = "entropy"
     FIXED_ON_RESUME = (*Config.FIXED_ON_RESUME, "value_encoder", "normalize_returns")
-    COSTS = (*Config.COSTS, "loss", "value_encoder", "normalize_returns")
+    COSTS = (*Config.COSTS, "loss", "correction", "value_encoder", "normalize_returns")
 
     system: str = "appo"
     loss: Literal["appo", "vtrace"] = "appo"

@@ -51,6 +51,7 @@ _MARGIN = 0.01  # predictions closer than this are equal
 # (docs/experiments.md, "The same curve on any number of cores").
 _FRAMES_PER_ENV = 0.003
 _MAX_BATCHES = 8
+_HELPS = 1.05  # times the frames/s: what brings less is not advised
 # Microseconds of a GPU, for the estimate of what one would give: small next to any environment. The
 # two processes that drive it are not counted, hence "up to".
 _GPU_BATCH_US, _GPU_ROW_US, _GPU_LEARN_US = 150.0, 1.0, 10.0
@@ -182,10 +183,11 @@ def describe(
         )
         best = predict(choose(candidates, instant, cores), instant, cores).expected
         gains["a GPU"] = best / rates.expected
-    helps = ", ".join(
-        f"{what} up to {gain:.1f} times the frames/s"
-        for what, gain in sorted(gains.items(), key=lambda item: -item[1])
-    )
+    in_order = sorted(gains, key=gains.__getitem__, reverse=True)
+    helps = [f"{w} up to {gains[w]:.1f} times the frames/s" for w in in_order if gains[w] >= _HELPS]
+    idle = [what for what in in_order if gains[what] < _HELPS]
+    advice = [f"what would help most: {', '.join(helps)}"] if helps else []
+    advice += [f"{' and '.join(idle)} would not help"] if idle else []
     frames_per_s = rates.expected * frameskip
     workers = _count(config.num_workers, "worker")
     return (
@@ -194,7 +196,7 @@ def describe(
         f"{_count(config.num_policy_workers, 'policy worker')}, "
         f"{_count(config.torch_threads, 'learner thread')}, {config.precision}; "
         f"{frames_per_s:,.0f} frames/s expected: {1e6 / 60 / frames_per_s:.1f} minutes per million "
-        f"frames; {limit} (its work: {shares}); what would help most: {helps}"
+        f"frames; {limit} (work: {shares}); {'; '.join(advice)}"
     )
 
 

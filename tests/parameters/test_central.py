@@ -73,3 +73,19 @@ def test_impacts_target_is_a_copy_that_is_renewed_once_a_round(make_shared):
 @pytest.mark.parametrize("correction", ["vtrace", "none"])
 def test_the_other_corrections_keep_no_earlier_policy(make_shared, correction):
     assert made(make_shared, correction)[0].target is None
+
+
+def test_a_checkpoint_holds_the_average_and_one_without_it_begins_with_the_model(make_shared):
+    parameters, shared = made(make_shared, "decoupled")
+    step(parameters)
+    parameters.publish(1)
+    saved = {**parameters.state(), "counters": {"learner_steps": 1}}
+    torch.manual_seed(1)
+    other = make_algorithm(shared.config, shared.env).make_model()
+    resumed = CentralParameters(shared.config, other, shared.weights, shared.target_weights)
+    resumed.load_state(saved)
+    assert torch.equal(flat(resumed.target), flat(parameters.target))
+    assert not torch.equal(flat(resumed.target), flat(resumed.model))
+    del saved["target"]
+    resumed.load_state(saved)
+    assert torch.equal(flat(resumed.target), flat(resumed.model))

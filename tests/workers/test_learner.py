@@ -282,6 +282,40 @@ def test_the_loss_is_the_one_that_was_asked_for(make_bench, monkeypatch, name, c
     torch.testing.assert_close(loss.total, total)
 
 
+@pytest.mark.parametrize("correction", ["decoupled", "impact"])
+def test_ppo_clips_around_the_target_network(make_bench, correction):
+    coefs = {"ppo_clip": 0.1, "entropy_coef": 0.0, "value_coef": 0.0}
+    bench = make_bench(correction=correction, normalize_advantages=False, **coefs)
+    bench.fill(0)
+    learner = bench.learner
+    batch = learner.experience.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
+    target = learner.parameters.target
+    with torch.no_grad():
+        for parameter in target.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    logits = target.unroll(batch.obs, None, batch.valid)[0][:-1]
+    between = torch.distributions.Categorical(logits=logits).log_prob(batch.acted["actions"])
+    unrolled = bench.model.unroll(batch.obs, None, batch.valid)
+    mask = batch.valid[:-1]
+    version = torch.zeros((), dtype=torch.int64)
+    loss = learner.algorithm.loss(bench.model, target, batch, version)
+    expected = learner.algorithm.loss_of(bench.model, batch, *unrolled, mask, between.detach())
+    torch.testing.assert_close(loss.total, expected.total)
+    around = between
+    if correction == "impact":
+        around = torch.maximum(between, batch.acted["log_probs"] - np.log(2))
+    log_probs = torch.distributions.Categorical(logits=unrolled[0][:-1]).log_prob(
+        batch.acted["actions"]
+    )
+    is_clipped = ((log_probs - around).exp() - 1).abs() > 0.1
+    share = is_clipped[mask].float().mean()
+    assert (
+        share
+        != (((log_probs - batch.acted["log_probs"]).exp() - 1).abs() > 0.1)[mask].float().mean()
+    )
+    torch.testing.assert_close(loss.statistics["ppo_clipped_fraction"], share)
+
+
 def loss_of_two_arms(bench, rewards, value=0.0, entropy_coef=0.0):
     """The loss without the value's part, and the logits [T+1, N, 2] that it is of.
 
