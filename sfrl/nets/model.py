@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ from sfrl.envs import Leaf
 from sfrl.nets.choose import MemorySpec, seen
 from sfrl.nets.encoders import CenteredCNN, JointEncoder, example, make_encoder
 from sfrl.nets.normalizer import RunningNorm
+from sfrl.nets.pieces import Observations, encode_in_pieces
 from sfrl.nets.recurrent import Memory
 
 
@@ -66,7 +68,7 @@ class Network(nn.Module):
         self._normalized = [leaf.name for leaf in vectors]
         self.normalizers = nn.ModuleList(RunningNorm(leaf.shape[0]) for leaf in vectors)
         self.precision = torch.float32
-        self._casts_weights = False
+        self._casts_weights, self._threads = False, 1
         num_features = _num_features(encoder, self.leaves)
         if value_encoder is not None:  # its lazy layers, if there are any, get their sizes now
             _num_features(value_encoder, self.leaves)
@@ -136,12 +138,22 @@ class Network(nn.Module):
         encoders = [self.encoder]
         if needs_value and self.value_encoder is not None:
             encoders.append(self.value_encoder)
+        if self._threads == 1:
+            return [self._features(encoder, given) for encoder in encoders]
+        return [
+            encode_in_pieces(partial(self._features, e), given, e.parameters(), self._threads)
+            for e in encoders
+        ]
+
+    def _features(self, encoder: nn.Module, given: Observations) -> Tensor:
         if not self._casts_weights:
-            return [encoder(given, self.precision).float() for encoder in encoders]
-        device = next(iter(inputs.values())).device.type
+            features: Tensor = encoder(given, self.precision).float()
+            return features
+        leaf = given if isinstance(given, Tensor) else next(iter(given.values()))
         # The cache of cast weights, each of which is used once, would outlive a graph's capture.
-        with torch.autocast(device, self.precision, cache_enabled=False):
-            return [encoder(given, self.precision).float() for encoder in encoders]
+        with torch.autocast(leaf.device.type, self.precision, cache_enabled=False):
+            features = encoder(given, self.precision).float()
+            return features
 
     @staticmethod
     def _checked(leaf: Leaf, obs: Tensor) -> Tensor:
@@ -188,9 +200,13 @@ class Network(nn.Module):
             if not parameter.isfinite().all():
                 raise ValueError(f"{name} has NaN or infinity")
 
-    def learn_in(self, precision: torch.dtype) -> None:
-        """Have the encoders compute in `precision`; parameters and gradients stay float32."""
-        self.precision = precision
+    def learn_in(self, precision: torch.dtype, threads: int = 1) -> None:
+        """Have the encoders compute in `precision`; parameters and gradients stay float32.
+
+        Args:
+            threads: that take some of the rows each, on a CPU.
+        """
+        self.precision, self._threads = precision, threads
         self._casts_weights = precision != torch.float32
 
     def inference_copy(self, precision: torch.dtype) -> Self:
@@ -204,7 +220,7 @@ class Network(nn.Module):
                 encoder.lower(precision)
             elif encoder is not None:
                 encoder.to(precision)
-        model.precision, model._casts_weights = precision, False
+        model.precision, model._casts_weights, model._threads = precision, False, 1
         return model
 
 

@@ -204,11 +204,12 @@ def make_learner(
     from sfrl.workers.learner import Learner
 
     config, block = shared.config, shared.block
-    torch.set_num_threads(config.torch_threads)
+    torch.set_num_threads(1)  # for each of the learner's threads: see sfrl/nets/pieces.py
     torch.manual_seed(config.seed)
     algorithm, model = _make_model(shared, config.device)
     precision = _choose_precision(shared, model)
-    model.learn_in(precision)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    model.learn_in(precision, config.torch_threads if on_cpu else 1)
     # The policy workers follow: acting and learning must round alike.
     shared.weights.acts_in_bfloat16 = precision == torch.bfloat16
     has_weights = block is not None and block.is_ready

@@ -30,18 +30,19 @@ from sfrl.run.roles import shared_bytes
 from sfrl.run.spawning import pythons_own_found
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.defaults import ENVS_IN_BATCH, training_batch
-from sfrl.settings.machine import available_cores, available_memory, machine, usable_cores
+from sfrl.settings.machine import available_memory, machine, usable_cores
 from sfrl.systems import SYSTEMS
 from sfrl.tune import children, components
 from sfrl.tune.throughput import Costs, Rates, predict
 
 TIME_LIMIT_S = 20  # of the whole measurement
+_MEASURED = 2  # to be raised when costs that were kept before mean something else
 
 _ENVS = (2, 8)  # of a split step that is timed: two points of a line
 _BATCHES = (8, 32, 64)  # of an inference that is timed
 _THREADS = (2, 4, 8)  # of the learner, where there are cores for them
-# Of learning, what threads divide among them; where there are no cores to measure it, for the
-# estimate of what more of them would give (docs/experiments.md).
+# Of learning, what threads divide among them; where there is one core to measure it, for the
+# estimate of what a second one would give (docs/experiments.md).
 _PARALLEL = 0.75
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
 _MAX_CACHE_BYTES = 8 << 20
@@ -113,8 +114,8 @@ def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[C
         "num_splits": (1, 2, 3) if config.threads_per_worker == 1 else (config.num_splits,),
         "envs_per_worker": sorted({n * s for n in sizes for s in (1, 2, 3)}),
         "num_policy_workers": range(1, max(1, min(most // 2, 4)) + 1),
-        # Threads that share a minibatch spin for each other: each needs a core of its own.
-        "torch_threads": [1, *(k for k in _THREADS if k <= most - 2)],
+        # Two may share cores with others. Of more each has one of its own: this alone is measured.
+        "torch_threads": [1, *(k for k in _THREADS if k <= max(min(most, 2), most - 2))],
     }
     values = [(getattr(config, name),) if name in fixed else options[name] for name in options]
     found: list[Config] = []
@@ -220,46 +221,48 @@ def measure_costs(config: Config, spec: EnvSpec, cores: float) -> Costs:
     """What this environment and this model cost on this machine, in the faster precision.
 
     As in a run all cores are busy meanwhile: threads of a core share its units, and all cores the
-    memory. One process measures networks, and one on each of the others measures environments; from
-    four cores on one is left for a second thread of the learner. With less than two cores one
-    follows the other.
+    memory. One process measures networks, and one on each of the others measures environments. For
+    a second thread of the learner, which is measured last, one is left from four cores on; on fewer
+    it waits for the environments' end. With less than two cores one follows the other.
 
     Raises:
         children.MeasureError: something failed, or took longer than `TIME_LIMIT_S`.
     """
     at_once = cores >= 2
-    num_others = max(1, math.ceil(cores) - (1 if cores < _THREADS[0] + 2 else 2))
+    shares_a_core = cores < _THREADS[0] + 2  # the learner's second thread, with environments
+    num_others = max(1, math.ceil(cores) - (1 if shares_a_core else 2))
     with children.time_limit(TIME_LIMIT_S):
         with pythons_own_found():  # by multiprocessing's resource tracker
             start = children.SPAWN.Barrier(num_others + 1 if at_once else 1)
-        stepping = [partial(_measure_environments, config, spec, start)] * num_others
-        networks = partial(_measure_networks, config, spec, start)
+        waits = at_once and shares_a_core
+        stepping = [partial(_measure_environments, config, spec, start, waits)] * num_others
+        networks = partial(_measure_networks, config, spec, start, waits, cores)
         together: list[Callable[[], Any]] = [networks, *stepping]
         if at_once:
             of_networks, *of_environments = children.in_children(together)
         else:
             of_networks, *of_environments = (children.in_child(body) for body in together)
     env_us, split_us = np.mean(of_environments, axis=0).tolist()
-    costs = [
-        Costs(env_us, split_us, n.batch_us, n.row_us, n.learn_us, n.precision, n.on_gpu, n.parallel)
-        for n in of_networks
-    ]
-    return min(costs, key=_network_us)
+    return Costs(env_us, split_us, **of_networks._asdict())
 
 
-def _network_us(costs: Costs) -> float:
+def _network_us(costs: _NetworkCosts) -> float:
     """Per decision. bfloat16 must be 10% faster to be worth its rounding (`pick_precision`)."""
     us = costs.batch_us / 32 + costs.row_us + costs.learn_us
     return us / 0.9 if costs.precision == "bfloat16" else us
 
 
-def _measure_environments(config: Config, spec: EnvSpec, start: Barrier) -> tuple[float, float]:
+def _measure_environments(
+    config: Config, spec: EnvSpec, start: Barrier, learner_waits: bool
+) -> tuple[float, float]:
     """e and p of `throughput`: of a decision, and of a split step beside its decisions."""
     large, small = max(_ENVS), min(_ENVS)
     steps = {
         large: components.rollout(_one_split(config, large), spec, 0.6, start.wait),
         small: components.rollout(_one_split(config, small), spec, 0.4),
     }
+    if learner_waits:
+        start.wait()
     return _line(list(steps), [step.env_us + step.python_us for step in steps.values()])
 
 
@@ -274,8 +277,14 @@ class _NetworkCosts(NamedTuple):
     parallel: float
 
 
-def _measure_networks(config: Config, spec: EnvSpec, start: Barrier) -> list[_NetworkCosts]:
-    """In each precision that there is to choose from."""
+def _measure_networks(
+    config: Config, spec: EnvSpec, start: Barrier, learner_waits: bool, cores: float
+) -> _NetworkCosts:
+    """In the faster of the precisions that there are to choose from.
+
+    Args:
+        learner_waits: for its second thread's core, until the environments have been measured.
+    """
     import torch
 
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
@@ -294,18 +303,21 @@ def _measure_networks(config: Config, spec: EnvSpec, start: Barrier) -> list[_Ne
     acting = components.inference(one_row, spec, _BATCHES, 0.3, precisions, ready=start.wait)
     one_batch = dataclasses.replace(_one_split(config, trajectories), torch_threads=1)
     learning = components.learner(one_batch, spec, 0.4, precisions)
-    parallel = 0.0 if on_gpu else _PARALLEL
-    if not on_gpu and available_cores() >= _THREADS[0] + 2:
-        two_threads = dataclasses.replace(one_batch, torch_threads=2)
-        [shared] = components.learner(two_threads, spec, 0.4, precisions[:1])
-        parallel = min(max(0.0, 2 - 2 * shared.decision_us / learning[0].decision_us), 1.0)
     costs = []
     for learned in learning:
         acted_us = [i.batch_us for i in acting if i.precision == learned.precision]
         row_us, batch_us = _line(_BATCHES, acted_us)
         parts_us = (batch_us, row_us, learned.decision_us)
-        costs.append(_NetworkCosts(*parts_us, learned.precision, on_gpu, parallel))
-    return costs
+        costs.append(_NetworkCosts(*parts_us, learned.precision, on_gpu, 0.0))
+    best = min(costs, key=_network_us)
+    if on_gpu or cores < _THREADS[0]:
+        return best._replace(parallel=0.0 if on_gpu else _PARALLEL)
+    if learner_waits:
+        start.wait()
+    two_threads = dataclasses.replace(one_batch, torch_threads=2)
+    [shared] = components.learner(two_threads, spec, 0.3, (best.precision,))
+    parallel = min(max(0.0, 2 - 2 * shared.decision_us / best.learn_us), 1.0)
+    return best._replace(parallel=parallel)
 
 
 def _one_split(config: Config, num_envs: int) -> Config:
@@ -381,7 +393,8 @@ def cache_key(config: Config, cores: float) -> str:
     """All that the costs depend on."""
     settings = {n: value for n, value in dataclasses.asdict(config).items() if n in config.COSTS}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return json.dumps({**machine(), "cores": cores, "visible": visible, **settings}, sort_keys=True)
+    key = {"measured": _MEASURED, **machine(), "cores": cores, "visible": visible, **settings}
+    return json.dumps(key, sort_keys=True)
 
 
 def read_cache() -> dict[str, Costs]:
