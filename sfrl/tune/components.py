@@ -253,12 +253,18 @@ def inference(
         ready: called when all is made and the measurement begins.
     """
     cases = [(precision, size) for precision in precisions for size in batch_sizes]
-    configs = []
+    all_shared = []
     for precision, size in cases:
         n = num_envs or size
         one = _one_worker(_in_precision(config, precision), size // n, n)
-        configs.append(dataclasses.replace(one, policy_batch_size=size))
-    steps = [_inference_step(make_shared(c, spec)) for c in configs]
+        all_shared.append(make_shared(dataclasses.replace(one, policy_batch_size=size), spec))
+    reports: Mailbox[Report] = Mailbox()
+    requests: Mailbox[CheckpointRequest] = Mailbox()
+    model = make_learner(all_shared[0], reports, requests, None).model  # the same in all cases
+    for (precision, _), shared in zip(cases, all_shared, strict=True):
+        shared.weights.acts_in_bfloat16 = precision == "bfloat16"
+        shared.weights.publish(model, 0)
+    steps = [_inference_step(shared) for shared in all_shared]
     ready()
     times = _time_in_turn(steps, seconds)
     return [
@@ -303,7 +309,7 @@ def _one_worker(config: Config, num_splits: int, num_envs: int) -> Config:
 
 
 def _inference_step(shared: Shared) -> Callable[[], None]:
-    _make_learner(shared)  # publishes the weights
+    """Its weights have been published."""
     worker = make_policy_worker(shared, 0)
     _fill(shared)
     [requests], [replies] = shared.channels.action_requests, shared.channels.replies
@@ -323,7 +329,8 @@ def _inference_step(shared: Shared) -> Callable[[], None]:
 
 def _learner_step(shared: Shared) -> Callable[[], None]:
     reports: Mailbox[Report] = Mailbox()
-    learner = _make_learner(shared, reports)
+    requests: Mailbox[CheckpointRequest] = Mailbox()
+    learner = make_learner(shared, reports, requests, None)
     _fill(shared)
     batch = range(shared.config.slots_per_batch)
 
@@ -339,11 +346,6 @@ def _learner_step(shared: Shared) -> Callable[[], None]:
         reports.get_all()
 
     return step
-
-
-def _make_learner(shared: Shared, reports: Mailbox[Report] | None = None) -> Worker:
-    requests: Mailbox[CheckpointRequest] = Mailbox()
-    return make_learner(shared, reports or Mailbox(), requests, None)
 
 
 def _work(worker: Worker) -> None:

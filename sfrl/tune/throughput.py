@@ -80,7 +80,6 @@ def predict(config: Config, costs: Costs, cores: float) -> Rates:
     e, p, a, c, learn = costs[:5]
     threads = config.torch_threads
     learn *= 1 - costs.parallel + costs.parallel / threads
-    is_crowded = threads > max(1, cores - 2) and not costs.on_gpu
     w, s, n = config.num_workers, config.num_splits, config.envs_per_split
     most = max(n, min(w * s * n // config.num_policy_workers, config.policy_batch_size))
     for b in range(n, most + 1, n):
@@ -96,4 +95,11 @@ def predict(config: Config, costs: Costs, cores: float) -> Rates:
         )
         if rates.bottleneck != "inference":
             break
-    return Rates(*(_CROWDED * rate for rate in rates)) if is_crowded else rates
+    return (
+        Rates(*(_CROWDED * rate for rate in rates)) if is_crowded(config, costs, cores) else rates
+    )
+
+
+def is_crowded(config: Config, costs: Costs, cores: float) -> bool:
+    """Whether threads of the learner share cores with other processes."""
+    return config.torch_threads > max(1, cores - 2) and not costs.on_gpu

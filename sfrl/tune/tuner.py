@@ -33,7 +33,7 @@ from sfrl.settings.defaults import ENVS_IN_BATCH, training_batch
 from sfrl.settings.machine import available_memory, machine, usable_cores
 from sfrl.systems import SYSTEMS
 from sfrl.tune import children, components
-from sfrl.tune.throughput import Costs, Rates, predict
+from sfrl.tune.throughput import Costs, Rates, is_crowded, predict
 
 TIME_LIMIT_S = 20  # of the whole measurement
 _MEASURED = 2  # to be raised when costs that were kept before mean something else
@@ -47,6 +47,7 @@ _PARALLEL = 0.75
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
 _MAX_CACHE_BYTES = 8 << 20
 _MARGIN = 0.01  # predictions closer than this are equal
+_CROWD_GAINS = 1.1  # times the frames/s: for less, threads of the learner do not share cores
 # What each environment beyond the fewest adds to the frames that a score takes, in parts of them,
 # and for how many training batches there are environments, at most
 # (docs/experiments.md, "The same curve on any number of cores").
@@ -78,6 +79,7 @@ def choose(candidates: Sequence[Config], costs: Costs, cores: float) -> Config:
     extra_envs = np.array([_num_envs(config) for config in candidates])
     extra_envs -= extra_envs.min()
     worth = np.array([rate.expected for rate in rates]) / (1 + _FRAMES_PER_ENV * extra_envs)
+    worth[[is_crowded(config, costs, cores) for config in candidates]] /= _CROWD_GAINS
     enough = (1 - _MARGIN) * worth.max()
 
     def rank(case: tuple[Config, Rates]) -> tuple[int, ...]:
