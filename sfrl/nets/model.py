@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sfrl.envs import Leaf
 from sfrl.nets.choose import MemorySpec, seen
-from sfrl.nets.encoders import CenteredCNN, JointEncoder, example, make_encoder
+from sfrl.nets.encoders import CenteredCNN, JointEncoder, UserEncoder, example, make_encoder
 from sfrl.nets.normalizer import RunningNorm
 from sfrl.nets.pieces import Observations, encode_in_pieces
 from sfrl.nets.recurrent import Memory
@@ -204,9 +204,11 @@ class Network(nn.Module):
         """Have the encoders compute in `precision`; parameters and gradients stay float32.
 
         Args:
-            threads: that take some of the rows each, on a CPU.
+            threads: that take some of the rows each, on a CPU. A user's encoder has one: it may
+                write to itself, draw random numbers, or detach what it gives.
         """
-        self.precision, self._threads = precision, threads
+        is_users = any(isinstance(module, UserEncoder) for module in self.modules())
+        self.precision, self._threads = precision, 1 if is_users else threads
         self._casts_weights = precision != torch.float32
 
     def inference_copy(self, precision: torch.dtype) -> Self:

@@ -28,12 +28,14 @@ def encode_in_pieces(
     """`encode(rows)`, some of the rows in each thread, this one among them.
 
     Gradients reach the parameters as if it had been called once, but for the order of sums, which
-    is the same in each call. They reach nothing else, and cannot be differentiated again.
+    is the same in each call. They reach nothing else, and cannot be differentiated again. Hooks on
+    parameters would run twice.
 
     Args:
-        encode: rows -> features [B, F], each row's from that row alone.
+        encode: rows -> features [B, F], each row's from that row alone. It is called in several
+            threads at once, must not write to anything, and its features need gradients.
         parameters: of the encoder.
-        threads: how many, at most as many as there are rows.
+        threads: at most; each has a row or more.
     """
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     if learned and torch.is_grad_enabled():

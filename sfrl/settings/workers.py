@@ -42,8 +42,8 @@ class WorkerSettings(Settings):
     policy_batch_size: Count = 512
     """Most observations in one forward pass of a policy worker."""
     torch_threads: Annotated[Count, at_most(1024)] = 1  # all are started
-    """Threads of the learner on a CPU: each takes a part of a minibatch through the encoder. Policy
-    workers have one each, and there may be several."""
+    """Threads of the learner on a CPU: each takes a part of a minibatch through the encoder, unless
+    it is your own. Policy workers have one each, and there may be several."""
     queue: Literal["auto", "lock-free", "faster-fifo"] = "auto"
     """Index queues. auto: lock-free, or faster-fifo where the extension could not be built."""
     pin_workers: bool = False

@@ -1,4 +1,4 @@
-"""The throughput of a run, from what its parts cost: a model in five numbers.
+"""The throughput of a run, from what its parts cost: a model in six numbers.
 
 With W rollout workers of S splits of N environments, P policy workers that take batches of b, a
 learner with K threads of whose work a share f divides among them, so that l = (1 - f + f/K) * l_1

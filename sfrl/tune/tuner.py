@@ -41,8 +41,8 @@ _MEASURED = 2  # to be raised when costs that were kept before mean something el
 _ENVS = (2, 8)  # of a split step that is timed: two points of a line
 _BATCHES = (8, 32, 64)  # of an inference that is timed
 _THREADS = (2, 4, 8)  # of the learner, where there are cores for them
-# Of learning, what threads divide among them; where there is one core to measure it, for the
-# estimate of what a second one would give (docs/experiments.md).
+# Of learning, what threads divide among them: between what two cores measure in float32 and in
+# bfloat16. Below two cores, for the estimate of what twice as many would give.
 _PARALLEL = 0.75
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
 _MAX_CACHE_BYTES = 8 << 20
@@ -117,7 +117,7 @@ def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[C
         "envs_per_worker": sorted({n * s for n in sizes for s in (1, 2, 3)}),
         "num_policy_workers": range(1, max(1, min(most // 2, 4)) + 1),
         # Two may share cores with others. Of more each has one of its own: this alone is measured.
-        "torch_threads": [1, *(k for k in _THREADS if k <= max(min(most, 2), most - 2))],
+        "torch_threads": [1, *(k for k in _THREADS if k <= max(min(int(cores), 2), most - 2))],
     }
     values = [(getattr(config, name),) if name in fixed else options[name] for name in options]
     found: list[Config] = []
@@ -312,10 +312,10 @@ def _measure_networks(
         parts_us = (batch_us, row_us, learned.decision_us)
         costs.append(_NetworkCosts(*parts_us, learned.precision, on_gpu, 0.0))
     best = min(costs, key=_network_us)
-    if on_gpu or cores < _THREADS[0]:
-        return best._replace(parallel=0.0 if on_gpu else _PARALLEL)
     if learner_waits:
         start.wait()
+    if on_gpu or cores < _THREADS[0]:
+        return best._replace(parallel=0.0 if on_gpu else _PARALLEL)
     two_threads = dataclasses.replace(one_batch, torch_threads=2)
     [shared] = components.learner(two_threads, spec, 0.3, (best.precision,))
     parallel = min(max(0.0, 2 - 2 * shared.decision_us / best.learn_us), 1.0)

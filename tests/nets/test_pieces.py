@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfrl.algorithms.actor_critic import ActorCriticNetwork, make_model
+from sfrl.nets import pieces
 from sfrl.nets.pieces import encode_in_pieces
 from tests.leaves import discrete, image, vector
 
@@ -66,13 +67,40 @@ def test_the_same_gradients_each_time_to_the_last_bit() -> None:
 
 
 def test_bfloat16_is_that_of_a_single_pass() -> None:
-    model, results = make("nature_cnn"), []
-    for threads in (1, 2):
-        model.learn_in(torch.bfloat16, threads)
+    """In every piece: autocast is each thread's own."""
+    model, features = make("nature_cnn"), {}
+    for threads, precision in ((1, torch.float32), (1, torch.bfloat16), (2, torch.bfloat16)):
+        model.learn_in(precision, threads)
         with torch.no_grad():
-            results.append(model.unroll(rows(model, 6, 1), None, torch.ones(6, 1) > 0)[0])
-    torch.testing.assert_close(*results, rtol=1e-2, atol=1e-3)
-    assert not torch.equal(results[0], learned(model, 1)[0][:6, None, :5])  # it was bfloat16
+            [found] = model.unroll_features(rows(model, 6, 1), None, torch.ones(6, 1) > 0)
+        features[threads, precision] = found[:, 0]
+    of_pieces = features[2, torch.bfloat16]
+    exact, rounded = features[1, torch.float32], features[1, torch.bfloat16]
+    for row in range(6):
+        gap = (rounded[row] - exact[row]).abs().max()
+        assert (of_pieces[row] - rounded[row]).abs().max() < 0.1 * gap
+
+
+class Remembering(nn.Linear):
+    """A user's encoder that notes in which threads it ran."""
+
+    ran_in: list[int]
+
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        super().__init__(*obs_shape, 4)
+        self.ran_in = []
+
+    def forward(self, obs: Tensor) -> Tensor:
+        self.ran_in.append(threading.get_ident())
+        return super().forward(obs)
+
+
+def test_a_users_encoder_has_one_thread() -> None:
+    model = make_model(f"{__name__}:Remembering", (vector(6),), discrete(5))
+    model.encoder.net.ran_in.clear()
+    model.learn_in(torch.float32, 3)
+    model.unroll(rows(model, 7, 1), None, torch.ones(7, 1, dtype=torch.bool))
+    assert model.encoder.net.ran_in == [threading.get_ident()]
 
 
 def test_a_copy_to_act_with_has_one_thread() -> None:
@@ -91,6 +119,9 @@ def test_each_piece_has_a_thread_of_its_own(num_rows: int, num_threads: int) -> 
     """Of 3; with fewer rows there are fewer pieces. None is made before another has begun."""
     begun, encoder = threading.Barrier(num_threads), nn.Linear(2, 2)
     threads = set()
+    pieces._helpers.cache_clear()  # new threads, which must not have torch's usual number
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
 
     def encode(piece: Tensor) -> Tensor:
         begun.wait(timeout=10)
@@ -101,6 +132,7 @@ def test_each_piece_has_a_thread_of_its_own(num_rows: int, num_threads: int) -> 
 
     x = torch.randn(num_rows, 2)
     features = encode_in_pieces(encode, x, encoder.parameters(), 3)
+    torch.set_num_threads(before)
     torch.testing.assert_close(features, encoder(x))
     assert len(threads) == num_threads
     assert threading.get_ident() in threads

@@ -14,7 +14,7 @@ from sfrl.settings import defaults, machine
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.algorithms import load_config
 from sfrl.settings.config import Config
-from sfrl.tune import tuner
+from sfrl.tune import components, tuner
 from sfrl.tune.throughput import Costs, predict
 from tests.runs import children, finish, interrupt, run_training, segments, training, wait_for
 
@@ -151,6 +151,44 @@ def test_a_learner_that_all_wait_for_gets_threads_where_there_are_cores_for_them
 def test_two_cores_share_learning_where_one_would_wait_for_it(costs, threads):
     config = ActorCriticConfig(num_workers=2, envs_per_worker=16, num_splits=1)
     assert tuner.choose(tuner.arrangements(config, (), 2), costs, 2).torch_threads == threads
+
+
+def test_below_two_cores_nothing_is_shared():
+    """What a second thread brings is measured from two on."""
+    config = ActorCriticConfig(num_workers=1, envs_per_worker=32, num_splits=1)
+    for cores, threads in ((1.0, {1}), (1.9, {1}), (2.0, {1, 2})):
+        assert {c.torch_threads for c in tuner.arrangements(config, (), cores)} == threads
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_environments_and_networks_wait_for_each_other_as_often(has_gpu, monkeypatch):
+    """With a GPU as well, which needs no second thread: else they would wait for ever."""
+    waits = {"environments": 0, "networks": 0}
+
+    class Start:
+        def __init__(self, who):
+            self.who = who
+
+        def wait(self):
+            waits[self.who] += 1
+
+    def inference(config, spec, sizes, seconds, precisions, ready):
+        ready()
+        return [components.Inference("float32", size, 10.0 * size, 0.0) for size in sizes]
+
+    def rollout(config, spec, seconds, ready=lambda: None):
+        ready()
+        return components.Rollout(10.0 * config.envs_per_worker, 1.0, 0.5)
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr(components, "inference", inference)
+    monkeypatch.setattr(components, "rollout", rollout)
+    learned = [components.Learning("float32", 100.0)]
+    monkeypatch.setattr(components, "learner", lambda *_: learned)
+    config, spec = defaults.defaults_for("CartPole-v1"), envs.describe("CartPole-v1")
+    tuner._measure_environments(config, spec, Start("environments"), True)
+    tuner._measure_networks(config, spec, Start("networks"), True, 2.0)
+    assert waits == {"environments": 2, "networks": 2}
 
 
 def test_bfloat16_must_be_a_tenth_faster():
