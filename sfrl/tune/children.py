@@ -56,7 +56,7 @@ def in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
     try:
         for body in bodies:
             receiver, sender = SPAWN.Pipe(duplex=False)
-            # Also where it measures networks: these tell torch how many threads they want.
+            # Also where it measures networks: the learner's threads are not torch's.
             with interrupts_deferred():
                 children[receiver] = spawn(_run_body, body, sender, one_thread=True)
             sender.close()  # the child's alone: its end is then the end of the pipe

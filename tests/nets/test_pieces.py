@@ -141,9 +141,12 @@ def test_each_piece_has_a_thread_of_its_own(num_rows: int, num_threads: int) -> 
 def test_without_gradients_none_are_kept() -> None:
     encoder = nn.Linear(2, 2)
     x = torch.randn(4, 2)
+    kept: list[bool] = []
+    encoder.register_forward_hook(lambda *call: kept.append(call[2].requires_grad))
     with torch.no_grad():
         features = encode_in_pieces(encoder, x, encoder.parameters(), 2)
     assert not features.requires_grad
+    assert kept == [False, False]  # in neither thread
     fixed = encode_in_pieces(encoder.requires_grad_(False), x, encoder.parameters(), 2)
     assert not fixed.requires_grad
     torch.testing.assert_close(fixed, encoder(x))

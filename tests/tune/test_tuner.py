@@ -142,10 +142,11 @@ def test_a_learner_that_all_wait_for_gets_threads_where_there_are_cores_for_them
 
 @pytest.mark.parametrize(
     ("costs", "threads"),
-    [  # Pong, as measured on two cores of an EPYC (Zen 4): a run makes 0.94 and 1.26 times as much
+    [  # Pong, as measured on two cores of an EPYC (Zen 4): a run makes 0.94 and 1.26 times as
+        # much with two threads. The second is the first with the most that noise could make of it.
         (Costs(202.0, 36.0, 740.0, 45.0, 426.0, "bfloat16", on_gpu=False, parallel=0.78), 1),
         (Costs(202.0, 36.0, 740.0, 45.0, 426.0, "bfloat16", on_gpu=False, parallel=1.0), 1),
-        (Costs(205.0, 42.0, 899.0, 109.0, 1043.0, "float32", on_gpu=False, parallel=0.95), 2),
+        (Costs(205.0, 42.0, 899.0, 109.0, 1043.0, "float32", on_gpu=False, parallel=1.0), 2),
     ],
 )
 def test_two_cores_share_learning_where_one_would_wait_for_it(costs, threads):
