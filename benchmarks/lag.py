@@ -4,7 +4,7 @@
     python -m benchmarks.lag --tasks=CartPole-v1 --lags=0,50 --reuses=4
 
 Whoever acts has weights that are --lags optimizer steps older than the newest (--forced-lag), each
-row is learned from --reuses times, and the losses correct for that in eight ways. A cell is the
+row is learned from --reuses times, and the losses correct for that in nine ways. A cell is the
 area under the learning curve per frames, from 0, a random player, to 1, as benchmarks.learning has
 it; runs are made as there, one core each, and kept in --out. The last line printed is JSON.
 """
@@ -38,6 +38,7 @@ CORRECTIONS = {
     "PPO and V-trace": "--loss=appo",
     "decoupled": "--loss=appo --correction=decoupled",
     "IMPACT": "--loss=appo --correction=impact",
+    "filter": "--loss=appo --correction=filter",
 }
 
 

@@ -238,7 +238,7 @@ class ActorCritic:
         log_probs = policy.log_prob(batch.acted["actions"])  # [T, C]
         behavior_log_probs = batch.acted["log_probs"]
         log_rhos = log_probs.detach() - behavior_log_probs
-        corrects = config.correction in ("vtrace", "decoupled", "impact")
+        corrects = config.correction in ("vtrace", "decoupled", "impact", "filter")
         # The policy around which PPO clips, and how much a row counts.
         reference, row_weights = behavior_log_probs, None
         trace_rhos = log_rhos if corrects else torch.zeros_like(log_rhos)
@@ -268,7 +268,11 @@ class ActorCritic:
             if least:
                 bonus = bonus * (deviation / least).clamp(_LEAST_BONUS, 1.0)
         # PPO's ratio corrects for the behavior policy itself; V-trace's gradient needs rho.
-        if config.loss == "appo":
+        if config.correction == "filter":
+            policy_loss = losses.filtered_policy_loss(
+                log_probs, behavior_log_probs, advantages, mask, config.ppo_clip / 2
+            )
+        elif config.loss == "appo":
             weighted = advantages if row_weights is None else advantages * row_weights
             policy_loss = losses.ppo_policy_loss(
                 log_probs, reference, weighted, mask, config.ppo_clip

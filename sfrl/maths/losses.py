@@ -48,6 +48,33 @@ def ppo_policy_loss(
     return -masked_mean(torch.minimum(ratios * advantages, clipped_ratios * advantages), mask)
 
 
+def filtered_policy_loss(
+    log_probs: Tensor,  # log pi(a|x) of the policy in training
+    behavior_log_probs: Tensor,  # log mu(a|x) at the time of acting; no gradient
+    advantages: Tensor,  # no gradient
+    mask: Tensor,
+    most_variation: float,
+) -> Tensor:
+    """-ratio * A, ratio = pi / mu, without the rows that would take the policy too far from mu.
+
+    While the total variation of the batch, half the mean of |ratio - 1|, is above `most_variation`,
+    rows whose gradient makes their |ratio - 1| larger have none. The idea of VACO's filter (Honari
+    et al. 2026, arXiv:2603.01365), which is of the batch where PPO's clip is of a row.
+    """
+    _check_same_shape(
+        log_probs=log_probs,
+        behavior_log_probs=behavior_log_probs,
+        advantages=advantages,
+        mask=mask,
+    )
+    ratios = (log_probs - behavior_log_probs.detach()).masked_fill(~mask, 0.0).exp()
+    changes = ratios.detach() - 1.0
+    is_too_far = 0.5 * masked_mean(changes.abs(), mask) > most_variation
+    goes_farther = changes * advantages > 0
+    advantages = advantages.detach().masked_fill(goes_farther & is_too_far, 0.0)
+    return -masked_mean(ratios * advantages, mask)
+
+
 def vtrace_policy_loss(
     log_probs: Tensor,  # log pi(a|x) of the policy in training
     clipped_rhos: Tensor,  # min(rho_clip, pi / mu); no gradient

@@ -55,13 +55,17 @@ class ActorCriticConfig(Config):
     system: str = "appo"
     loss: Literal["appo", "vtrace"] = "appo"
     """appo: PPO's clipped ratio with V-trace advantages. vtrace: IMPALA's policy gradient."""
-    correction: Literal["vtrace", "decoupled", "impact", "one-step", "epsilon", "none"] = "vtrace"
+    correction: Literal[
+        "vtrace", "decoupled", "impact", "filter", "one-step", "epsilon", "none"
+    ] = "vtrace"
     """What is made of older policies' rows. vtrace: importance weights in the returns, and in the
     gradient of --loss=vtrace. Others are there to compare. decoupled and impact have V-trace, too,
     and --loss=appo's clip around a policy between the one that acted and the present one: a moving
-    average (decoupled), or a copy that is renewed once a round (impact). The rest have no weights
-    in the returns: one-step, in the gradient alone; epsilon, none, but probabilities below 1e-6
-    count as that; none."""
+    average (decoupled), or a copy that is renewed once a round (impact). filter has V-trace and no
+    clip: rows that pull the policy away from the one that acted are left out of a minibatch whose
+    total variation between the two is above half --ppo-clip. The rest have no weights in the
+    returns: one-step, in the gradient alone; epsilon, none, but probabilities below 1e-6 count as
+    that; none."""
     trace_lambda: Share = 0.95
     """V-trace's lambda: 1 trusts the returns, lower values trust the critic."""
     rho_clip: NotNegative = 1.0
@@ -181,13 +185,13 @@ class ActorCriticConfig(Config):
                 f"correction={self.correction} must be vtrace or none with loss=appo, whose ratio "
                 f"weighs the gradient already; try loss=vtrace"
             )
-        if self.correction in ("decoupled", "impact"):
+        if self.correction in ("decoupled", "impact", "filter"):
             if self.loss != "appo":
                 problems.append(
-                    f"correction={self.correction} must be with loss=appo, whose clip it moves; "
+                    f"correction={self.correction} must be with loss=appo, whose clip it changes; "
                     f"try correction=vtrace"
                 )
-            if self.rnn != "none":
+            if self.rnn != "none" and self.correction != "filter":
                 problems.append(
                     f"correction={self.correction} must be with rnn=none, since the states "
                     f"of a memory belong to one policy; try correction=vtrace"

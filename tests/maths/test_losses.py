@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sfrl.maths.losses import (
     explained_variance,
+    filtered_policy_loss,
     masked_mean,
     normalize_advantages,
     ppo_policy_loss,
@@ -18,6 +19,9 @@ from sfrl.maths.losses import (
 PPO_CLIP = 0.2
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "ppo": lambda x, behavior, weights, mask: ppo_policy_loss(x, behavior, weights, mask, PPO_CLIP),
+    "filter": lambda x, behavior, weights, mask: filtered_policy_loss(
+        x, behavior, weights, mask, 0.05
+    ),
     "vtrace": lambda x, rhos, weights, mask: vtrace_policy_loss(x, rhos, weights, mask),
     "value": lambda x, _, targets, mask: value_loss(x, targets, mask),
 }
@@ -65,6 +69,17 @@ def test_ppo_loss_is_the_clipped_surrogate() -> None:
         ratios.log(), torch.zeros(1, 5), advantages, torch.ones(1, 5).bool(), PPO_CLIP
     )
     assert loss.item() == pytest.approx(-objective)
+
+
+@pytest.mark.parametrize(("most_variation", "is_filtered"), [(0.21, False), (0.19, True)])
+def test_filter_drops_what_pulls_away_while_the_batch_is_too_far(most_variation, is_filtered):
+    ratios = torch.tensor([[1.5, 1.5, 0.5, 0.5, 1.0]])  # the total variation is 0.2
+    x = ratios.log().requires_grad_()
+    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 2.0]])
+    ones = torch.ones(1, 5).bool()
+    filtered_policy_loss(x, torch.zeros(1, 5), advantages, ones, most_variation).backward()
+    kept = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0]]) if is_filtered else 1.0
+    torch.testing.assert_close(x.grad, -ratios * advantages * kept / 5)
 
 
 def test_vtrace_and_value_gradients_equal_their_formulas() -> None:

@@ -230,11 +230,13 @@ def test_targets_bootstrap_where_an_episode_is_cut_but_not_where_it_terminates(m
     [
         *(("appo", "vtrace"), ("appo", "none"), ("vtrace", "vtrace"), ("vtrace", "one-step")),
         *(("vtrace", "epsilon"), ("vtrace", "none"), ("appo", "decoupled"), ("appo", "impact")),
+        ("appo", "filter"),
     ],
 )
 def test_the_loss_is_the_one_that_was_asked_for(make_bench, monkeypatch, name, correction):
     monkeypatch.setattr(actor_critic, "_LEAST_PROBABILITY", 0.3)  # large enough to be seen
-    coefs = {"ppo_clip": 0.1, "entropy_coef": 0.1, "value_coef": 0.7}
+    clip = 0.05 if correction == "filter" else 0.1  # twice the total variation that it leaves
+    coefs = {"ppo_clip": clip, "entropy_coef": 0.1, "value_coef": 0.7}
     bench = make_bench(loss=name, correction=correction, normalize_advantages=False, **coefs)
     bench.fill(0)
     batch = bench.learner.experience.gather(torch.zeros(N, dtype=torch.int64), torch.arange(N))
@@ -250,7 +252,9 @@ def test_the_loss_is_the_one_that_was_asked_for(make_bench, monkeypatch, name, c
     log_probs = policy.log_prob(batch.acted["actions"])
     ratios = (log_probs - batch.acted["log_probs"]).exp()
     assert ((ratios[mask] - 1).abs() > 0.1).any()
-    weights = ratios if correction in ("vtrace", "decoupled") else torch.ones_like(ratios)
+    weights = torch.ones_like(ratios)
+    if correction in ("vtrace", "decoupled", "filter"):
+        weights = ratios
     around, counts = ratios, 1.0  # pi / the policy that it is clipped around; a row's weight
     if between is not None:
         aged = (between - batch.acted["log_probs"]).exp()  # the policy between / mu
@@ -270,6 +274,10 @@ def test_the_loss_is_the_one_that_was_asked_for(make_bench, monkeypatch, name, c
         "appo": counts * torch.minimum(around * advantages, around.clamp(0.9, 1.1) * advantages),
         "vtrace": (ratios.clamp(max=1) if weighted else 1.0) * scores * advantages,
     }
+    if correction == "filter":
+        pulls_away = (ratios - 1) * advantages > 0
+        assert (ratios - 1)[mask].abs().mean() > clip, "all that pull away are left out"
+        surrogates["appo"] = torch.where(pulls_away, 0.0, ratios * advantages)
     torch.testing.assert_close(vs, returns.vs)
     expected = {
         "policy_loss": -surrogates[name][mask].mean(),
