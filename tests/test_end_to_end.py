@@ -20,7 +20,7 @@ from sfrl.run.crew import WorkerError
 from sfrl.run.serial_crew import SerialCrew
 from sfrl.run.trainer import Summary, Trainer
 from sfrl.settings.actor_critic import ActorCriticConfig
-from sfrl.settings.algorithms import make_config
+from sfrl.settings.algorithms import load_starts, make_config
 from sfrl.settings.config import Config
 from sfrl.workers.learner import Learner
 from tests.runs import (
@@ -275,6 +275,8 @@ def test_a_run_of_this_checkpoint_format_is_played_and_goes_on(tmp_path, version
     after = checkpoint.load_latest(run_dir).state["counters"]
     assert after["env_frames"] >= 20_000 > before["env_frames"]
     assert after["learner_steps"] > before["learner_steps"] > 0
+    [start] = load_starts(run_dir / "config.json")
+    assert start["env_frames"] == before["env_frames"]
 
 
 TINY_PONG = (
@@ -353,6 +355,9 @@ def test_train_py_trains_on_pong_and_goes_on_where_it_stopped(tmp_path):
     assert all(before >= after for before, after in itertools.pairwise(rates))
     last = checkpoint.load_latest(run_dir).state
     assert last["counters"]["learner_steps"] == all_records[-1]["learner_steps"]
+    starts = load_starts(run_dir / "config.json")
+    assert [start["env_frames"] for start in starts] == [0, stopped_frames]
+    assert [start["command"].endswith("--train-frames=4800") for start in starts] == [False, True]
 
 
 def _newest(records: list[dict], name: str) -> float:

@@ -85,9 +85,8 @@ def _main(argv: Sequence[str], prog: str) -> int:
     if options.plot is not None:
         from sfrl.bench import plot
 
-        title = (
-            f"{config.env} on {where['cores']} cores of {where['cpu']}, commit {where['commit']}"
-        )
+        commit = where["commit"] or "unknown"
+        title = f"{config.env} on {where['cores']} cores of {where['cpu']}, commit {commit}"
         plot.draw(report.core_us(figures), title, options.plot)
     if options.json is not None:
         with options.json.open("a") as file:

@@ -16,7 +16,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ import numpy as np
 from sfrl.envs.logs import own_logger
 from sfrl.records.metrics import metrics_problem
 from sfrl.records.run_folder import LATEST_NAME, open_new
-from sfrl.settings.algorithms import MAX_CONFIG_BYTES, config_from, load_config
+from sfrl.records.start import Start
+from sfrl.settings.algorithms import MAX_CONFIG_BYTES, STARTS, config_from, load_config
 from sfrl.settings.config import Config
 
 log = own_logger(__name__)
@@ -352,12 +353,17 @@ def _env_of(run_dir: Path) -> str | None:
     return config.get("env") if isinstance(config, dict) else None
 
 
-def save_config(config: Config, run_dir: Path) -> None:
-    """Write config.json whole or, if killed meanwhile, leave the one that was there."""
+def save_config(config: Config, run_dir: Path, starts: Sequence[Start] = ()) -> None:
+    """Write config.json whole or, if killed meanwhile, leave the one that was there.
+
+    Args:
+        starts: of the run, the present one last.
+    """
     temporary = run_dir / "config.json.tmp"
+    content = {**dataclasses.asdict(config), STARTS: list(starts)}
     try:
         with open_new(temporary) as file:
-            file.write((json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+            file.write((json.dumps(content, indent=2) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())  # or a power cut may leave an empty file under the name
     except OSError:

@@ -7,10 +7,12 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from sfrl.envs.logs import own_logger
 from sfrl.records import checkpoint, run_folder
-from sfrl.settings.algorithms import load_config
+from sfrl.records.start import Start, with_start
+from sfrl.settings.algorithms import load_config, load_starts
 from sfrl.settings.config import Config, ConfigError
 
 log = own_logger(__name__)
@@ -18,6 +20,8 @@ log = own_logger(__name__)
 
 class OwnedFolder:
     """One run's. Nobody writes into it once another run has begun in its place.
+
+    Raises ConfigError if it is a run's to go on with, and its config.json is damaged.
 
     Attributes:
         is_ours: no other run has been found in it.
@@ -27,6 +31,9 @@ class OwnedFolder:
         self.path = Path(config.run_dir)
         self.is_ours = True
         self._config = config
+        self._starts: list[Start] = []
+        if config.resume and (self.path / "config.json").exists():
+            self._starts = cast(list[Start], load_starts(self.path / "config.json"))
         self._unlock: Callable[[], object] = lambda: None
 
     def lock(self) -> None:
@@ -43,11 +50,15 @@ class OwnedFolder:
         """Whether what is at the path now is this run's."""
         return self.is_ours and run_folder.is_at(self.path, self._descriptor)
 
-    def save_config(self, config: Config) -> None:
-        """Raises run_folder.RunFolderError if it cannot be written."""
-        self._config = config
+    def save_config(self, config: Config, start: Start) -> None:
+        """Write the settings of the run that starts, and all its starts so far, into config.json.
+
+        Raises:
+            run_folder.RunFolderError: it cannot be written.
+        """
+        self._config, self._starts = config, with_start(self._starts, start)
         with run_folder.problems_told(self.path):
-            checkpoint.save_config(config, self.path)
+            checkpoint.save_config(config, self.path, self._starts)
 
     def keep(self) -> bool:
         """Make it again if somebody has deleted it: the next checkpoint goes there.
@@ -75,7 +86,7 @@ class OwnedFolder:
                 raise
             log.warning("%s was deleted or moved; it has been made again", self.path)
         if not config_path.exists():
-            checkpoint.save_config(self._config, self.path)
+            checkpoint.save_config(self._config, self.path, self._starts)
         return was_made
 
     def has_checkpoints(self) -> bool:

@@ -32,6 +32,7 @@ from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.records import checkpoint, run_folder
 from sfrl.records.metrics import RunMetrics
 from sfrl.records.metrics_writer import MetricsWriter
+from sfrl.records.start import this_start
 from sfrl.run import limits
 from sfrl.run.crew import Crew, WorkerError
 from sfrl.run.description import describe
@@ -206,11 +207,12 @@ class Trainer:
             stack.enter_context(self._folder_left_in_order(log_file, writer))
             self._announce(resume_path)
             if not config.resume:
-                self.folder.save_config(self.config)
+                self.folder.save_config(self.config, this_start(self._first_frame))
             try:
                 self.crew.start(resume_path)
                 if config.resume:
-                    self.folder.save_config(self.config)  # not of what cannot start
+                    # Not of what cannot start.
+                    self.folder.save_config(self.config, this_start(self._first_frame))
                 self._supervise(display, writer)
             finally:
                 failures = self._stop()

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sfrl import __version__
 from sfrl.envs.logs import printable
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.config import Config, ConfigError
@@ -28,6 +29,8 @@ _RNN_SIZE = 128
 # Files from when a run had an algorithm: which system that is. Those of before have neither.
 _SYSTEM_OF = {"actor_critic": "appo", "n_step_q": "n-step-q", "sac": "sac"}
 
+STARTS = "starts"
+"""The key of a config.json that is no setting: how each start came about (records/start.py)."""
 MAX_CONFIG_BYTES = 1 << 20  # of a config.json
 _MAX_CHARACTERS = 4096  # of a setting, in a file that may be a stranger's: the longest path
 _MAX_NAME = 80  # of what may be a misspelled setting
@@ -141,13 +144,34 @@ def nearest(name: str, names: Mapping[str, object]) -> list[str]:
 
 def load_config(path: Path) -> Config:
     """Raises ConfigError if the file is no config: what is wrong with which field."""
+    values, starts = _read(path)
+    version = starts[-1].get("version", __version__) if starts else __version__
+    other = f" (of sfrl {version!s:.40}, and this is {__version__})"
+    return config_from(values, str(path) + (other if version != __version__ else ""))
+
+
+def load_starts(path: Path) -> list[dict[str, Any]]:
+    """Those in a config.json, none in one of before they were kept. Raises ConfigError."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[object, list[dict[str, Any]]]:
+    """The settings in a config.json, as they stand there, and its starts. Raises ConfigError."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes are no settings")
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a config: {error}") from error
-    return config_from(values, str(path))
+    if not isinstance(values, dict):
+        return values, []
+    starts = values.pop(STARTS, [])
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise ConfigError(
+            f"{path}: {STARTS}={starts!r:.40} must be a list of objects, one for each start of the "
+            f"run; remove it"
+        )
+    return values, starts
 
 
 def config_from(values: object, origin: str) -> Config:
