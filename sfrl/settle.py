@@ -6,7 +6,8 @@ import dataclasses
 import multiprocessing
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from sfrl.settings import synonyms
 from sfrl.settings.algorithms import (
     default_config,
     foreign_problems,
+    load_config,
     type_problems,
     user_settings,
 )
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.defaults import defaults_for, resolve
 from sfrl.settings.environment import env_options, option_problems
+from sfrl.settings.fields import shown
 from sfrl.tune.tuner import tune
 
 RUNS = Path("runs")
@@ -34,7 +37,7 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
 
     Args:
         given: what the user has set, by the names of `Config`. The rest comes from the run that is
-            resumed, or is what learns in this kind of environment.
+            resumed or the file that is named, or is what learns in this kind of environment.
         signals: with one in it the look at the environment is given up.
 
     Raises:
@@ -49,6 +52,16 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
     # Here: the user's code, which `model` imports, may go elsewhere.
     runs = run_folder.started_in() / RUNS
     saved = saved_settings(given)
+    with _source_told(given):
+        config, spec = _settled(given, saved, signals)
+    return _with_run_dir(config, runs), dataclasses.replace(spec, frameskip=config.frameskip)
+
+
+def _settled(
+    given: Mapping[str, Any], saved: Config | None, signals: Sequence[int]
+) -> tuple[Config, envs.EnvSpec]:
+    """All but the name of a new folder."""
+    problems = []
     unfit: ConfigError | None = None
     try:
         defaults, spec = defaults_of(given, saved, signals)
@@ -65,11 +78,12 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
         )
     refused = foreign_problems(given, defaults.system)
     if saved is not None:
-        refused = _resume_problems(saved, given) | refused
+        refused = _conflicts(saved, given) | refused
     problems += refused.values()
     own = {name: value for name, value in given.items() if name not in refused}
     try:
-        config = dataclasses.replace(defaults, **own | {"system": defaults.system})
+        kept = {"system": defaults.system, "config": defaults.config}
+        config = dataclasses.replace(defaults, **own | kept)
     except ConfigError as error:
         problems.append(str(error))
     if problems:
@@ -81,8 +95,19 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
         config = dataclasses.replace(config, run_dir=str(run_dir))
     if saved is not None and config.model == "auto":
         config = dataclasses.replace(config, model=saved.model)
-    config = resolve(config, spec)
-    return _with_run_dir(config, runs), dataclasses.replace(spec, frameskip=config.frameskip)
+    return resolve(config, spec), spec
+
+
+@contextmanager
+def _source_told(given: Mapping[str, Any]) -> Iterator[None]:
+    """A problem may be that of a setting which the user has not typed."""
+    try:
+        yield
+    except ConfigError as error:
+        if not given.get("config"):
+            raise
+        note = f"what was not set here is as in config={shown(given['config'])}"
+        raise ConfigError(f"{error}\n{note}") from error
 
 
 def defaults_of(
@@ -114,7 +139,8 @@ def tuned(config: Config, given: Mapping[str, Any], spec: envs.EnvSpec) -> Confi
     """
     if config.resume:
         return config
-    if config.tune != "off" and not config.serial:
+    is_settled = config.config and "tune" not in given
+    if config.tune != "off" and not config.serial and not is_settled:
         config = tune(config, given, spec)
     config, change = limits.fitted(config, given, spec)
     if change:
@@ -123,12 +149,14 @@ def tuned(config: Config, given: Mapping[str, Any], spec: envs.EnvSpec) -> Confi
 
 
 def saved_settings(given: Mapping[str, Any]) -> Config | None:
-    """Those of the run that is to go on, if one is; its time limit was its earlier start's alone.
+    """Those of the run that is to go on, or of the file that a new one is to begin with.
+
+    The time limit of a run that goes on was its earlier start's alone.
 
     Raises as `settle` does.
     """
     if not given.get("resume"):
-        return None
+        return _settings_in(given["config"]) if given.get("config") else None
     if given.get("run_dir"):
         run_dir = Path(run_folder.expanded("run_dir", given["run_dir"]))
     else:
@@ -138,11 +166,33 @@ def saved_settings(given: Mapping[str, Any]) -> Config | None:
     return dataclasses.replace(saved, run_dir=str(run_dir), train_seconds=0.0)
 
 
-def _resume_problems(saved: Config, given: Mapping[str, Any]) -> dict[str, str]:
-    """What to say of each that is given, and changes what the checkpoint depends on.
+def _settings_in(file: str) -> Config:
+    """What a new run takes over: all but what is of the other run's folder and its tuner."""
+    path = Path(run_folder.expanded("config", file)).absolute()
+    return dataclasses.replace(
+        load_config(path), config=str(path), run_dir="", resume=False, tuned=""
+    )
 
-    model=auto is the saved one.
+
+def _conflicts(saved: Config, given: Mapping[str, Any]) -> dict[str, str]:
+    """What to say of each that is given, and changes what the rest depends on.
+
+    Of a run that goes on that is what its checkpoint depends on; model=auto is the saved one. Of a
+    file it is the system, since others have other settings.
     """
+    if not given.get("resume"):
+        if given.get("system", saved.system) == saved.system:
+            return {}
+        return {
+            "system": f"system={given['system']} differs from the {saved.system} whose settings "
+            f"config={shown(given['config'])} has; leave one of the two out"
+        }
+    of_both = {}
+    if given.get("config"):
+        of_both["config"] = (
+            f"config={shown(given['config'])} begins a new run, and resume goes on with an earlier "
+            f"one, as it was set; leave one of the two out"
+        )
     values = dataclasses.asdict(saved)
     fixed = {name: values[name] for name in saved.FIXED_ON_RESUME if name in values}
     return {
@@ -150,7 +200,7 @@ def _resume_problems(saved: Config, given: Mapping[str, Any]) -> dict[str, str]:
         f"depends; leave it out, or start a new run without resume"
         for name, value in fixed.items()
         if given.get(name, value) != value and (name, given[name]) != ("model", "auto")
-    }
+    } | of_both
 
 
 def _with_run_dir(config: Config, runs: Path) -> Config:

@@ -160,6 +160,8 @@ def _read(path: Path) -> tuple[object, list[dict[str, Any]]]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes are no settings")
+        if not path.is_file():  # a pipe would be waited for without end
+            raise ValueError("it is no file; name a run's config.json")
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a config: {error}") from error

@@ -20,6 +20,9 @@ class RunSettings(Settings):
     """The run's folder. Empty: runs/<env>-<timestamp>; with --resume, the newest (of --env)."""
     resume: bool = False
     """Continue the run in --run-dir, or the newest one (of --env, if given), as it was set."""
+    config: str = ""
+    """Begin a new run with the settings in this file, the config.json of another one; only its
+    folder is not taken over. Flags go before them. The tuner changes them if --tune is given."""
     seed: Annotated[int, at_least(0), at_most(2**32 - 1)] = 1  # torch takes it times a million
     """Seeds environments, action sampling and the learner. Only --serial makes runs repeatable."""
     train_seconds: Annotated[NotNegative, at_most(1e9)] = 0.0

@@ -116,6 +116,10 @@ _OF_TRAIN = {
         "track wandb with_wandb use_wandb wandb_project wandb_project_name wandb_entity "
         "wandb_group neptune comet mlflow logger tensorboard tb"
     ),
+    "use --config=FILE, the config.json of a run": (
+        "cfg cfg_file cfg_path conf conf_file config_file config_name config_path from_config "
+        "load_config yaml yaml_file"
+    ),
     "use --resume, with --run-dir if it is not the newest run": (
         "load load_model load_path load_checkpoint load_model_path restore resume_from restart "
         "trained_agent checkpoint checkpoint_path pretrained model_path"

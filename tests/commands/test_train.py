@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 
+from sfrl import settle as settle_module
 from sfrl.commands import train as cli
 from sfrl.ipc.shared_memory import unlink_segments
 from sfrl.records import checkpoint, run_folder
@@ -19,6 +20,7 @@ from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.algorithms import ALGORITHMS, user_settings
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.defaults import defaults_for
+from sfrl.settle import settle
 from tests.records.test_checkpoint import make_state
 from tests.runs import ROOT, TINY, finish, run_training, segments, training
 
@@ -262,6 +264,63 @@ def test_flags_override_saved_settings_and_a_time_limit_is_not_kept():
     resumed = cli.parse(["--resume", "--run-dir=x", "--epochs=3"])
     assert (resumed.env, resumed.gamma, resumed.epochs) == ("CartPole-v1", 0.5, 3)
     assert resumed.train_seconds == 0
+
+
+def test_a_new_run_begins_with_the_settings_of_a_file_and_the_flags_over_them(monkeypatch):
+    saved = saved_run("x", "--env=CartPole-v1", "--gamma=0.5", "--epochs=7", "--train-seconds=9")
+    checkpoint.save_config(dataclasses.replace(saved, resume=True, tuned="so"), Path("x"))
+    flags = ["--config=x/config.json", "--run-dir=y", "--epochs=3"]
+    expected = {"run_dir": os.path.abspath("y"), "config": os.path.abspath("x/config.json")}
+    assert cli.parse(flags) == dataclasses.replace(saved, epochs=3, **expected)
+    assert cli.parse(["--config=x/config.json"]).run_dir != saved.run_dir
+    monkeypatch.setenv("HOME", os.path.abspath("x"))
+    other = cli.parse(["--config=~/config.json", "--run-dir=y", "--env=Acrobot-v1"])
+    assert (other.env, other.epochs) == ("Acrobot-v1", 7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "texts"),
+    [
+        ("--config=no.json", ["no.json cannot be read as a config: [Errno 2] No such file"]),
+        ("--config=x", ["/x cannot be read as a config: it is no file; name a run's config.json"]),
+        ("--config=pipe", ["/pipe cannot be read as a config: it is no file"]),
+        ("--config=old.json", ["(of sfrl 0.0.7, and this", "unknown setting 'gama'; did you mean"]),
+        ("--config", ["--config needs a value"]),
+        ("--cfg=x", ["use --config=FILE, the config.json of a run"]),
+        ("--config_fil=x", ["did you mean --config"]),
+        (
+            "--config=x/config.json --system=dqn --gamma=2",
+            ["system=dqn differs from the appo whose settings config=x/config.json", "gamma=2.0"],
+        ),
+        (
+            "--config=x/config.json --resume --run-dir=x",
+            ["config=x/config.json begins a new run, and resume goes on"],
+        ),
+        (
+            "--config=pong/config.json --env=CartPole-v1",
+            ["frameskip=4", "what was not set here is as in config=pong/config.json"],
+        ),
+    ],
+)
+def test_what_a_run_cannot_begin_with_is_told(flags, texts, capsys):
+    saved_run("x", "--env=CartPole-v1")
+    saved_run("pong", "--env=Pong")
+    os.mkfifo("pipe")
+    Path("old.json").write_text('{"gama": 1, "starts": [{"version": "0.0.7"}]}')
+    assert cli.main(flags.split(), "train.py") == cli.EXIT_USAGE
+    error = capsys.readouterr().err
+    assert all(text in error for text in texts), error
+
+
+def test_the_tuner_leaves_the_settings_of_a_file_alone_unless_it_is_asked(monkeypatch):
+    saved_run("x", "--env=CartPole-v1")
+    tuned: list[Config] = []
+    monkeypatch.setattr("sfrl.settle.tune", lambda config, *_: tuned.append(config) or config)
+    for more in ({}, {"tune": "cached"}):
+        given = {"config": "x/config.json", **more}
+        config, spec = settle(given)
+        settle_module.tuned(config, given, spec)
+        assert len(tuned) == len(more)
 
 
 def test_a_resumed_run_may_be_moved():
