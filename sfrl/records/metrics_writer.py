@@ -5,10 +5,10 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from types import MappingProxyType, TracebackType
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class MetricsWriter:
             tell of frames that will be played again: they leave metrics.jsonl, and TensorBoard is
             told to hide them, so both hold one curve. None: every record stays.
         is_ours: whether the folder is still this run's: no other's files are written.
+        settings: shown by TensorBoard's HParams page, beside the last value of each number. Of a
+            run that went on it shows those of the first start.
     """
 
     def __init__(
@@ -38,14 +40,29 @@ class MetricsWriter:
         *,
         resume_frames: int | None = None,
         is_ours: Callable[[], bool] = lambda: True,
+        settings: Mapping[str, str | float] = MappingProxyType({}),
     ) -> None:
         # Imported here because it takes 0.3 s, and only the trainer's process ever writes.
         # (tensorboardX and torch.utils.tensorboard would import torch.)
         from tensorboard.compat.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
+        from tensorboard.plugins.hparams import (  # type: ignore[import-untyped]
+            metadata,
+            plugin_data_pb2,
+        )
         from tensorboard.summary.writer import record_writer  # type: ignore[import-untyped]
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         self._histogram = summary_pb2.HistogramProto
+        start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+        for name, value in settings.items():
+            _set(start.hparams[name], value)
+        self._settings = summary_pb2.Summary.Value(
+            tag=metadata.SESSION_START_INFO_TAG,
+            metadata=metadata.create_summary_metadata(
+                plugin_data_pb2.HParamsPluginData(session_start_info=start)
+            ),
+            tensor=metadata.NULL_TENSOR,
+        )
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         lines_path = run_dir / "metrics.jsonl"
@@ -61,9 +78,9 @@ class MetricsWriter:
             self._lines.close()
             raise
         if resume_frames is not None:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             # TensorBoard hides the events of this step and later that came before this one.
-            self._add_event(resume_frames + 1, session_log=start)
+            self._add_event(resume_frames + 1, session_log=session)
 
     def _new_events_file(self) -> "GrowingFile":
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
@@ -74,6 +91,7 @@ class MetricsWriter:
         self._events_file, self._events = file, self._make_writer(file)
         try:
             self._add_event(None, file_version="brain.Event:2")
+            self._add_event(0, summary=self._summary(value=[self._settings]))
         except OSError:
             file.close()
             raise
@@ -150,6 +168,16 @@ class MetricsWriter:
             bucket_limit=lags + 0.5,  # right edges: bucket i holds lag i alone
             bucket=weights,
         )
+
+
+def _set(field: Any, value: str | float) -> None:
+    """Fill a protobuf `Value`, which has a field for each type."""
+    if isinstance(value, bool):
+        field.bool_value = value
+    elif isinstance(value, str):
+        field.string_value = value.encode(errors="replace").decode()  # paths may be no UTF-8
+    else:
+        field.number_value = value
 
 
 class GrowingFile:

@@ -201,7 +201,10 @@ class Trainer:
                 )
                 writer = stack.enter_context(
                     MetricsWriter(
-                        self.run_dir, resume_frames=resume_frames, is_ours=self.folder.owns
+                        self.run_dir,
+                        resume_frames=resume_frames,
+                        is_ours=self.folder.owns,
+                        settings=self.config.hyperparameters(),
                     )
                 )
             stack.enter_context(self._folder_left_in_order(log_file, writer))

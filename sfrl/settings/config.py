@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -183,6 +183,12 @@ class Config(
         """The same run. For one that was saved when such settings were not refused yet."""
         settings = settings_of(type(self))
         return replace(self, **{name: settings[name].default for name in self.unused_in(spec)})
+
+    def hyperparameters(self) -> dict[str, str | float]:
+        """All settings but those that tell where this run is and came from: what it may be compared
+        by."""
+        own = ("run_dir", "resume", "config", "tuned")
+        return {name: value for name, value in asdict(self).items() if name not in own}
 
     @property
     def env_options(self) -> envs.EnvOptions:

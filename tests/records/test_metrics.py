@@ -7,7 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, list_session_groups
+from tensorboard.plugins.hparams.backend_context import Context
 
 from sfrl.envs.gymnasium_envs import MAX_INFO
 from sfrl.records.metrics import (
@@ -21,7 +27,7 @@ from sfrl.records.metrics import (
 )
 from sfrl.records.metrics_writer import MetricsWriter
 from sfrl.records.timing import COMPONENT_STAGES
-from sfrl.settings.algorithms import ALGORITHMS
+from sfrl.settings.algorithms import ALGORITHMS, make_config
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -217,6 +223,43 @@ def test_tensorboard_has_the_scalars_over_frames_and_the_lag_histogram(tmp_path,
     histogram = lag.histogram_value
     assert (histogram.min, histogram.max, histogram.num, histogram.sum) == (1, 3, 8, 18)
     assert histogram.bucket == [0, 3, 0, 5]
+
+
+def compared(folder):
+    """What TensorBoard's HParams page shows of each run: settings, and the last values."""
+    runs = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
+    provider = MultiplexerDataProvider(runs, str(folder))
+    everything = api_pb2.ListSessionGroupsRequest(
+        start_index=0, slice_size=100, allowed_statuses=range(4)
+    )
+    page = Context(TBContext(data_provider=provider))
+    groups = list_session_groups.Handler(RequestContext(), page, "", everything).run()
+    return {
+        Path(group.sessions[0].name).name: (
+            {name: getattr(v, v.WhichOneof("kind")) for name, v in group.hparams.items()},
+            {metric.name.tag: metric.value for metric in group.metric_values},
+        )
+        for group in groups.session_groups
+    }
+
+
+def test_tensorboard_compares_runs_by_their_settings_and_scores(tmp_path):
+    for name, seed in (("first", 1), ("second", 2)):
+        config = make_config({"seed": seed, "run_dir": name, "env": "a\udc80", "gamma": 0.5})
+        with MetricsWriter(tmp_path / name, settings=config.hyperparameters()) as writer:
+            writer.write({"env_frames": 100, "episode_return_mean": 10.0 * seed})
+    with MetricsWriter(tmp_path / "first", resume_frames=100, settings={"seed": 9}) as writer:
+        writer.write({"env_frames": 200, "episode_return_mean": 20.0})
+        os.truncate(max((tmp_path / "first").glob("events.*")), 10)  # then there is a third
+        writer.write({"env_frames": 300, "episode_return_mean": 30.0})
+    told = compared(tmp_path)
+    settings, values = told["first"]
+    assert (settings["gamma"], settings["serial"], settings["system"]) == (0.5, False, "appo")
+    assert settings["env"] == "a?"
+    assert "run_dir" not in settings
+    assert values["run/episode_return_mean"] == 30
+    assert told["second"][0] == settings | {"seed": 2}
+    assert told["second"][1]["run/episode_return_mean"] == 20
 
 
 def test_resume_continues_score_time_and_counters(clock):
