@@ -46,7 +46,8 @@ from sfrl.envs.vec_env import (
 
 log = own_logger(__name__)
 
-MAX_INFO = 32  # numbers of an `info` that are taken
+MAX_INFO = 32  # numbers of all `info`s that are taken
+_MAX_TOLD = 2 * MAX_INFO  # of one `info`: a warning names those that are not taken
 INFO_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _MAX_RESETS = 20  # in a row; that every second one fails is survived
 
@@ -542,11 +543,11 @@ def _seed_spaces(env: Env, seed: int) -> None:
 
 
 def numbers_in(info: object) -> dict[str, float]:
-    """Those in an `info` that have plain names, `MAX_INFO` at most; the rest may be anything."""
+    """Those in an `info` that have plain names, `_MAX_TOLD` at most; the rest may be anything."""
     numbers: dict[str, float] = {}
     if not isinstance(info, dict):
         return numbers
-    for name, value in islice(info.items(), 8 * MAX_INFO):
+    for name, value in islice(info.items(), 4 * _MAX_TOLD):
         is_number = isinstance(value, bool | int | float | np.integer | np.floating | np.bool_) or (
             isinstance(value, np.ndarray) and value.shape == () and value.dtype.kind in "biuf"
         )
@@ -558,6 +559,6 @@ def numbers_in(info: object) -> dict[str, float]:
             continue
         if np.isfinite(number):
             numbers[name] = number
-        if len(numbers) == MAX_INFO:
+        if len(numbers) == _MAX_TOLD:
             break
     return numbers

@@ -69,7 +69,8 @@ Vector: TypeAlias = gymnasium.vector.VectorEnv[Any, Any, Any]
 Infos: TypeAlias = dict[str, Any]
 
 ENVPOOL = "envpool:"
-_OF_THE_POOL = frozenset({"env_id", "elapsed_step", "reward", "terminated"})  # no news at an end
+# What EnvPool tells of every step, and is no news at an end: of Atari's lives none are left there.
+_OF_THE_POOL = frozenset({"env_id", "elapsed_step", "reward", "terminated", "lives"})
 # What one of a class must have once it is made.
 _MEMBERS = (*VEC_ENV_METHODS, *VecEnv.__annotations__, "leaves")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {

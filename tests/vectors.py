@@ -30,7 +30,8 @@ class Ticks(gymnasium.Env):
         is_over = self.t == self.length
         terminated = is_over and self.length % 2 == 0
         obs = np.array([self.t, self.length], np.float64)
-        return obs, float(action) + 1, terminated, is_over and not terminated, {"length": self.t}
+        info = {"length": self.t, "lives": 0}
+        return obs, float(action) + 1, terminated, is_over and not terminated, info
 
     def render(self):
         return np.full((8, 8, 3), self.t, np.uint8)

@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfrl.envs.gymnasium_envs import INFO_NAME, MAX_INFO
+from sfrl.envs.logs import own_logger
 from sfrl.records.timing import COMPONENT_STAGES, Kind, is_waiting, shares
 from sfrl.settings.actor_critic import ActorCriticConfig
+
+log = own_logger(__name__)
 
 EPISODE_WINDOW = 100  # the score is the mean of this many episodes, as in the literature
 
@@ -108,6 +111,7 @@ class RunMetrics:
         self._returns: deque[float] = deque(maxlen=EPISODE_WINDOW)
         self._lengths: deque[int] = deque(maxlen=EPISODE_WINDOW)
         self._infos: dict[str, deque[float]] = {}
+        self._has_left_out = False
         self._best_return_mean: float | None = None
         self._counters = dict.fromkeys(LEARNER_COUNTERS, 0)
         # Of the interval:
@@ -125,14 +129,24 @@ class RunMetrics:
             episode_return: sum of the rewards as the environment gave them (the game's score).
             length: decisions in the episode.
             info: numbers that the environment tells of it. Of all that ever come the first
-                `MAX_INFO` names count.
+                `MAX_INFO` names count; a warning tells of the others, once.
         """
         self._episodes += 1
         self._returns.append(float(episode_return))
         self._lengths.append(int(length))
+        left_out = []
         for name, value in info.items():
             if name in self._infos or len(self._infos) < MAX_INFO:
                 self._infos.setdefault(name, deque(maxlen=EPISODE_WINDOW)).append(value)
+            else:
+                left_out.append(name)
+        if left_out and not self._has_left_out:
+            self._has_left_out = True
+            log.warning(
+                "the environment's info has numbers of more names than the %d that become metrics; "
+                "left out: %s",
+                *(MAX_INFO, ", ".join(left_out)),
+            )
         score, best = self.score, self._best_return_mean
         if score is not None and (best is None or score > best):
             self._best_return_mean = score

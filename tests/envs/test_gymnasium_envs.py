@@ -508,7 +508,8 @@ INFO = {
     ("info", "expected"),
     [
         (INFO, {"is_success": 1.0, "count": 3.0, "array": 2.5, "float32": 0.5}),
-        ({f"n{i}": i for i in range(10**6)}, {f"n{i}": i for i in range(32)}),
+        ({f"n{i}": i for i in range(10**6)}, {f"n{i}": i for i in range(64)}),
+        ({"episode": {"r": 1.0, "l": 3, "t": 0.1}}, {}),
         (None, {}),
     ],
 )

@@ -382,7 +382,7 @@ def test_the_lines_of_a_month_are_cut_without_being_held_or_written_again(tmp_pa
     assert read_lines(tmp_path)[-1]["env_frames"] == 2_990
 
 
-def test_numbers_of_episodes_have_means_of_their_own_and_stay_few():
+def test_numbers_of_episodes_have_means_of_their_own_and_stay_few(caplog):
     metrics = RunMetrics(start_s=0.0)
     for i in range(2 * EPISODE_WINDOW):
         info = {"is_success": float(i >= 1.5 * EPISODE_WINDOW), f"changing{i}": 1.0}
@@ -391,6 +391,8 @@ def test_numbers_of_episodes_have_means_of_their_own_and_stay_few():
     infos = {name: value for name, value in record.items() if name.startswith("info/")}
     assert len(infos) == MAX_INFO
     assert infos["info/is_success"] == 0.25
+    (warning,) = caplog.messages
+    assert warning.endswith(f"left out: changing{2 * MAX_INFO - 1}")
     state = metrics.state()
     assert metrics_problem(state) is None
     resumed = RunMetrics(start_s=0.0)
