@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pong test lint tsan soak clean
+.PHONY: pong test lint site tsan soak clean
 
 pong: $(VENV)/.installed  ## train Pong
 	$(BIN)/python train.py --env=Pong
@@ -25,6 +25,9 @@ $(VENV)/.installed: requirements.txt pyproject.toml setup.py $(wildcard sfrl/ipc
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
+
+site: $(VENV)/.installed-dev  ## docs/ as a site: build/site/index.html; a warning is an error
+	$(BIN)/zensical build --strict --clean
 
 # Twice: TSan sees what is not ordered, but its own work hides a lost wake-up, which -O2 shows.
 tsan:  ## the lock-free queue's C++ core under ThreadSanitizer
