@@ -2,12 +2,16 @@
 
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sfrl import envs
+from sfrl.commands.enjoy import Args
+from sfrl.settings import synonyms
+from sfrl.settings.algorithms import user_settings
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -51,6 +55,23 @@ def test_every_file_of_docs_is_reached_from_the_index():
         new = {path for page in new if page.suffix == ".md" for path in links(page)} - reached
     files = {path for path in DOCS.rglob("*") if path.is_file()}
     assert {path for path in files if not {path, path.parent} & reached} == set()
+
+
+def test_moving_says_what_a_wrong_flag_is_answered_with():
+    text, of_train, of_enjoy = (DOCS / "moving.md").read_text(), user_settings(), fields(Args)
+    rows = re.findall(r"^\| (`.*?) \| (.*?) ?\|", text, re.M)
+    assert len(rows) > 90
+    for theirs, ours in rows:
+        flags = {name.replace("-", "_") for name in re.findall(r"`--([a-z-]+)`", ours)}
+        plays = "of `enjoy.py`" in ours
+        assert flags <= ({field.name for field in of_enjoy} if plays else {*of_train}), theirs
+        answers = synonyms.OF_ENJOY if plays else synonyms.OF_TRAIN
+        for name in re.findall(r"`(\w+)`", theirs):
+            if flags and name in answers and name not in of_train:
+                answered = {
+                    flag.replace("-", "_") for flag in re.findall("--([a-z-]+)", answers[name])
+                }
+                assert flags & answered, (name, flags, answers[name])
 
 
 def test_every_extra_of_environments_has_a_page_that_shows_what_is_learned():
