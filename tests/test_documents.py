@@ -57,6 +57,15 @@ def test_every_file_of_docs_is_reached_from_the_index():
     assert {path for path in files if not {path, path.parent} & reached} == set()
 
 
+def test_the_messages_that_troubleshooting_quotes_are_those_of_the_code():
+    code = "".join(path.read_text() for path in sorted((ROOT / "sfrl").rglob("*.py")))
+    code += "".join(path.read_text() for path in sorted((ROOT / "envs").rglob("*.py")))
+    joined = re.sub(r'"\n\s*f?"', "", code)  # a text over several lines
+    quoted = re.findall(r"^- \*\*`([^`]+)`\*\*", (DOCS / "troubleshooting.md").read_text(), re.M)
+    assert len(quoted) > 15
+    assert [text for text in quoted if text not in joined] == []
+
+
 def test_moving_says_what_a_wrong_flag_is_answered_with():
     text, of_train, of_enjoy = (DOCS / "moving.md").read_text(), user_settings(), fields(Args)
     rows = re.findall(r"^\| (`.*?) \| (.*?) ?\|", text, re.M)
