@@ -8,39 +8,17 @@ hang or crash. The trainer lives as long as the run and holds its locks, so it m
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import suppress
-from multiprocessing import Pipe, connection
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from multiprocessing import connection
+from typing import Any, NamedTuple
 
 import gymnasium
-from setproctitle import setproctitle
 
 from sfrl import envs
 from sfrl.envs import EnvOptions, EnvSpec, TrainsOnImportError
-from sfrl.ipc.shared_memory import Stopped
+from sfrl.run.apart import Apart, EndedError, apart
 from sfrl.run.child import die_with_parent
-from sfrl.run.leaving import leave
-from sfrl.run.signals import STOP_SIGNALS, leave_stopping_to_the_trainer
-from sfrl.run.spawning import ROOT, descendants, terminate
-from sfrl.run.watchdog import LONGEST_LOOK_S, START_LIMIT_S
-
-_POLL_S = 0.05
-_MAX_LINE = 500  # bytes of what a process that died has printed last
-_END_S = 2.0  # for the process to end, once it has told
-
-# Not multiprocessing's spawn, which sets a process up for much that this one does without.
-_COMMAND = (
-    "import json, sys; sys.path[:0], path, *given = json.loads(sys.argv[1]); "
-    "import sfrl; sys.path[:] = path; "  # this very one; the environment's path is then the user's
-    "from sfrl.run.description import tell; tell(*given)"
-)
+from sfrl.run.watchdog import START_LIMIT_S
 
 
 class _Refusal(NamedTuple):
@@ -73,22 +51,12 @@ def describe(
     """
     if envs.atari_game(env) is not None:
         return envs.describe(env, options)
-    receiver, sender = Pipe(duplex=False)
-    # What it prints goes into a file, which never waits for a reader. The workers print it again.
-    with receiver, os.fdopen(os.memfd_create("printed"), "w+b") as printed:
-        with sender:  # the child's alone: its end is then the end of the pipe
-            child = _start(env, options, sender, printed)
-        try:
-            outcome = _receive(child, receiver, env, timeout_s, signals, printed)
-            if isinstance(outcome, EnvSpec):
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(_END_S)  # a license or a port that it holds is free then
-                return outcome
-        finally:
-            orphans = descendants(child.pid) if child.poll() is None else []
-            child.kill()
+    given = (env, dataclasses.asdict(options))
+    with apart("sfrl.run.description:tell", "description", f"describes {env}", *given) as child:
+        outcome = _outcome(child, env, timeout_s, signals)
+        if isinstance(outcome, EnvSpec):
             child.wait()
-            terminate(orphans)
+            return outcome
     if not outcome.is_unknown:
         raise ValueError(outcome.text)
     env_id = env.removeprefix("__main__:")
@@ -102,95 +70,33 @@ def describe(
     raise envs.UnknownEnvError(outcome.text)
 
 
-def _start(
-    env: str, options: EnvOptions, sender: connection.Connection, printed: BinaryIO
-) -> subprocess.Popen[bytes]:
-    told = dataclasses.asdict(options)
-    given = json.dumps([[ROOT], sys.path, env, told, sender.fileno(), os.getpid()])
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until it can be told of them
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-c", _COMMAND, given],  # -P: without the user's json.py
-            pass_fds=[sender.fileno()],
-            close_fds=True,
-            stdout=printed,
-            stderr=printed,
-        )
-    except OSError as error:
-        raise MemoryError(
-            f"the process that describes {env} could not be started: {error}; the machine may be "
-            f"out of memory or at its limit of processes (ulimit -u)"
-        ) from error
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _receive(
-    child: subprocess.Popen[bytes],
-    receiver: connection.Connection,
-    env: str,
-    timeout_s: float,
-    signals: Sequence[int],
-    printed: BinaryIO,
+def _outcome(
+    child: Apart, env: str, timeout_s: float, signals: Sequence[int]
 ) -> EnvSpec | _Refusal:
     """What the child tells, or what is to be said of one that does not. Raises Stopped."""
     doing, limit_s = "imported", max(START_LIMIT_S, timeout_s)
-    waited_s, last_look_s = 0.0, time.monotonic()
-    while waited_s < limit_s:
-        connection.wait([receiver], _POLL_S)
-        if signals:
-            raise Stopped
-        has_ended = child.poll() is not None  # asked first: it may have told and ended
-        if receiver.poll():
-            try:
-                message: EnvSpec | _Refusal | None = receiver.recv()
-            except EOFError:
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(_END_S)
-                has_ended = True
-            else:
-                if message is not None:
-                    return message
-                doing, limit_s, waited_s = "made", timeout_s, 0.0
-                last_look_s = time.monotonic()
-                continue  # it may have told the rest as well, and ended
-        if has_ended:
-            end = f"{_end_of(child)}{_last_line(printed)}"
-            return _Refusal(f"env={env} could not be {doing}: its process {end}")
-        now = time.monotonic()
-        waited_s += min(now - last_look_s, LONGEST_LOOK_S)  # not while this process was stopped
-        last_look_s = now
-    return _Refusal(
-        f"env={env} was not {doing} within {limit_s:g} s (env_timeout={timeout_s:g}); raise "
-        f"--env-timeout if it takes longer"
-    )
-
-
-def _last_line(printed: BinaryIO) -> str:
-    """Often the reason."""
-    printed.seek(max(0, printed.seek(0, os.SEEK_END) - _MAX_LINE))
-    lines = printed.read().decode("utf-8", "backslashreplace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"; the last that it printed: {last}" if last else ""
-
-
-def _end_of(child: subprocess.Popen[bytes]) -> str:
-    code: int | None = child.returncode
-    if code is None:
-        return "has closed all files"
-    known = {number.value: number.name for number in signal.Signals}
-    return f"exited with {code}" if code >= 0 else f"was killed by {known.get(-code, -code)}"
+    try:
+        outcome: EnvSpec | _Refusal | None = child.receive(limit_s, signals)
+        if outcome is None:
+            doing, limit_s = "made", timeout_s
+            outcome = child.receive(limit_s, signals)
+    except EndedError as error:
+        return _Refusal(f"env={env} could not be {doing}: its process {error}")
+    except TimeoutError:
+        return _Refusal(
+            f"env={env} was not {doing} within {limit_s:g} s (env_timeout={timeout_s:g}); raise "
+            f"--env-timeout if it takes longer"
+        )
+    assert outcome is not None
+    return outcome
 
 
 # --- in the child ---
 
 
-def tell(env: str, options: dict[str, Any], descriptor: int, parent: int) -> NoReturn:
+def tell(sender: connection.Connection, parent: int, env: str, options: dict[str, Any]) -> None:
     """Send None once the environment's module is imported, and then the description."""
-    setproctitle("sfrl description")
-    leave_stopping_to_the_trainer()
     die_with_parent(parent)
-    sender = connection.Connection(descriptor, readable=False)
     outcome: EnvSpec | _Refusal
     doing = "imported"
     try:
@@ -210,5 +116,3 @@ def tell(env: str, options: dict[str, Any], descriptor: int, parent: int) -> NoR
             remedy = f"; install the package that has {error.name!r}, or correct the name"
         outcome = _Refusal(f"env={env} could not be {doing}: {envs.in_one_line(error)}{remedy}")
     sender.send(outcome)
-    terminate(descendants(os.getpid()))  # what the environment leaves behind
-    leave(0)
