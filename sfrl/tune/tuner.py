@@ -53,7 +53,7 @@ _CROWD_GAINS = 1.1  # times the frames/s: for less, threads of the learner do no
 # (docs/experiments.md, "The same curve on any number of cores").
 _FRAMES_PER_ENV = 0.003
 _MAX_BATCHES = 8
-_HELPS = 1.05  # times the frames/s: what brings less is not advised
+HELPS = 1.05  # times the frames/s: what brings less is not advised
 # Microseconds of a GPU, for the estimate of what one would give: small next to any environment. The
 # two processes that drive it are not counted, hence "up to".
 _GPU_BATCH_US, _GPU_ROW_US, _GPU_LEARN_US = 150.0, 1.0, 10.0
@@ -149,6 +149,52 @@ def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[C
     return found or as_many or [config]
 
 
+class Outlook(NamedTuple):
+    """What a run comes to, by the costs of its parts."""
+
+    decisions_per_s: float
+    limit: str
+    """What limits it, in words."""
+    shares: dict[str, float]
+    """Of the work, by part; they add up to 1."""
+    gains: dict[str, float]
+    """Times the frames/s, at most, by what would help; the largest first."""
+
+
+def outlook(
+    config: Config,
+    costs: Costs,
+    cores: float,
+    candidates: Sequence[Config],
+    candidates_of_more: Sequence[Config],
+) -> Outlook:
+    """Of `config`, chosen from `candidates`; `candidates_of_more` are those on twice the cores."""
+    rates, n = predict(config, costs, cores), config.envs_per_split
+    core_us = {"environments": costs.env_us, "the workers' Python": costs.split_us / n}
+    if not costs.on_gpu:
+        learn_us = costs.learn_us * (
+            costs.parallel + (1 - costs.parallel) * config.torch_threads
+        )  # of all its threads, waiting for each other included
+        core_us |= {"acting": costs.batch_us / n + costs.row_us, "learning": learn_us}
+    limit = {
+        "cores": "the cores limit this machine",
+        "rollout": "the rollout workers' wait for actions limits this machine",
+        "inference": "the policy workers limit this machine",
+        "learning": "the learner limits this machine, as it is one process",
+    }[rates.bottleneck]
+    shares = {part: us / sum(core_us.values()) for part, us in core_us.items()}
+    of_more = choose(candidates_of_more, costs, 2 * cores)
+    gains = {"twice the cores": predict(of_more, costs, 2 * cores).expected / rates.expected}
+    if not costs.on_gpu:
+        instant = costs._replace(
+            batch_us=_GPU_BATCH_US, row_us=_GPU_ROW_US, learn_us=_GPU_LEARN_US, on_gpu=True
+        )
+        best = predict(choose(candidates, instant, cores), instant, cores).expected
+        gains["a GPU"] = best / rates.expected
+    in_order = sorted(gains, key=gains.__getitem__, reverse=True)
+    return Outlook(rates.expected, limit, shares, {what: gains[what] for what in in_order})
+
+
 def describe(
     config: Config,
     costs: Costs,
@@ -163,35 +209,14 @@ def describe(
         candidates: what `config` was chosen from.
         candidates_of_more: the same on twice the cores.
     """
-    rates, n = predict(config, costs, cores), config.envs_per_split
-    core_us = {"environments": costs.env_us, "the workers' Python": costs.split_us / n}
-    if not costs.on_gpu:
-        learn_us = costs.learn_us * (
-            costs.parallel + (1 - costs.parallel) * config.torch_threads
-        )  # of all its threads, waiting for each other included
-        core_us |= {"acting": costs.batch_us / n + costs.row_us, "learning": learn_us}
-    limit = {
-        "cores": "the cores limit this machine",
-        "rollout": "the rollout workers' wait for actions limits this machine",
-        "inference": "the policy workers limit this machine",
-        "learning": "the learner limits this machine, as it is one process",
-    }[rates.bottleneck]
-    shares = ", ".join(f"{us / sum(core_us.values()):.0%} {part}" for part, us in core_us.items())
-
-    of_more = choose(candidates_of_more, costs, 2 * cores)
-    gains = {"twice the cores": predict(of_more, costs, 2 * cores).expected / rates.expected}
-    if not costs.on_gpu:
-        instant = costs._replace(
-            batch_us=_GPU_BATCH_US, row_us=_GPU_ROW_US, learn_us=_GPU_LEARN_US, on_gpu=True
-        )
-        best = predict(choose(candidates, instant, cores), instant, cores).expected
-        gains["a GPU"] = best / rates.expected
-    in_order = sorted(gains, key=gains.__getitem__, reverse=True)
-    helps = [f"{w} up to {gains[w]:.1f} times the frames/s" for w in in_order if gains[w] >= _HELPS]
-    idle = [what for what in in_order if gains[what] < _HELPS]
+    known = outlook(config, costs, cores, candidates, candidates_of_more)
+    shares = ", ".join(f"{share:.0%} {part}" for part, share in known.shares.items())
+    gains = known.gains
+    helps = [f"{w} up to {gains[w]:.1f} times the frames/s" for w in gains if gains[w] >= HELPS]
+    idle = [what for what in gains if gains[what] < HELPS]
     advice = [f"what would help most: {', '.join(helps)}"] if helps else []
     advice += [f"{' and '.join(idle)} would not help"] if idle else []
-    frames_per_s = rates.expected * frameskip
+    frames_per_s = known.decisions_per_s * frameskip
     workers = _count(config.num_workers, "worker")
     return (
         f"tuned for {cores:g} cores: {workers} x {_count(config.envs_per_worker, 'env')}, "
@@ -199,7 +224,7 @@ def describe(
         f"{_count(config.num_policy_workers, 'policy worker')}, "
         f"{_count(config.torch_threads, 'learner thread')}, {config.precision}; "
         f"{frames_per_s:,.0f} frames/s expected: {1e6 / 60 / frames_per_s:.1f} minutes per million "
-        f"frames; {limit} (work: {shares}); {'; '.join(advice)}"
+        f"frames; {known.limit} (work: {shares}); {'; '.join(advice)}"
     )
 
 
@@ -370,13 +395,30 @@ def tune(config: Config, fixed: Collection[str], spec: EnvSpec) -> Config:
             _say(f"not tuned, the defaults stay, as with --tune=off: {error}")
             return dataclasses.replace(config, tuned=f"not tuned: {error}")
         _write_cache({**cached, key: costs})
-    found = arrangements(config, fixed, cores)
-    candidates = [c for c in found if _fits_memory(c, spec)] or [config]
-    chosen = choose(candidates, costs, cores)
-    of_more = arrangements(config, fixed, 2 * cores)
+    chosen, candidates, of_more = _chosen(config, fixed, spec, costs, cores)
     note = describe(chosen, costs, cores, candidates, of_more, spec.frameskip)
     _say(note)
     return dataclasses.replace(chosen, tuned=note)
+
+
+def kept_outlook(config: Config, fixed: Collection[str], spec: EnvSpec) -> Outlook | None:
+    """Of the arrangement that `tune` finds for `config`; None if no costs are kept for it."""
+    cores = usable_cores()
+    costs = read_cache().get(cache_key(config, cores))
+    if costs is None:
+        return None
+    chosen, candidates, of_more = _chosen(config, fixed, spec, costs, cores)
+    return outlook(chosen, costs, cores, candidates, of_more)
+
+
+def _chosen(
+    config: Config, fixed: Collection[str], spec: EnvSpec, costs: Costs, cores: float
+) -> tuple[Config, list[Config], list[Config]]:
+    """The arrangement, those it is chosen from, and those on twice the cores."""
+    found = arrangements(config, fixed, cores)
+    candidates = [c for c in found if _fits_memory(c, spec)] or [config]
+    of_more = arrangements(config, fixed, 2 * cores)
+    return choose(candidates, costs, cores), candidates, of_more
 
 
 def _say(text: str) -> None:
