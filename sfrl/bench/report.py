@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sfrl.bench.run import RunFigures
 from sfrl.envs import EnvSpec
+from sfrl.records.metrics import rounded
 from sfrl.settings.config import Config
 from sfrl.settings.machine import available_cores
 from sfrl.tune.components import Inference, Learning, Rollout, Simulation
-
-DIGITS = 5  # significant ones in the JSON object
 
 
 @dataclass
@@ -100,7 +98,7 @@ def to_json(
         },
         "machine": {**machine, "settings": settings},
     }
-    return json.dumps(_rounded(result))
+    return json.dumps(rounded(result))
 
 
 def _summary(rates: Sequence[float], spec: EnvSpec) -> dict[str, float]:
@@ -112,17 +110,6 @@ def _summary(rates: Sequence[float], spec: EnvSpec) -> dict[str, float]:
         "decisions_per_s": median / spec.frameskip,
         "windows": len(rates),
     }
-
-
-def _rounded(value: object) -> object:
-    """All floats to `DIGITS` significant digits, in any depth; JSON has no NaN: None."""
-    if isinstance(value, dict):
-        return {name: _rounded(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-    return value
 
 
 def describe(machine: Mapping[str, object], config: Config) -> list[str]:

@@ -22,6 +22,7 @@ log = own_logger(__name__)
 
 EPISODE_WINDOW = 100  # the score is the mean of this many episodes, as in the literature
 
+_DIGITS = 5  # of measurements, for programs
 _MAX_COUNT = 1 << 62  # of what is counted, in a checkpoint that may be a stranger's
 
 # What the learner reports of any algorithm; an algorithm's own names are in its specification. All
@@ -290,3 +291,14 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 def finite(value: float | int | None) -> float | int | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def rounded(value: object) -> object:
+    """All floats to `_DIGITS` significant digits, in any depth; JSON has no NaN: None."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    return value
