@@ -22,12 +22,19 @@ else of sfrl.
 """
 
 import dataclasses
+from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from sfrl.envs.atari import CONSOLE_FPS, FRAMESKIP, AtariVecEnv, describe_atari
-from sfrl.envs.gymnasium_envs import GymnasiumVecEnv, describe_gymnasium, gymnasium_fps
+from sfrl.envs.gymnasium_envs import (
+    GymnasiumVecEnv,
+    describe_gymnasium,
+    gymnasium_env,
+    gymnasium_fps,
+)
 from sfrl.envs.layers import FrameStack, Shrink, has_larger, is_ready, shrinking, stacking
 from sfrl.envs.names import (
     TrainsOnImportError,
@@ -80,6 +87,7 @@ __all__ = [
     "in_one_line",
     "is_ready",
     "make_vec_env",
+    "own_env",
     "parse_kwargs",
     "parse_wrappers",
     "random_actions",
@@ -159,6 +167,15 @@ def describe(name: str, options: EnvOptions = DEFAULT_OPTIONS) -> EnvSpec:
     if options.frame_stack > 1:
         spec = stacking(spec, options.frame_stack)
     return observing_last(spec) if options.observe_last else spec
+
+
+def own_env(name: str, options: EnvOptions = DEFAULT_OPTIONS) -> gymnasium.Env[Any, Any] | None:
+    """The environment as Gymnasium makes it, in the user's wrappers; None: it has none of its own,
+    as Atari games and vectors. Raises as `make_vec_env` does.
+    """
+    if atari_game(name) is not None or find_vectors(name) is not None:
+        return None
+    return gymnasium_env(gymnasium_id(name), options)
 
 
 def fps(name: str, options: EnvOptions = DEFAULT_OPTIONS) -> float | None:

@@ -422,6 +422,11 @@ def _first_info(env: Env, seed: int = 0) -> object:
     return info
 
 
+def gymnasium_env(env_id: str, options: EnvOptions) -> Env:
+    """The environment itself, in the user's wrappers, for a look at it. The caller closes it."""
+    return _make(env_id, options, render=False)
+
+
 def gymnasium_fps(env_id: str, options: EnvOptions) -> float | None:
     """As its metadata says."""
     with closing(_make(env_id, options, render=False)) as env:

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train an agent: sfrl train --env=Pong",
     "enjoy": "watch an agent play: sfrl enjoy --video=film.mp4",
     "bench": "tell where the frames go on this machine: sfrl bench --env=Pong",
+    "try": "tell of an environment in a minute: sfrl try CartPole-v1",
 }
 
 

@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.spaces import Box
 
 NUM_GOOD_STEPS = 50
 
@@ -144,6 +146,71 @@ class AllowsNothing(Raises):
         return 1e3 * observation**5, *outcome[:1], False, False, {"action_mask": masks}
 
 
+class IgnoresSeeds(CartPoleEnv):
+    """Begins anywhere, whatever its seed."""
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        self.state = self.starts.uniform(-0.05, 0.05, 4)
+        return np.array(self.state, np.float32), {}
+
+    starts = np.random.default_rng(0)
+
+
+class StraysLate(CartPoleEnv):
+    """Its third step of an episode is pushed by chance that no seed decides."""
+
+    chance = np.random.default_rng(0)
+
+    def reset(self, **kwargs):
+        self.num_steps = 0
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.num_steps += 1
+        if self.num_steps == 3:
+            self.state = np.array(self.state) + self.chance.uniform(-1e-3, 1e-3, 4)
+        return super().step(action)
+
+
+class LeavesItsSpace(CartPoleEnv):
+    """Its space says that the cart stays nearer than it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = Box(-0.01, 0.01, (4,), np.float32)
+
+
+class WrongShape(Raises):
+    """One number too many, after a while."""
+
+    def step(self, action):
+        self.num_steps += 1
+        observation, *rest = CartPoleEnv.step(self, action)
+        return np.append(observation, 0) if self.num_steps > NUM_GOOD_STEPS else observation, *rest
+
+
+class RaisesInTraining(CartPoleEnv):
+    """Only the processes of a run see it break down."""
+
+    def reset(self, **kwargs):
+        if "rollout" in Path("/proc/self/cmdline").read_text():
+            raise RuntimeError("only alone")
+        return super().reset(**kwargs)
+
+
+class Prints(CartPoleEnv):
+    def step(self, action):
+        print("what it does, at every step")
+        return super().step(action)
+
+
+gymnasium.register("RaisesInTraining-v0", RaisesInTraining, max_episode_steps=500)
+gymnasium.register("Prints-v0", Prints, max_episode_steps=500)
+gymnasium.register("IgnoresSeeds-v0", IgnoresSeeds, max_episode_steps=500)
+gymnasium.register("StraysLate-v0", StraysLate, max_episode_steps=500)
+gymnasium.register("LeavesItsSpace-v0", LeavesItsSpace, max_episode_steps=500)
+gymnasium.register("WrongShape-v0", WrongShape, max_episode_steps=500)
 gymnasium.register("AllowsNothing-v0", AllowsNothing)
 gymnasium.register("LeavesAHelper-v0", LeavesAHelper, max_episode_steps=500)
 gymnasium.register("RaisesBesideAThread-v0", RaisesBesideAThread, max_episode_steps=500)
