@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import sfrl
 from sfrl.records import checkpoint
 from sfrl.run.trainer import STOP_TIMEOUT_S
 from tests.runs import (
@@ -79,6 +80,8 @@ def test_a_finished_run_leaves_its_folder_its_summary_and_nothing_else(tmp_path)
     assert names == {"config", "metrics", "events", "log", "checkpoints"}
     assert "train_frames=6000 are reached" in (run_dir / "log.txt").read_text()
     settings = json.loads((run_dir / "config.json").read_text())
+    [start] = settings.pop("starts")
+    assert (start["env_frames"], start["version"]) == (0, sfrl.__version__)
     assert settings == checkpoint.load_latest(run_dir).state["config"]
     assert (settings["gamma"], settings["model"]) == (0.98, "norm_mlp")
 
