@@ -21,6 +21,7 @@ through lock-free queues. The folders, each of which imports only from those bel
     experience/  slots, and the minibatches made of them
     parameters/  weights, optimizer, publication
     ipc/         queues, mailboxes, counters, addresses in shared memory
+    loggers/     where else records go
     records/     metrics, checkpoints, the run's folder
     settings/    groups of settings and their rules, one file for each algorithm
     nets/        encoders, distributions;  maths/  V-trace, returns, losses

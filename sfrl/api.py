@@ -15,6 +15,7 @@ import numpy as np
 
 from sfrl.envs import TrainsOnImportError
 from sfrl.ipc.shared_memory import Stopped, unlink_segments
+from sfrl.loggers import make_loggers
 from sfrl.records import run_folder
 from sfrl.run import limits
 from sfrl.run.child import serves_a_run
@@ -113,14 +114,15 @@ def prepare(
         started_s: when the run began, by the monotonic clock.
 
     Raises:
-        What `settle` and `Trainer` do.
+        What `settle` and `Trainer` do; ValueError if log_to names what is not there.
     """
     config, spec = settle(given, signals)
+    loggers = make_loggers(config.log_to)
     limits.check_machine(config)
     if not signals:
         with signals_to(give_up), own_output():
             config = tuned(config, given, spec)
-    return Trainer(config, signals, started_s, spec)
+    return Trainer(config, signals, started_s, spec, loggers)
 
 
 @contextmanager

@@ -231,7 +231,8 @@ def test_one_process_has_one_run_at_a_time():
 
 
 def test_workers_and_the_importing_program_are_spared_of_what_they_do_not_need():
-    look = "print(*sorted({'torch', 'sfrl.settings.flags', 'sfrl.run.trainer'} & set(sys.modules)))"
+    names = "{'torch', 'wandb', 'sfrl.settings.flags', 'sfrl.run.trainer'}"
+    look = f"print(*sorted({names} & set(sys.modules)))"
     loaded = run_python(
         "-c", f"import sys, sfrl.workers.rollout_worker; {look}; import sfrl.api; {look}"
     )

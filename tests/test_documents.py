@@ -87,7 +87,11 @@ def test_every_extra_of_environments_has_a_page_that_shows_what_is_learned():
     index = (DOCS / "environments" / "README.md").read_text()
     rows = re.findall(r"^\| \[.*?\]\((\S+)\).* \|(?: `(\S+)`)? \| `", index, re.M)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {extra for _, extra in rows if extra} == {*extras["optional-dependencies"]} - {"plots"}
+    assert {extra for _, extra in rows if extra} == {*extras["optional-dependencies"]} - {
+        "plots",
+        "trackio",
+        "wandb",
+    }
     for page, extra in rows:
         text = (DOCS / "environments" / page).read_text()
         assert not extra or f'"sfrl[{extra}]"' in text, page

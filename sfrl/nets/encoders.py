@@ -6,7 +6,6 @@ of several leaves obs is a dict. docs/adding-a-model.md shows how to bring your 
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -17,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfrl.envs import Leaf, TrainsOnImportError, in_one_line
+from sfrl.envs import Leaf
+from sfrl.envs.classes import class_at
 from sfrl.nets.choose import CNN_SIZES, JOINT_SIZE, MLPS, MODELS, encoder_of, seen
 from sfrl.nets.images import BLOCK, pixel_blocks
 
@@ -31,7 +31,7 @@ def make_encoder(name: str, leaves: tuple[Leaf, ...]) -> nn.Module:
         shapes: Any = {leaf.name.removeprefix("obs."): leaf.shape for leaf in leaves}
         if len(leaves) == 1:
             shapes = leaves[0].shape
-        return UserEncoder(user_class(name)(shapes), leaves)
+        return UserEncoder(class_at("model", name, nn.Module, "torch.nn.Module")(shapes), leaves)
     if name not in MODELS:
         raise ValueError(
             f"model={name!r} is none of {', '.join(MODELS)}; "
@@ -60,26 +60,6 @@ def _leaf_encoder(name: str, leaf: Leaf) -> nn.Module:
         "flat": Flat,
     }
     return built_in[name](leaf.shape, leaf.scale)
-
-
-def user_class(path: str) -> type[nn.Module]:
-    """The class at "module:Class"."""
-    module_name, _, class_name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except TrainsOnImportError as error:
-        raise ValueError(f"model={path}: {error}") from error
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise ValueError(
-            f"model={path}: cannot import {module_name!r} ({in_one_line(error)}); it must be the "
-            f"name of a module: of a file where you start, or of an installed one"
-        ) from error
-    found = getattr(module, class_name, None)
-    if found is None:
-        raise ValueError(f"model={path}: module {module_name!r} has no attribute {class_name!r}")
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"model={path}: {class_name} must be a subclass of torch.nn.Module")
-    return found
 
 
 class CenteredCNN(nn.Module):

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from sfrl.envs import Leaf
+from sfrl.envs.classes import ClassError
 from sfrl.nets.choose import MemorySpec, seen
 from sfrl.nets.encoders import CenteredCNN, JointEncoder, UserEncoder, example, make_encoder
 from sfrl.nets.normalizer import RunningNorm
@@ -299,10 +300,8 @@ def try_model(
             torch.stack([f.sum() for f in features]).sum().backward()
     except Exception as error:  # of any kind: it is the user's code that runs here
         place = traceback.extract_tb(error.__traceback__)
-        if (
-            isinstance(error, ValueError)
-            and Path(place[-1].filename).parent == Path(__file__).parent
-        ):
+        is_ours = Path(place[-1].filename).parent == Path(__file__).parent
+        if isinstance(error, ClassError) or (isinstance(error, ValueError) and is_ours):
             text = str(error)
         else:
             module = sys.modules.get(name.partition(":")[0])

@@ -50,6 +50,11 @@ class OwnedFolder:
         """Whether what is at the path now is this run's."""
         return self.is_ours and run_folder.is_at(self.path, self._descriptor)
 
+    @property
+    def starts(self) -> list[Start]:
+        """Those in config.json."""
+        return self._starts
+
     def save_config(self, config: Config, start: Start) -> None:
         """Write the settings of the run that starts, and all its starts so far, into config.json.
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from sfrl.ipc.messages import (
     Notice,
 )
 from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
+from sfrl.loggers.logger import Logger, RunStart
 from sfrl.records import checkpoint, run_folder
 from sfrl.records.metrics import RunMetrics
 from sfrl.records.metrics_writer import MetricsWriter
@@ -86,6 +87,7 @@ class Trainer:
         signals: list[int] | None = None,
         started_s: float | None = None,
         spec: envs.EnvSpec | None = None,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         """Look at everything that can be wrong before anything starts.
 
@@ -95,6 +97,7 @@ class Trainer:
             signals: those that the caller notes until `run` does. With one in it the run ends.
             started_s: when the run began, by the monotonic clock; None: now.
             spec: the environment's description, which `config` fits; None: it is looked at here.
+            loggers: get the run's records, beside its folder.
 
         Raises:
             envs.UnknownEnvError, ValueError: the environment cannot be trained, or not so.
@@ -124,6 +127,8 @@ class Trainer:
             )
             self.config = _resolved(config, spec)
         self._caveats = caveats(config.env, spec)
+        self._loggers = loggers
+        self._logging_to: list[Logger] = []  # those that have begun
         self.shared = self._make_shared(spec)
         self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
         self._first_frame = self.shared.progress.env_frames
@@ -216,13 +221,24 @@ class Trainer:
                 if config.resume:
                     # Not of what cannot start.
                     self.folder.save_config(self.config, this_start(self._first_frame))
+                self._begin_logging(stack)
                 self._supervise(display, writer)
             finally:
                 failures = self._stop()
                 self._report(display, writer)
             if failures:
                 raise WorkerError("\n".join(failures))
-        return self._summary()
+            summary = self._summary()  # of before loggers wait for their networks
+        return summary
+
+    def _begin_logging(self, stack: ExitStack) -> None:
+        """Until `stack` ends, after the last report."""
+        settings = self.config.hyperparameters()
+        run = RunStart(self.run_dir, self.config.env, settings, self.folder.starts)
+        for logger in self._loggers:
+            logger.begin(run)
+            stack.callback(logger.end)
+            self._logging_to.append(logger)
 
     def _make_display(self, output: Output) -> Display:
         config = self.config
@@ -341,6 +357,8 @@ class Trainer:
                 writer.write(record, self._lag_counts.tolist())
         except OSError as error:
             self._write_failed("metrics", error)
+        for logger in self._logging_to:
+            logger.report(record)
         try:
             display.update(record)
         except OSError as error:  # the terminal is a file on a full disk, or is gone

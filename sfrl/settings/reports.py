@@ -15,3 +15,5 @@ class ReportSettings(Settings):
     """Interval of checkpoints."""
     keep_checkpoints: Count = 3
     """Newest checkpoints that are kept, besides the best."""
+    log_to: str = ""
+    """Where else records go: wandb, trackio, module:Class, or several, separated by commas."""

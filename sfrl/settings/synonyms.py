@@ -10,7 +10,10 @@ import re
 
 from sfrl.settings.algorithms import user_settings
 
-_LOGS = "curves are in TensorBoard's files and metrics.jsonl in the run's folder (docs/metrics.md)"
+_LOGS = (
+    "use --log-to=wandb, trackio or module:Class; curves are in TensorBoard's files and "
+    "metrics.jsonl in the run's folder in any case"
+)
 _FRAMES = "use --train-frames, which counts emulated frames: on Atari 4 for each decision"
 
 _OF_TRAIN = {

@@ -90,7 +90,7 @@ def test_no_synonym_is_a_flag_and_every_remedy_names_flags_that_there_are():
             [
                 "--num-envs is unknown; use --num-workers=N and --envs-per-worker=K, which",
                 "--total_timesteps is unknown; use --train-frames",
-                "--track is unknown; curves are in TensorBoard's files",
+                "--track is unknown; use --log-to=wandb, trackio or module:Class; curves",
                 "--no-cuda is unknown; use --device=cuda or --device=cpu",
             ],
         ),

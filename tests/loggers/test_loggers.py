@@ -1,0 +1,211 @@
+"""Loggers: what they are told, and that a run waits for none and ends for none."""
+
+import dataclasses
+import importlib
+import json
+import sqlite3
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+import sfrl
+from sfrl.loggers import BackgroundLogger, Logger, RunStart, background, make_loggers
+from sfrl.loggers.wandb import _id_of
+from sfrl.records.start import this_start
+from sfrl.settings.algorithms import load_starts
+from tests.runs import metrics
+
+RECORDS = [{"env_frames": 100 * i, "episode_return_mean": 1.5 * i, "entropy": None} for i in (1, 2)]
+
+
+class Noting(Logger):
+    """Notes what it is told."""
+
+    noted: ClassVar[list] = []
+
+    def begin(self, run):
+        self.noted.append(run)
+
+    def report(self, record):
+        self.noted.append(record)
+
+    def end(self):
+        self.noted.append("end")
+
+
+class Picky(BackgroundLogger):
+    """Takes two records, and nothing until it may."""
+
+    def __init__(self):
+        self.may_connect = threading.Event()
+        self.taken = []
+
+    def connect(self, run):
+        self.may_connect.wait()
+        self.tell(f"connected to {run.env}")
+
+    def send(self, record):
+        if len(self.taken) == 2:
+            raise ConnectionError("no\nmore")
+        self.taken.append(record)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunStart:
+    return RunStart(tmp_path / "cart", "CartPole-v1", {"gamma": 0.5}, [this_start(0)])
+
+
+def test_a_logger_of_the_users_gets_all_records_of_a_run(tmp_path):
+    Noting.noted.clear()
+    sfrl.train(
+        env="CartPole-v1",
+        run_dir=tmp_path,
+        log_to="tests.loggers.test_loggers:Noting",
+        serial=True,
+        num_workers=1,
+        envs_per_worker=8,
+        rollout_length=8,
+        batch_size=32,
+        minibatches=2,
+        train_frames=500,
+        report_seconds=0.2,
+    )
+    # That of the setting's module, which is this one by another name if pytest is told of a file.
+    noted = importlib.import_module("tests.loggers.test_loggers").Noting.noted
+    run, *records, end = noted
+    assert end == "end"
+    assert (run.run_dir, run.env) == (tmp_path, "CartPole-v1")
+    assert run.settings["envs_per_worker"] == 8
+    assert run.starts == load_starts(tmp_path / "config.json")
+    assert records == metrics(tmp_path) != []
+
+
+def test_a_run_waits_for_no_logger_in_the_background_and_outlives_it(run, caplog):
+    logger = Picky()
+    logger.begin(run)
+    for i in range(4):
+        logger.report({"env_frames": i})
+    assert logger.taken == []
+    assert caplog.messages == []
+    logger.may_connect.set()
+    logger.end()
+    logger.report({"env_frames": 4})
+    assert [record["env_frames"] for record in logger.taken] == [0, 1]
+    assert caplog.messages == [
+        "Picky: connected to CartPole-v1",
+        "Picky: ConnectionError: no more; the run goes on without it",
+    ]
+
+
+def test_the_end_of_a_run_waits_for_a_logger_so_long_and_no_longer(run, caplog, monkeypatch):
+    monkeypatch.setattr(background, "END_S", 0.05)
+    logger = Picky()
+    logger.begin(run)
+    logger.end()
+    assert "Picky: has not taken all within 0.05 s of the run's end" in caplog.text
+    logger.may_connect.set()
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ("wandbb", "log_to=wandbb must be one of trackio, wandb, or a class of your own"),
+        ("no_such:Thing", "log_to=no_such:Thing: cannot import 'no_such'"),
+        ("json:JSONDecoder", "JSONDecoder must be a subclass of sfrl.loggers.Logger"),
+        ("json:dump, wandbb", "log_to=json:dump: dump must be a subclass"),
+    ],
+)
+def test_what_is_no_logger_is_told_before_anything_starts(names, text):
+    with pytest.raises(ValueError, match=text):
+        sfrl.train(env="CartPole-v1", log_to=names)
+
+
+def test_a_service_that_is_not_installed_is_told_with_its_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match='not installed: pip install "sfrl\\[trackio\\]"'):
+        make_loggers("trackio")
+    assert make_loggers("") == []
+
+
+def records_in(path: Path) -> Iterator[object]:
+    """What wandb has written: protobufs in the log format of LevelDB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, parts = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left_in_block = 2**15 - at % 2**15
+        if left_in_block < 7:
+            at += left_in_block
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(parts)
+            parts = b""
+
+
+def test_a_run_that_goes_on_is_the_same_one_and_a_later_one_in_its_folder_is_another(run):
+    more = dataclasses.replace(run, starts=[*run.starts, this_start(100)])
+    later = dataclasses.replace(run, starts=[{**run.starts[0], "time": "later"}])
+    assert _id_of(run) == _id_of(more) != _id_of(later)
+
+
+@pytest.mark.parametrize("is_offline", [True, False], ids=["offline", "without a key"])
+def test_weights_and_biases_has_the_run_offline(run, is_offline, monkeypatch, caplog, tmp_path):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline" if is_offline else "online")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    run.run_dir.mkdir()
+    [logger] = make_loggers("wandb")
+    logger.begin(run)
+    for record in RECORDS:
+        logger.report(record)
+    logger.end()
+    wandb.teardown()
+    assert ("No API key configured" in caplog.text) == (not is_offline)
+    assert ("`wandb sync` sends it from" in caplog.text) == (not is_offline)
+    [path] = run.run_dir.glob("wandb/offline-run-*/*.wandb")
+    written = list(records_in(path))
+    begun = next(record.run for record in written if record.HasField("run"))
+    assert (begun.project, begun.display_name, begun.run_group) == ("mine", "cart", "CartPole-v1")
+    config = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    assert config["gamma"] == 0.5
+    assert config["starts"][0]["command"] == run.starts[0]["command"]
+    rows = [
+        {
+            item.key or item.nested_key[0]: json.loads(item.value_json)
+            for item in record.history.item
+        }
+        for record in written
+        if record.HasField("history")
+    ]
+    assert [{name: row[name] for name in row if name[0] != "_"} for row in rows] == [
+        {"env_frames": 100, "episode_return_mean": 1.5},
+        {"env_frames": 200, "episode_return_mean": 3.0},
+    ]
+
+
+def test_trackio_has_the_run_on_this_machine(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    [logger] = make_loggers("trackio")
+    logger.begin(run)
+    for record in RECORDS:
+        logger.report(record)
+    logger.end()
+    database = sqlite3.connect(tmp_path / "trackio" / "sfrl.db")
+    rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+    database.close()
+    assert [(name, step, json.loads(numbers)) for name, step, numbers in rows] == [
+        ("cart", 100, {"env_frames": 100, "episode_return_mean": 1.5}),
+        ("cart", 200, {"env_frames": 200, "episode_return_mean": 3.0}),
+    ]
