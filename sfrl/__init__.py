@@ -21,7 +21,7 @@ through lock-free queues. The folders, each of which imports only from those bel
     experience/  slots, and the minibatches made of them
     parameters/  weights, optimizer, publication
     ipc/         queues, mailboxes, counters, addresses in shared memory
-    loggers/     where else records go
+    callbacks/   who is told what happens in a run
     records/     metrics, checkpoints, the run's folder
     settings/    groups of settings and their rules, one file for each algorithm
     nets/        encoders, distributions;  maths/  V-trace, returns, losses
@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sfrl.api import train
+    from sfrl.callbacks.callback import Callback
     from sfrl.records.checkpoint import CheckpointError
     from sfrl.run.crew import WorkerError
     from sfrl.run.trainer import Summary
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"  # pyproject.toml takes it from here
 
 _PUBLIC = {
+    "Callback": "sfrl.callbacks.callback",
     "CheckpointError": "sfrl.records.checkpoint",
     "ConfigError": "sfrl.settings.config",
     "Summary": "sfrl.run.trainer",
@@ -52,7 +54,15 @@ _PUBLIC = {
     "train": "sfrl.api",
 }
 
-__all__ = ["CheckpointError", "ConfigError", "Summary", "WorkerError", "__version__", "train"]
+__all__ = [
+    "Callback",
+    "CheckpointError",
+    "ConfigError",
+    "Summary",
+    "WorkerError",
+    "__version__",
+    "train",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -7,15 +7,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from sfrl.callbacks import Callback, make_callbacks
 from sfrl.envs import TrainsOnImportError
 from sfrl.ipc.shared_memory import Stopped, unlink_segments
-from sfrl.loggers import make_loggers
 from sfrl.records import run_folder
 from sfrl.run import limits
 from sfrl.run.child import serves_a_run
@@ -30,7 +30,7 @@ _running = threading.Lock()
 _running_in: int | None = None  # the thread that holds it
 
 
-def train(**settings: Any) -> Summary:
+def train(*, callbacks: Sequence[Callback] = (), **settings: Any) -> Summary:
     """Train an agent as `python train.py` does, and return how the run ended.
 
         from sfrl import train
@@ -43,6 +43,7 @@ def train(**settings: Any) -> Summary:
     raises KeyboardInterrupt. Called in another thread than the main one it takes no notice of them.
 
     Args:
+        callbacks: are told what happens in the run, and may end it.
         settings: the flags of `python train.py --help`, with underscores. What is left out is what
             the command would take: what learns in this kind of environment, fitted to this machine.
 
@@ -52,6 +53,7 @@ def train(**settings: Any) -> Summary:
         CheckpointError: there is nothing to resume.
         WorkerError: a component of the run failed. The text tells which, and its traceback.
         OSError: the run's folder cannot be written.
+        TypeError: one of `callbacks` is none.
         RuntimeError: this process trains already; or it serves a run, and imports what calls this.
     """
     started_s = time.monotonic()
@@ -69,7 +71,7 @@ def train(**settings: Any) -> Summary:
         try:
             known = all_settings()
             given = {name: _plain(value, known.get(name)) for name, value in settings.items()}
-            trainer = prepare(given, signals, give_up, started_s)
+            trainer = prepare(given, signals, give_up, started_s, callbacks)
             if not signals:
                 with own_output() as output:
                     summary = trainer.run(output)
@@ -104,6 +106,7 @@ def prepare(
     signals: list[int],
     give_up: Callable[[int], None],
     started_s: float,
+    callbacks: Sequence[Callback] = (),
 ) -> Trainer:
     """The trainer of a run with these settings, which has not started anything.
 
@@ -112,17 +115,24 @@ def prepare(
         signals: those that the caller notes.
         give_up: called for a signal while the machine is measured. It raises something.
         started_s: when the run began, by the monotonic clock.
+        callbacks: beside those that the setting log_to names.
 
     Raises:
-        What `settle` and `Trainer` do; ValueError if log_to names what is not there.
+        What `settle` and `Trainer` do; ValueError if log_to names what is not there; TypeError.
     """
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise TypeError(
+                f"callbacks has {callback!r:.80}, and must have objects of classes that derive "
+                f"from sfrl.Callback"
+            )
     config, spec = settle(given, signals)
-    loggers = make_loggers(config.log_to)
+    callbacks = [*callbacks, *make_callbacks(config.log_to)]
     limits.check_machine(config)
     if not signals:
         with signals_to(give_up), own_output():
             config = tuned(config, given, spec)
-    return Trainer(config, signals, started_s, spec, loggers)
+    return Trainer(config, signals, started_s, spec, callbacks)
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sfrl import envs
+from sfrl.callbacks.callback import Callback, RunStart
 from sfrl.envs.logs import own_logger, printable
 from sfrl.ipc.messages import (
     CheckpointFailed,
@@ -29,7 +30,6 @@ from sfrl.ipc.messages import (
     Notice,
 )
 from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
-from sfrl.loggers.logger import Logger, RunStart
 from sfrl.records import checkpoint, run_folder
 from sfrl.records.metrics import RunMetrics
 from sfrl.records.metrics_writer import MetricsWriter
@@ -87,7 +87,7 @@ class Trainer:
         signals: list[int] | None = None,
         started_s: float | None = None,
         spec: envs.EnvSpec | None = None,
-        loggers: Sequence[Logger] = (),
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         """Look at everything that can be wrong before anything starts.
 
@@ -97,7 +97,7 @@ class Trainer:
             signals: those that the caller notes until `run` does. With one in it the run ends.
             started_s: when the run began, by the monotonic clock; None: now.
             spec: the environment's description, which `config` fits; None: it is looked at here.
-            loggers: get the run's records, beside its folder.
+            callbacks: are told what happens in the run.
 
         Raises:
             envs.UnknownEnvError, ValueError: the environment cannot be trained, or not so.
@@ -127,8 +127,9 @@ class Trainer:
             )
             self.config = _resolved(config, spec)
         self._caveats = caveats(config.env, spec)
-        self._loggers = loggers
-        self._logging_to: list[Logger] = []  # those that have begun
+        self._callbacks = callbacks
+        self._listening: list[Callback] = []  # those that have begun
+        self._ended_by = ""  # the callback that has asked for the end
         self.shared = self._make_shared(spec)
         self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
         self._first_frame = self.shared.progress.env_frames
@@ -221,24 +222,32 @@ class Trainer:
                 if config.resume:
                     # Not of what cannot start.
                     self.folder.save_config(self.config, this_start(self._first_frame))
-                self._begin_logging(stack)
+                self._begin_callbacks(stack)
                 self._supervise(display, writer)
             finally:
                 failures = self._stop()
                 self._report(display, writer)
             if failures:
                 raise WorkerError("\n".join(failures))
-            summary = self._summary()  # of before loggers wait for their networks
+            summary = self._summary()  # of before callbacks wait for their networks
         return summary
 
-    def _begin_logging(self, stack: ExitStack) -> None:
+    def _begin_callbacks(self, stack: ExitStack) -> None:
         """Until `stack` ends, after the last report."""
         settings = self.config.hyperparameters()
         run = RunStart(self.run_dir, self.config.env, settings, self.folder.starts)
-        for logger in self._loggers:
-            logger.begin(run)
-            stack.callback(logger.end)
-            self._logging_to.append(logger)
+        for callback in self._callbacks:
+            callback.begin(run)
+            stack.callback(callback.end)
+            self._listening.append(callback)
+
+    def _tell(self, event: Literal["report", "episode", "checkpoint"], *what: Any) -> None:
+        """The callbacks. If one raises an error, which ends the run, nothing more is told."""
+        listening, self._listening = self._listening, []
+        for callback in listening:
+            if getattr(callback, event)(*what):
+                self._ended_by = f"{type(callback).__name__}.{event} has returned True"
+        self._listening = listening
 
     def _make_display(self, output: Output) -> Display:
         config = self.config
@@ -317,13 +326,14 @@ class Trainer:
             return f"train_seconds={config.train_seconds:g} have passed"
         if 0 < config.train_frames <= self.shared.progress.env_frames:
             return f"train_frames={config.train_frames} are reached"
-        return None
+        return self._ended_by or None
 
     def _collect(self) -> None:
         for report in self.crew.take_reports():
             match report:
                 case EpisodeEnded(episode_return, length, info):
                     self.metrics.add_episode(episode_return, length, info)
+                    self._tell("episode", episode_return, length, info)
                 case LearnerReport(metrics, lag_counts):
                     self.metrics.add_learner_stats(metrics)
                     self._lag_counts = self._lag_counts + np.asarray(lag_counts)
@@ -333,6 +343,7 @@ class Trainer:
                     self._write_problems.pop("the checkpoint", None)
                     if best_score is None:
                         log.info("checkpoint: %s", path)
+                        self._tell("checkpoint", Path(path))
                     else:
                         self._best_saved = best_score
                         self._write_problems.pop("best.pt", None)
@@ -357,8 +368,7 @@ class Trainer:
                 writer.write(record, self._lag_counts.tolist())
         except OSError as error:
             self._write_failed("metrics", error)
-        for logger in self._logging_to:
-            logger.report(record)
+        self._tell("report", record)
         try:
             display.update(record)
         except OSError as error:  # the terminal is a file on a full disk, or is gone

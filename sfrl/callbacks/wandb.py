@@ -6,8 +6,8 @@ import hashlib
 import os
 from typing import Any
 
-from sfrl.loggers.background import BackgroundLogger
-from sfrl.loggers.logger import RunStart
+from sfrl.callbacks.background import BackgroundLogger
+from sfrl.callbacks.callback import RunStart
 from sfrl.records.metrics import Record
 
 # Each is less than what the end of a run waits (`END_S`). Records wait while it connects.

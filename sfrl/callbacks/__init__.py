@@ -1,7 +1,6 @@
-"""Where else a run's records go: a service such as Weights & Biases, or a class of the user's own.
+"""Who is told what happens in a run: Weights & Biases, Trackio, or classes of the user's own.
 
-`--log-to` names them. A logger lives in the trainer's process, and hears of a run when it begins,
-at each report, and when it has ended.
+`--log-to` names them, and `sfrl.train` takes objects as well. They live in the trainer's process.
 """
 
 from __future__ import annotations
@@ -9,20 +8,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 
+from sfrl.callbacks.background import BackgroundLogger
+from sfrl.callbacks.callback import Callback, RunStart
 from sfrl.envs.classes import class_at
-from sfrl.loggers.background import BackgroundLogger
-from sfrl.loggers.logger import Logger, RunStart
 
-__all__ = ["BackgroundLogger", "Logger", "RunStart", "make_loggers"]
+__all__ = ["BackgroundLogger", "Callback", "RunStart", "make_callbacks"]
 
 # What --log-to may name: the package, which is an extra of its name as well, and our class for it.
 _SERVICES = {
-    "trackio": "sfrl.loggers.trackio:TrackioLogger",
-    "wandb": "sfrl.loggers.wandb:WandbLogger",
+    "trackio": "sfrl.callbacks.trackio:TrackioLogger",
+    "wandb": "sfrl.callbacks.wandb:WandbLogger",
 }
 
 
-def make_loggers(names: str) -> list[Logger]:
+def make_callbacks(names: str) -> list[Callback]:
     """Those that `names`, the setting log_to, lists. Imports none of the services.
 
     Raises:
@@ -31,7 +30,7 @@ def make_loggers(names: str) -> list[Logger]:
     return [_make(name.strip()) for name in names.split(",") if name.strip()]
 
 
-def _make(name: str) -> Logger:
+def _make(name: str) -> Callback:
     if name in _SERVICES and importlib.util.find_spec(name) is None:
         raise ValueError(
             f"log_to={name} needs the package {name}, which is not installed: "
@@ -42,5 +41,5 @@ def _make(name: str) -> Logger:
             f"log_to={name} must be one of {', '.join(_SERVICES)}, or a class of your own, named "
             f"as module:Class"
         )
-    cls = class_at("log_to", _SERVICES.get(name, name), Logger, "sfrl.loggers.Logger")
+    cls = class_at("log_to", _SERVICES.get(name, name), Callback, "sfrl.Callback")
     return cls()

@@ -1,4 +1,4 @@
-"""Loggers: what they are told, and that a run waits for none and ends for none."""
+"""Callbacks: what they are told, what they may do, and that no service holds a run up."""
 
 import dataclasses
 import importlib
@@ -13,8 +13,8 @@ from typing import ClassVar
 import pytest
 
 import sfrl
-from sfrl.loggers import BackgroundLogger, Logger, RunStart, background, make_loggers
-from sfrl.loggers.wandb import _id_of
+from sfrl.callbacks import BackgroundLogger, Callback, RunStart, background, make_callbacks
+from sfrl.callbacks.wandb import _id_of
 from sfrl.records.start import this_start
 from sfrl.settings.algorithms import load_starts
 from tests.runs import metrics
@@ -22,7 +22,7 @@ from tests.runs import metrics
 RECORDS = [{"env_frames": 100 * i, "episode_return_mean": 1.5 * i, "entropy": None} for i in (1, 2)]
 
 
-class Noting(Logger):
+class Noting(Callback):
     """Notes what it is told."""
 
     noted: ClassVar[list] = []
@@ -54,6 +54,12 @@ class Picky(BackgroundLogger):
         self.taken.append(record)
 
 
+def train(run_dir: Path, **settings):
+    small = {"num_workers": 1, "envs_per_worker": 8, "rollout_length": 8, "batch_size": 32}
+    small |= {"minibatches": 2, "report_seconds": 0.2, "serial": True}
+    return sfrl.train(env="CartPole-v1", run_dir=run_dir, **small | settings)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunStart:
     return RunStart(tmp_path / "cart", "CartPole-v1", {"gamma": 0.5}, [this_start(0)])
@@ -61,27 +67,82 @@ def run(tmp_path: Path) -> RunStart:
 
 def test_a_logger_of_the_users_gets_all_records_of_a_run(tmp_path):
     Noting.noted.clear()
-    sfrl.train(
-        env="CartPole-v1",
-        run_dir=tmp_path,
-        log_to="tests.loggers.test_loggers:Noting",
-        serial=True,
-        num_workers=1,
-        envs_per_worker=8,
-        rollout_length=8,
-        batch_size=32,
-        minibatches=2,
-        train_frames=500,
-        report_seconds=0.2,
-    )
+    train(tmp_path, log_to="tests.callbacks.test_callbacks:Noting", train_frames=500)
     # That of the setting's module, which is this one by another name if pytest is told of a file.
-    noted = importlib.import_module("tests.loggers.test_loggers").Noting.noted
+    noted = importlib.import_module("tests.callbacks.test_callbacks").Noting.noted
     run, *records, end = noted
     assert end == "end"
     assert (run.run_dir, run.env) == (tmp_path, "CartPole-v1")
     assert run.settings["envs_per_worker"] == 8
     assert run.starts == load_starts(tmp_path / "config.json")
     assert records == metrics(tmp_path) != []
+
+
+class Counting(Callback):
+    """Counts what it is told, and does `act` at each."""
+
+    def __init__(self, act=lambda event: None):
+        self.episodes, self.paths, self.frames, self.has_ended = [], [], [], False
+        self._act = act
+
+    def episode(self, episode_return, length, info):
+        self.episodes.append((episode_return, length, dict(info)))
+        return self._act("episode")
+
+    def checkpoint(self, path):
+        self.paths.append(path)
+        return self._act("checkpoint")
+
+    def report(self, record):
+        self.frames.append(record["env_frames"])
+        return self._act("report")
+
+    def end(self):
+        self.has_ended = True
+
+
+def test_callbacks_are_told_of_every_episode_checkpoint_and_report(tmp_path):
+    first, second = Counting(), Counting()
+    summary = train(tmp_path, callbacks=[first, second], train_frames=2000, checkpoint_seconds=0.2)
+    assert len(first.episodes) == summary.episodes > 10
+    assert all(score == length and info == {} for score, length, info in first.episodes)
+    assert len(first.paths) == len({*first.paths}) > 1
+    assert {*(tmp_path / "checkpoints").glob("latest-*.pt")} <= {*first.paths}
+    assert first.frames == [record["env_frames"] for record in metrics(tmp_path)]
+    assert (second.episodes, second.paths) == (first.episodes, first.paths)
+    assert first.has_ended
+
+
+@pytest.mark.parametrize("event", ["episode", "checkpoint", "report"])
+def test_a_callback_ends_the_run_by_returning_true(tmp_path, event):
+    callback = Counting(lambda told: told == event)
+    summary = train(tmp_path, callbacks=[callback], checkpoint_seconds=0.2)
+    assert 0 < summary.env_frames < 100_000
+    assert f"stopping: Counting.{event} has returned True" in (tmp_path / "log.txt").read_text()
+    assert [*(tmp_path / "checkpoints").glob("latest-*.pt")]
+    assert callback.has_ended
+
+
+@pytest.mark.parametrize("event", ["episode", "report"])
+def test_what_a_callback_raises_ends_the_run_in_order_and_reaches_the_caller(tmp_path, event):
+    def act(told):
+        if told == event:
+            raise LookupError("mine")
+
+    callback, other = Counting(act), Counting()
+    with pytest.raises(LookupError, match="mine"):
+        train(tmp_path, callbacks=[callback, other])
+    assert len(callback.episodes if event == "episode" else callback.frames) == 1
+    assert other.frames == []  # nothing more is told, not even of the last report
+    assert callback.has_ended
+    assert other.has_ended
+
+
+def test_what_is_no_callback_is_refused():
+    with pytest.raises(
+        TypeError, match=r"callbacks has <class .*Counting'>, and must have"
+    ):
+        sfrl.train(env="CartPole-v1", callbacks=[Counting])
 
 
 def test_a_run_waits_for_no_logger_in_the_background_and_outlives_it(run, caplog):
@@ -115,7 +176,7 @@ def test_the_end_of_a_run_waits_for_a_logger_so_long_and_no_longer(run, caplog, 
     [
         ("wandbb", "log_to=wandbb must be one of trackio, wandb, or a class of your own"),
         ("no_such:Thing", "log_to=no_such:Thing: cannot import 'no_such'"),
-        ("json:JSONDecoder", "JSONDecoder must be a subclass of sfrl.loggers.Logger"),
+        ("json:JSONDecoder", "JSONDecoder must be a subclass of sfrl.Callback"),
         ("json:dump, wandbb", "log_to=json:dump: dump must be a subclass"),
     ],
 )
@@ -127,8 +188,8 @@ def test_what_is_no_logger_is_told_before_anything_starts(names, text):
 def test_a_service_that_is_not_installed_is_told_with_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match='not installed: pip install "sfrl\\[trackio\\]"'):
-        make_loggers("trackio")
-    assert make_loggers("") == []
+        make_callbacks("trackio")
+    assert make_callbacks("") == []
 
 
 def records_in(path: Path) -> Iterator[object]:
@@ -165,7 +226,7 @@ def test_weights_and_biases_has_the_run_offline(run, is_offline, monkeypatch, ca
     monkeypatch.setenv("WANDB_MODE", "offline" if is_offline else "online")
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     run.run_dir.mkdir()
-    [logger] = make_loggers("wandb")
+    [logger] = make_callbacks("wandb")
     logger.begin(run)
     for record in RECORDS:
         logger.report(record)
@@ -197,7 +258,7 @@ def test_weights_and_biases_has_the_run_offline(run, is_offline, monkeypatch, ca
 def test_trackio_has_the_run_on_this_machine(run, monkeypatch, tmp_path):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     pytest.importorskip("trackio")
-    [logger] = make_loggers("trackio")
+    [logger] = make_callbacks("trackio")
     logger.begin(run)
     for record in RECORDS:
         logger.report(record)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sfrl.loggers.background import BackgroundLogger
-from sfrl.loggers.logger import RunStart
+from sfrl.callbacks.background import BackgroundLogger
+from sfrl.callbacks.callback import RunStart
 from sfrl.records.metrics import Record
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 
+from sfrl.callbacks.callback import Callback, RunStart
 from sfrl.envs.logs import own_logger
-from sfrl.loggers.logger import Logger, RunStart
 from sfrl.records.metrics import Record
 
 log = own_logger(__name__)
@@ -15,7 +15,7 @@ MAX_WAITING = 10_000  # records that have not been taken: 14 hours of them
 END_S = 15.0  # that the end of a run waits for what is left
 
 
-class BackgroundLogger(Logger):
+class BackgroundLogger(Callback):
     """Derive from it, and define `connect`, `send` and `finish`, which may take their time.
 
     What they raise is told in the log, and the run goes on without the logger.
