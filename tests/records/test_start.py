@@ -61,9 +61,10 @@ def test_a_file_of_another_version_is_told_as_such_where_it_does_not_fit(tmp_pat
 
 def test_a_run_of_many_starts_and_long_commands_can_still_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "-c", "\x1b\ud800" * 100_000])
+    own: start.Start = {**this_start(0), "machine": {"cpu": "x" * 1000}}
     starts: list[start.Start] = []
     for frames in range(300):
-        starts = with_start(starts, {**this_start(frames), "machine": {"cpu": "x" * 1000}})
+        starts = with_start(starts, {**own, "env_frames": frames})
     assert len(starts) == 100
     assert [starts[i]["env_frames"] for i in (0, 1, -1)] == [0, 201, 299]
     checkpoint.save_config(ActorCriticConfig(), tmp_path, starts)
