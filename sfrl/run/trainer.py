@@ -310,6 +310,7 @@ class Trainer:
             if now >= next_look:
                 next_look = now + FOLDER_LOOK_S
                 self._keep_folder()
+                display.refresh()
             if now >= next_report:
                 next_report = now + config.report_seconds
                 self._report(display, writer)

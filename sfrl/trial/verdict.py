@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from sfrl.envs import EnvSpec, Leaf
+from sfrl.records.bottleneck import BOTTLENECKS, bottleneck_of
 from sfrl.records.metrics import EPISODE_WINDOW, Record
 from sfrl.records.timing import COMPONENT_STAGES
 from sfrl.settings.config import Config
@@ -180,14 +181,8 @@ def limit_of(trial: Trial) -> str | None:
     if trial.outlook is not None:
         parts = ", ".join(f"{share:.0%} {part}" for part, share in trial.outlook.shares.items())
         return f"{trial.outlook.limit} (work: {parts})"
-    if curve is None or not curve.working:
-        return None
-    busiest = max(curve.working, key=curve.working.__getitem__)
-    names = {"rollout": "the rollout workers", "policy": "the policy workers"}
-    return (
-        f"{names.get(busiest, 'the learner')}: busy {curve.working[busiest]:.0%} of the time, "
-        f"more than the others"
-    )
+    bottleneck = bottleneck_of(trial.training.records[-1]) if curve and trial.training else None
+    return None if bottleneck is None else BOTTLENECKS[bottleneck]
 
 
 def minutes_to(trial: Trial, frames: int) -> float | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sfrl.records.bottleneck import Bottleneck
 from sfrl.settings.config import Config
 from sfrl.tune.components import PRECISIONS, Precision
 
@@ -59,8 +60,9 @@ class Rates(NamedTuple):
     learning: float
 
     @property
-    def bottleneck(self) -> str:
-        return min(zip(self, self._fields, strict=True))[1]
+    def bottleneck(self) -> Bottleneck:
+        names: tuple[Bottleneck, ...] = ("cores", "rollout", "inference", "learning")
+        return min(zip(self, names, strict=True))[1]
 
     @property
     def expected(self) -> float:

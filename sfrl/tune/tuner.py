@@ -26,6 +26,7 @@ import numpy as np
 from sfrl.envs import EnvSpec
 from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import shm_shortage
+from sfrl.records.bottleneck import BOTTLENECKS
 from sfrl.run.roles import shared_bytes
 from sfrl.run.spawning import pythons_own_found
 from sfrl.settings.config import Config, ConfigError
@@ -176,12 +177,9 @@ def outlook(
             costs.parallel + (1 - costs.parallel) * config.torch_threads
         )  # of all its threads, waiting for each other included
         core_us |= {"acting": costs.batch_us / n + costs.row_us, "learning": learn_us}
-    limit = {
-        "cores": "the cores limit this machine",
-        "rollout": "the rollout workers' wait for actions limits this machine",
-        "inference": "the policy workers limit this machine",
-        "learning": "the learner limits this machine, as it is one process",
-    }[rates.bottleneck]
+    limit = BOTTLENECKS[rates.bottleneck]
+    if rates.bottleneck == "learning":
+        limit += ", which is one process"
     shares = {part: us / sum(core_us.values()) for part, us in core_us.items()}
     of_more = choose(candidates_of_more, costs, 2 * cores)
     gains = {"twice the cores": predict(of_more, costs, 2 * cores).expected / rates.expected}

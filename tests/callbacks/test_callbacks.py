@@ -139,9 +139,7 @@ def test_what_a_callback_raises_ends_the_run_in_order_and_reaches_the_caller(tmp
 
 
 def test_what_is_no_callback_is_refused():
-    with pytest.raises(
-        TypeError, match=r"callbacks has <class .*Counting'>, and must have"
-    ):
+    with pytest.raises(TypeError, match=r"callbacks has <class .*Counting'>, and must have"):
         sfrl.train(env="CartPole-v1", callbacks=[Counting])
 
 

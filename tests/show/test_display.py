@@ -1,20 +1,25 @@
 import errno
+import fcntl
 import io
 import json
 import logging
 import os
 import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 from contextlib import suppress
 
 import numpy as np
+import pyte
 import pytest
 from rich.console import Console
 
 from sfrl.records.metrics import RunMetrics
 from sfrl.records.timing import COMPONENT_STAGES
-from sfrl.show.display import BAR_WIDTH, make_display, plain_line, sparkline
+from sfrl.show.display import ASCII_MARKS, MARKS, curve, make_display, plain_line
 
 
 def make_record(*, trained: bool = True):
@@ -158,8 +163,9 @@ def test_panel_shows_speed_score_lag_and_where_the_time_goes():
         "7,450,000   1:02:05   1:02:05 left",
         "lag 3.4, at most 11",
         "entropy 1.700",
-        "env_step 65%  store 10%  wait_actions 25%  wait_slot 0%",
-        "train 80%",
+        "limited by the learner",
+        "█ env_step 65%  ▓ store 10%  ░ wait_actions 25%  · wait_slot 0%",
+        "▓ train 80%",
     ):
         assert part in text
 
@@ -186,9 +192,9 @@ def test_a_bar_is_full_however_its_parts_round():
     display, output = make_panel()
     with display:
         display.update(record)
-    bars = [line.count("█") for line in output.getvalue().splitlines() if "forward" in line]
-    assert bars
-    assert set(bars) == {BAR_WIDTH}
+    bars = re.findall(r"policy +([█▓▒▞░]+)  ", output.getvalue())
+    assert [len(bar) for bar in bars] == [24]
+    assert {bars[0].count(mark) for mark in "█▓▒▞"} <= {3, 4}
 
 
 def test_log_lines_stand_whole_above_the_panel():
@@ -230,13 +236,16 @@ def test_time_left_is_until_whichever_end_comes_first(end, left, capsys):
     assert line.endswith(left) if left else "left" not in line
 
 
-def test_sparkline_runs_from_lowest_to_highest_and_ends_with_the_newest():
-    assert sparkline([], 8) == ""
-    assert sparkline([3.0], 8) == "▁"
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
-    thinned = sparkline([*range(99), -50], 10)
-    assert len(thinned) == 10
-    assert thinned[-1] == "▁"
+@pytest.mark.parametrize("levels", [MARKS.levels, ASCII_MARKS.levels])
+def test_a_curve_runs_from_lowest_to_highest_and_ends_with_the_newest(levels):
+    low, *_, high = levels
+    assert curve([3.0], 4, 2, levels) == ["    ", low * 4]
+    assert curve(range(8), 8, 1, levels) == [levels]
+    assert curve([0, 1], 4, 2, levels) == ["  " + high * 2, low * 2 + high * 2]
+    top, bottom = curve([*range(99), -50], 10, 2, levels)
+    assert (len(top), len(bottom)) == (10, 10)
+    assert bottom[1:] == high * 8 + low
+    assert top[8] == high
 
 
 def test_what_is_shown_on_a_terminal_that_is_gone_is_lost_without_a_fault():
@@ -253,3 +262,184 @@ def test_what_is_shown_on_a_terminal_that_is_gone_is_lost_without_a_fault():
     finally:
         with suppress(OSError):  # of the last flush
             file.close()
+
+
+# --- on a terminal, as its user sees it ---
+
+
+class Terminal:
+    """A terminal of some size, emulated by pyte, and a panel that draws on it.
+
+    Args:
+        reflows: breaks lines in two that are longer than the window has become, as most do.
+    """
+
+    def __init__(self, columns, rows, *, reflows=False, encoding="utf-8"):
+        self.ours, theirs = pty.openpty()
+        self.reflows = reflows
+        self.screen = pyte.HistoryScreen(columns, rows, history=1000)
+        self.stream = pyte.ByteStream(self.screen)
+        self._set_size(columns, rows)
+        self.file = os.fdopen(theirs, "w", encoding=encoding)
+        self.panel = make_display(True, out=self.file, title="Pong  runs/pong")
+
+    def _set_size(self, columns, rows):
+        fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def resize(self, columns, rows):
+        self.read()
+        self._set_size(columns, rows)
+        if not self.reflows:
+            self.screen.resize(rows, columns)
+            return
+        lines, at = self.lines(), len(self.screen.history.top) + self.screen.cursor.y
+        self.screen.reset()
+        self.screen.resize(rows, columns)
+        self.stream.feed("\r\n".join([*lines, *[""] * (at - len(lines) + 1)][: at + 1]).encode())
+
+    def read(self):
+        os.set_blocking(self.ours, False)
+        with suppress(BlockingIOError):
+            while data := os.read(self.ours, 1 << 16):
+                self.stream.feed(data)
+
+    def lines(self):
+        """Of the history and the screen, without trailing spaces and empty lines at the end."""
+        self.read()
+        width = self.screen.columns
+        past = ["".join(line[x].data for x in range(width)) for line in self.screen.history.top]
+        return (
+            "\n".join(line.rstrip() for line in [*past, *self.screen.display]).rstrip().split("\n")
+        )
+
+    def colors(self):
+        self.read()
+        return {cell.fg for row in self.screen.buffer.values() for cell in row.values()}
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Makes one."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    made = []
+
+    def make(*args, **kwargs):
+        made.append(Terminal(*args, **kwargs))
+        return made[-1]
+
+    yield make
+    for terminal in made:
+        terminal.panel.close()
+        terminal.file.close()
+        os.close(terminal.ours)
+
+
+def assert_one_panel(lines, columns):
+    """Whole, in the last lines, and no part of another one."""
+    edges = [at for at, line in enumerate(lines) if re.match("[╭╰+]", line)]
+    top, bottom = edges
+    assert bottom == len(lines) - 1
+    assert {len(line) for line in lines[top:]} == {columns}
+    assert not any(re.match("[│|]", line) for line in lines[:top])
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_panel_is_as_wide_as_the_window_and_breaks_nothing(terminal, columns):
+    seen = terminal(columns, 24)
+    for score in (1.0, 5.0, 9.0):
+        seen.panel.update(make_record() | {"episode_return_mean": score})
+    lines = seen.lines()
+    assert_one_panel(lines, columns)
+    assert len(lines) < 24
+    text = "\n".join(lines)
+    for whole in ("best -", "2 episodes", "policy loss -", "entropy 1.700", "learning rate -"):
+        assert whole in text
+    [top] = [line for line in lines if line.startswith("│       9.0 ")]
+    [bottom] = [line for line in lines if line.startswith("│       1.0 ")]
+    third = (columns - 14) // 3
+    assert len(top[12:-1].strip()) in (third, third + 1)
+    assert bottom[12:-1].strip().count("█") == pytest.approx(2 * third, abs=2)
+    assert len(bottom[12:-1].strip()) == columns - 14
+
+
+@pytest.mark.parametrize(
+    ("reflows", "sizes"),
+    [
+        (True, [(120, 45), (60, 45), (61, 40), (120, 50)]),
+        (True, [(80, 40), (50, 40)]),
+        (False, [(120, 24), (60, 24), (80, 24), (79, 24)]),  # pyte cannot do other heights
+    ],
+)
+def test_after_a_resize_there_is_one_panel_on_the_screen_and_in_the_history(
+    terminal, reflows, sizes
+):
+    seen = terminal(*sizes[0], reflows=reflows)
+    logger = logging.getLogger("test_display.resize")
+    logger.addHandler(seen.panel.log_handler)
+    seen.panel.update(make_record())
+    for size in sizes[1:]:
+        seen.resize(*size)
+        seen.panel.refresh()
+        assert_one_panel(seen.lines(), size[0])
+        logger.warning("a line of %s", size)
+        assert_one_panel(seen.lines(), size[0])
+    seen.resize(*sizes[0])
+    seen.panel.update(make_record())
+    logger.removeHandler(seen.panel.log_handler)
+    assert_one_panel(seen.lines(), sizes[0][0])
+    if reflows:
+        assert sum("a line of" in line for line in seen.lines()) == len(sizes) - 1
+
+
+def test_a_window_that_is_too_low_has_the_panels_upper_part(terminal):
+    seen = terminal(80, 10)
+    for _ in range(3):
+        seen.panel.update(make_record())
+    lines = seen.lines()
+    assert len(lines) == 9
+    assert [line[0] for line in lines] == ["╭", *"││││││││"]
+
+
+@pytest.mark.parametrize(
+    ("term", "encoding", "is_ascii"),
+    [("xterm-16color", "utf-8", False), ("linux", "utf-8", True), ("xterm", "latin-1", True)],
+)
+def test_a_poor_terminal_tells_the_parts_of_a_bar_apart(
+    terminal, monkeypatch, term, encoding, is_ascii
+):
+    monkeypatch.setenv("TERM", term)
+    seen = terminal(120, 30, encoding=encoding)
+    seen.panel.update(make_record())
+    text = "\n".join(seen.lines())
+    assert text.isascii() == is_ascii
+    marks = "#=." if is_ascii else "█▓░"
+    assert re.search(
+        f"rollout +[{marks}]+ +{'  '.join(f'[{m}] [a-z_]+ [0-9]+%' for m in marks)}", text
+    )
+    # pyte has a name for each of the 16 colors, a number for the others.
+    names = {*pyte.graphics.FG.values(), *pyte.graphics.FG_AIXTERM.values()}
+    assert {"green", "brown", "brightblack"} <= seen.colors() <= names
+
+
+def test_no_color_means_none(terminal, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    seen = terminal(80, 30)
+    seen.panel.update(make_record())
+    seen.panel.show("from an environment\n")
+    assert_one_panel(seen.lines(), 80)
+    assert seen.colors() == {"default"}
+
+
+def test_a_files_name_that_is_longer_than_a_line_stays_in_one_piece(terminal):
+    seen = terminal(60, 30)
+    logger = logging.getLogger("test_display.names")
+    logger.addHandler(seen.panel.log_handler)
+    name = "/home/me/" + "a-long-name/" * 5 + "latest-000000199923.pt"
+    seen.panel.update(make_record())
+    logger.warning("the last checkpoint is %s", name)
+    logger.removeHandler(seen.panel.log_handler)
+    seen.panel.show(f"an environment tells of {name}\n")
+    lines = seen.lines()
+    assert lines[1] + lines[2] == name
+    assert "".join(lines[3:5]) == "an environment tells of " + name
+    assert re.fullmatch(r"\d\d:\d\d:\d\d warning: the last checkpoint is", lines[0])

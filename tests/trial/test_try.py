@@ -145,14 +145,19 @@ def test_a_training_run_that_fails_is_told_without_its_traceback(capfd):
 
 def record(time_s: float, frames: int, score: float | None, steps: int) -> dict[str, Any]:
     working = {f"{kind}/working": 0.5 for kind in ("rollout", "policy", "learner")}
-    return working | {
-        "time_s": time_s,
-        "env_frames": frames,
-        "episode_return_mean": score,
-        "episodes": 100,
-        "learner_steps": steps,
-        "worker_restarts": 0,
-    }
+    waits = {"rollout/wait_slot": 0.4, "rollout/wait_actions": 0.1}
+    return (
+        working
+        | waits
+        | {
+            "time_s": time_s,
+            "env_frames": frames,
+            "episode_return_mean": score,
+            "episodes": 100,
+            "learner_steps": steps,
+            "worker_restarts": 0,
+        }
+    )
 
 
 RECORDS = [record(float(t), max(0, t - 4) * 1000, 2.0 * t, max(0, t - 4)) for t in range(1, 21)]
@@ -262,14 +267,12 @@ def test_every_flag_that_is_advised_is_one():
     assert read_flags([flag for flag in flags_of(everything) if flag])
 
 
-def test_the_limit_is_the_tuners_where_it_has_measured_and_else_who_is_busiest():
-    assert limit_of(trial_of()).startswith("the rollout workers: busy 50%")
+def test_the_limit_is_the_tuners_where_it_has_measured_and_else_that_of_the_last_record():
+    assert limit_of(trial_of()) == "limited by the learner"
     shares = {"environments": 0.2, "learning": 0.8}
-    outlook = Outlook(5000.0, "the learner limits this machine", shares, {"a GPU": 4.0})
+    outlook = Outlook(5000.0, "limited by the learner", shares, {"a GPU": 4.0})
     measured = dataclasses.replace(trial_of(), outlook=outlook)
-    assert limit_of(measured) == (
-        "the learner limits this machine (work: 20% environments, 80% learning)"
-    )
+    assert limit_of(measured) == ("limited by the learner (work: 20% environments, 80% learning)")
     assert "a GPU would give up to 4.0 times the frames/s" in page(measured)
 
 

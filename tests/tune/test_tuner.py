@@ -86,7 +86,7 @@ def test_the_note_tells_what_limits_the_machine_and_what_would_help():
     assert (
         f"; {4 * now:,.0f} frames/s expected: {1e6 / 60 / (4 * now):.1f} minutes per mill" in note
     )
-    assert "; the cores limit this machine (work: 44% environments, 6% the workers' P" in note
+    assert "; limited by the cores (work: 44% environments, 6% the workers' P" in note
     assert "18% acting, 33% learning)" in note
     gain = predict(tuner.choose(of_more, PONG, 4), PONG, 4).expected / now
     assert note.endswith(
@@ -115,7 +115,7 @@ def test_cores_that_would_stand_idle_are_not_recommended():
     assert predict(chosen, slow_learner, 64).bottleneck == "learning"
     of_more = tuner.arrangements(config, (), 128)
     note = tuner.describe(chosen, slow_learner, 64, candidates, of_more, frameskip=4)
-    assert "the learner limits this machine, as it is one process" in note
+    assert "limited by the learner, which is one process" in note
     assert note.endswith("; twice the cores would not help")
     assert "what would help most: a GPU up to " in note
 

@@ -1,0 +1,28 @@
+"""What limits a run, by where the time of its components went."""
+
+import pytest
+
+from sfrl.records.bottleneck import bottleneck_of
+from sfrl.records.timing import COMPONENT_STAGES
+
+
+@pytest.mark.parametrize(
+    ("expected", "rollout", "policy", "learner", "wait_actions", "wait_slot"),
+    [
+        ("environments", 0.97, 0.5, 0.4, 0.03, 0.0),
+        ("inference", 0.3, 0.95, 0.3, 0.7, 0.0),
+        ("learning", 0.4, 0.2, 0.95, 0.1, 0.5),
+        ("cores", 0.9, 0.4, 0.95, 0.05, 0.05),
+        ("rollout", 0.5, 0.6, 0.3, 0.4, 0.1),
+        ("learning", 0.5, 0.4, 0.7, 0.1, 0.4),
+        ("learning", None, None, 0.9, None, None),  # others have not ended a stage
+        (None, None, None, None, None, None),
+    ],
+)
+def test_who_never_waits_is_what_the_others_wait_for(
+    expected, rollout, policy, learner, wait_actions, wait_slot
+):
+    shares = {"rollout": rollout, "policy": policy, "learner": learner}
+    record = {f"{component}/working": shares[component] for component in COMPONENT_STAGES}
+    record |= {"rollout/wait_actions": wait_actions, "rollout/wait_slot": wait_slot}
+    assert bottleneck_of(record) == expected
