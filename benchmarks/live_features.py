@@ -65,7 +65,7 @@ def live_features(encoder: NatureCNN, obs: Tensor) -> dict[str, tuple[int, int]]
 def main(args: Args) -> None:
     state, path = checkpoint.load_latest(args.run_dir)
     config = config_from(state["config"], str(path))
-    encoder = Player(config, state["model"], seed=0).model.encoder
+    encoder = Player(config, state["model"], seed=0).policy.model.encoder
     if not isinstance(encoder, NatureCNN):
         raise SystemExit(f"{path} has --model={config.model}; this needs nature_cnn or a3c_cnn")
     print(f"{config.env}, {state['counters']['env_steps']:,} decisions")

@@ -4,6 +4,7 @@
     vec_env.py         the interface VecEnv, and its records
     options.py         EnvOptions: how an environment is made
     atari.py           Atari games: ALE, and screen.py's pictures
+    atari_env.py       a game as a Gymnasium environment
     gymnasium_envs.py  every other Gymnasium id, N in one thread
     vector_envs.py     what is a vector already: Gymnasium's, EnvPool's, classes of users
     spaces.py          what their observations and actions become
@@ -13,6 +14,7 @@
     forks.py           ends the forks of an environment that come back out of it
     layers.py          stacks of observations, around any VecEnv
     observe_last.py    the last action and reward, likewise
+    translation.py     all of this for an environment that someone else steps
     latency.py         Latency-v0, an environment that waits
     logs.py            loggers that no environment can silence
 
@@ -22,18 +24,19 @@ else of sfrl.
 """
 
 import dataclasses
+from contextlib import closing
 from typing import Any
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from sfrl.envs.atari import CONSOLE_FPS, FRAMESKIP, AtariVecEnv, describe_atari
+from sfrl.envs.atari_env import AtariEnv
 from sfrl.envs.gymnasium_envs import (
     GymnasiumVecEnv,
     describe_gymnasium,
-    gymnasium_env,
     gymnasium_fps,
+    make_gymnasium,
 )
 from sfrl.envs.layers import FrameStack, Shrink, has_larger, is_ready, shrinking, stacking
 from sfrl.envs.names import (
@@ -47,6 +50,7 @@ from sfrl.envs.names import (
 from sfrl.envs.observe_last import ObserveLast, observing_last
 from sfrl.envs.options import DEFAULT_OPTIONS, EnvOptions, parse_kwargs, parse_wrappers
 from sfrl.envs.rules import EnvError, NonFiniteError
+from sfrl.envs.translation import Translation, spaces_of
 from sfrl.envs.vec_env import (
     ACTION_MASK,
     OBS,
@@ -76,6 +80,7 @@ __all__ = [
     "Observations",
     "StepResult",
     "TrainsOnImportError",
+    "Translation",
     "UnknownEnvError",
     "UnsupportedEnvError",
     "VecEnv",
@@ -86,11 +91,12 @@ __all__ = [
     "gymnasium_id",
     "in_one_line",
     "is_ready",
+    "make_env",
     "make_vec_env",
-    "own_env",
     "parse_kwargs",
     "parse_wrappers",
     "random_actions",
+    "translation",
 ]
 
 
@@ -169,13 +175,32 @@ def describe(name: str, options: EnvOptions = DEFAULT_OPTIONS) -> EnvSpec:
     return observing_last(spec) if options.observe_last else spec
 
 
-def own_env(name: str, options: EnvOptions = DEFAULT_OPTIONS) -> gymnasium.Env[Any, Any] | None:
-    """The environment as Gymnasium makes it, in the user's wrappers; None: it has none of its own,
-    as Atari games and vectors. Raises as `make_vec_env` does.
+def make_env(name: str, options: EnvOptions = DEFAULT_OPTIONS, **kwargs: Any) -> Any:
+    """The environment itself, which runs have layers around: with its wrappers, and no others.
+
+    A `gymnasium.Env`. Of a vector: one of a single environment, a Gymnasium `VectorEnv` or, of a
+    class of the user's, what that is.
+
+    Args:
+        kwargs: for the environment, beside those in `options`, such as render_mode="human".
+
+    Raises:
+        UnknownEnvError, ValueError: as `make_vec_env`.
     """
-    if atari_game(name) is not None or find_vectors(name) is not None:
-        return None
-    return gymnasium_env(gymnasium_id(name), options)
+    game = atari_game(name)
+    if game is not None:
+        _check_for_atari(name, options)
+        return AtariEnv(game, options, **kwargs)
+    options = dataclasses.replace(options, kwargs={**options.kwargs, **kwargs})
+    if (vectors := find_vectors(name)) is not None:
+        return vectors.make_own(options)
+    return make_gymnasium(gymnasium_id(name), options)
+
+
+def translation(name: str, options: EnvOptions, spec: EnvSpec) -> Translation:
+    """Between what `make_env` gives and networks. `spec` is what `describe` says."""
+    with closing(make_env(name, options)) as env:
+        return Translation(spec, spaces_of(name, env), options)
 
 
 def fps(name: str, options: EnvOptions = DEFAULT_OPTIONS) -> float | None:

@@ -75,23 +75,7 @@ class AtariVecEnv:
         render: bool = False,
         stepping: NDArray[np.int64] | None = None,
     ) -> None:
-        frameskip = FRAMESKIP if options.frameskip is None else options.frameskip
-        sticky_actions, max_episode_frames = options.sticky_actions, options.max_episode_frames
-        if frameskip < 1:
-            raise ValueError(f"frameskip={frameskip} must be at least 1")
-        if not 0 <= sticky_actions <= 1:
-            raise ValueError(f"sticky_actions={sticky_actions} is a probability: 0 to 1")
-        if max_episode_frames < 1:
-            raise ValueError(f"max_episode_frames={max_episode_frames} must be at least 1")
-        self._make_game = partial(
-            _Game,
-            game,
-            frameskip,
-            sticky_actions,
-            options.episodic_life,
-            max_episode_frames,
-            render,
-        )
+        self._make_game = partial(Game.of, game, options, render)
         self._seeds = env_seeds(seed, num_envs)
         self.stepping = np.full(1, -1, np.int64) if stepping is None else stepping
         self._games = self._make_games()
@@ -101,7 +85,7 @@ class AtariVecEnv:
         self.num_envs = num_envs
         self.leaves: tuple[Leaf, ...] = LEAVES
         self.actions = _actions(self._games[0].ale)
-        self.frameskip = frameskip
+        self.frameskip = options.frameskip or FRAMESKIP
 
     def reset(self) -> Observations:
         if self._has_started:  # ALE can be seeded only before it loads the ROM
@@ -113,7 +97,7 @@ class AtariVecEnv:
         self.stepping[0] = -1
         return {OBS: self._obs}
 
-    def _make_games(self) -> list[_Game]:
+    def _make_games(self) -> list[Game]:
         games = []
         for i, seed in enumerate(self._seeds):
             self.stepping[0] = i
@@ -174,10 +158,24 @@ class AtariVecEnv:
         self._games = []
 
 
-class _Game:
+class Game:
     """One emulator and its stack of pictures, which lies in the caller's `obs` [4, 84, 84]."""
 
     _STATE = ("_is_over", "_lost_life", "_lives", "_num_frames")
+
+    @classmethod
+    def of(cls, game: str, options: EnvOptions, render: bool, seed: int) -> Game:
+        """Raises ValueError: an option is out of range."""
+        frameskip = FRAMESKIP if options.frameskip is None else options.frameskip
+        sticky_actions, max_episode_frames = options.sticky_actions, options.max_episode_frames
+        if frameskip < 1:
+            raise ValueError(f"frameskip={frameskip} must be at least 1")
+        if not 0 <= sticky_actions <= 1:
+            raise ValueError(f"sticky_actions={sticky_actions} is a probability: 0 to 1")
+        if max_episode_frames < 1:
+            raise ValueError(f"max_episode_frames={max_episode_frames} must be at least 1")
+        life = options.episodic_life
+        return cls(game, frameskip, sticky_actions, life, max_episode_frames, render, seed)
 
     def __init__(
         self,
@@ -344,6 +342,11 @@ def _ends_well(work: Callable[[], None], limit_s: float) -> bool:
 def describe_atari(game: str, frameskip: int | None = None) -> EnvSpec:
     """The spec of a game by its ROM id, from the ROM alone (0.1 s)."""
     return EnvSpec("atari", LEAVES, _actions(load_rom(game)), frameskip or FRAMESKIP)
+
+
+def num_actions(game: str) -> int:
+    """Of its minimal set, by its ROM id."""
+    return len(load_rom(game).getMinimalActionSet())
 
 
 def _actions(ale: ALEInterface) -> ActionSpec:

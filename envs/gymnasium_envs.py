@@ -90,7 +90,7 @@ class GymnasiumVecEnv:
         self._envs = []
         for i in range(num_envs):
             self.stepping[0] = i
-            self._envs.append(_make(env_id, options, render))
+            self._envs.append(make_gymnasium(env_id, options, render))
         self.stepping[0] = -1
         first = self._envs[0]
         self._layout = ActionLayout(env_id, first.action_space, options.bounds)
@@ -383,7 +383,7 @@ def describe_gymnasium(env_id: str, options: EnvOptions) -> EnvSpec:
         ValueError: a space is not supported, its `info` has a mask that is none, or there is a mask
             and nothing to forbid.
     """
-    env = _make(env_id, options, render=False)
+    env = make_gymnasium(env_id, options, render=False)
     layout = ActionLayout(env_id, env.action_space)
     place: MaskPlace | None = mask_place(env_id, env, layout.spec)
     parts = observation_parts(env_id, env.observation_space, has_mask=place == "observation")
@@ -422,19 +422,15 @@ def _first_info(env: Env, seed: int = 0) -> object:
     return info
 
 
-def gymnasium_env(env_id: str, options: EnvOptions) -> Env:
-    """The environment itself, in the user's wrappers, for a look at it. The caller closes it."""
-    return _make(env_id, options, render=False)
-
-
 def gymnasium_fps(env_id: str, options: EnvOptions) -> float | None:
     """As its metadata says."""
-    with closing(_make(env_id, options, render=False)) as env:
+    with closing(make_gymnasium(env_id, options, render=False)) as env:
         fps = env.metadata.get("render_fps")
     return float(fps) if fps else None
 
 
-def _make(env_id: str, options: EnvOptions, render: bool) -> Env:
+def make_gymnasium(env_id: str, options: EnvOptions, render: bool = False) -> Env:
+    """The environment itself, in its wrappers. Raises ValueError."""
     env = _bare(env_id, options.kwargs)
     modes = ("rgb_array", "rgb_array_list")
     if render and env.render_mode not in modes:

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfrl.envs.areas import Taps, area_taps, shrink
-from sfrl.envs.vec_env import Actions, EnvSpec, EnvState, Leaf, Observations, StepResult, VecEnv
+from sfrl.envs.vec_env import (
+    ACTION_MASK,
+    Actions,
+    EnvSpec,
+    EnvState,
+    Leaf,
+    Observations,
+    StepResult,
+    VecEnv,
+)
 
 
 class Layer:
@@ -68,23 +77,31 @@ class Shrink(Layer):
         return result._replace(obs=self._shrink(result.obs))
 
     def _shrink(self, obs: Observations) -> Observations:
-        small = {name: shrink(obs[name], *taps) for name, taps in self._taps.items()}
-        return {**obs, **small}
+        return shrunk(obs, self._taps)
 
     @cached_property
     def _taps(self) -> dict[str, list[Taps]]:
-        """Of each leaf that shrinks, what makes its rows and its columns."""
-        return {
-            new.name: [area_taps(*side) for side in zip(old.shape[1:], new.shape[1:], strict=True)]
-            for old, new in zip(self.env.leaves, self.leaves, strict=True)
-            if old.shape != new.shape
-        }
+        return taps_of(self.env.leaves, self._size)
 
     def state(self) -> EnvState | None:
         return self.env.state()
 
     def load_state(self, state: EnvState) -> None:
         self.env.load_state(state)
+
+
+def taps_of(leaves: tuple[Leaf, ...], size: int) -> dict[str, list[Taps]]:
+    """Of each leaf that shrinks, what makes its rows and its columns."""
+    return {
+        new.name: [area_taps(*side) for side in zip(old.shape[1:], new.shape[1:], strict=True)]
+        for old, new in zip(leaves, _shrunk(leaves, size), strict=True)
+        if old.shape != new.shape
+    }
+
+
+def shrunk(obs: Observations, taps: dict[str, list[Taps]]) -> Observations:
+    """Observations with the leaves that have taps made smaller."""
+    return {**obs, **{name: shrink(obs[name], *of_leaf) for name, of_leaf in taps.items()}}
 
 
 def has_larger(leaves: tuple[Leaf, ...], size: int) -> bool:
@@ -143,29 +160,14 @@ class FrameStack(Layer):
     def reset(self) -> Observations:
         obs = self.env.reset()
         self._ended[:] = False
-        self._frames = {
-            leaf.name: np.repeat(obs[leaf.name][:, np.newaxis], self._size, axis=1)
-            for leaf in self.env.leaves
-            if leaf.kind != "mask"
-        }
-        return self._with_frames(obs)
+        self._frames = first_frames(obs, self._size)
+        return stacked(obs, self._frames)
 
     def recv(self) -> StepResult:
         result = self.env.recv()
-        for name, frames in self._frames.items():
-            newest = result.obs[name]
-            frames[:, :-1] = frames[:, 1:]
-            frames[:, -1] = newest
-            frames[self._ended] = newest[self._ended, np.newaxis]
+        push(self._frames, result.obs, self._ended)
         self._ended = result.terminated | result.truncated
-        return result._replace(obs=self._with_frames(result.obs))
-
-    def _with_frames(self, obs: Observations) -> Observations:
-        joined = {
-            name: frames.reshape(self.num_envs, -1, *frames.shape[3:])
-            for name, frames in self._frames.items()
-        }
-        return {name: joined.get(name, array) for name, array in obs.items()}
+        return result._replace(obs=stacked(result.obs, self._frames))
 
     def state(self) -> EnvState | None:
         if (state := self.env.state()) is None:
@@ -177,6 +179,33 @@ class FrameStack(Layer):
         self.env.load_state(state["env"])
         self._frames = {name: frames.copy() for name, frames in state["frames"].items()}
         self._ended = state["ended"].copy()
+
+
+def first_frames(obs: Observations, size: int) -> Observations:
+    """At episodes' starts: [N, size, *shape] of each leaf but a mask."""
+    return {
+        name: np.repeat(newest[:, np.newaxis], size, axis=1)
+        for name, newest in obs.items()
+        if name != ACTION_MASK
+    }
+
+
+def push(frames: Observations, obs: Observations, begins: NDArray[np.bool_]) -> None:
+    """Edit the frames: the oldest go, and `obs` come; all are the first where an episode begins."""
+    for name, of_leaf in frames.items():
+        newest = obs[name]
+        of_leaf[:, :-1] = of_leaf[:, 1:]
+        of_leaf[:, -1] = newest
+        of_leaf[begins] = newest[begins, np.newaxis]
+
+
+def stacked(obs: Observations, frames: Observations) -> Observations:
+    """Observations [N, size * shape[0], ...] of the frames; a mask as it is in `obs`."""
+    joined = {
+        name: of_leaf.reshape(len(of_leaf), -1, *of_leaf.shape[3:])
+        for name, of_leaf in frames.items()
+    }
+    return {name: joined.get(name, array) for name, array in obs.items()}
 
 
 def stacking(spec: EnvSpec, size: int) -> EnvSpec:

@@ -42,11 +42,7 @@ class ObserveLast(Layer):
         return _with_last(self.env.leaves, self.actions)
 
     def _nothing(self) -> Observations:
-        size = _action_size(self.actions)
-        return {
-            LAST_ACTION: np.zeros((self.num_envs, size), np.float32),
-            LAST_REWARD: np.zeros((self.num_envs, 1), np.float32),
-        }
+        return nothing_yet(self.num_envs, self.actions)
 
     def reset(self) -> Observations:
         self._last = self._nothing()
@@ -55,7 +51,7 @@ class ObserveLast(Layer):
 
     def send(self, actions: Actions) -> None:
         self._last = self._nothing()
-        self._last[LAST_ACTION][:] = _flat(self.actions, actions)
+        self._last[LAST_ACTION][:] = flat_actions(self.actions, actions)
         self.env.send(actions)
 
     def recv(self) -> StepResult:
@@ -77,6 +73,14 @@ class ObserveLast(Layer):
         self._ended = state["ended"].copy()
 
 
+def nothing_yet(num_envs: int, actions: ActionSpec) -> Observations:
+    """The two leaves at episodes' starts."""
+    return {
+        LAST_ACTION: np.zeros((num_envs, _action_size(actions)), np.float32),
+        LAST_REWARD: np.zeros((num_envs, 1), np.float32),
+    }
+
+
 def observing_last(spec: EnvSpec) -> EnvSpec:
     """What `ObserveLast` makes of an environment."""
     return dataclasses.replace(spec, leaves=_with_last(spec.leaves, spec.actions))
@@ -95,7 +99,7 @@ def _action_size(spec: ActionSpec) -> int:
     return spec.num_logits + spec.num_numbers
 
 
-def _flat(spec: ActionSpec, actions: Actions) -> NDArray[np.float32]:
+def flat_actions(spec: ActionSpec, actions: Actions) -> NDArray[np.float32]:
     """[N, choices in all + numbers]: a 1 for each choice that was made, then the numbers."""
     flat = np.zeros((len(actions), _action_size(spec)), np.float32)
     columns = actions.reshape(len(actions), -1)

@@ -40,6 +40,7 @@ class Part:
     path: Path
     view: Callable[[Array], Array] | None  # to the leaf's shape, and from 0 on; None: as it is
     reading: str  # what was assumed; "" if it is plain
+    order: tuple[int, ...] = ()  # of an image's axes in its leaf, if they change places
 
     @property
     def where(self) -> str:
@@ -165,15 +166,25 @@ def _part(env_id: str, space: LeafSpace, path: Path) -> Part:
         size = int(np.prod(space.shape))
         view = None if len(space.shape) == 1 else lambda array: array.reshape(size)
         return Part(Leaf(name, "vector", (size,), "uint8"), space, path, view, "")
-    shape, dtype, scale, view = _box_layout(f"{env_id}: {where}", space)
+    shape, dtype, scale, order = _box_layout(f"{env_id}: {where}", space)
     leaf = Leaf(name, "image" if len(shape) == 3 else "vector", shape, dtype, scale)
-    return Part(leaf, space, path, view, _reading(env_id, where, space, leaf))
+    view = _box_view(space.shape, shape, order)
+    return Part(leaf, space, path, view, _reading(env_id, where, space, leaf), order)
 
 
-def _box_layout(
-    where: str, space: Box
-) -> tuple[tuple[int, ...], str, float, Callable[[Array], Array] | None]:
-    """Shape, dtype and scale of the leaf, and the view that turns an array so."""
+def _box_view(
+    shape: tuple[int, ...], leaf_shape: tuple[int, ...], order: tuple[int, ...]
+) -> Callable[[Array], Array] | None:
+    """Of a Box, in which its axes change places, and then some of them are joined."""
+    if len(order) > len(leaf_shape):
+        return lambda obs: obs.transpose(order).reshape(leaf_shape)
+    if order:
+        return lambda obs: obs.transpose(order)
+    return None if shape == leaf_shape else lambda obs: obs.reshape(leaf_shape)
+
+
+def _box_layout(where: str, space: Box) -> tuple[tuple[int, ...], str, float, tuple[int, ...]]:
+    """Shape, dtype and scale of the leaf, and the order in which it has the array's axes."""
     shape, is_pixels = space.shape, _is_pixels(space)
     low, high = float(space.low.min()), float(space.high.max())
     is_uniform = bool((space.low == low).all() and (space.high == high).all())
@@ -185,19 +196,17 @@ def _box_layout(
         if not is_pixels and (len(shape) < 2 or not is_uniform):
             scale = 1.0  # bounds of single numbers say little of their usual size
         size = int(np.prod(shape))
-        return (size,), dtype, scale, None if len(shape) == 1 else lambda obs: obs.reshape(size)
+        return (size,), dtype, scale, ()
     if len(shape) == 2:
-        return (1, *shape), dtype, scale, lambda obs: obs[np.newaxis]
+        return (1, *shape), dtype, scale, ()
     *stack, height, width, channels = shape
     is_first = _channel_axis(where, space) == len(stack)
     if is_first:
         *stack, channels, height, width = shape
     leaf_shape = (int(np.prod(stack)) * channels, height, width)
     if is_first:
-        return leaf_shape, dtype, scale, (lambda obs: obs.reshape(leaf_shape)) if stack else None
-    if stack:
-        return leaf_shape, dtype, scale, lambda obs: obs.transpose(0, 3, 1, 2).reshape(leaf_shape)
-    return leaf_shape, dtype, scale, lambda obs: obs.transpose(2, 0, 1)
+        return leaf_shape, dtype, scale, ()
+    return leaf_shape, dtype, scale, (0, 3, 1, 2) if stack else (2, 0, 1)
 
 
 def obs_scale(low: float, high: float) -> float:

@@ -98,6 +98,9 @@ class Vectors(Protocol):
         stepping: NDArray[np.int64] | None,
     ) -> VecEnv: ...
 
+    def make_own(self, options: EnvOptions) -> Vector | VecEnv:
+        """A vector of one, as it is."""
+
     def describe(self, options: EnvOptions) -> EnvSpec: ...
 
     def fps(self) -> float | None: ...
@@ -162,6 +165,9 @@ class _Gymnasiums:
         stepping: NDArray[np.int64] | None,
     ) -> VecEnv:
         return GymnasiumVector(self, num_envs, seed, options, render=render, stepping=stepping)
+
+    def make_own(self, options: EnvOptions) -> Vector:
+        return self.vector(1, 0, options.kwargs)
 
     def describe(self, options: EnvOptions) -> EnvSpec:
         with closing(GymnasiumVector(self, 1, 0, options)) as env:
@@ -647,6 +653,9 @@ class _Classes:
                 f"{self.name} has no {', '.join(missing)}; it must have what VecEnv has "
                 f"(docs/adding-an-environment.md)"
             )
+
+    def make_own(self, options: EnvOptions) -> VecEnv:
+        return self.make(1, 0, options, render=False, stepping=None)
 
     def describe(self, options: EnvOptions) -> EnvSpec:
         """Resets it once, to see that the observations are those that its leaves say."""

@@ -15,7 +15,7 @@ through lock-free queues. The folders, each of which imports only from those bel
     commands/    flags become settings, errors become exit codes
     bench/       what limits this machine;  tune/  finds the fastest arrangement for it
     run/         processes: trainer, crews, watchdog; alone knows all workers
-    show/        panel, output, player
+    show/        panel, output, player;  policy.py acts with saved weights
     workers/     rollout worker, policy worker, learner: a module and a loop (`step`) each
     algorithms/  what is learned, and how it acts: actor_critic, n_step_q
     experience/  slots, and the minibatches made of them
@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sfrl.api import train
     from sfrl.callbacks.callback import Callback
+    from sfrl.policy import Policy, load
     from sfrl.records.checkpoint import CheckpointError
     from sfrl.run.crew import WorkerError
     from sfrl.run.trainer import Summary
@@ -49,8 +50,10 @@ _PUBLIC = {
     "Callback": "sfrl.callbacks.callback",
     "CheckpointError": "sfrl.records.checkpoint",
     "ConfigError": "sfrl.settings.config",
+    "Policy": "sfrl.policy",
     "Summary": "sfrl.run.trainer",
     "WorkerError": "sfrl.run.crew",
+    "load": "sfrl.policy",
     "train": "sfrl.api",
 }
 
@@ -58,9 +61,11 @@ __all__ = [
     "Callback",
     "CheckpointError",
     "ConfigError",
+    "Policy",
     "Summary",
     "WorkerError",
     "__version__",
+    "load",
     "train",
 ]
 

@@ -122,20 +122,11 @@ def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
     # Here, because torch takes seconds to import and a mistyped flag should not have to wait.
     import torch
 
+    from sfrl.policy import find_checkpoint
     from sfrl.show.player import Player, Video, Window, real_fps
 
     video_path = Path(args.video).absolute()  # before an environment may go elsewhere
-    is_path = args.checkpoint not in ("latest", "best")
-    run_dir = args.run_dir or ("" if is_path else checkpoint.newest_run())
-    if run_dir:
-        if not Path(run_dir).is_dir():
-            raise ValueError(
-                f"run_dir={run_dir} is no folder; leave it out for the newest in runs/"
-            )
-        run_folder.check(Path(run_dir))
-    state, path = checkpoint.find(run_dir, args.checkpoint)
-    # The settings in the checkpoint, not those in the run's config.json: a resumed run may have
-    # changed these since, and a checkpoint can be played wherever it was moved.
+    state, path = find_checkpoint(args.run_dir, args.checkpoint)
     config = config_from(state["config"], str(path))
     describe(config.env, config.env_options, config.env_timeout)  # tells why it cannot be made
     print(printable(f"{config.env} by {path}"), file=sys.stderr)

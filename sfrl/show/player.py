@@ -1,8 +1,7 @@
-"""A trained network that plays, and the screens that show it: a video file and a window."""
+"""A trained policy that plays, and the screens that show it: a video file and a window."""
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
@@ -17,14 +16,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sfrl import envs
-from sfrl.algorithms import make_algorithm
-from sfrl.envs.logs import own_logger
-from sfrl.nets.model import check_memory
-from sfrl.records import checkpoint
+from sfrl.policy import Policy, playing_options
 from sfrl.settings.config import Config
-from sfrl.settings.defaults import caveats
-
-log = own_logger(__name__)
 
 _DEFAULT_FPS = 30.0  # of a Gymnasium environment that names none
 
@@ -60,7 +53,7 @@ class Moment(NamedTuple):
 
 
 class Player:
-    """Acts with the weights of a checkpoint, in float32 on the CPU.
+    """Plays episodes by a policy.
 
     Each episode has an environment of its own, seeded by (`seed`, episode). So an episode depends
     neither on how the ones before it ended nor on whether they were cut off.
@@ -76,31 +69,11 @@ class Player:
         render: bool = False,
     ) -> None:
         """Raises ValueError if the environment cannot be made, or the weights do not fit it."""
-        misfit = (
-            f"the weights do not fit model={config.model} for {config.env}; play them with the "
-            f"code of the environment and the model that they were trained with."
-        )
-        try:
-            check_memory(weights, config.memory)
-        except ValueError as error:
-            raise ValueError(f"{misfit} {checkpoint.in_one_line(error)}") from error
         make_env(config, seed, render=render).close()  # here, where it is told if it can't be shown
-        spec = envs.describe(config.env, config.env_options)
-        for text in caveats(config.env, spec):
-            log.warning("%s", text)
-        self.algorithm = make_algorithm(config, spec)
-        model = self.algorithm.make_model()
-        try:
-            model.load_weights(weights)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{misfit} {checkpoint.in_one_line(error)}") from error
         self.config = config
-        self.model = model.inference_copy(torch.float32)
+        self.policy = Policy(config, weights)
         self.seed = seed
         self.deterministic = deterministic
-        self._exploration: Tensor | None = None
-        if (exploration := config.exploration(config.max_frames)) is not None:
-            self._exploration = torch.tensor([exploration.min()])  # as little as any did in the end
         self.render = render
 
     def episode(self, index: int, max_steps: int = 0) -> Iterator[Moment]:
@@ -110,17 +83,14 @@ class Player:
         generator = torch.Generator().manual_seed(action_seed)
         with closing(make_env(self.config, env_seed, render=self.render)) as env:
             obs = env.reset()  # leaf -> [1, *shape]
-            rnn_state: Tensor | None = None
+            memory: Tensor | None = None
             score, steps, ended = 0.0, 0, False
             yield Moment(score, steps, env.render() if self.render else None)
             while not ended and (steps < max_steps or max_steps == 0):
-                leaves = {name: torch.from_numpy(leaf) for name, leaf in obs.items()}
-                seen = self.model, leaves, rnn_state
-                if self.deterministic:
-                    acted, rnn_state = self.algorithm.greedy(*seen)
-                else:
-                    acted, rnn_state = self.algorithm.act(*seen, self._exploration, generator)
-                env.send(acted["actions"].numpy())
+                actions, memory = self.policy.decide(
+                    obs, memory, deterministic=self.deterministic, generator=generator
+                )
+                env.send(actions)
                 obs, rewards, terminated, truncated = env.recv()
                 score += float(rewards[0])
                 steps += 1
@@ -130,15 +100,7 @@ class Player:
 
 def make_env(config: Config, seed: int, *, render: bool) -> envs.VecEnv:
     """One environment as in training, except that a lost life does not end the episode."""
-    return envs.make_vec_env(
-        config.env,
-        1,
-        seed,
-        dataclasses.replace(
-            config.env_options, episodic_life=False, on_nan=envs.EnvOptions.on_nan, threads=1
-        ),
-        render=render,
-    )
+    return envs.make_vec_env(config.env, 1, seed, playing_options(config), render=render)
 
 
 def real_fps(config: Config) -> float:

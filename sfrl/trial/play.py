@@ -17,6 +17,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
@@ -138,9 +139,19 @@ class _Player:
     def _has_time(self, share: float) -> bool:
         return time.monotonic() - self._start_s < share * self._seconds
 
+    def _own_env(self, options: envs.EnvOptions) -> gymnasium.Env[Any, Any] | None:
+        """As Gymnasium makes it; None: it has none of its own, as Atari games and vectors."""
+        if envs.atari_game(self._env) is not None:
+            return None
+        env = envs.make_env(self._env, options)
+        if isinstance(env, gymnasium.Env):
+            return env
+        env.close()
+        return None
+
     def _read_spaces(self) -> None:
         self._teller.begin("when it was made")
-        env = envs.own_env(self._env, self._options)
+        env = self._own_env(self._options)
         if env is None:
             return
         with closing(env):
@@ -233,7 +244,7 @@ class _Player:
     def _check(self) -> None:
         """By Gymnasium's checker, without its advice."""
         self._teller.begin("in Gymnasium's checker")
-        env = envs.own_env(self._env, dataclasses.replace(self._options, wrappers=""))
+        env = self._own_env(dataclasses.replace(self._options, wrappers=""))
         if env is None or not self._has_time(1):
             return
         with closing(env):

@@ -230,8 +230,11 @@ def test_the_player_is_greedy_or_explores_as_little_as_any(config):
     torch.manual_seed(0)
     weights = make_algorithm(config, envs.describe("CartPole-v1")).make_model().state_dict()
     player = Player(config, weights, seed=0)
-    assert player._exploration.item() == pytest.approx(config.exploration(10**9).min())
+    assert player.policy._exploration.item() == pytest.approx(config.exploration(10**9).min())
     endless = dataclasses.replace(config, train_frames=0)
-    assert Player(endless, weights, seed=0)._exploration.item() == player._exploration.item()
+    assert (
+        Player(endless, weights, seed=0).policy._exploration.item()
+        == player.policy._exploration.item()
+    )
     moments = list(Player(config, weights, seed=0, deterministic=True).episode(0))
     assert moments[-1].steps > 5

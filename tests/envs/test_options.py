@@ -333,11 +333,11 @@ def test_a_game_goes_on_from_its_state_with_the_last_action(between):
 
 
 def test_numbers_and_several_choices_are_seen_as_they_were_given():
-    from sfrl.envs.observe_last import _flat
+    from sfrl.envs.observe_last import flat_actions
     from sfrl.envs.vec_env import ActionSpec
 
     spec = ActionSpec(choices=(2, 3), low=(-1.0,), high=(1.0,))
-    flat = _flat(spec, np.array([[1, 0, 0.5], [0, 2, -3]], np.float32))
+    flat = flat_actions(spec, np.array([[1, 0, 0.5], [0, 2, -3]], np.float32))
     assert flat.tolist() == [[0, 1, 1, 0, 0, 0.5], [1, 0, 0, 0, 1, -3]]
 
 

@@ -335,14 +335,14 @@ def test_recurrent_state_lasts_an_episode_and_no_longer(monkeypatch):
     config = dataclasses.replace(CARTPOLE, rnn="gru", rnn_size=8)
     player = Player(config, fresh_weights(config), seed=0)
     states = []
-    act = player.algorithm.act
+    act = player.policy.algorithm.act
 
     def recorded_act(model, obs, rnn_state, *others):
         acted = act(model, obs, rnn_state, *others)
         states.append((rnn_state, acted.rnn_state))
         return acted
 
-    monkeypatch.setattr(player.algorithm, "act", recorded_act)
+    monkeypatch.setattr(player.policy.algorithm, "act", recorded_act)
     for index in range(2):
         states.clear()
         play(player, index)

