@@ -18,6 +18,9 @@ COMMANDS = {
     "enjoy": "watch an agent play: sfrl enjoy --video=film.mp4",
     "bench": "tell where the frames go on this machine: sfrl bench --env=Pong",
     "try": "tell of an environment in a minute: sfrl try CartPole-v1",
+    "status": "tell how a run stands, the newest unless one is named: sfrl status [RUN]",
+    "diagnose": "tell what is wrong with a run, and what to try: sfrl diagnose [RUN]",
+    "list": "list the runs in a folder: sfrl list [FOLDER]",
 }
 
 

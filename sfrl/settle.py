@@ -29,8 +29,6 @@ from sfrl.settings.environment import env_options, option_problems
 from sfrl.settings.fields import shown
 from sfrl.tune.tuner import tune
 
-RUNS = Path("runs")
-
 
 def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Config, envs.EnvSpec]:
     """The complete, checked settings of a run, and its environment.
@@ -50,7 +48,7 @@ def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Confi
     if problems := type_problems(given, user_settings(), synonyms.OF_PYTHON):
         raise ConfigError("\n".join(problems))
     # Here: the user's code, which `model` imports, may go elsewhere.
-    runs = run_folder.started_in() / RUNS
+    runs = run_folder.started_in() / run_folder.RUNS
     saved = saved_settings(given)
     with _source_told(given):
         config, spec = _settled(given, saved, signals)
@@ -160,7 +158,7 @@ def saved_settings(given: Mapping[str, Any]) -> Config | None:
     if given.get("run_dir"):
         run_dir = Path(run_folder.expanded("run_dir", given["run_dir"]))
     else:
-        run_dir = checkpoint.newest_run(RUNS, given.get("env"))
+        run_dir = checkpoint.newest_run(run_folder.RUNS, given.get("env"))
     run_folder.check(run_dir)
     saved = checkpoint.saved_config(run_dir)
     return dataclasses.replace(saved, run_dir=str(run_dir), train_seconds=0.0)

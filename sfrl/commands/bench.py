@@ -22,7 +22,7 @@ from sfrl import envs
 from sfrl.bench import queue, report
 from sfrl.bench.report import Figures
 from sfrl.bench.run import measure_run, recycler_body
-from sfrl.commands import EXIT_FAILURE, EXIT_USAGE
+from sfrl.commands import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from sfrl.commands.train import read_flags
 from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
@@ -64,7 +64,7 @@ def main(argv: Sequence[str], prog: str) -> int:
     try:
         return _main(argv, prog)
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return EXIT_INTERRUPTED
 
 
 def _main(argv: Sequence[str], prog: str) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, EXIT_VERDICT
+from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, EXIT_FOUND
 from sfrl.commands.train import read_flags
 from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import Stopped
@@ -79,7 +79,7 @@ def _code(trial: Trial) -> int:
         return EXIT_USAGE
     if trial.is_machines:
         return EXIT_FAILURE
-    return 0 if trial.verdict == "fine" else EXIT_VERDICT
+    return 0 if trial.verdict == "fine" else EXIT_FOUND
 
 
 def _read(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, Mapping[str, Any]]:

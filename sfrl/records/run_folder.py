@@ -13,6 +13,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+RUNS = Path("runs")
+"""Where runs are made, and looked for, unless a folder is named."""
+
+BEGUN = "training "
+"""How the log of each start begins."""
+LAST_CHECKPOINT = "last checkpoint: "
+"""How the log of a run begins its last line, if it ends in order."""
+FAILED = "the run failed: "
+"""How the log begins the reason of a failure."""
 UNTRAINED = "nothing was learned: a new run may begin in this folder"
 """How the log of a run ends that leaves nothing else."""
 
@@ -107,16 +116,34 @@ def lock(run_dir: Path) -> int:
         RunFolderError: another one is at work in it.
     """
     descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RunFolderError(
-            f"run_dir={run_dir} is in use by a run that still goes on; stop that one first, or "
-            f"name another folder with --run-dir"
-        ) from None
+    while not _has_locked(descriptor, fcntl.LOCK_EX):
+        # Whoever only looks (`is_locked`) shares its lock, and lets go at once.
+        if not _has_locked(descriptor, fcntl.LOCK_SH):
+            os.close(descriptor)
+            raise RunFolderError(
+                f"run_dir={run_dir} is in use by a run that still goes on; stop that one first, or "
+                f"name another folder with --run-dir"
+            )
     _locks.add(descriptor)
     return descriptor
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a trainer is at work in it."""
+    descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return not _has_locked(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _has_locked(descriptor: int, kind: int) -> bool:
+    """Without waiting. A lock of the other kind that it had is let go, whatever comes of it."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def unlock(descriptor: int) -> None:
@@ -175,6 +202,11 @@ def check_new(run_dir: Path) -> None:
     else:
         remedy = f"it has no checkpoint yet: delete its {', '.join(found)}, or name another folder"
     raise RunFolderError(f"run_dir={run_dir} already holds a run; {remedy}")
+
+
+def holds_a_run(run_dir: Path) -> bool:
+    """Whether there is anything of a run in it. Raises RunFolderError: it cannot be looked into."""
+    return any(_is_of_a_run(entry.name) for entry in _entries(run_dir))
 
 
 def _has_ended_untrained(log: Path) -> bool:

@@ -264,7 +264,7 @@ class Trainer:
 
     def _announce(self, resume_path: str | None) -> None:
         """Log what begins, and all that the user should know of it."""
-        log.info("training %s in %s", self.config.env, self.run_dir)
+        log.info("%s%s in %s", run_folder.BEGUN, self.config.env, self.run_dir)
         for text in [*self._caveats, *slower_than_need_be(self.config, self.shared.env)]:
             log.warning("%s", text)
         if threading.current_thread() is not threading.main_thread():
@@ -283,7 +283,7 @@ class Trainer:
         finally:
             error = sys.exception()
             if error is not None:
-                log_file.note(printable(f"the run failed: {reason_of(error)}"))
+                log_file.note(printable(f"{run_folder.FAILED}{reason_of(error)}"))
             is_new = not self.config.resume and self.shared.progress.learner_steps == 0
             if is_new and not self.folder.has_checkpoints() and self.folder.owns():
                 with suppress(OSError):
@@ -416,7 +416,7 @@ class Trainer:
             # A first step that ended in this moment is not worth a checkpoint, nor an untruth.
             begun = "only" if self.shared.progress.learner_steps else "not"
             none = f"none, training had {begun} begun"
-            log.info("last checkpoint: %s", self._last_checkpoint or none)
+            log.info("%s%s", run_folder.LAST_CHECKPOINT, self._last_checkpoint or none)
             return []  # those were killed while they started
         left = self._checkpoint_left()
         if not self._is_last_saved:
@@ -430,7 +430,7 @@ class Trainer:
                 f"best.pt was not written ({reason}); what is left is {left}, and {best}"
             )
             log.error("%s", failures[-1])
-        log.info("last checkpoint: %s", left)
+        log.info("%s%s", run_folder.LAST_CHECKPOINT, left)
         return failures
 
     def _checkpoint_left(self) -> str:

@@ -32,7 +32,7 @@ _SYSTEM_OF = {"actor_critic": "appo", "n_step_q": "n-step-q", "sac": "sac"}
 STARTS = "starts"
 """The key of a config.json that is no setting: how each start came about (records/start.py)."""
 MAX_CONFIG_BYTES = 1 << 20  # of a config.json
-_MAX_CHARACTERS = 4096  # of a setting, in a file that may be a stranger's: the longest path
+MAX_CHARACTERS = 4096  # of a setting, in a file that may be a stranger's: the longest path
 _MAX_NAME = 80  # of what may be a misspelled setting
 
 
@@ -101,7 +101,7 @@ def type_problems(
             remedy = (synonyms or {}).get(text.lower(), remedy)
             problems.append(f"unknown setting {name!r:.80}; {remedy}")
             continue
-        if isinstance(value, str) and len(value) > _MAX_CHARACTERS:
+        if isinstance(value, str) and len(value) > MAX_CHARACTERS:
             problems.append(f"{name} has {len(value)} characters, and must be a name or a path")
             continue
         if isinstance(value, str) and value != printable(value):

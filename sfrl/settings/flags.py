@@ -44,23 +44,41 @@ def whole_number(text: str) -> int:
 
 
 def parse_flags(
-    argv: Sequence[str], defaults: T, synonyms: Mapping[str, str], prog: str, description: str
+    argv: Sequence[str],
+    defaults: T,
+    synonyms: Mapping[str, str],
+    prog: str,
+    description: str,
+    names: str = "",
 ) -> T:
-    """`defaults`, a dataclass, with the flags over them. Raises as `read_flags`."""
-    given = read_flags(argv, settings_of(type(defaults)), synonyms)
+    """`defaults`, a dataclass, with the flags over them. Raises as `read_flags`.
+
+    Args:
+        names: the field, a tuple of texts, that has the arguments which are no flags; "": none is.
+    """
+    settings = {**settings_of(type(defaults))}
+    settings.pop(names, None)
+    found: list[str] | None = [] if names else None
+    given = read_flags(argv, settings, synonyms, found)
     if given.pop("help", False):
-        print_help(defaults, settings_of(type(defaults)), prog, description)
+        print_help(defaults, settings, f"{prog} [RUN ...]" if names else prog, description)
+    if found:
+        given[names] = tuple(found)
     return dataclasses.replace(defaults, **given)
 
 
 def read_flags(
-    argv: Sequence[str], settings: Mapping[str, Setting], synonyms: Mapping[str, str]
+    argv: Sequence[str],
+    settings: Mapping[str, Setting],
+    synonyms: Mapping[str, str],
+    names: list[str] | None = None,
 ) -> dict[str, Any]:
     """What the flags set, by the setting's name; `help` is True with --help. `--version` leaves.
 
     Args:
         settings: all that there are.
         synonyms: what to do instead of a flag of another name (synonyms.py).
+        names: takes the arguments that are no flags; None: none may be.
 
     Raises:
         ConfigError: lists all unknown flags and all values of a wrong type.
@@ -78,6 +96,9 @@ def read_flags(
         arg = args.pop(0)
         flag, has_value, value = ("--help" if arg == "-h" else arg).partition("=")
         name = flag.removeprefix("--").replace("-", "_")
+        if names is not None and not flag.startswith("-"):
+            names.append(arg)
+            continue
         if not flag.startswith("--"):
             problems.append(f"{arg!r} is no flag; settings are given as --name=value")
             continue

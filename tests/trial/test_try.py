@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sfrl import envs
-from sfrl.commands import EXIT_USAGE, EXIT_VERDICT
+from sfrl.commands import EXIT_USAGE, EXIT_FOUND
 from sfrl.settings.defaults import defaults_for
 from sfrl.trial import verdict
 from sfrl.trial.facts import facts
@@ -97,11 +97,11 @@ def test_the_page_fits_a_terminal(catch):
     ("env", "code", "text"),
     [
         ("CartPol-v1", EXIT_USAGE, "neither an Atari game nor a Gymnasium id"),
-        ("tests.unruly_env:ExitsWhenMade-v0", EXIT_VERDICT, "SystemExit: 0"),
-        ("tests.unruly_env:CrashesWhenMade-v0", EXIT_VERDICT, "was killed by SIGSEGV"),
-        ("tests.unruly_env:HangsWhenMade-v0", EXIT_VERDICT, "was not made within 3 s"),
-        ("tests.unruly_env:NoArray-v0", EXIT_VERDICT, "supported is Box, Discrete"),
-        ("tests.faulty_env:Raises-v0", EXIT_VERDICT, "RuntimeError: the pole broke"),
+        ("tests.unruly_env:ExitsWhenMade-v0", EXIT_FOUND, "SystemExit: 0"),
+        ("tests.unruly_env:CrashesWhenMade-v0", EXIT_FOUND, "was killed by SIGSEGV"),
+        ("tests.unruly_env:HangsWhenMade-v0", EXIT_FOUND, "was not made within 3 s"),
+        ("tests.unruly_env:NoArray-v0", EXIT_FOUND, "supported is Box, Discrete"),
+        ("tests.faulty_env:Raises-v0", EXIT_FOUND, "RuntimeError: the pole broke"),
     ],
 )
 def test_what_cannot_be_trained_is_told_in_lines_and_by_the_exit_code(env, code, text, capfd):
@@ -134,7 +134,7 @@ def test_a_training_run_that_fails_is_told_without_its_traceback(capfd):
     flags = ["--seconds=60", "--tune=off", "--max-worker-restarts=0", *TINY[1:]]
     code = main(["tests.faulty_env:RaisesInTraining-v0", *flags], "sfrl try")
     out, err = capfd.readouterr()
-    assert code == EXIT_VERDICT
+    assert code == EXIT_FOUND
     assert "RuntimeError: only alone" in out
     assert "Rules: all 6 kept" in out
     assert "Traceback" not in out + err

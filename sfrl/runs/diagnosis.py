@@ -1,0 +1,288 @@
+"""What is wrong with a run, in plain words: a list of small rules, each a function of its record.
+
+A rule looks at the last quarter of what was learned, unless it says otherwise, so that a fault of
+the start does not count for ever. docs/runs.md has a table of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sfrl.records.run_folder import FAILED
+from sfrl.runs.reader import Run
+from sfrl.systems import DEFAULT_SYSTEM, SYSTEMS
+
+_WINDOW = 100  # episodes of a score
+_LONG = 5_000  # decisions: 5.5 minutes of an Atari game, whose random players lose sooner
+# The mean of 100 returns varies by about 2% of their range: this is no accident.
+_NOISE = 0.1
+_YOUNG = 0.05  # of --train-frames: until then a score may still rise
+_EXPLORES = 0.05  # of the highest entropy; Pong and CartPole are won at a fifth of it and more
+_GROWS = 10.0  # times the first quarter's value loss, which is mostly the largest
+_EXPLAINS = 0.5  # explained variance: from here on values follow their targets
+_CLIPPED = 0.3  # of rows; 0.05 to 0.2 is usual
+_FEW = 20.0  # optimizer steps of lag that are comfortable anywhere
+_ROUNDS = 4.0  # in which a row is learned from, at the latest, in a run in order
+_DROPPED = 0.01  # of all rows
+_WAITS = 0.5  # of a process's time
+_BUSY = 0.8
+
+_SO_FAR = re.compile(r"NaN or infinity.*\(so far: (\d+)\)", re.S)
+_ERROR = re.compile(r"^[\w.]*(?:Error|Exception)\b.*", re.M)  # the line that a traceback ends with
+
+
+class Finding(NamedTuple):
+    """Something that is wrong, or seems so."""
+
+    name: str  # of its rule
+    what: str  # in plain words
+    figure: str  # what the run has
+    rule: str  # from where on that counts
+    remedy: str  # the flag to try, and what for
+
+
+Rule = Callable[[Run], Finding | None]
+
+
+def diagnose(run: Run) -> list[Finding]:
+    """What the rules find, in their order; [] if the run is well, or too young to tell."""
+    return [finding for rule in RULES if (finding := rule(run)) is not None]
+
+
+# --- what has happened to it ---
+
+
+def _failed(run: Run) -> Finding | None:
+    if run.state != "failed":
+        return None
+    [*_, message] = [text for text in run.messages if text.startswith(FAILED)] or [""]
+    return Finding(
+        "failed",
+        "The run has ended by a failure.",
+        _cause(message.removeprefix(FAILED)),
+        f"the log tells of one ('{FAILED.strip()}')",
+        "mend what log.txt tells of; --resume goes on from the last checkpoint",
+    )
+
+
+def _cause(message: str) -> str:
+    """Its first line, and the last error of the tracebacks in it."""
+    first, *_ = message.splitlines() or ["the log does not say why"]
+    errors = _ERROR.findall(message)
+    return f"{first} {errors[-1]}" if errors and errors[-1] not in first else first
+
+
+def _killed(run: Run) -> Finding | None:
+    if run.state != "killed":
+        return None
+    return Finding(
+        "killed",
+        "The run was killed, or its machine stopped: it has not told how it ended.",
+        f"the log's last message: {run.messages[-1].splitlines()[0] if run.messages else ''}",
+        "no trainer has the folder, and the log tells of no end",
+        "--resume goes on from the last checkpoint; if it was the kernel for want of memory "
+        "(dmesg tells), lower --num-workers or --envs-per-worker",
+    )
+
+
+def _nan(run: Run) -> Finding | None:
+    skipped = run.latest("skipped_steps") or 0
+    given = [int(match[1]) for text in run.messages if (match := _SO_FAR.search(text))]
+    figures = [f"the environment has given it at least {max(given)} times"] if given else []
+    if skipped:
+        figures.append(f"skipped_steps is {skipped:.0f}")
+    if not figures:
+        return None
+    return Finding(
+        "nan",
+        "NaN or infinity comes up.",
+        "; ".join(figures),
+        "more than 0",
+        "the environment's: --on-nan=stop ends the run there, and log.txt names the step; skipped "
+        "steps alone: lower --learning-rate",
+    )
+
+
+def _restarts(run: Run) -> Finding | None:
+    restarts = run.latest("worker_restarts") or 0
+    if not restarts:
+        return None
+    causes = [_cause(text) for text in run.messages if "starting it again" in text]
+    lost = run.latest("discarded_steps") or 0
+    return Finding(
+        "restarts",
+        "Rollout workers die or hang, and are started again.",
+        f"worker_restarts is {restarts:.0f}, and {lost:.0f} decisions are lost"
+        + (f"; at last: {causes[-1]}" if causes else ""),
+        "more than 0",
+        "mend the environment, whose traceback log.txt has; raise --env-timeout if it is only "
+        "slow now and then",
+    )
+
+
+def _endless(run: Run) -> Finding | None:
+    environments = run.number("num_workers") * run.number("envs_per_worker")
+    steps = (run.latest("env_steps") or 0) / max(environments, 1)
+    if run.latest("episodes") != 0 or steps < _LONG:
+        return None
+    return Finding(
+        "episodes-never-end",
+        "No episode has ended yet, so there is no score.",
+        f"{steps:,.0f} decisions of each environment, and no end",
+        f"{_LONG:,} or more without one",
+        "a limit: --wrappers='TimeLimit{\"max_episode_steps\":1000}', or max_episode_steps where "
+        "the environment is registered; --max-episode-frames for Atari games",
+    )
+
+
+# --- what it learns ---
+
+
+def _flat(run: Run) -> Finding | None:
+    frames = run.latest("env_frames") or 0
+    is_young = frames < _YOUNG * run.number("train_frames")
+    if is_young or (run.latest("episodes") or 0) < 3 * _WINDOW:
+        return None
+    scored = [record for record in run.records if (record.get("episodes") or 0) >= _WINDOW]
+
+    def of_scored(name: str) -> list[float]:
+        return [value for record in scored if (value := record.get(name)) is not None]
+
+    scores, highs, lows = map(
+        of_scored, ("episode_return_mean", "episode_return_max", "episode_return_min")
+    )
+    if not (scores and highs and lows):
+        return None
+    recent = scores[-max(1, len(scores) // 4) :]
+    first, now = scores[0], sum(recent) / len(recent)
+    highest, lowest = max(highs), min(lows)
+    if now - first > _NOISE * (highest - lowest):
+        return None
+    return Finding(
+        "score-flat",
+        "The score has not risen since the start.",
+        f"{first:.4g} at first, {now:.4g} in the last quarter; single episodes have {lowest:.4g} "
+        f"to {highest:.4g}",
+        f"a rise of less than {_NOISE:.0%} of that range, after {_YOUNG:.0%} of --train-frames and "
+        f"{3 * _WINDOW} episodes",
+        "--entropy-coef three times as high where rewards are rare; --learning-rate a third or "
+        "three times; --frame-stack=4 or --rnn=gru if one observation does not tell enough",
+    )
+
+
+def _entropy(run: Run) -> Finding | None:
+    now, all_of_it = run.quarter("entropy"), run.values("entropy")
+    # That of numbers has no lowest value, and sac holds its own.
+    if now is None or min(all_of_it) < 0 or _algorithm(run) != "actor_critic":
+        return None
+    if now >= _EXPLORES * max(all_of_it):
+        return None
+    return Finding(
+        "entropy-gone",
+        "The policy hardly explores any more: it does nearly always the same.",
+        f"entropy is {now:.2g} nats, and was up to {max(all_of_it):.2g}",
+        f"below {_EXPLORES:.0%} of the highest",
+        "raise --entropy-coef, or lower --learning-rate; nothing is wrong if the score is as high "
+        "as it can be",
+    )
+
+
+def _value_loss(run: Run) -> Finding | None:
+    first, now = run.quarter("value_loss", 0), run.quarter("value_loss")
+    explained = run.quarter("explained_variance")
+    if first is None or now is None or now <= _GROWS * first:
+        return None
+    if explained is not None and explained > _EXPLAINS:
+        return None
+    told = "" if explained is None else f"; explained_variance is {explained:.2g}"
+    return Finding(
+        "value-loss-diverging",
+        "The value estimates do not follow the returns: their loss grows.",
+        f"value_loss was {first:.3g} in the first quarter, and is {now:.3g}{told}",
+        f"more than {_GROWS:.0f} times as large, and less than {_EXPLAINS:g} explained",
+        "lower --learning-rate or --value-lr-factor; --normalize-returns if rewards are large; of "
+        "action values, raise --target-every",
+    )
+
+
+def _clipped(run: Run) -> Finding | None:
+    clipped = run.quarter("ppo_clipped_fraction")
+    if clipped is None or clipped <= _CLIPPED or run.settings.get("loss") != "appo":
+        return None
+    return Finding(
+        "clip-fraction-high",
+        "The policy moves too far between acting and learning: PPO's clip stops much of it.",
+        f"ppo_clipped_fraction is {clipped:.2f}",
+        f"above {_CLIPPED:g}; 0.05 to 0.2 is usual",
+        "lower --learning-rate or --epochs",
+    )
+
+
+def _lag(run: Run) -> Finding | None:
+    if "replay_size" in run.settings:
+        return None  # it is the memory's age
+    lag, dropped = run.quarter("policy_lag_mean"), run.latest("dropped_rows") or 0
+    rows = (run.latest("env_steps") or 0) * run.number("epochs")
+    decisions = (
+        run.number("num_workers") * run.number("envs_per_worker") * run.number("rollout_length")
+    )
+    a_round = decisions * run.number("epochs") / max(run.number("batch_size"), 1)
+    is_old = lag is not None and lag > max(_FEW, _ROUNDS * a_round)
+    if not is_old and dropped <= _DROPPED * rows:
+        return None
+    return Finding(
+        "lag-high",
+        "It learns from old data: the policy that acted is far behind.",
+        f"policy_lag_mean is {lag or 0:.0f} optimizer steps; a round of all environments takes "
+        f"{a_round:.0f}; dropped_rows is {dropped:,.0f}",
+        f"above {_FEW:.0f} steps and {_ROUNDS:.0f} rounds, or {_DROPPED:.0%} of all rows dropped",
+        "lower --slots-per-split, --forced-lag=0, fewer --envs-per-worker or --epochs; "
+        "--loss=vtrace stands more of it",
+    )
+
+
+# --- what its time goes to ---
+
+
+def _learner_bound(run: Run) -> Finding | None:
+    waits, works = run.quarter("rollout/wait_slot"), run.quarter("learner/working")
+    if waits is None or works is None or waits <= _WAITS or works <= _BUSY:
+        return None
+    return Finding(
+        "learner-bound",
+        "The learner limits this run: the rollout workers wait for it.",
+        f"rollout/wait_slot is {waits:.0%} of their time; the learner works {works:.0%} of its own",
+        f"above {_WAITS:.0%} and {_BUSY:.0%}",
+        "fewer --epochs, a larger --batch-size, --device=cuda, more --torch-threads if cores are "
+        "free; --tune=now measures what suits this machine",
+    )
+
+
+def _environment_slow(run: Run) -> Finding | None:
+    steps, waits = run.quarter("rollout/env_step"), run.quarter("learner/wait_trajectories")
+    if steps is None or waits is None or steps <= _BUSY or waits <= _WAITS:
+        return None
+    seconds, decisions = run.latest("time_s") or 0, run.latest("env_steps") or 0
+    step_ms = 1e3 * steps * seconds * run.number("num_workers") / max(decisions, 1)
+    return Finding(
+        "environment-slow",
+        "The environment limits this run: the learner waits for it.",
+        f"rollout/env_step is {steps:.0%} of the workers' time, about {step_ms:.2g} ms for a "
+        f"decision; the learner waits {waits:.0%} of its own",
+        f"above {_BUSY:.0%} and {_WAITS:.0%}",
+        "--threads-per-worker if it waits for something else than a core; more --num-workers if "
+        "cores are free; --frameskip or a faster environment",
+    )
+
+
+def _algorithm(run: Run) -> str:
+    return SYSTEMS.get(run.system, SYSTEMS[DEFAULT_SYSTEM]).algorithm
+
+
+RULES: tuple[Rule, ...] = (
+    *(_failed, _killed, _nan, _restarts, _endless),
+    *(_flat, _entropy, _value_loss, _clipped, _lag),
+    *(_learner_bound, _environment_slow),
+)

@@ -1,0 +1,310 @@
+"""A run's folder as one plain record, `Run`, for commands and pages; the run may still live."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from sfrl.records import run_folder
+from sfrl.records.checkpoint import latest_paths
+from sfrl.records.metrics import Record
+from sfrl.records.run_folder import BEGUN, FAILED, LAST_CHECKPOINT, RUNS, RunFolderError
+from sfrl.settings.algorithms import MAX_CHARACTERS, MAX_CONFIG_BYTES
+from sfrl.systems import DEFAULT_SYSTEM
+
+# Of a longer metrics.jsonl so many records are read, evenly spread over the file: 100 runs of
+# 10,000 records take 1.2 GB, of which JSON alone would need 15 s.
+MOST_RECORDS = 300
+_MEAN_LINE = 1800  # bytes of a record
+_MAX_LINE = 1 << 16  # no record is longer, but a stranger's
+_MAX_LOG = 1 << 16  # bytes of log.txt's end
+_CHUNK = 1 << 13  # bytes: of a line's end and the whole line after it
+_MAX_NUMBER = 1e300
+_LEAST_S = 1e-3  # of an interval
+_TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", re.M)
+_START = re.compile(rf"{_TIME.pattern}{BEGUN}", re.M)
+
+State = Literal["live", "ended", "failed", "killed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is in the folder at one moment.
+
+    Attributes:
+        folder: absolute.
+        settings: what config.json has; {} if it is missing or damaged.
+        records: of metrics.jsonl, oldest first; at most about `MOST_RECORDS` of them, the first
+            and the last included.
+        log: the end of log.txt, from the last start on.
+        checkpoints: those that --resume goes on from, newest first.
+        is_live: whether a trainer has the folder.
+    """
+
+    folder: Path
+    settings: Mapping[str, object]
+    records: Sequence[Record]
+    log: str
+    checkpoints: Sequence[Path]
+    is_live: bool
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def env(self) -> str:
+        return str(self.settings.get("env", "?"))
+
+    @property
+    def system(self) -> str:
+        return str(self.settings.get("system", DEFAULT_SYSTEM))
+
+    @property
+    def state(self) -> State:
+        """killed: the log tells neither of an end in order nor of a failure."""
+        if self.is_live:
+            return "live"
+        if FAILED in self.log:
+            return "failed"
+        return "ended" if LAST_CHECKPOINT in self.log or not self.log else "killed"
+
+    @property
+    def messages(self) -> list[str]:
+        """Of the log, oldest first, without date and time; some have several lines."""
+        return [text.strip() for text in _TIME.split(self.log) if text.strip()]
+
+    @property
+    def last(self) -> Record:
+        """The newest record; {} if there is none."""
+        return self.records[-1] if self.records else {}
+
+    def number(self, name: str) -> float:
+        """A setting; 0 if it is missing or none."""
+        value = self.settings.get(name)
+        return value if isinstance(value, int | float) else 0
+
+    def latest(self, name: str) -> float | None:
+        """What the newest record has of it."""
+        return self.last.get(name)
+
+    def values(self, name: str) -> list[float]:
+        """Oldest first, without those that are null."""
+        return [value for record in self.records if (value := record.get(name)) is not None]
+
+    def quarter(self, name: str, index: int = -1) -> float | None:
+        """Mean over the time of a quarter of the run, the last one unless another is named.
+
+        None: it has no value there.
+        """
+        weighted = [
+            (value, seconds)
+            for record, seconds in self._quarters[index]
+            if (value := record.get(name)) is not None
+        ]
+        total_s = sum(seconds for _, seconds in weighted)
+        return sum(value * seconds for value, seconds in weighted) / total_s if weighted else None
+
+    @cached_property
+    def _quarters(self) -> list[list[tuple[Record, float]]]:
+        """Of the records from the first one on in which something was learned, with their seconds.
+
+        A run's last interval may be short, and mostly its last checkpoint.
+        """
+        times = [0.0, *(record["time_s"] or 0.0 for record in self.records)]
+        seconds = (max(now - before, _LEAST_S) for before, now in pairwise(times))
+        timed = list(zip(self.records, seconds, strict=True))
+        learned = (i for i, record in enumerate(self.records) if record.get("total_loss"))
+        first = next(learned, len(timed))
+        ends = [first + (len(timed) - first) * quarter // 4 for quarter in range(5)]
+        return [timed[start:end] for start, end in pairwise(ends)]
+
+
+def find(name: str = "") -> Path:
+    """The folder of a run: named, or by its name in runs/, or the newest there.
+
+    Raises:
+        RunFolderError: there is none; or it is not a run's, or not to be read.
+    """
+    if not name:
+        return newest()
+    path = Path(run_folder.expanded("RUN", name))
+    found = next((folder for folder in (path, RUNS / path) if folder.is_dir()), None)
+    if found is None:
+        near = difflib.get_close_matches(name, [run.name for run in _folders(RUNS)], n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "sfrl list tells which there are"
+        raise RunFolderError(f"{name} is no folder, and no run in {RUNS}/; {hint}")
+    if not run_folder.holds_a_run(found):
+        raise RunFolderError(
+            f"{name} is not a run's folder, for nothing of a run is in it; sfrl list tells which "
+            f"there are"
+        )
+    return found.absolute()
+
+
+def find_all(names: Sequence[str] = ()) -> list[Run]:
+    """Those that are named, as `find` has it, or the runs in a folder that is named; all of runs/
+    if none is.
+
+    Raises:
+        RunFolderError: a name means none, or there is no run.
+    """
+    runs: list[Run] = []
+    for name in names or [str(RUNS)]:
+        path = Path(run_folder.expanded("RUN", name))
+        if path.is_dir() and not run_folder.holds_a_run(path):
+            runs += read_all(path)
+        else:
+            runs.append(read(find(name)))
+    if not runs:
+        raise RunFolderError(f"no run in {', '.join(names) or f'{RUNS}/'}; train one first")
+    return list({run.folder: run for run in runs}.values())
+
+
+def newest(root: Path = RUNS) -> Path:
+    """The run that was started last. Raises RunFolderError if there is none."""
+    folders = _folders(root)
+    if not folders:
+        raise RunFolderError(f"no run in {root}/; train one first, or name its folder")
+    return folders[-1].absolute()
+
+
+def read_all(root: Path = RUNS) -> list[Run]:
+    """The runs in a folder, in the order of their starts.
+
+    Raises:
+        RunFolderError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise RunFolderError(f"{root} is no folder; name one that holds runs")
+    runs = []
+    for folder in _folders(root):
+        with suppress(OSError, RunFolderError):  # it is gone, or what is in it is no run's
+            runs.append(read(folder))
+    return runs
+
+
+def _folders(root: Path) -> list[Path]:
+    started_ns = {}
+    for folder in root.glob("*/"):
+        with suppress(OSError, RunFolderError):
+            if run_folder.holds_a_run(folder):
+                config = folder / "config.json"
+                path = config if config.is_file() else folder
+                started_ns[folder] = path.stat().st_mtime_ns
+    return sorted(started_ns, key=lambda folder: (started_ns[folder], folder))
+
+
+def read(folder: Path) -> Run:
+    """What is in the folder now. A last line that is being written, or was cut, is left out.
+
+    Raises:
+        RunFolderError: something in it is no file (a link, a pipe), or it cannot be looked into.
+    """
+    run_folder.check(folder)
+    return Run(
+        folder=folder.absolute(),
+        settings=_settings(folder / "config.json"),
+        records=read_records(folder / "metrics.jsonl"),
+        log=_last_start(_end_of(folder / "log.txt", _MAX_LOG)),
+        checkpoints=latest_paths(folder),
+        is_live=run_folder.is_locked(folder),
+    )
+
+
+def _settings(path: Path) -> dict[str, object]:
+    """As the file has them: `Config` would refuse those of another version of sfrl."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            return {}
+        settings = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(settings, dict):
+        return {}
+    kinds = (str, int, float, bool)
+    return {
+        name: value
+        for name, value in settings.items()
+        if isinstance(value, kinds) and len(str(value)) <= MAX_CHARACTERS
+    }
+
+
+def _last_start(log: str) -> str:
+    """The lines of the run's last start, if it is known where that begins."""
+    starts = [match.start() for match in _START.finditer(log)]
+    return log[starts[-1] :] if starts else log
+
+
+def _end_of(path: Path, size: int) -> str:
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - size))
+            return file.read(size).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def read_records(path: Path) -> list[Record]:
+    """See `Run.records`. [] if there is no such file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return []
+    try:
+        size = os.fstat(descriptor).st_size
+        lines = _all_lines if size <= MOST_RECORDS * _MEAN_LINE else _some_lines
+        return [record for line in lines(descriptor, size) if (record := _record(line))]
+    finally:
+        os.close(descriptor)
+
+
+def _all_lines(descriptor: int, size: int) -> list[bytes]:
+    return os.pread(descriptor, size, 0).split(b"\n")[:-1]  # the last has no end yet
+
+
+def _some_lines(descriptor: int, size: int) -> Iterator[bytes]:
+    """The first line, those that begin next after equal steps of the file, and the last.
+
+    By `pread`: the trainer may cut the file meanwhile, which a memory map does not survive.
+    """
+    tail_at = max(0, size - _MAX_LINE)
+    last = os.pread(descriptor, _MAX_LINE, tail_at).split(b"\n")[-2:-1]
+    yield from os.pread(descriptor, _CHUNK, 0).split(b"\n")[:1]
+    next_at = 0
+    for index in range(1, MOST_RECORDS):
+        position = size * index // MOST_RECORDS
+        if position < next_at:
+            continue  # within the line that was read last
+        chunk = os.pread(descriptor, _CHUNK, position)
+        _, _, after = chunk.partition(b"\n")
+        line, end, _ = after.partition(b"\n")
+        next_at = position + len(chunk) - len(after) + len(line)
+        if end and [line] != last:
+            yield line
+    yield from last
+
+
+def _record(line: bytes) -> Record | None:
+    """None: it is no record, which others may have put there."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or "time_s" not in record or "env_frames" not in record:
+        return None
+    for value in record.values():
+        is_number = type(value) in (int, float) and -_MAX_NUMBER < value < _MAX_NUMBER
+        if value is not None and not is_number:
+            return None
+    return record

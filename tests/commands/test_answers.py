@@ -1,0 +1,168 @@
+"""`sfrl status` and `sfrl list`, and what all that ask about a run have in common."""
+
+import fcntl
+import importlib
+import itertools
+import json
+import os
+import shutil
+import time
+
+import pytest
+
+from sfrl import train
+from sfrl.__main__ import COMMANDS
+from sfrl.commands import EXIT_USAGE, status
+from sfrl.commands import list as list_command
+from sfrl.records import run_folder
+from sfrl.runs import reader
+from tests.commands.test_diagnose import SMALL
+
+ASKING = ("status", "diagnose", "list")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With `runs/first` and `runs/second`, two runs that have ended."""
+    folder = tmp_path_factory.mktemp("asked")
+    for name, seed in {"first": 1, "second": 2}.items():
+        settings = {**SMALL, "env": "CartPole-v1", "train_frames": 1200, "seed": seed}
+        train(**settings, run_dir=folder / "runs" / name)
+    return folder
+
+
+@pytest.fixture
+def in_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def told(command, *argv, capsys):
+    assert command.main([*argv, "--json"], "sfrl") == 0
+    [line] = capsys.readouterr().out.splitlines()
+    return json.loads(line)
+
+
+@pytest.mark.usefixtures("in_folder")
+def test_status_tells_what_the_newest_record_has(folder, capsys):
+    facts = told(status, "first", capsys=capsys)
+    last = json.loads((folder / "runs/first/metrics.jsonl").read_text().splitlines()[-1])
+    for name in ("time_s", "env_frames", "episodes", "episode_return_mean"):
+        assert facts[name] == last[name] is not None
+    assert (facts["env"], facts["seed"], facts["state"]) == ("CartPole-v1", 1, "ended")
+    assert facts["checkpoint"].startswith(str(folder / "runs/first/checkpoints/latest-"))
+    assert status.main(["first"], "sfrl") == 0
+    text = capsys.readouterr().out
+    assert f"{last['env_frames']:,}" in text
+    assert "working     rollout " in text
+
+
+@pytest.mark.usefixtures("in_folder")
+def test_a_run_is_named_by_folder_or_name_and_is_the_newest_otherwise(folder, capsys):
+    for argv in (["second"], ["runs/second"], [str(folder / "runs/second")], []):
+        assert told(status, *argv, capsys=capsys)["folder"] == str(folder / "runs/second")
+
+
+@pytest.mark.usefixtures("in_folder")
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["secnd"], "secnd is no folder, and no run in runs/; did you mean second?"),
+        (["."], ". is not a run's folder, for nothing of a run is in it"),
+        (["first", "second"], "first second are 2 names; name one"),
+        (["--run-dir=first"], "--run-dir is unknown; name the run without a flag"),
+    ],
+)
+def test_what_is_no_run_is_told_in_a_line(argv, text, capsys):
+    assert status.main(argv, "sfrl status") == EXIT_USAGE
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sfrl status: {text}")
+
+
+@pytest.mark.usefixtures("in_folder")
+def test_list_has_all_runs_of_a_folder(folder, capsys):
+    listed = told(list_command, capsys=capsys)
+    assert [run["name"] for run in listed["runs"]] == ["first", "second"]
+    assert listed["folder"] == told(list_command, "runs", capsys=capsys)["folder"]
+    assert list_command.main([str(folder)], "sfrl list") == 0
+    assert "no runs in " in capsys.readouterr().out
+
+
+def test_who_only_looks_hinders_no_trainer(tmp_path):
+    """It shares its lock, and a trainer that comes in this moment waits until it lets go."""
+    assert not run_folder.is_locked(tmp_path)
+    looking = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    if (child := os.fork()) == 0:  # it has the descriptor, and with it the lock, for a while
+        time.sleep(0.2)
+        os._exit(0)
+    os.close(looking)
+    started_s = time.monotonic()
+    lock = run_folder.lock(tmp_path)
+    assert time.monotonic() - started_s > 0.1
+    assert run_folder.is_locked(tmp_path)
+    with pytest.raises(run_folder.RunFolderError, match="is in use by a run that still goes on"):
+        run_folder.lock(tmp_path)
+    run_folder.unlock(lock)
+    assert not run_folder.is_locked(tmp_path)
+    os.waitpid(child, 0)
+
+
+# --- the reader ---
+def test_what_others_have_done_to_the_records_is_left_out(folder, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(folder / "runs/first", run_dir)
+    records = reader.read(run_dir).records
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('[]\nnull\n{"time_s": 1}\n{"time_s": "x", "env_frames": 1}\n')
+        file.write('{"time_s": NaN, "env_frames": 1}\n{"time_s": 1e999, "env_frames": 1}\n')
+        file.write(f"{'[' * 100_000}\n\n\x00\xff\n")
+        file.write('{"time_s": 9, "env_frames": 9')  # half a line
+    assert reader.read(run_dir).records == records
+    (run_dir / "config.json").write_text('{"env": ["x"], "seed": 3, "gamma": NaN}')
+    run = reader.read(run_dir)
+    assert (run.env, run.settings["seed"], run.system) == ("?", 3, "appo")
+    (run_dir / "config.json").write_text("[" * 100_000)
+    (run_dir / "metrics.jsonl").unlink()
+    (run_dir / "log.txt").unlink()
+    empty = reader.read(run_dir)
+    assert (empty.settings, empty.records, empty.log) == ({}, [], "")
+    os.mkfifo(run_dir / "metrics.jsonl")
+    with pytest.raises(run_folder.RunFolderError, match="is neither a file nor a folder"):
+        reader.read(run_dir)
+
+
+def test_a_hundred_long_runs_are_read_in_two_seconds(folder, tmp_path):
+    """Links to one file, which the machine has to read as often."""
+    line = (folder / "runs/first/metrics.jsonl").read_text().splitlines()[-1]
+    record = json.loads(line)
+    long = tmp_path / "metrics.jsonl"
+    with long.open("w") as file:
+        for index in range(10_000):
+            file.write(json.dumps({**record, "time_s": float(index), "env_frames": index}) + "\n")
+        file.write(line[:-10])
+    for index in range(100):
+        run_dir = tmp_path / "runs" / str(index)
+        run_dir.mkdir(parents=True)
+        shutil.copy(folder / "runs/first/config.json", run_dir)
+        shutil.copy(folder / "runs/first/log.txt", run_dir)
+        os.link(long, run_dir / "metrics.jsonl")
+    started_s = time.process_time()
+    runs = reader.read_all(tmp_path / "runs")
+    assert time.process_time() - started_s < 2
+    assert len(runs) == 100
+    times = [record["time_s"] for record in runs[0].records]
+    assert (times[0], times[-1]) == (0, 9999)
+    assert 290 < len(times) == len(set(times)) < 310
+    assert times == sorted(times)
+    assert max(b - a for a, b in itertools.pairwise(times)) < 40
+
+
+def test_every_command_has_help_and_says_json(capsys):
+    for name in ASKING:
+        assert name in COMMANDS
+        with pytest.raises(SystemExit) as leaving:
+            importlib.import_module(f"sfrl.commands.{name}").main(["--help"], f"sfrl {name}")
+        assert leaving.value.code == 0
+        text = capsys.readouterr().out
+        assert f"usage: sfrl {name} " in text
+        assert "--json" in text

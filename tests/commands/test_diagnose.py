@@ -1,0 +1,159 @@
+"""`sfrl diagnose`: every rule on a run that really has the fault."""
+
+import json
+import os
+import re
+import signal
+
+import pytest
+
+from sfrl import WorkerError, train
+from sfrl.commands import EXIT_FOUND, diagnose
+from sfrl.commands.answers import figures
+from sfrl.runs.diagnosis import RULES
+from sfrl.runs.diagnosis import diagnose as diagnosed
+from sfrl.runs.reader import read
+from sfrl.settings.algorithms import user_settings
+from tests.runs import ROOT, TINY, finish, metrics, training, wait_for
+
+SMALL = {
+    "serial": True,
+    "tune": "off",
+    "precision": "float32",
+    "report_seconds": 0.05,
+    "lr_schedule": "constant",
+    "num_workers": 1,
+    "num_splits": 1,
+    "envs_per_worker": 8,
+    "rollout_length": 16,
+    "batch_size": 64,
+    "minibatches": 2,
+    "epochs": 2,
+}
+DIVERGES = {"optimizer": "sgd", "normalize_returns": False, "max_grad_norm": 1e9}
+FAULTS = {
+    "score-flat": {"env": "tests.tiny_envs:Guess-v0", "train_frames": 3200},
+    "entropy-gone": {"env": "CartPole-v1", "learning_rate": 1.0, "train_frames": 2000},
+    "value-loss-diverging": {
+        "env": "Pendulum-v1",
+        "model": "flat",
+        "learning_rate": 2.0,
+        "train_frames": 3000,
+        **DIVERGES,
+    },
+    "clip-fraction-high": {
+        "env": "CartPole-v1",
+        "train_frames": 1200,
+        "learning_rate": 0.02,
+        "epochs": 8,
+        "ppo_clip": 0.05,
+    },
+    "lag-high": {
+        "env": "tests.tiny_envs:Catch-v0",
+        "train_frames": 2000,
+        "forced_lag": 50,
+        "epochs": 4,
+    },
+    "episodes-never-end": {
+        "env": "Pendulum-v1",
+        "env_kwargs": {"max_episode_steps": -1},
+        "train_frames": 5200,
+        "envs_per_worker": 1,
+        "minibatches": 1,
+        "epochs": 1,
+        "rollout_length": 64,
+    },
+    "nan": {"env": "tests.faulty_env:GivesNaN-v0", "train_frames": 500},
+    "failed": {"env": "tests.faulty_env:GivesNaN-v0", "train_frames": 500, "on_nan": "stop"},
+    "environment-slow": {
+        "env": "Latency",
+        "env_kwargs": {"mean_ms": 4},
+        "train_frames": 500,
+        "rollout_length": 8,
+        "minibatches": 1,
+        "report_seconds": 0.2,
+    },
+    "nothing": {"env": "CartPole-v1", "train_frames": 2500},
+}
+# What the figure has, besides numbers.
+FIGURES = {
+    "score-flat": r"5\.\d+ at first, [45]\.\d+ in the last quarter; .* [01] to (8|9|10)$",
+    "entropy-gone": r"entropy is \S+ nats, and was up to 0\.\d+",
+    "value-loss-diverging": r"value_loss was \S+ in the first quarter, and is \d\.\d+e\+",
+    "clip-fraction-high": r"ppo_clipped_fraction is 0\.[3-9]",
+    "lag-high": r"policy_lag_mean is [56]\d optimizer steps; a round of all environments takes 8;",
+    "episodes-never-end": r"5,2\d\d decisions of each environment",
+    "nan": r"the environment has given it at least [1-9]\d* times",
+    "failed": r"NonFiniteError: .*NaN or infinity: reward nan",
+    "environment-slow": r"env_step is [89]\d% .*, about [4-9]\S* ms for a decision; the ",
+    "restarts": r"worker_restarts is [1-9]\d*, .*; at last: rollout-0 .* RuntimeError: the pole",
+    "killed": r"the log's last message: rollout-0 ",
+    "learner-bound": r"rollout/wait_slot is [5-9]\d% of their time; the learner works (9\d|100)%",
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Of each run the findings by their rules' names."""
+    folder = tmp_path_factory.mktemp("runs")
+    busy = ("--epochs=20", "--train-frames=700")
+    with (  # they start while the others train
+        training(folder / "restarts", *TINY[1:], "--env=tests.faulty_env:Raises-v0") as crashing,
+        training(folder / "learner-bound", *TINY, *busy) as learning,
+    ):
+        for name, settings in FAULTS.items():
+            try:
+                train(**SMALL | settings, run_dir=folder / name)
+            except WorkerError:
+                assert name == "failed"
+        wait_for(lambda: any(r["worker_restarts"] for r in metrics(folder / "restarts")))
+        live = read(folder / "restarts")
+        os.killpg(crashing.pid, signal.SIGKILL)
+        crashing.wait()
+        assert finish(learning).code == 0
+    runs = {path.name: read(path) for path in folder.iterdir()}
+    return {
+        name: {finding.name: finding for finding in diagnosed(run)} for name, run in runs.items()
+    } | {"folder": folder, "live": live}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_run_with_the_fault_is_told_of_it_with_figure_rule_and_flag(name, found):
+    finding = found["restarts" if name == "killed" else name][name]
+    assert re.search(FIGURES[name], finding.figure), finding.figure
+    assert finding.what.endswith(".")
+    assert finding.rule
+    assert "--" in finding.remedy or name in ("restarts", "failed")
+    flags = {setting.flag for setting in user_settings().values()}
+    assert {*re.findall(r"--[a-z-]+", finding.remedy)} <= flags
+
+
+def test_a_run_that_is_well_is_told_so(found, capsys):
+    assert found["nothing"] == {}
+    assert diagnose.main([str(found["folder"] / "nothing")], "sfrl diagnose") == 0
+    assert f"none of {len(RULES)} rules finds anything wrong" in capsys.readouterr().out
+
+
+def test_a_live_run_is_told_of_as_well(found):
+    assert found["live"].state == "live"
+    assert figures(found["live"])["seconds_left"] > 0
+    assert "restarts" in [finding.name for finding in diagnosed(found["live"])]
+
+
+def test_findings_are_printed_for_people_and_for_programs(found, capsys):
+    name = str(found["folder"] / "score-flat")
+    assert diagnose.main([name], "sfrl diagnose") == EXIT_FOUND
+    text = capsys.readouterr().out
+    [finding] = [f for f in found["score-flat"].values() if f.name == "score-flat"]
+    for part in finding:
+        assert part in " ".join(text.split())
+    assert diagnose.main([name, "--json"], "sfrl diagnose") == EXIT_FOUND
+    told = json.loads(capsys.readouterr().out)
+    assert told["state"] == "ended"
+    assert finding._asdict() in told["findings"]
+
+
+def test_every_rule_has_a_run_and_a_line_in_the_docs():
+    table = (ROOT / "docs/runs.md").read_text()
+    assert set(re.findall(r"^\| `([a-z-]+)` \| ", table, re.M)) == set(FIGURES)
+    assert len(FIGURES) == len(RULES)
