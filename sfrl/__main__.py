@@ -20,6 +20,8 @@ COMMANDS = {
     "try": "tell of an environment in a minute: sfrl try CartPole-v1",
     "status": "tell how a run stands, the newest unless one is named: sfrl status [RUN]",
     "diagnose": "tell what is wrong with a run, and what to try: sfrl diagnose [RUN]",
+    "compare": "compare runs, grouped over their seeds: sfrl compare [RUN ...]",
+    "plot": "draw the learning curves of runs: sfrl plot [RUN ...]",
     "list": "list the runs in a folder: sfrl list [FOLDER]",
 }
 

@@ -1,4 +1,4 @@
-"""Where a decision's time goes, as stacked bars. The only module that needs matplotlib."""
+"""Where a decision's time goes, as stacked bars. Like runs/plot.py it alone needs matplotlib."""
 
 from __future__ import annotations
 

@@ -35,6 +35,8 @@ _NAMES = {  # of other commands, for what is called RUN here
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
+    """The answer."""
+
     runs: tuple[str, ...] = ()
     json: bool = False
     """Print a JSON object, in one line, for programs."""

@@ -8,24 +8,28 @@ import os
 import shutil
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sfrl import train
 from sfrl.__main__ import COMMANDS
-from sfrl.commands import EXIT_USAGE, status
+from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, compare, plot, status
 from sfrl.commands import list as list_command
 from sfrl.records import run_folder
 from sfrl.runs import reader
+from sfrl.runs.comparison import mean_of
 from tests.commands.test_diagnose import SMALL
 
-ASKING = ("status", "diagnose", "list")
+ASKING = ("status", "diagnose", "compare", "plot", "list")
+RUNS = ("first", "second")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """With `runs/first` and `runs/second`, two runs that have ended."""
     folder = tmp_path_factory.mktemp("asked")
-    for name, seed in {"first": 1, "second": 2}.items():
+    for seed, name in enumerate(RUNS, start=1):
         settings = {**SMALL, "env": "CartPole-v1", "train_frames": 1200, "seed": seed}
         train(**settings, run_dir=folder / "runs" / name)
     return folder
@@ -105,6 +109,57 @@ def test_who_only_looks_hinders_no_trainer(tmp_path):
     run_folder.unlock(lock)
     assert not run_folder.is_locked(tmp_path)
     os.waitpid(child, 0)
+
+
+# --- several runs ---
+@pytest.mark.usefixtures("in_folder")
+def test_runs_that_differ_in_their_seeds_are_one_line_with_an_interval(folder, capsys):
+    third = json.loads((folder / "runs/second/config.json").read_text()) | {"gamma": 0.5, "seed": 3}
+    other = folder / "other/third"
+    shutil.copytree(folder / "runs/second", other)
+    (other / "config.json").write_text(json.dumps(third))
+    scores = [told(status, name, capsys=capsys)["episode_return_mean"] for name in RUNS]
+    both, alone = told(compare, "runs", "other", capsys=capsys)["groups"]
+    assert [run["seed"] for run in both["runs"]] == [1, 2]
+    assert (both["settings"], alone["settings"]) == ({"gamma": 0.995}, {"gamma": 0.5})
+    assert both["score"]["mean"] == pytest.approx(sum(scores) / 2)
+    assert both["score"]["low"] == min(scores) < max(scores) == both["score"]["high"]
+    assert alone["score"] == {"mean": scores[1], "low": None, "high": None}
+    assert compare.main(["runs", "other"], "sfrl compare") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["CartPole-v1", "gamma=0.995", "2"],
+        ["CartPole-v1", "gamma=0.5", "1"],
+    ]
+    [group] = told(compare, "runs", capsys=capsys)["groups"]
+    assert group["settings"] == {}
+
+
+def test_the_bootstrap_interval_narrows_with_seeds_and_is_the_means():
+    rng = np.random.default_rng(1)
+    for seeds in (10, 1000):
+        mean, low, high = mean_of(rng.normal(5, 2, seeds).tolist())
+        half = 1.96 * 2 / seeds**0.5
+        assert mean == pytest.approx(5, abs=2 * half)
+        assert (high - low) / 2 == pytest.approx(half, rel=0.5)
+    assert mean_of([1.0, None]) is None
+    assert mean_of([]) is None
+
+
+@pytest.mark.usefixtures("in_folder")
+def test_plot_draws_all_runs_against_minutes_frames_and_decisions(folder, capsys):
+    path = folder / "curves.svg"
+    drawn = told(plot, "first", "second", f"--file={path}", capsys=capsys)
+    assert drawn == {"file": str(path), "runs": [str(folder / "runs" / name) for name in RUNS]}
+    picture = path.read_text()
+    for axis in ("minutes", "million frames", "million decisions"):
+        assert f"<!-- {axis} -->" in picture
+    assert plot.main(["first"], "sfrl plot") == 0
+    assert capsys.readouterr().out == f"{folder}/runs/first/score.png\n"
+    with Image.open(folder / "runs/first/score.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 10
+    assert plot.main(["first", "--file=curves.txt"], "sfrl plot") == EXIT_USAGE
+    assert plot.main(["first", "--file=nowhere/curves.png"], "sfrl plot") == EXIT_FAILURE
 
 
 # --- the reader ---

@@ -1,0 +1,55 @@
+"""`sfrl plot`: learning curves as a picture."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfrl.commands import answers
+from sfrl.commands.answers import answer, print_json
+from sfrl.records import run_folder
+from sfrl.runs import reader
+from sfrl.runs.comparison import compare
+
+_ENDINGS = (".png", ".pdf", ".svg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(answers.Args):
+    """The picture."""
+
+    file: str = ""
+    """The picture, FILE.png, .pdf or .svg. Empty: score.png in the run's folder, or here if there
+    are several runs."""
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    text = (
+        "Score against minutes, frames and decisions: of runs, or folders of runs; of the newest "
+        "run in runs/ if none is named. Those that differ in their seeds alone share a color."
+    )
+    return answer(argv, prog, Args(), text, _plot)
+
+
+def _plot(args: Args) -> int:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError('it needs matplotlib: pip install "sfrl[plots]"')
+    runs = reader.find_all(args.runs or [str(reader.newest())])
+    for run in runs:
+        if not run.values("episode_return_mean"):
+            raise ValueError(f"{run.folder} has no score yet: no episode has ended")
+    path = Path(run_folder.expanded("file", args.file)) if args.file else Path("score.png")
+    if not args.file and len(runs) == 1:
+        path = runs[0].folder / path
+    if path.suffix not in _ENDINGS:
+        raise ValueError(f"file={path} must end in {', '.join(_ENDINGS)}, its formats")
+    from sfrl.runs import plot  # and matplotlib
+
+    plot.draw(compare(runs), path)
+    if args.json:
+        print_json({"file": str(path.absolute()), "runs": [str(run.folder) for run in runs]})
+    else:
+        print(path)
+    return 0

@@ -1,0 +1,53 @@
+"""Learning curves: score against minutes, frames and decisions. Like bench/plot.py it alone needs
+matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sfrl.runs.comparison import Group
+from sfrl.runs.reader import Run
+
+_WINDOW = 100  # episodes of a score
+_AXES = {  # name of a metric: what the axis says, and by what it is divided
+    "time_s": ("minutes", 60),
+    "env_frames": ("million frames", 1e6),
+    "env_steps": ("million decisions", 1e6),
+}
+
+
+def draw(groups: Sequence[Group], path: Path) -> None:
+    """One file, as its suffix says (png, pdf, svg); a line for each run, a color for each group.
+
+    A curve begins where 100 episodes have ended, if they have.
+    """
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = figure.subplots(1, len(_AXES), sharey=True)
+    for axes, (metric, (label, unit)) in zip(panels, _AXES.items(), strict=True):
+        for color, group in enumerate(groups):
+            for index, run in enumerate(group.runs):
+                x, scores = np.array(curve(run, metric)).reshape(-1, 2).T
+                name = "" if index else group.label
+                axes.plot(x / unit, scores, color=f"C{color}", linewidth=1, label=name)
+        axes.set_xlabel(label)
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("score, mean of 100 episodes")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.savefig(path, dpi=150)
+
+
+def curve(run: Run, metric: str) -> list[tuple[float, float]]:
+    """Pairs of a metric and the score, oldest first."""
+    scored = [
+        (record, x, score)
+        for record in run.records
+        if (x := record.get(metric)) is not None
+        and (score := record.get("episode_return_mean")) is not None
+    ]
+    whole = [point for point in scored if (point[0].get("episodes") or 0) >= _WINDOW]
+    return [(x, score) for _, x, score in whole or scored]
