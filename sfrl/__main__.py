@@ -22,7 +22,9 @@ COMMANDS = {
     "diagnose": "tell what is wrong with a run, and what to try: sfrl diagnose [RUN]",
     "compare": "compare runs, grouped over their seeds: sfrl compare [RUN ...]",
     "plot": "draw the learning curves of runs: sfrl plot [RUN ...]",
+    "video": "film a run's agent: sfrl video [RUN]",
     "list": "list the runs in a folder: sfrl list [FOLDER]",
+    "rm": "delete runs: sfrl rm RUN ...",
 }
 
 

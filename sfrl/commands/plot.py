@@ -40,7 +40,7 @@ def _plot(args: Args) -> int:
     for run in runs:
         if not run.values("episode_return_mean"):
             raise ValueError(f"{run.folder} has no score yet: no episode has ended")
-    path = Path(run_folder.expanded("file", args.file)) if args.file else Path("score.png")
+    path = Path(run_folder.expanded("file", args.file)) if args.file else Path(run_folder.SCORE)
     if not args.file and len(runs) == 1:
         path = runs[0].folder / path
     if path.suffix not in _ENDINGS:

@@ -26,6 +26,8 @@ UNTRAINED = "nothing was learned: a new run may begin in this folder"
 """How the log of a run ends that leaves nothing else."""
 
 LATEST_NAME = re.compile(r"latest-(\d+)\.pt")  # of a checkpoint that --resume goes on from
+SCORE, VIDEO = "score.png", "video.mp4"  # what `sfrl plot` and `sfrl video` make in it
+_CHECKPOINT = re.compile(r"(latest-\d+\.pt(\.left)?|best\.pt|memory\.npz)(\.tmp)?")
 _MAX_LINE = 4096
 _FILES = ("config.json", "log.txt", "metrics.jsonl", "best.pt")  # and event files, `latest-*.pt`
 
@@ -182,6 +184,37 @@ def check(run_dir: Path) -> None:
                 raise RunFolderError(f"{entry.path} is a folder, and must be a file; move it away")
             if not is_folder and entry.name == "checkpoints":
                 raise RunFolderError(f"{entry.path} is a file, and must be a folder; move it away")
+
+
+def remove(run_dir: Path) -> list[str]:
+    """Delete what a run has written, and the folder if nothing else is in it.
+
+    Returns:
+        The paths of what is left, which is not the run's.
+
+    Raises:
+        RunFolderError: a trainer is at work in it; or as `check`.
+        OSError: something cannot be deleted.
+    """
+    descriptor = lock(run_dir)
+    try:
+        check(run_dir)
+        checkpoints = run_dir / "checkpoints"
+        for entry in _entries(checkpoints):
+            if _CHECKPOINT.fullmatch(entry.name):
+                os.unlink(entry.path)
+        for entry in _entries(run_dir):
+            is_own = _is_of_a_run(entry.name) or entry.name in (SCORE, VIDEO)
+            if is_own and entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
+        left = [entry.path for folder in (checkpoints, run_dir) for entry in _entries(folder)]
+        for folder in (checkpoints, run_dir):
+            with suppress(FileNotFoundError):
+                if not _entries(folder):
+                    folder.rmdir()
+        return [path for path in left if os.path.exists(path)]
+    finally:
+        unlock(descriptor)
 
 
 def check_new(run_dir: Path) -> None:

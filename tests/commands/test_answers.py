@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -14,14 +16,15 @@ from PIL import Image
 
 from sfrl import train
 from sfrl.__main__ import COMMANDS
-from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, compare, plot, status
+from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, compare, plot, rm, status, video
 from sfrl.commands import list as list_command
 from sfrl.records import run_folder
 from sfrl.runs import reader
 from sfrl.runs.comparison import mean_of
 from tests.commands.test_diagnose import SMALL
+from tests.runs import TIMEOUT_S
 
-ASKING = ("status", "diagnose", "compare", "plot", "list")
+ASKING = ("status", "diagnose", "compare", "plot", "video", "list", "rm")
 RUNS = ("first", "second")
 
 
@@ -160,6 +163,78 @@ def test_plot_draws_all_runs_against_minutes_frames_and_decisions(folder, capsys
         assert len(image.convert("RGB").getcolors(1 << 20)) > 10
     assert plot.main(["first", "--file=curves.txt"], "sfrl plot") == EXIT_USAGE
     assert plot.main(["first", "--file=nowhere/curves.png"], "sfrl plot") == EXIT_FAILURE
+
+
+# --- one run's film, and its end ---
+@pytest.mark.usefixtures("in_folder")
+def test_video_films_the_newest_checkpoint_into_the_runs_folder(folder, capsys):
+    told_of = told(video, "first", capsys=capsys)
+    assert told_of["video"] == str(folder / "runs/first/video.mp4")
+    assert told_of["episodes"] == 1
+    assert b"ftyp" in (folder / "runs/first/video.mp4").read_bytes()[:12]
+    assert video.main(["first", "--file=film.avi"], "sfrl video") == EXIT_USAGE
+    assert "video=film.avi must end in .mp4 or .gif" in capsys.readouterr().err
+
+
+@pytest.fixture
+def doomed(folder, tmp_path, monkeypatch):
+    """A run in `runs/` that may be deleted."""
+    shutil.copytree(folder / "runs/first", tmp_path / "runs/doomed")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs/doomed"
+
+
+def test_rm_deletes_all_of_a_run(doomed, capsys):
+    (doomed / "checkpoints/latest-000000000001.pt.left").touch()
+    assert told(rm, "doomed", "--yes", capsys=capsys) == {"removed": [str(doomed)], "left": []}
+    assert not doomed.exists()
+    assert doomed.parent.is_dir()
+
+
+def test_rm_leaves_what_is_not_the_runs(doomed, capsys):
+    for name in ("notes.txt", "checkpoints/latest-1 (copy).pt"):
+        (doomed / name).write_text("precious")
+    assert rm.main(["doomed", "--yes"], "sfrl rm") == 0
+    assert f"deleted {doomed}, but for {doomed}/checkpoints" in capsys.readouterr().out
+    left = [str(path.relative_to(doomed)) for path in doomed.rglob("*") if path.is_file()]
+    assert sorted(left) == ["checkpoints/latest-1 (copy).pt", "notes.txt"]
+
+
+def test_rm_refuses_what_it_must_not_delete_and_then_deletes_nothing(doomed, capsys):
+    (doomed.parent / "link").symlink_to(doomed)
+    (doomed.parent / "other").mkdir()
+    (doomed.parent / "other/notes.txt").touch()
+    lock = run_folder.lock(doomed)
+    files = sorted(doomed.parent.rglob("*"))
+    for argv, text in {
+        ("--yes",): "name the runs to be deleted",
+        ("doomed",): "doomed is a live run; stop it first",
+        ("link", "--yes"): "link is a link; name the folder itself",
+        ("other", "--yes"): "other is not a run's folder",
+        ("nowhere", "--yes"): "nowhere is no folder, and no run in runs/",
+    }.items():
+        assert rm.main(argv, "sfrl rm") == EXIT_USAGE
+        assert text in capsys.readouterr().err
+    run_folder.unlock(lock)
+    assert rm.main(["doomed", "other", "--yes"], "sfrl rm") == EXIT_USAGE
+    assert rm.main(["doomed"], "sfrl rm") == EXIT_USAGE
+    assert "nobody can be asked here whether to delete; add --yes" in capsys.readouterr().err
+    assert sorted(doomed.parent.rglob("*")) == files
+
+
+@pytest.mark.parametrize(("reply", "is_left"), [("y\n", False), ("\n", True), ("", True)])
+def test_rm_asks_in_a_terminal(reply, is_left, doomed):
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "sfrl", "rm", "doomed"]
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, text=True) as process:
+        os.close(theirs)
+        os.write(ours, reply.encode() or b"\x04")  # the end of a terminal's input
+        text, _ = process.communicate(timeout=TIMEOUT_S)
+    os.close(ours)
+    assert "CartPole-v1, 1,2" in text
+    assert "delete it? [y/N]" in text
+    assert process.returncode == (EXIT_FAILURE if is_left else 0)
+    assert doomed.exists() == is_left
 
 
 # --- the reader ---
