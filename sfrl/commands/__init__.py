@@ -1,4 +1,4 @@
-"""What each `sfrl COMMAND` does: flags in, an exit code out. docs/runs.md has a table of them."""
+"""What each `sfrl COMMAND` does: flags in, an exit code out. docs/runs.md has a table of these."""
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2

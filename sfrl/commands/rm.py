@@ -68,5 +68,5 @@ def _agrees(runs: Sequence[Run], args: Args) -> bool:
         frames = told(run.latest("env_frames"), "{:,}")
         what = f"{run.env}, {frames} frames, {clock(run.latest('time_s'))}"
         print(printable(f"{run.folder}: {what}"))
-    print(f"delete {'it' if len(runs) == 1 else f'all {len(runs)}'}? [y/N] ", end="", flush=True)
+    print(f"delete {'it' if len(runs) == 1 else f'all {len(runs)}'}? [y/N]", flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

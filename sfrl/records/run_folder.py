@@ -29,7 +29,9 @@ LATEST_NAME = re.compile(r"latest-(\d+)\.pt")  # of a checkpoint that --resume g
 SCORE, VIDEO = "score.png", "video.mp4"  # what `sfrl plot` and `sfrl video` make in it
 _CHECKPOINT = re.compile(r"(latest-\d+\.pt(\.left)?|best\.pt|memory\.npz)(\.tmp)?")
 _MAX_LINE = 4096
-_FILES = ("config.json", "log.txt", "metrics.jsonl", "best.pt")  # and event files, `latest-*.pt`
+OLDER_LOG = "log.txt.1"
+# And event files, `latest-*.pt`.
+_FILES = ("config.json", "log.txt", OLDER_LOG, "metrics.jsonl", "best.pt")
 
 
 class RunFolderError(ValueError):
@@ -225,7 +227,8 @@ def check_new(run_dir: Path) -> None:
     """
     check(run_dir)
     found = sorted(entry.name for entry in _entries(run_dir) if _is_of_a_run(entry.name))
-    if not found or (found == ["log.txt"] and _has_ended_untrained(run_dir / "log.txt")):
+    logs = [name for name in found if name in ("log.txt", OLDER_LOG)]
+    if not found or (found == logs and _has_ended_untrained(run_dir / "log.txt")):
         return
     checkpoints = [entry.name for entry in _entries(run_dir / "checkpoints")]
     if any(LATEST_NAME.fullmatch(name) for name in checkpoints):
@@ -243,6 +246,8 @@ def holds_a_run(run_dir: Path) -> bool:
 
 
 def _has_ended_untrained(log: Path) -> bool:
+    if not log.exists():
+        return False
     with problems_told(log.parent), log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _MAX_LINE))
         return file.read().endswith(f" {UNTRAINED}\n".encode())

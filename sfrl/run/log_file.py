@@ -6,7 +6,7 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sfrl.envs.logs import logging_to
@@ -14,6 +14,8 @@ from sfrl.records import checkpoint, run_folder
 from sfrl.run.crew import WorkerError
 from sfrl.show.display import Display
 from sfrl.show.output import ESCAPE
+
+MAX_BYTES = 20 << 20  # of log.txt; then it becomes log.txt.1, whose lines before are lost
 
 
 def reason_of(error: BaseException) -> str:
@@ -36,7 +38,10 @@ def run_log(path: Path, display: Display, is_ours: Callable[[], bool]) -> Iterat
 
 
 class LogFile(logging.Handler):
-    """Loses lines where the disk is full; the terminal has them. Comes back if it is deleted."""
+    """Loses lines where the disk is full; the terminal has them. Comes back if it is deleted.
+
+    Not logging's RotatingFileHandler: that one follows links, and writes on into a deleted file.
+    """
 
     def __init__(self, path: Path, is_ours: Callable[[], bool]) -> None:
         super().__init__()
@@ -47,12 +52,22 @@ class LogFile(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = f"{self.format(record)}\n".encode("utf-8", ESCAPE)
+            self._rotate(len(line))
             self._file = run_folder.reopened_to_append(self._path, self._file, self._is_ours)
             self._file.write(line)
         except OSError:
             pass
         except Exception:  # as logging's own handlers do: a faulty line must not end the run
             self.handleError(record)
+
+    def _rotate(self, size: int) -> None:
+        """Move the file away if so many bytes more are too many: then another one begins."""
+        descriptor = self._file.fileno()
+        if os.fstat(descriptor).st_size + size <= MAX_BYTES:
+            return
+        if run_folder.is_at(self._path, descriptor) and self._is_ours():
+            with suppress(OSError):  # rather a large log than none
+                os.replace(self._path, self._path.with_name(run_folder.OLDER_LOG))
 
     def note(self, text: str) -> None:
         """A line for this file alone."""

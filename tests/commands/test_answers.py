@@ -5,7 +5,9 @@ import importlib
 import itertools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,15 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfrl import train
+from sfrl import commands, train
 from sfrl.__main__ import COMMANDS
-from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, compare, plot, rm, status, video
+from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, compare, diagnose, plot, rm, status, video
 from sfrl.commands import list as list_command
 from sfrl.records import run_folder
 from sfrl.runs import reader
 from sfrl.runs.comparison import mean_of
 from tests.commands.test_diagnose import SMALL
-from tests.runs import TIMEOUT_S
+from tests.runs import ROOT, TIMEOUT_S
 
 ASKING = ("status", "diagnose", "compare", "plot", "video", "list", "rm")
 RUNS = ("first", "second")
@@ -235,6 +237,27 @@ def test_rm_asks_in_a_terminal(reply, is_left, doomed):
     assert "delete it? [y/N]" in text
     assert process.returncode == (EXIT_FAILURE if is_left else 0)
     assert doomed.exists() == is_left
+
+
+def test_every_exit_code_of_the_table_is_returned(doomed):
+    table = re.findall(r"^\| (\d+) \| ", (ROOT / "docs/runs.md").read_text(), re.M)
+    codes = {name: code for name, code in vars(commands).items() if name.startswith("EXIT_")}
+    assert [int(code) for code in table] == [0, *codes.values()]
+    (doomed / "log.txt").write_text("2026-01-01 00:00:00,000 the run failed: no luck\n")
+    assert status.main(["doomed"], "sfrl status") == 0
+    assert plot.main(["doomed", "--file=nowhere/x.png"], "sfrl plot") == commands.EXIT_FAILURE
+    assert status.main(["nowhere"], "sfrl status") == commands.EXIT_USAGE
+    assert diagnose.main(["doomed"], "sfrl diagnose") == commands.EXIT_FOUND
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "sfrl", "rm", "doomed"]
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE) as process:
+        while b"[y/N]" not in process.stdout.readline():  # it asks in a line of its own
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT_S) == commands.EXIT_INTERRUPTED
+    os.close(ours)
+    os.close(theirs)
+    assert doomed.exists()
 
 
 # --- the reader ---
