@@ -22,6 +22,7 @@ through lock-free queues. The folders, each of which imports only from those bel
     parameters/  weights, optimizer, publication
     ipc/         queues, mailboxes, counters, addresses in shared memory
     callbacks/   who is told what happens in a run
+    runs/        what a run tells afterwards: read, diagnosed, compared, drawn
     records/     metrics, checkpoints, the run's folder
     settings/    groups of settings and their rules, one file for each algorithm
     nets/        encoders, distributions;  maths/  V-trace, returns, losses

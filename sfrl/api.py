@@ -115,10 +115,10 @@ def prepare(
         signals: those that the caller notes.
         give_up: called for a signal while the machine is measured. It raises something.
         started_s: when the run began, by the monotonic clock.
-        callbacks: beside those that the setting log_to names.
+        callbacks: beside those that settings name.
 
     Raises:
-        What `settle` and `Trainer` do; ValueError if log_to names what is not there; TypeError.
+        What `settle`, `make_callbacks` and `Trainer` do; TypeError: one of `callbacks` is none.
     """
     for callback in callbacks:
         if not isinstance(callback, Callback):
@@ -127,7 +127,7 @@ def prepare(
                 f"from sfrl.Callback"
             )
     config, spec = settle(given, signals)
-    callbacks = [*callbacks, *make_callbacks(config.log_to)]
+    callbacks = [*callbacks, *make_callbacks(config.log_to, config.prometheus)]
     limits.check_machine(config)
     if not signals:
         with signals_to(give_up), own_output():

@@ -91,6 +91,7 @@ def test_every_extra_of_environments_has_a_page_that_shows_what_is_learned():
         "plots",
         "trackio",
         "wandb",
+        "prometheus",
     }
     for page, extra in rows:
         text = (DOCS / "environments" / page).read_text()

@@ -1,6 +1,7 @@
 """Who is told what happens in a run: Weights & Biases, Trackio, or classes of the user's own.
 
-`--log-to` names them, and `sfrl.train` takes objects as well. They live in the trainer's process.
+`--log-to` and `--prometheus` name them, and `sfrl.train` takes objects as well. They live in the
+trainer's process.
 """
 
 from __future__ import annotations
@@ -21,13 +22,18 @@ _SERVICES = {
 }
 
 
-def make_callbacks(names: str) -> list[Callback]:
-    """Those that `names`, the setting log_to, lists. Imports none of the services.
+def make_callbacks(log_to: str, prometheus: int = 0) -> list[Callback]:
+    """Those that these settings name. Imports none of the services.
 
     Raises:
-        ValueError: one is unknown, is not installed, or cannot be made.
+        ValueError: one is unknown, is not installed, or cannot be made; the port is taken.
     """
-    return [_make(name.strip()) for name in names.split(",") if name.strip()]
+    callbacks = [_make(name.strip()) for name in log_to.split(",") if name.strip()]
+    if prometheus:
+        from sfrl.callbacks.prometheus import Exporter
+
+        callbacks.append(Exporter(prometheus))
+    return callbacks
 
 
 def _make(name: str) -> Callback:

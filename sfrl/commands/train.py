@@ -78,6 +78,7 @@ def main(argv: Sequence[str], prog: str) -> int:
             MemoryError,  # a thread or a process that could not be started
             checkpoint.CheckpointError,
             run_folder.RunFolderError,
+            ConfigError,  # of a port that another program has taken meanwhile
         ) as error:
             _complain(prog, str(error))
             return EXIT_FAILURE

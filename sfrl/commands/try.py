@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, EXIT_FOUND
+from sfrl.commands import EXIT_FAILURE, EXIT_FOUND, EXIT_USAGE
 from sfrl.commands.train import read_flags
 from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import Stopped

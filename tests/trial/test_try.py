@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sfrl import envs
-from sfrl.commands import EXIT_USAGE, EXIT_FOUND
+from sfrl.commands import EXIT_FOUND, EXIT_USAGE
 from sfrl.settings.defaults import defaults_for
 from sfrl.trial import verdict
 from sfrl.trial.facts import facts
