@@ -128,6 +128,10 @@ def prepare(
             )
     config, spec = settle(given, signals)
     callbacks = [*callbacks, *make_callbacks(config.log_to, config.prometheus)]
+    if config.video_every:
+        from sfrl.run.filming import Filming
+
+        callbacks.append(Filming(config, signals))
     limits.check_machine(config)
     if not signals:
         with signals_to(give_up), own_output():

@@ -22,6 +22,10 @@ NOTE = "note"
 """Marks a field that config.json keeps and no user sets."""
 
 
+DURATION = "duration"
+"""Marks a number of seconds that a flag may also have as 90s, 10m or 2h."""
+
+
 class Rule(NamedTuple):
     text: str
     holds: Callable[[float], bool]
@@ -48,6 +52,7 @@ Positive = Annotated[float, above(0)]
 NotNegative = Annotated[float, at_least(0)]
 Share = Annotated[float, between(0, 1)]
 Seconds = Annotated[Positive, at_most(1e9)]  # 30 years
+Duration = Annotated[NotNegative, at_most(1e9), DURATION]
 
 
 def shown(value: object) -> str:
@@ -66,6 +71,7 @@ class Setting(NamedTuple):
     choices: tuple[str, ...]  # its only values; (): any
     rules: tuple[Rule, ...]
     is_note: bool  # see NOTE
+    is_duration: bool  # see DURATION
 
     @property
     def flag(self) -> str:
@@ -110,6 +116,7 @@ def _setting(field: dataclasses.Field[Any], hint: Any) -> Setting:
         choices,
         tuple(extra for extra in extras if isinstance(extra, Rule)),
         is_note=NOTE in extras,
+        is_duration=DURATION in extras,
     )
 
 

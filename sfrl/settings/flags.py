@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     T = TypeVar("T", bound=DataclassInstance)
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+_SECONDS_IN = {"s": 1, "m": 60, "h": 3600}
 _WHOLE_NUMBER = re.compile(r"([+-]?\d[\d_]*(?:\.\d*)?(?:e[+-]?\d\d?)?)([kmb]?)", re.ASCII | re.I)
 
 
@@ -41,6 +42,16 @@ def whole_number(text: str) -> int:
     if number.denominator != 1:
         raise ValueError(f"{text!r} is no whole number")
     return number.numerator
+
+
+def seconds(text: str) -> float:
+    """Those that `text` means: 90, 90s, 1.5m or 2h.
+
+    Raises:
+        ValueError: it means none.
+    """
+    unit = _SECONDS_IN.get(text[-1:], 0)
+    return float(text[:-1]) * unit if unit else float(text)
 
 
 def parse_flags(
@@ -146,8 +157,12 @@ def _value(setting: Setting, text: str) -> str | int | float:
     if setting.type is str:
         return text
     try:
+        if setting.is_duration:
+            return seconds(text)
         return whole_number(text) if setting.type is int else float(text)
     except ValueError:
+        if setting.is_duration:
+            raise ValueError(f"must be a time, like {setting.flag}=90s, 10m or 2h") from None
         kind = "a whole number" if setting.type is int else "a number"
         raise ValueError(f"must be {kind}, like {setting.flag}={setting.default}") from None
 
@@ -178,7 +193,8 @@ def print_help(
                 section.add_argument(setting.flag, action=action, help=text)
             else:
                 values = ",".join(setting.choices)
-                metavar = f"{{{values}}}" if values else setting.type.__name__.upper()
+                kind = "TIME" if setting.is_duration else setting.type.__name__.upper()
+                metavar = f"{{{values}}}" if values else kind
                 section.add_argument(setting.flag, metavar=metavar, help=text)
     parser.print_help()
     sys.exit(0)

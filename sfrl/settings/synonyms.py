@@ -137,9 +137,12 @@ _OF_TRAIN = {
         "log_interval log_freq log_every log_frequency print_freq report_interval summary_interval "
         "stats_interval experiment_summaries_interval"
     ),
+    "use --video-every=10m, or afterwards enjoy.py": (
+        "capture_video video record record_video save_video videos video_interval video_frequency"
+    ),
     "watch or film what was trained: sfrl enjoy --window, or --video=FILE.mp4": (
-        "render render_mode human capture_video video record record_video save_video videos "
-        "enjoy play eval evaluate evaluation test watch eval_episodes eval_freq n_eval_episodes"
+        "render render_mode human enjoy play eval evaluate evaluation test watch eval_episodes "
+        "eval_freq n_eval_episodes"
     ),
 }
 

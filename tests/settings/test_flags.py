@@ -15,7 +15,7 @@ from sfrl.commands import train as cli
 from sfrl.records import checkpoint
 from sfrl.settings import synonyms
 from sfrl.settings.algorithms import user_settings
-from sfrl.settings.flags import whole_number
+from sfrl.settings.flags import seconds, whole_number
 from tests.runs import ROOT
 
 PROGRAMS = {"train.py": cli.main, "enjoy.py": enjoy.main, "sfrl bench": bench.main}
@@ -53,6 +53,16 @@ def test_a_whole_number_has_many_forms(text, number):
 def test_what_is_no_whole_number_is_refused(text):
     with pytest.raises(ValueError):  # noqa: PT011  read_flags tells it in its own words
         whole_number(text)
+
+
+def test_a_time_is_a_number_of_seconds_or_has_a_unit():
+    times = {"90": 90, "90s": 90, "1.5m": 90, "2h": 7200, "0": 0, "1e3": 1000}
+    assert {text: seconds(text) for text in times} == times
+    flags = ["--env=CartPole-v1", "--run-dir=x"]
+    assert cli.parse([*flags, "--video-every=10m"]).video_every == 600
+    for text in ("", "m", "10d", "10 min", "1m30s"):
+        with pytest.raises(ValueError, match=r"must be a time, like --video-every=90s, 10m or 2h"):
+            cli.parse([*flags, f"--video-every={text}"])
 
 
 def test_every_whole_number_of_a_run_takes_all_forms_and_stays_one():
@@ -110,7 +120,7 @@ def test_no_synonym_is_a_flag_and_every_remedy_names_flags_that_there_are():
             [
                 "--train.gae-lambda is unknown; use --trace-lambda",
                 "--train.gamma is unknown; did you mean --gamma?",
-                "--capture-video is unknown; watch or film what was trained: sfrl enjoy",
+                "--capture-video is unknown; use --video-every=10m",
                 "--save-model is unknown; checkpoints are always saved; --checkpoint-seconds",
             ],
         ),
