@@ -6,7 +6,7 @@ A leaf of a space is a part of it that is no Dict and no Tuple; a path is the ke
 import json
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
@@ -386,17 +386,46 @@ def _built(space: Space[Any], columns: Iterator[Array], i: int) -> Any:
     return column[i] if isinstance(space, Discrete) else column[i, ...]  # of no axes: an array too
 
 
-def _numbers_of(spec: ActionSpec, bounds: Bounds) -> Callable[[Array], NDArray[np.float64]]:
-    """What turns the policy's numbers [N, D] into the environment's: see `ActionSpec.low`."""
+class Ranges(NamedTuple):
+    """Where the policy's numbers lead, [D] each: `half` is 1 unless there are two bounds."""
+
+    low: NDArray[np.float64]  # -inf: there is none
+    high: NDArray[np.float64]
+    middle: NDArray[np.float64]  # where 0 leads
+    half: NDArray[np.float64]
+
+    @property
+    def has_both(self) -> NDArray[np.bool_]:
+        has_both: NDArray[np.bool_] = np.isfinite(self.low) & np.isfinite(self.high)
+        return has_both
+
+    @property
+    def limits(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of the policy's numbers; what is beyond is clipped."""
+        least = np.where(self.has_both, -1, self.low - self.middle)
+        return least, np.where(self.has_both, 1, self.high - self.middle)
+
+
+def ranges_of(spec: ActionSpec) -> Ranges:
     low, high = np.array(spec.low), np.array(spec.high)
-    has_low, has_high = np.isfinite(low), np.isfinite(high)
-    has_both = has_low & has_high
-    # Where the policy's 0 leads. With one bound it is 0 as well, or else a unit within the bound:
-    # beyond it all that is drawn would be the bound itself, and nothing be learned.
+    has_both = np.isfinite(low) & np.isfinite(high)
+    # With one bound 0 leads to 0, or else to a unit within the bound: beyond it all that is drawn
+    # would be the bound itself, and nothing be learned.
     middle, half = np.clip(0, low + 1, high - 1), np.ones_like(low)
     middle[has_both] = (low[has_both] + high[has_both]) / 2
     half[has_both] = (high[has_both] - low[has_both]) / 2
-    least, most = np.where(has_both, -1, low - middle), np.where(has_both, 1, high - middle)
+    return Ranges(low, high, middle, half)
+
+
+def _numbers_of(spec: ActionSpec, bounds: Bounds) -> Callable[[Array], NDArray[np.float64]]:
+    """What turns the policy's numbers [N, D] into the environment's: see `ActionSpec.low`.
+
+    An exported network does the same (sfrl/export.py).
+    """
+    ranges = ranges_of(spec)
+    low, high, middle, half = ranges
+    has_low, has_high, has_both = np.isfinite(low), np.isfinite(high), ranges.has_both
+    least, most = ranges.limits
 
     def clipped(raw: Array) -> NDArray[np.float64]:
         own: NDArray[np.float64] = middle + half * raw.clip(least, most)

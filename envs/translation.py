@@ -105,7 +105,7 @@ class Translation:
             spec: what a run has of the environment, with all layers.
         """
         self.spec, self.spaces, self._options = spec, spaces, options
-        self._layout = ActionLayout(spaces.name, spaces.action, options.bounds)
+        self.layout = ActionLayout(spaces.name, spaces.action, options.bounds)
         rules = _GivenRules(spaces.name, spaces.observation, spaces.action)
         self._leaf_rules = [LeafRules(rules, part) for part in spaces.parts]
         self._is_mask_observed = is_observed(spaces.observation)
@@ -223,7 +223,7 @@ class Translation:
             given = [given]
         if len(given) != len(rows):
             raise ValueError(f"action_mask has {len(given)} rows for {len(rows)} observations")
-        return np.stack([read_mask(mask, self._layout) for mask in given])
+        return np.stack([read_mask(mask, self.layout) for mask in given])
 
     def _last(
         self,
@@ -250,7 +250,7 @@ class Translation:
     def own(self, actions: Actions, *, is_single: bool) -> Any:
         """The environment's own action of rows [N, *ActionSpec.shape]; of a batch, N of them as its
         space has them in a vector of N environments."""
-        actions_of_each = self._layout.own(actions)
+        actions_of_each = self.layout.own(actions)
         if is_single:
             return actions_of_each[0]
         space, size = self.spaces.action, len(actions_of_each)

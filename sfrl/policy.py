@@ -185,11 +185,11 @@ class Policy:
         """
         begins = None if episode_start is None else np.atleast_1d(np.asarray(episode_start, bool))
         memory, frames, last = state or (None, None, None)
-        seen = self._translation.see(obs, frames, last, begins, reward, action_mask)
+        seen = self.translation.see(obs, frames, last, begins, reward, action_mask)
         if memory is not None and begins is not None:
             memory = memory * torch.from_numpy(~begins)[:, None]
         actions, memory = self.decide(seen.obs, memory, deterministic=deterministic)
-        own = self._translation.own(actions, is_single=seen.is_single)
+        own = self.translation.own(actions, is_single=seen.is_single)
         return own, PolicyState(memory, seen.frames, actions)
 
     def make_env(self, **kwargs: Any) -> Any:
@@ -206,15 +206,16 @@ class Policy:
     @property
     def observation_space(self) -> Space[Any]:
         """Of one observation."""
-        return self._translation.spaces.observation
+        return self.translation.spaces.observation
 
     @property
     def action_space(self) -> Space[Any]:
         """Of one action."""
-        return self._translation.spaces.action
+        return self.translation.spaces.action
 
     @cached_property
-    def _translation(self) -> envs.Translation:
+    def translation(self) -> envs.Translation:
+        """Between the environment and the network."""
         return envs.translation(self.config.env, playing_options(self.config), self.spec)
 
 

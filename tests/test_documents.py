@@ -92,6 +92,7 @@ def test_every_extra_of_environments_has_a_page_that_shows_what_is_learned():
         "trackio",
         "wandb",
         "prometheus",
+        "export",
     }
     for page, extra in rows:
         text = (DOCS / "environments" / page).read_text()

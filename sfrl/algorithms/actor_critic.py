@@ -14,7 +14,14 @@ from sfrl.envs import ACTION_MASK, ActionSpec, Bounds, EnvSpec, Leaf
 from sfrl.experience.minibatch import Minibatch
 from sfrl.maths import losses
 from sfrl.maths.vtrace import vtrace
-from sfrl.nets.distributions import Distribution, Gaussian, Joint, make_distribution
+from sfrl.nets.distributions import (
+    FORBIDDEN,
+    Distribution,
+    Gaussian,
+    Joint,
+    fill_forbidden,
+    make_distribution,
+)
 from sfrl.nets.encoders import init_orthogonal
 from sfrl.nets.heads import ValueHead
 from sfrl.nets.model import Network, make_encoders
@@ -202,6 +209,20 @@ class ActorCritic:
     ) -> Acted:
         logits, rnn_state = model.preferences(obs, rnn_state)
         return Acted({"actions": model.policy(logits, obs).mode()}, rnn_state)
+
+    def outputs(
+        self, model: ActorCriticNetwork, obs: dict[str, Tensor], rnn_state: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        features, rnn_state = model.step_features(obs, rnn_state)
+        parameters = model.policy_head(features[0])
+        outputs = {"action": model.policy(parameters, obs).mode()}
+        spec = model.actions
+        logits, mean = parameters.split([spec.num_logits, spec.num_numbers], dim=-1)
+        if spec.choices:
+            outputs["logits"] = fill_forbidden(logits, obs.get(ACTION_MASK), FORBIDDEN)
+        if model.log_std is not None:
+            outputs |= {"mean": mean, "log_std": model.log_std.expand_as(mean)}
+        return {**outputs, "value": model.value_head(features[-1])}, rnn_state
 
     def loss(
         self,

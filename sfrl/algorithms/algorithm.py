@@ -59,6 +59,17 @@ class Algorithm(Protocol):
     def greedy(self, model: Any, obs: dict[str, Tensor], rnn_state: Tensor | None) -> Acted:
         """The best action that it knows, as `act`; `fields` has `actions` alone."""
 
+    def outputs(
+        self, model: Any, obs: dict[str, Tensor], rnn_state: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """All that the network says of observations, and the recurrent state of the network alone.
+
+        By name, in this order: `action`, that of `greedy`; then what it was chosen by, of choices
+        `logits` [B, num_logits], of numbers `mean` and `log_std` [B, D], or `q_values` [B, A]; and
+        `value` [B], where there is one. What a mask forbids has the lowest logit or value. It can
+        be exported: gradients are as the caller has them.
+        """
+
     def loss(self, model: Any, target: Any, batch: Minibatch, version: Tensor) -> Loss:
         """Of a minibatch; it reads no result, so that it can be captured as a CUDA graph.
 

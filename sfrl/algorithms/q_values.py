@@ -102,6 +102,13 @@ class QLearning(Generic[C]):
         values, rnn_state = model.step(obs, rnn_state)
         return Acted({"actions": allowed(values, obs).argmax(dim=-1)}, rnn_state)
 
+    def outputs(
+        self, model: QNetwork, obs: dict[str, Tensor], rnn_state: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        [features], rnn_state = model.step_features(obs, rnn_state)
+        values = allowed(model.values(features), obs)
+        return {"action": values.argmax(dim=-1), "q_values": values}, rnn_state
+
     def after_update(self, model: QNetwork, batch: Minibatch, loss: Loss, applied: Tensor) -> None:
         model.center_weights(applied)
         model.update_normalizers(batch.obs, batch.shown & applied)

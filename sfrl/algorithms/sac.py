@@ -131,6 +131,13 @@ class SAC:
     def greedy(self, model: SACNetwork, obs: dict[str, Tensor], rnn_state: Tensor | None) -> Acted:
         return Acted({"actions": model.step(obs).mode()}, None)
 
+    def outputs(
+        self, model: SACNetwork, obs: dict[str, Tensor], rnn_state: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        [features], _ = model.step_features(obs, needs_value=False)
+        policy = model.policy(features)
+        return {"action": policy.mode(), "mean": policy.mean, "log_std": policy.log_std}, None
+
     def loss(self, model: SACNetwork, target: None, batch: Minibatch, version: Tensor) -> Loss:
         """Of the first row of each window; the others lead to its target."""
         config = self.config

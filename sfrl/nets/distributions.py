@@ -54,7 +54,7 @@ class Categorical:
     """
 
     def __init__(self, logits: Tensor, mask: Tensor | None = None) -> None:
-        self.logits = _fill_forbidden(logits.float(), mask, FORBIDDEN)
+        self.logits = fill_forbidden(logits.float(), mask, FORBIDDEN)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """The Gumbel-max trick: with E_a ~ Exponential(1), argmax_a(logits_a - log E_a) has the
@@ -84,7 +84,7 @@ class Choices:
     """
 
     def __init__(self, logits: Tensor, sizes: Sequence[int], mask: Tensor | None = None) -> None:
-        logits = _fill_forbidden(logits.float(), mask, FORBIDDEN)
+        logits = fill_forbidden(logits.float(), mask, FORBIDDEN)
         size = max(sizes)
         if min(sizes) == size:
             padded = logits.unflatten(-1, (len(sizes), size))
@@ -115,7 +115,7 @@ class EpsilonGreedy:
     """
 
     def __init__(self, values: Tensor, epsilon: Tensor, mask: Tensor | None = None) -> None:
-        self.values = _fill_forbidden(values.float(), mask, -torch.inf)
+        self.values = fill_forbidden(values.float(), mask, -torch.inf)
         self.epsilon = epsilon.float()
         self.mask = mask
         num_allowed = values.shape[-1] if mask is None else mask.sum(dim=-1).clamp(min=1)
@@ -124,7 +124,7 @@ class EpsilonGreedy:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         draws = torch.empty_like(self.values).uniform_(generator=generator)
         explores = torch.empty_like(self.epsilon).uniform_(generator=generator) < self.epsilon
-        any_allowed = _fill_forbidden(draws, self.mask, -1.0).argmax(dim=-1)
+        any_allowed = fill_forbidden(draws, self.mask, -1.0).argmax(dim=-1)
         return torch.where(explores, any_allowed, self.mode())
 
     def mode(self) -> Tensor:
@@ -275,7 +275,7 @@ def make_distribution(
     return Joint(Choices(logits, spec.choices, mask), numbers) if spec.choices else numbers
 
 
-def _fill_forbidden(x: Tensor, mask: Tensor | None, value: float) -> Tensor:
+def fill_forbidden(x: Tensor, mask: Tensor | None, value: float) -> Tensor:
     return x if mask is None else x.masked_fill(~mask, value)
 
 

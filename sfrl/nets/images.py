@@ -20,12 +20,13 @@ def pixel_blocks(images: Tensor, dtype: torch.dtype) -> Tensor:
 
     Channels are ordered (c, row in block, column in block). Rows and columns that fill no block are
     dropped, as by a convolution with stride 4. Of uint8 on a CPU it is one pass in C++, where the
-    extension could be built.
+    extension could be built, but not in a network that is exported.
     """
     batch_size, channels = images.shape[:2]
     height, width = images.shape[2] // BLOCK, images.shape[3] // BLOCK
     is_ours = images.dtype == torch.uint8 and dtype in (torch.float32, torch.bfloat16)
-    if HAS_EXTENSION and images.device.type == "cpu" and is_ours:
+    is_here = HAS_EXTENSION and images.device.type == "cpu"
+    if is_here and is_ours and not torch.compiler.is_exporting():  # a graph has torch's operations
         shape = (batch_size, height, width, BLOCK * BLOCK * channels)
         pixels, blocks = images.contiguous().numpy(), torch.empty(shape, dtype=dtype)
         if dtype == torch.bfloat16:

@@ -192,3 +192,14 @@ OF_PYTHON = {name: _in_python(remedy) for name, remedy in OF_TRAIN.items()}
 OF_ENJOY = dict.fromkeys(
     (*user_settings(), *OF_TRAIN), "a checkpoint has the settings that it was trained with"
 ) | _by_name(_OF_ENJOY)
+OF_EXPORT = dict.fromkeys(
+    (*user_settings(), *OF_TRAIN), "a checkpoint has the settings that it was trained with"
+) | _by_name(
+    {
+        "use --onnx=FILE.onnx": "output out output_file file path onnx_path save_path export_path",
+        "name the run first: sfrl export RUN --onnx=FILE.onnx": (
+            "run_dir run logdir log_dir experiment train_dir"
+        ),
+        "use --checkpoint=latest, best or FILE": "ckpt checkpoint_path load weights best",
+    }
+)
