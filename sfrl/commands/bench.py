@@ -140,8 +140,11 @@ def _read(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, Config, e
         return options, config, spec
     for text in slower_than_need_be(config, spec):
         print(text, file=sys.stderr)
+    config = tuned(config, given, spec)
+    if config.tuned:
+        print(printable(config.tuned), file=sys.stderr)
     # Each worker is measured in a process of its own, whatever the run would have.
-    return options, dataclasses.replace(tuned(config, given, spec), serial=False), spec
+    return options, dataclasses.replace(config, serial=False), spec
 
 
 def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) -> Figures:

@@ -110,7 +110,8 @@ class Trainer:
         if not config.run_dir:
             raise ValueError("run_dir='' must name the run's folder; settle.settle makes one")
         # Absolute: with --serial an environment may change the working directory of this process.
-        self.run_dir = Path(config.run_dir).absolute()
+        self._started_in = run_folder.started_in()
+        self.run_dir = self._started_in / config.run_dir
         self.config = config = dataclasses.replace(config, run_dir=str(self.run_dir))
         self._started_s = time.monotonic() if started_s is None else started_s
         self.metrics = RunMetrics(start_s=self._started_s, statistics=config.STATISTICS)
@@ -255,7 +256,7 @@ class Trainer:
             output.out.isatty(),
             out=output.out,
             err=output.err,
-            title=printable(f"{config.env}  {self.run_dir}"),
+            title=printable(f"{config.env}  {self._told(self.run_dir)}"),
             train_seconds=self._time_limit(),
             train_frames=config.train_frames or None,
             shown=config.SHOWN,
@@ -264,7 +265,10 @@ class Trainer:
 
     def _announce(self, resume_path: str | None) -> None:
         """Log what begins, and all that the user should know of it."""
-        log.info("%s%s in %s", run_folder.BEGUN, self.config.env, self.run_dir)
+        log.info("%s%s in %s", run_folder.BEGUN, self.config.env, self._told(self.run_dir))
+        if self.config.tuned and not self.config.resume:
+            for part in self.config.tuned.split("; "):
+                log.info("%s", part)
         for text in [*self._caveats, *slower_than_need_be(self.config, self.shared.env)]:
             log.warning("%s", text)
         if threading.current_thread() is not threading.main_thread():
@@ -273,7 +277,10 @@ class Trainer:
                 "SIGTERM do not end the run in order, train_seconds and train_frames do"
             )
         if resume_path:
-            log.info("going on from %s", resume_path)
+            log.info("going on from %s", self._told(resume_path))
+
+    def _told(self, path: str | Path) -> str:
+        return run_folder.told(path, self._started_in)
 
     @contextmanager
     def _folder_left_in_order(self, log_file: LogFile, writer: MetricsWriter) -> Iterator[None]:
@@ -343,7 +350,8 @@ class Trainer:
                     self._is_last_saved |= is_last
                     self._write_problems.pop("the checkpoint", None)
                     if best_score is None:
-                        log.info("checkpoint: %s", path)
+                        if not is_last:  # which is told of at the end
+                            log.info("checkpoint: %s", os.path.basename(path))
                         self._tell("checkpoint", Path(path))
                     else:
                         self._best_saved = best_score
@@ -416,7 +424,9 @@ class Trainer:
             # A first step that ended in this moment is not worth a checkpoint, nor an untruth.
             begun = "only" if self.shared.progress.learner_steps else "not"
             none = f"none, training had {begun} begun"
-            log.info("%s%s", run_folder.LAST_CHECKPOINT, self._last_checkpoint or none)
+            last = self._last_checkpoint
+            told = none if last is None else self._told(last)
+            log.info("%s%s", run_folder.LAST_CHECKPOINT, told)
             return []  # those were killed while they started
         left = self._checkpoint_left()
         if not self._is_last_saved:
@@ -440,7 +450,7 @@ class Trainer:
         last = self._last_checkpoint
         if last is None or not os.path.exists(last):
             last = next(map(str, checkpoint.latest_paths(self.run_dir)), None)
-        return last or "none"
+        return "none" if last is None else self._told(last)
 
     def _summary(self) -> Summary:
         progress = self.shared.progress
@@ -461,7 +471,8 @@ class Trainer:
         """The run's `time_s`, which counts earlier starts, at which --train-seconds end."""
         if not self.config.train_seconds:
             return None
-        return self.metrics.state()["time_s"] + self.config.train_seconds
+        spent_s = time.monotonic() - self._started_s
+        return self.metrics.state()["time_s"] + self.config.train_seconds - spent_s
 
     def _note_signal(self, signum: int) -> None:
         """Ctrl-C and SIGTERM end the run in order; the second one kills the children at once."""

@@ -371,31 +371,30 @@ def _line(sizes: Sequence[int], times_us: Sequence[float]) -> tuple[float, float
 def tune(config: Config, fixed: Collection[str], spec: EnvSpec) -> Config:
     """`config` with the system's settings that suit this machine best, and with `tuned`.
 
-    Settings in `fixed` stay: the user's. If the measurement fails all do, with a warning: training
-    then meets the same fault, if it is one, and reports it in its own way.
+    Settings in `fixed` stay: the user's. If the measurement fails all do: training then meets the
+    same fault, if it is one, and reports it in its own way. `tuned` says what was decided and why,
+    for the run's log.
     """
     if config.replay is not None:  # throughput.py models slots that are learned from in order
         note = "not tuned: with a memory the learner's updates_per_decision set the pace"
-        _say(note)
         return dataclasses.replace(config, tuned=note)
     if not SYSTEMS[config.system].is_tuned:
         note = f"not tuned: the model of costs is not of system={config.system}'s processes"
-        _say(note)
         return dataclasses.replace(config, tuned=note)
     cores, cached = usable_cores(), read_cache()
     key = cache_key(config, cores)
     costs = cached.get(key) if config.tune == "cached" else None
     if costs is None:
-        _say(f"measuring {config.env} on this machine; --tune=off starts without")
+        told = f"measuring {config.env} on this machine; --tune=off starts without"
+        print(printable(told), file=sys.stderr)
         try:
             costs = measure_costs(config, spec, cores)
         except children.MeasureError as error:
-            _say(f"not tuned, the defaults stay, as with --tune=off: {error}")
-            return dataclasses.replace(config, tuned=f"not tuned: {error}")
+            note = f"not tuned, the defaults stay, as with --tune=off: {error}"
+            return dataclasses.replace(config, tuned=note)
         _write_cache({**cached, key: costs})
     chosen, candidates, of_more = _chosen(config, fixed, spec, costs, cores)
     note = describe(chosen, costs, cores, candidates, of_more, spec.frameskip)
-    _say(note)
     return dataclasses.replace(chosen, tuned=note)
 
 

@@ -252,12 +252,11 @@ def test_remedies_of_the_memorys_size_work():
         SACConfig(replay_size=size, num_workers=1, run_dir="x")
 
 
-def test_the_tuner_leaves_it_alone_and_says_so(tmp_path, monkeypatch, capsys):
+def test_the_tuner_leaves_it_alone_and_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = cli.parse(["--env=Pendulum-v1", "--system=sac"])
     tuned = tuner.tune(config, {}, envs.describe("Pendulum-v1"))
     assert "not tuned: with a memory" in tuned.tuned
-    assert tuned.tuned in capsys.readouterr().err
     assert tuned.num_workers == config.num_workers
 
 

@@ -29,6 +29,23 @@ def test_the_clock_runs_from_the_command_on(tmp_path):
     unlink_segments()
 
 
+def test_the_time_limit_counts_what_came_before_the_first_frame(tmp_path):
+    started_s = time.monotonic() - 100
+    trainer = Trainer(config(tmp_path, train_seconds=300.0), started_s=started_s)
+    assert trainer._time_limit() == pytest.approx(300, abs=1)
+    unlink_segments()
+
+
+def test_logs_name_files_as_one_types_them_where_the_run_was_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = Trainer(config(tmp_path / "runs/x"))
+    assert trainer._told(trainer.run_dir / "checkpoints") == "runs/x/checkpoints"
+    assert trainer._told("/elsewhere/x") == "/elsewhere/x"
+    monkeypatch.chdir("/")  # as an environment may, with --serial
+    assert trainer._told(trainer.run_dir) == "runs/x"
+    unlink_segments()
+
+
 def test_settings_that_are_not_complete_are_refused_or_completed(tmp_path):
     with pytest.raises(ConfigError) as refusal:
         Trainer(ActorCriticConfig(env="CartPole-v1", run_dir=str(tmp_path)))
