@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import signal
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, NoReturn
 
 import gymnasium
@@ -23,6 +25,7 @@ from sfrl.ipc.shared_memory import Stopped
 from sfrl.records import checkpoint, run_folder
 from sfrl.run.crew import WorkerError
 from sfrl.run.signals import signals_to
+from sfrl.run.trainer import Summary
 from sfrl.settings import flags, synonyms
 from sfrl.settings.algorithms import default_config, user_settings
 from sfrl.settings.config import Config, ConfigError
@@ -54,7 +57,9 @@ def main(argv: Sequence[str], prog: str) -> int:
 
     with only_run(), signals_to(note), ExitStack() as stack:
         try:
-            trainer = prepare(read_flags(argv, prog), signals, lambda _: sys.exit(0), started_s)
+            given = read_flags(argv, prog)
+            started_in = run_folder.started_in()  # an environment may go elsewhere
+            trainer = prepare(given, signals, lambda _: sys.exit(0), started_s)
         except Stopped:  # by a signal, while the environment was looked at
             return 0
         except (
@@ -88,11 +93,40 @@ def main(argv: Sequence[str], prog: str) -> int:
             _complain(prog, f"the run's folder cannot be written: {error}")
             return EXIT_FAILURE
         try:
+            if sys.stdout.isatty():
+                print(printable(_next_steps(trainer.config, summary, prog, started_in)), end="")
             print(json.dumps(dataclasses.asdict(summary)), flush=True)
         except OSError as error:  # a full disk, or a reader that has gone
             _complain(prog, f"the run's summary cannot be written: {error}")
             return EXIT_FAILURE
         return 0
+
+
+def _next_steps(config: Config, summary: Summary, prog: str, folder: Path) -> str:
+    """What to type next, in lines, for one who stands in `folder`. "" without a checkpoint.
+
+    Args:
+        prog: what the user has called: train.py, whose path is in sys.argv, or "sfrl train".
+    """
+    if not checkpoint.latest_paths(Path(summary.run_dir)):
+        return ""
+    run_dir = shlex.quote(run_folder.told(summary.run_dir, folder))
+    if prog.endswith(".py"):
+        script = Path(sys.argv[0])
+        train, enjoy = (
+            f"python {shlex.quote(str(path))}" for path in (script, script.with_name("enjoy.py"))
+        )
+    else:
+        train, enjoy = "sfrl train", "sfrl enjoy"
+    is_done = 0 < config.train_frames <= summary.env_frames
+    more = f" --train-frames={2 * config.train_frames}" if is_done else ""
+    return "\n".join(
+        (
+            f"watch:   {enjoy} --run-dir={run_dir} --video=film.mp4",
+            f"go on:   {train} --resume --run-dir={run_dir}{more}",
+            f"curves:  tensorboard --logdir {run_dir}\n\n",
+        )
+    )
 
 
 @contextmanager

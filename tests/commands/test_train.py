@@ -3,8 +3,11 @@
 import ast
 import dataclasses
 import itertools
+import json
 import os
+import pty
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,7 +18,7 @@ from sfrl import settle as settle_module
 from sfrl.commands import train as cli
 from sfrl.ipc.shared_memory import unlink_segments
 from sfrl.records import checkpoint, run_folder
-from sfrl.run.trainer import Trainer
+from sfrl.run.trainer import Summary, Trainer
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.algorithms import ALGORITHMS, user_settings
 from sfrl.settings.config import Config, ConfigError
@@ -174,6 +177,41 @@ def field_docs() -> dict[str, str]:
                 if is_field and isinstance(doc, ast.Expr):
                     docs[field.target.id] = " ".join(ast.literal_eval(doc.value).split())
     return docs
+
+
+def test_a_terminal_is_told_what_to_type_next_before_the_last_line(tmp_path):
+    ours, theirs = pty.openpty()
+    run_dir = tmp_path / "a run"
+    with training(run_dir, *TINY, "--train-frames=3000", cwd=tmp_path, stdout=theirs) as process:
+        os.close(theirs)
+        text = b"".join(chunks(ours)).decode()
+        assert finish(process).code == 0
+    *lines, last = text.splitlines()
+    assert json.loads(last)["run_dir"] == str(run_dir)
+    assert lines[-4:] == [
+        f"watch:   python {ROOT}/enjoy.py --run-dir='a run' --video=film.mp4",
+        f"go on:   python {ROOT}/train.py --resume --run-dir='a run' --train-frames=6000",
+        "curves:  tensorboard --logdir 'a run'",
+        "",
+    ]
+
+
+def chunks(descriptor):
+    """What is written to a terminal, until nobody has it open."""
+    with suppress(OSError):
+        while chunk := os.read(descriptor, 1 << 16):
+            yield chunk
+    os.close(descriptor)
+
+
+def test_what_to_type_next_depends_on_what_was_typed_and_what_is_there():
+    config = saved_run("runs/x", "--env=CartPole-v1")
+    summary = Summary(1000, 1000, 1.0, 1000.0, 0, None, os.path.abspath("runs/x"))
+    watch, go_on, _ = cli._next_steps(config, summary, "sfrl train", Path.cwd()).split("\n")[:3]
+    assert watch == "watch:   sfrl enjoy --run-dir=runs/x --video=film.mp4"
+    assert go_on == "go on:   sfrl train --resume --run-dir=runs/x", "its frames are not reached"
+    empty = dataclasses.replace(summary, run_dir="y")
+    assert cli._next_steps(config, empty, "sfrl train", Path.cwd()) == ""
 
 
 def test_the_folder_is_named_for_env_and_time_and_never_shared():
