@@ -1,4 +1,4 @@
-"""Watch an agent play: `python enjoy.py`. `--help` lists every setting."""
+"""Watch an agent play: `python enjoy.py`. `--help` lists the settings."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Train an agent: `python train.py --env=Pong`. `--help` lists every setting."""
+"""Train an agent: `python train.py --env=Pong`. `--help-all` lists every setting."""
 
 import sys
 

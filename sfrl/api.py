@@ -44,8 +44,9 @@ def train(*, callbacks: Sequence[Callback] = (), **settings: Any) -> Summary:
 
     Args:
         callbacks: are told what happens in the run, and may end it.
-        settings: the flags of `python train.py --help`, with underscores. What is left out is what
-            the command would take: what learns in this kind of environment, fitted to this machine.
+        settings: the flags of `python train.py --help-all`, with underscores. What is left out is
+            what the command would take: what learns in this kind of environment, fitted to this
+            machine.
 
     Raises:
         ValueError: a setting cannot work, or the environment cannot be trained; mostly ConfigError.

@@ -35,26 +35,43 @@ VIDEO_ENDINGS = (".mp4", ".gif")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class AgentArgs:
+    """Who plays."""
+
     run_dir: str = ""
     """The run's folder. Empty: the newest one in runs/."""
     checkpoint: str = "latest"
     """latest, best, or the path of a checkpoint, which may be of any run."""
+    deterministic: bool = False
+    """Take the likeliest action. By default actions are sampled, as in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeArgs:
+    """What is played."""
+
     episodes: int = 10
     """Whole games to play: a lost life does not end one."""
+    seed: int = 0
+    """The same seed gives the same episodes."""
+    max_steps: int = 0
+    """Cut each episode off after this many decisions; its score so far counts. 0: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenArgs:
+    """How it is shown."""
+
     video: str = ""
     """Write all pictures to this file, FILE.mp4 or FILE.gif. Empty: no video."""
     window: bool = False
     """Show the game in a window. Closing it is like Ctrl-C: the episode does not count."""
     fps: float = 0.0
     """Pictures per second, of video and window. 0: the game's real speed."""
-    deterministic: bool = False
-    """Take the likeliest action. By default actions are sampled, as in training."""
-    seed: int = 0
-    """The same seed gives the same episodes."""
-    max_steps: int = 0
-    """Cut each episode off after this many decisions; its score so far counts. 0: never."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Args(ScreenArgs, EpisodeArgs, AgentArgs):
     def check(self) -> None:
         """Raises ValueError: the text lists every problem."""
         problems = [

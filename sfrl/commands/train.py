@@ -29,6 +29,7 @@ from sfrl.run.trainer import Summary
 from sfrl.settings import flags, synonyms
 from sfrl.settings.algorithms import default_config, user_settings
 from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.fields import settings_of
 from sfrl.settle import defaults_of, saved_settings, settle
 from sfrl.show.output import own_output
 from sfrl.systems import SYSTEMS
@@ -152,7 +153,7 @@ def parse(argv: Sequence[str]) -> Config:
 def read_flags(argv: Sequence[str], prog: str = "sfrl train") -> dict[str, Any]:
     """What the flags set, by the setting's name.
 
-    `--help` prints and leaves, as do `--version` and `--list-systems`.
+    `--help` and `--help-all` print and leave, as do `--version` and `--list-systems`.
 
     Raises:
         ConfigError: lists all unknown flags and all values of a wrong type.
@@ -161,8 +162,8 @@ def read_flags(argv: Sequence[str], prog: str = "sfrl train") -> dict[str, Any]:
         print(_systems_told())
         sys.exit(0)
     given = flags.read_flags(argv, user_settings(), synonyms.OF_TRAIN)
-    if given.pop("help", False):
-        _print_help(given, prog)
+    if "help" in given:
+        _print_help(given, prog, is_whole=given.pop("help"))
     return given
 
 
@@ -182,11 +183,13 @@ def _systems_told() -> str:
     return "\n".join(parts)
 
 
-def _print_help(given: dict[str, Any], prog: str) -> NoReturn:
-    """All settings, with what stands where nothing is given; then leave."""
+def _print_help(given: dict[str, Any], prog: str, *, is_whole: bool) -> NoReturn:
+    """The usual settings, or all, with what stands where nothing is given; then leave."""
     try:
         defaults, _ = defaults_of(given, saved_settings(given))
     except (envs.UnknownEnvError, ConfigError):
         defaults = default_config(given)
     text = "Train an agent. --list-systems tells of the systems there are. See docs/flags.md."
-    flags.print_help(defaults, user_settings(), prog, text)
+    known = settings_of(type(defaults)).keys()
+    settings = {name: setting for name, setting in user_settings().items() if name in known}
+    flags.print_help(defaults, settings, prog, text, is_whole)

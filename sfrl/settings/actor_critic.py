@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sfrl import envs
 from sfrl.nets.choose import usual_encoder
 from sfrl.settings.config import Config, RowField
-from sfrl.settings.fields import NotNegative, Positive, Share, linear_size
+from sfrl.settings.fields import USUAL, NotNegative, Positive, Share, linear_size
 
 _NOISE_SHARE = 0.2  # of the run's frames, over which correlations fall to 0
 _NOISE_FRAMES = 200_000  # where the run has no end
@@ -74,7 +74,7 @@ class ActorCriticConfig(Config):
     """V-trace's c-bar: how far corrections travel back. At most rho_clip."""
     ppo_clip: Positive = 0.1
     """Ratio beyond which --loss=appo stops pushing."""
-    entropy_coef: NotNegative = 0.01
+    entropy_coef: Annotated[NotNegative, USUAL] = 0.01
     """Weight of the entropy bonus. With --normalize-returns down to a tenth of it while advantages
     are next to nothing: alone it would undo what a rare reward has taught."""
     value_coef: NotNegative = 0.5

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfrl import envs
-from sfrl.settings.fields import Count, NotNegative, Positive, Share, at_least, at_most
+from sfrl.settings.fields import USUAL, Count, NotNegative, Positive, Share, at_least, at_most
 from sfrl.settings.q_values import QConfig
 from sfrl.settings.replay import ReplayConfig
 
@@ -24,7 +24,7 @@ class DQNConfig(ReplayConfig, QConfig):
     double: bool = True
     """The model chooses the action whose value, by the target network, a target ends with (van
     Hasselt et al. 2016, arXiv:1509.06461). Without it the target network does both."""
-    epsilon_frames: Annotated[int, at_least(0)] = 1_000_000
+    epsilon_frames: Annotated[int, at_least(0), USUAL] = 1_000_000
     """Emulated frames over which the probability of a random action falls from 1 to a final value
     of each environment."""
     final_epsilon: Share = 0.4

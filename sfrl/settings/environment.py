@@ -5,7 +5,16 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from sfrl import envs
-from sfrl.settings.fields import Count, Settings, Share, at_least, at_most, settings_of, shown
+from sfrl.settings.fields import (
+    USUAL,
+    Count,
+    Settings,
+    Share,
+    at_least,
+    at_most,
+    settings_of,
+    shown,
+)
 
 # The fields of `EnvOptions` that settings have by another name.
 _SETTINGS = {"bounds": "action_bounds", "kwargs": "env_kwargs", "threads": "threads_per_worker"}
@@ -40,16 +49,16 @@ class EnvironmentSettings(Settings):
     """Probability that a frame repeats the previous action (Atari only); 0.25 is ALE's v5."""
     episodic_life: bool = False
     """Let a lost life end the episode (Atari only). Scores are then those of single lives."""
-    env_kwargs: str = ""
+    env_kwargs: Annotated[str, USUAL] = ""
     """A JSON object of arguments for the environment, such as {"continuous": true}."""
-    wrappers: str = ""
+    wrappers: Annotated[str, USUAL] = ""
     """Wrappers around the environment, the first one innermost: names of gymnasium.wrappers or
     module:Class, separated by ; and each with a JSON object of arguments or none, such as
     FilterObservation{"filter_keys":["image"]}."""
     image_size: Annotated[int, at_least(0), at_most(10_000)] = 96
     """Pixels in the longest side of images: larger ones are made smaller, by means of areas (Atari
     has 84x84). 0 leaves all as they are."""
-    frame_stack: Annotated[Count, at_most(64)] = 1
+    frame_stack: Annotated[Count, at_most(64), USUAL] = 1
     """Observations that a network sees at once: the last one and those before it (Atari has 4)."""
     observe_last: bool = False
     """Let networks see the previous action and reward as well, for those with a memory."""

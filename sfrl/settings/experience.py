@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
-from sfrl.settings.fields import Count, Positive, Settings, Share, at_least, at_most
+from sfrl.settings.fields import USUAL, Count, Positive, Settings, Share, at_least, at_most
 
 # Of minibatches and of epochs: the learner has a row of numbers for each minibatch of each epoch.
 _Steps = Annotated[Count, at_most(1000)]
@@ -26,7 +26,7 @@ class ExperienceSettings(Settings):
     """Decisions per trajectory (T)."""
     slots_per_split: Count = 2
     """Trajectory slots a split owns. More let it run ahead of the learner, at more policy lag."""
-    batch_size: Count = 256
+    batch_size: Annotated[Count, USUAL] = 256
     """Decisions per optimizer step; whole trajectories, so a multiple of --rollout-length."""
     minibatches: _Steps = 4
     """Optimizer steps per epoch: one training batch is batch_size * minibatches decisions."""
@@ -38,7 +38,7 @@ class ExperienceSettings(Settings):
     forced_lag: Annotated[int, at_least(0)] = 0
     """Act with weights this many optimizer steps older than the newest, to see what lag does
     (docs/lag.md)."""
-    gamma: Share = 0.99
+    gamma: Annotated[Share, USUAL] = 0.99
     """Discount per decision."""
     reward_clip: Literal["sign", "none"] = "sign"
     """What the learner makes of rewards; logged scores are never clipped."""

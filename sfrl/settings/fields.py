@@ -20,6 +20,8 @@ _FLOAT32 = (2.0**-126, 3.4e38)  # what becomes neither 0 nor infinity there
 
 NOTE = "note"
 """Marks a field that config.json keeps and no user sets."""
+USUAL = "usual"
+"""Marks a field that many users set: --help has these, --help-all has all."""
 
 
 DURATION = "duration"
@@ -72,6 +74,7 @@ class Setting(NamedTuple):
     rules: tuple[Rule, ...]
     is_note: bool  # see NOTE
     is_duration: bool  # see DURATION
+    is_usual: bool  # see USUAL
 
     @property
     def flag(self) -> str:
@@ -117,6 +120,7 @@ def _setting(field: dataclasses.Field[Any], hint: Any) -> Setting:
         tuple(extra for extra in extras if isinstance(extra, Rule)),
         is_note=NOTE in extras,
         is_duration=DURATION in extras,
+        is_usual=USUAL in extras,
     )
 
 

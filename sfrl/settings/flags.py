@@ -71,8 +71,9 @@ def parse_flags(
     settings.pop(names, None)
     found: list[str] | None = [] if names else None
     given = read_flags(argv, settings, synonyms, found)
-    if given.pop("help", False):
-        print_help(defaults, settings, f"{prog} [RUN ...]" if names else prog, description)
+    if "help" in given:
+        called = f"{prog} [RUN ...]" if names else prog
+        print_help(defaults, settings, called, description, is_whole=given["help"])
     if found:
         given[names] = tuple(found)
     return dataclasses.replace(defaults, **given)
@@ -84,7 +85,9 @@ def read_flags(
     synonyms: Mapping[str, str],
     names: list[str] | None = None,
 ) -> dict[str, Any]:
-    """What the flags set, by the setting's name; `help` is True with --help. `--version` leaves.
+    """What the flags set, by the setting's name. `--version` leaves.
+
+    `help` is there with --help, as False, and with --help-all, as True.
 
     Args:
         settings: all that there are.
@@ -97,7 +100,7 @@ def read_flags(
     if "--version" in argv:
         print(f"sfrl {__version__}")
         sys.exit(0)
-    switches = {"help": ("help", True)}  # what each sets, and to what
+    switches = {"help": ("help", False), "help_all": ("help", True)}  # what each sets, and to what
     for name in (name for name, setting in settings.items() if setting.type is bool):
         switches |= {name: (name, True), f"no_{name}": (name, False)}
     given: dict[str, Any] = {}
@@ -147,7 +150,7 @@ def _remedy(name: str, settings: Mapping[str, Setting], synonyms: Mapping[str, s
             return synonyms[synonym]
     nearest = difflib.get_close_matches(name, settings, n=3, cutoff=0.5)
     hint = " or ".join(settings[match].flag for match in nearest)
-    return f"did you mean {hint}?" if hint else "--help lists all flags"
+    return f"did you mean {hint}?" if hint else "--help-all lists all flags"
 
 
 def _value(setting: Setting, text: str) -> str | int | float:
@@ -176,17 +179,35 @@ class _WholeFlags(argparse.HelpFormatter):
 
 
 def print_help(
-    defaults: DataclassInstance, settings: Mapping[str, Setting], prog: str, description: str
+    defaults: DataclassInstance,
+    settings: Mapping[str, Setting],
+    prog: str,
+    description: str,
+    is_whole: bool,
 ) -> NoReturn:
-    """The settings of a dataclass in sections, with the values of `defaults`; then leave."""
+    """The settings of a dataclass in sections, with the values of `defaults`; then leave.
+
+    Args:
+        is_whole: all of them; or the usual ones, if there are any.
+    """
     usage = f"{prog} [--name=value | --switch ...]"
-    parser = argparse.ArgumentParser(prog, usage, description, formatter_class=_WholeFlags)
+    sections = _sections(type(defaults))
+    # As marked where the doc is: an algorithm may set a default of its own below.
+    marked = {
+        name for docs in sections.values() for name, (_, is_usual) in docs.items() if is_usual
+    }
+    names = settings.keys() if is_whole or not marked else marked
+    rest = "" if is_whole or not marked else f"--help-all tells of all {len(settings)} settings."
+    parser = argparse.ArgumentParser(prog, usage, description, rest, formatter_class=_WholeFlags)
+    parser.add_argument("--help-all", action="store_true", help="list all settings and leave")
     parser.add_argument("--version", action="store_true", help="print the version and leave")
-    for title, docs in _sections(type(defaults)).items():
+    for title, docs in sections.items():
         section = parser.add_argument_group(title)
-        for setting in (settings[name] for name in docs if name in settings):
+        for setting in (settings[name] for name in docs if name in names & settings.keys()):
             default = getattr(defaults, setting.name)
-            text = f"{docs[setting.name]} (default: {default if default != '' else repr(default)})"
+            text = (
+                f"{docs[setting.name][0]} (default: {default if default != '' else repr(default)})"
+            )
             text = text.replace("%", "%%")
             if setting.type is bool:
                 action = argparse.BooleanOptionalAction
@@ -200,8 +221,10 @@ def print_help(
     sys.exit(0)
 
 
-def _sections(cls: type) -> dict[str, dict[str, str]]:
+def _sections(cls: type) -> dict[str, dict[str, tuple[str, bool]]]:
     """The docs under a dataclass's fields, by the first line of the doc of the class they are in.
+
+    Beside each is whether the field is a usual one.
 
     What is not kept in the class, Python's parser finds in its source.
     """
@@ -216,7 +239,7 @@ def _sections(cls: type) -> dict[str, dict[str, str]]:
                     ast.AnnAssign(target=ast.Name(name)),
                     ast.Expr(ast.Constant(str(doc))),
                 ) if name in settings_of(base):
-                    docs[name] = " ".join(doc.split())
+                    docs[name] = (" ".join(doc.split()), settings_of(base)[name].is_usual)
         title = (ast.get_docstring(tree) or "settings").partition("\n")[0].removesuffix(".")
         sections[title] = docs
     return sections

@@ -4,21 +4,21 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from sfrl.nets.choose import MemorySpec
-from sfrl.settings.fields import Count, Settings, at_least
+from sfrl.settings.fields import USUAL, Count, Settings, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings):
     """The model."""
 
-    model: str = "auto"
+    model: Annotated[str, USUAL] = "auto"
     """a3c_cnn, nature_cnn, impala_resnet, small_cnn, mlp, norm_mlp, flat, or your own encoder as
     module:Class. auto: nature_cnn for images of 36x36 and more, small_cnn from 5x5 on, norm_mlp for
     the rest, flat for sac's vectors. Of a Dict or Tuple each part
     has an encoder; parts that the model is not for have the usual ones."""
     normalize_obs: bool = False
     """Give networks vectors less their running mean, in units of their running deviation."""
-    rnn: Literal["none", "gru", "lstm"] = "none"
+    rnn: Annotated[Literal["none", "gru", "lstm"], USUAL] = "none"
     """Memory between encoder and heads."""
     rnn_size: Annotated[int, at_least(0)] = 0
     """Width of the memory's layers; 0 without one. Given alone it means a GRU."""

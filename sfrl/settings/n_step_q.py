@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfrl import envs
-from sfrl.settings.fields import at_least
+from sfrl.settings.fields import USUAL, at_least
 from sfrl.settings.q_values import QConfig
 
 # What epsilons become, and how many environments have each (Mnih et al. 2016, section 5.1).
@@ -24,7 +24,7 @@ class NStepQConfig(QConfig):
     ALGORITHM = "n_step_q"
 
     system: str = "n-step-q"
-    epsilon_frames: Annotated[int, at_least(0)] = 4_000_000
+    epsilon_frames: Annotated[int, at_least(0), USUAL] = 4_000_000
     """Emulated frames over which the probability of a random action falls from 1 to 0.1, 0.01 or
     0.5, which is drawn for each environment."""
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from sfrl.settings.fields import Count, Positive, Settings
+from sfrl.settings.fields import USUAL, Count, Positive, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class OptimizerSettings(Settings):
     """adam, IMPALA's rmsprop, or sgd: the gradient times the learning rate."""
     optimizer_eps: Positive = 1e-5
     """Added to the denominator of the update. IMPALA's rmsprop uses 0.01."""
-    learning_rate: Positive = 1e-3
+    learning_rate: Annotated[Positive, USUAL] = 1e-3
     """At the start, or throughout if the schedule is constant."""
     lr_schedule: Literal["linear", "constant"] = "linear"
     """linear: falls to 0 at --train-frames, counted in frames, so that a resumed run goes on."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from sfrl.settings.config import Config
 from sfrl.settings.experience import ReplaySpec
-from sfrl.settings.fields import Count, Positive, at_least, at_most
+from sfrl.settings.fields import USUAL, Count, Positive, at_least, at_most
 
 _ATARI_FRAMES = 4
 _USUAL_SIZE = 100_000
@@ -17,7 +17,7 @@ _USUAL_SIZE = 100_000
 class ReplayConfig(Config):
     """A memory of past decisions."""
 
-    replay_size: Count = 1_000_000
+    replay_size: Annotated[Count, USUAL] = 1_000_000
     """Rows that the memory holds, of all environments together; then the oldest are replaced."""
     learning_starts: Count = 2_000
     """Decisions in the memory before learning begins. Those of a new run are random until then."""

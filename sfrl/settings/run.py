@@ -3,31 +3,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from sfrl.settings.fields import NotNegative, Settings, at_least, at_most
+from sfrl.settings.fields import USUAL, NotNegative, Settings, at_least, at_most
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Settings):
     """The run."""
 
-    env: str = "Pong"
+    env: Annotated[str, USUAL] = "Pong"
     """An Atari game by name (Pong, Breakout, MsPacman, ...), a Gymnasium id (CartPole-v1), with its
     module where Gymnasium does not know it (my_module:MyEnv-v0), or a vector (envpool:Pong-v5)."""
-    system: str
+    system: Annotated[str, USUAL]
     """Who does what in which process, and what is learned (--list-systems). Some settings are of
     one system alone."""
-    run_dir: str = ""
+    run_dir: Annotated[str, USUAL] = ""
     """The run's folder. Empty: runs/<env>-<timestamp>; with --resume, the newest (of --env)."""
-    resume: bool = False
+    resume: Annotated[bool, USUAL] = False
     """Continue the run in --run-dir, or the newest one (of --env, if given), as it was set."""
     config: str = ""
     """Begin a new run with the settings in this file, the config.json of another one; only its
     folder is not taken over. Flags go before them. The tuner changes them if --tune is given."""
-    seed: Annotated[int, at_least(0), at_most(2**32 - 1)] = 1  # torch takes it times a million
+    # At most so much, since torch takes it times a million.
+    seed: Annotated[int, at_least(0), at_most(2**32 - 1), USUAL] = 1
     """Seeds environments, action sampling and the learner. Only --serial makes runs repeatable."""
-    train_seconds: Annotated[NotNegative, at_most(1e9)] = 0.0
+    train_seconds: Annotated[NotNegative, at_most(1e9), USUAL] = 0.0
     """Stop after this many seconds of this start, start-up included. 0: no limit."""
-    train_frames: Annotated[int, at_least(0)] = 40_000_000
+    train_frames: Annotated[int, at_least(0), USUAL] = 40_000_000
     """Stop after this many emulated frames, resumed ones included; the linear learning-rate
     schedule ends here. 0: no limit (then the schedule must be constant)."""
     serial: bool = False

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from sfrl.settings.fields import NOTE, Count, Settings, at_most, between, nearest_multiple
+from sfrl.settings.fields import NOTE, USUAL, Count, Settings, at_most, between, nearest_multiple
 
 _DEVICE = r"(cpu|cuda(:[0-9]{1,2})?)"
 
@@ -13,13 +13,13 @@ _DEVICE = r"(cpu|cuda(:[0-9]{1,2})?)"
 class WorkerSettings(Settings):
     """Who does the work, and where."""
 
-    tune: Literal["off", "cached", "now"] = "cached"
+    tune: Annotated[Literal["off", "cached", "now"], USUAL] = "cached"
     """Fit workers, environments, splits and precision to this machine by a measurement of some
     seconds, whose result is kept; flags are respected. now: measure again. off: use the defaults.
     No effect with --serial and --resume."""
     tuned: Annotated[str, NOTE] = ""
     """What the tuner decided and why."""
-    device: str = "auto"
+    device: Annotated[str, USUAL] = "auto"
     """Where the learner runs: auto, cpu, cuda or cuda:N. auto: CUDA where there is one."""
     policy_devices: str = ""
     """Where policy workers run, in turn, e.g. cuda:0,cuda:1. Empty: where the learner does."""
@@ -28,9 +28,9 @@ class WorkerSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoder. auto: the faster one, measured at start (--serial: float32).
     Weights, optimizer, losses and V-trace are float32 in any case."""
-    num_workers: Count = 2
+    num_workers: Annotated[Count, USUAL] = 2
     """Rollout workers, one process each. They emulate: about one per core."""
-    envs_per_worker: Count = 16
+    envs_per_worker: Annotated[Count, USUAL] = 16
     """Environments in one rollout worker, over all its splits."""
     num_splits: Count = 2
     """Groups of environments in a worker: one group steps while another waits for its actions."""

@@ -62,7 +62,7 @@ def saved_run(run_dir: str, *flags: str) -> Config:
         ("--env=LunarLander-v3", ["Box2D is not installed"]),
         ("--evn=Pong", ["--evn is unknown; did you mean --env?"]),
         ("--learning_rat 0.1", ["--learning_rat is unknown; did you mean --learning-rate"]),
-        ("--xyzzy", ["--xyzzy is unknown; --help lists all flags"]),
+        ("--xyzzy", ["--xyzzy is unknown; --help-all lists all flags"]),
         ("Pong", ["'Pong' is no flag; settings are given as --name=value"]),
         ("--env", ["--env needs a value"]),
         ("--env --resume", ["--env needs a value"]),
@@ -149,7 +149,7 @@ def test_a_flag_may_have_dashes_or_underscores_and_its_value_may_stand_apart(for
 @pytest.mark.parametrize("env", ["Pong", "CartPole-v1"])
 def test_help_has_every_flag_with_its_doc_and_the_default_of_the_kind_of_env(env, capsys):
     with pytest.raises(SystemExit) as leaving:
-        cli.main(["--help", f"--env={env}"], "train.py")
+        cli.main(["--help-all", f"--env={env}"], "train.py")
     assert leaving.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     defaults = dataclasses.asdict(defaults_for(env))
@@ -163,6 +163,32 @@ def test_help_has_every_flag_with_its_doc_and_the_default_of_the_kind_of_env(env
         default = defaults[name] if defaults[name] != "" else "''"
         assert entry[entry.index(doc) :].partition("(default: ")[2].startswith(f"{default})"), name
     assert ("(default: 40000000)" in text) == (env == "Pong")
+
+
+@pytest.mark.parametrize(
+    ("system", "own"), [("appo", "--entropy-coef"), ("dqn", "--replay-size"), ("sac", "--gamma")]
+)
+def test_help_has_the_usual_flags_in_groups_and_tells_where_the_others_are(system, own, capsys):
+    env = "Pendulum-v1" if system == "sac" else "CartPole-v1"
+    texts, flags = {}, {}
+    for option in ("--help", "-h", "--help-all"):
+        with pytest.raises(SystemExit) as leaving:
+            cli.main([option, f"--env={env}", f"--system={system}"], "train.py")
+        assert leaving.value.code == 0
+        texts[option] = capsys.readouterr().out
+        flags[option] = set(re.findall(r"^  (--[a-z-]+)", texts[option], re.M))
+    assert texts["--help"] == texts["-h"]
+    assert 19 <= len(flags["--help"] - {"--help-all", "--version"}) <= 22
+    assert {"--env", "--run-dir", "--resume", "--num-workers", "--batch-size", own} <= flags[
+        "--help"
+    ]
+    assert flags["--help"] < flags["--help-all"]
+    for title in ("The run:", "The environment:", "What is learned from:", "The optimizer:"):
+        assert f"\n{title}\n" in texts["--help"]
+    assert "Faults:" not in texts["--help"], "a group without usual flags"
+    num_settings = len(flags["--help-all"] - {"--help-all", "--version"})
+    assert texts["--help"].endswith(f"\n--help-all tells of all {num_settings} settings.\n")
+    assert "tells of all" not in texts["--help-all"]
 
 
 def field_docs() -> dict[str, str]:

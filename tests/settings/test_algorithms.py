@@ -154,7 +154,7 @@ def test_help_has_the_settings_of_the_system(capsys):
     texts = {}
     for system in SYSTEMS:
         with pytest.raises(SystemExit):
-            cli.read_flags(["--env=CartPole-v1", f"--system={system}", "--help"])
+            cli.read_flags(["--env=CartPole-v1", f"--system={system}", "--help-all"])
         texts[system] = " ".join(capsys.readouterr().out.split())
     choices = f"--system {{{','.join(SYSTEMS)}}} Who does what"
     assert all(choices in text for text in texts.values())
