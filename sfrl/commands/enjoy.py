@@ -8,8 +8,8 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ from sfrl.settings.algorithms import config_from
 from sfrl.settings.flags import parse_flags
 
 if TYPE_CHECKING:
+    from sfrl.show.evaluation import Outcome
     from sfrl.show.player import Player, Screen
 
 REFUSALS = (ValueError, MemoryError, checkpoint.CheckpointError, gymnasium.error.Error)
@@ -54,6 +55,9 @@ class EpisodeArgs:
     """Whole games to play: a lost life does not end one."""
     seed: int = 0
     """The same seed gives the same episodes."""
+    num_envs: int = 16
+    """Most environments that are played at once, where nothing is shown: actions are chosen for all
+    of them together. Episodes are the same with any number of them."""
     max_steps: int = 0
     """Cut each episode off after this many decisions; its score so far counts. 0: never."""
 
@@ -76,7 +80,7 @@ class Args(ScreenArgs, EpisodeArgs, AgentArgs):
         """Raises ValueError: the text lists every problem."""
         problems = [
             f"{name}={getattr(self, name)} must be at least {low}"
-            for name, low in {"episodes": 1, "seed": 0, "max_steps": 0}.items()
+            for name, low in {"episodes": 1, "num_envs": 1, "seed": 0, "max_steps": 0}.items()
             if getattr(self, name) < low
         ]
         if not 0 <= self.fps < math.inf:  # NaN fails too
@@ -112,18 +116,32 @@ def main(argv: Sequence[str], prog: str) -> int:
         except REFUSALS as error:
             print(printable(f"{prog}: {error}"), file=sys.stderr)
             return EXIT_USAGE
-        from sfrl.show.player import VideoError  # which `_prepare` has imported, with torch
+        # `_prepare` has imported torch.
+        from sfrl.show import evaluation
+        from sfrl.show.player import VideoError
 
         try:
-            returns = _watch(player, screens, args, signals)
+            outcomes = _play(player, screens, args, signals)
         except (envs.EnvError, gymnasium.error.Error, VideoError) as error:
             print(printable(f"{prog}: {error}"), file=sys.stderr)
             return EXIT_FAILURE
+    returns = [outcome.score for outcome in outcomes]
+    lengths = [outcome.steps for outcome in outcomes]
+    interval = evaluation.mean_interval(returns)
+    if interval is not None:
+        print(
+            f"score {np.mean(returns):.4g}, 95% interval {interval[0]:.4g} to {interval[1]:.4g}; "
+            f"{len(returns)} episodes of {min(lengths)} to {max(lengths)} decisions, "
+            f"{np.mean(lengths):.4g} on average"
+        )
     summary = {
         "episodes": len(returns),
         "episode_return_mean": float(np.mean(returns)) if returns else None,
+        "episode_return_interval": interval,
         "episode_return_std": float(np.std(returns)) if returns else None,
         "episode_returns": returns,
+        "episode_length_mean": float(np.mean(lengths)) if lengths else None,
+        "episode_lengths": lengths,
         "video": args.video if args.video and (started_in / args.video).exists() else None,
     }
     print(json.dumps(summary))
@@ -166,19 +184,35 @@ def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
     return player, screens
 
 
-def _watch(player: Player, screens: list[Screen], args: Args, signals: list[int]) -> list[float]:
-    """The returns of the episodes played until the number asked for, or a signal, is reached."""
-    returns: list[float] = []
-    while len(returns) < args.episodes and not signals:
-        for moment in player.episode(len(returns), args.max_steps):
+def _play(player: Player, screens: list[Screen], args: Args, signals: list[int]) -> list[Outcome]:
+    """The episodes from the first on, until the number asked for, or a signal, is reached."""
+    from sfrl.show.evaluation import evaluate
+
+    outcomes: list[Outcome] = []
+    with closing(
+        _shown(player, screens, args)
+        if screens
+        else evaluate(player, args.episodes, args.num_envs, args.max_steps)
+    ) as steps:
+        while not signals and (new := next(steps, None)) is not None:
+            for outcome in new:
+                outcomes.append(outcome)
+                what = f"{outcome.score:g} in {outcome.steps} decisions"
+                print(f"episode {len(outcomes)}: {what}", flush=True)
+    return outcomes
+
+
+def _shown(player: Player, screens: list[Screen], args: Args) -> Generator[list[Outcome]]:
+    """One episode after the other on the screens; as `evaluate` otherwise."""
+    from sfrl.show.evaluation import Outcome
+
+    for index in range(args.episodes):
+        for moment in player.episode(index, args.max_steps):
             if moment.picture is not None:
                 for screen in screens:
                     screen.show(moment.picture)
-            if signals:
-                return returns
-        returns.append(moment.score)
-        print(f"episode {len(returns)}: {moment.score:g} in {moment.steps} decisions", flush=True)
-    return returns
+            yield []
+        yield [Outcome(moment.score, moment.steps)]
 
 
 def _note_signals() -> list[int]:

@@ -76,12 +76,17 @@ class Player:
         self.deterministic = deterministic
         self.render = render
 
-    def episode(self, index: int, max_steps: int = 0) -> Iterator[Moment]:
-        """Play episode `index`, or its first `max_steps` decisions if that is not 0."""
+    def begin(self, index: int) -> tuple[envs.VecEnv, torch.Generator]:
+        """Episode `index`'s environment, not reset yet, and what its actions are drawn with."""
         state = np.random.SeedSequence([self.seed, index]).generate_state(2)
         env_seed, action_seed = (int(word) >> 1 for word in state)
-        generator = torch.Generator().manual_seed(action_seed)
-        with closing(make_env(self.config, env_seed, render=self.render)) as env:
+        env = make_env(self.config, env_seed, render=self.render)
+        return env, torch.Generator().manual_seed(action_seed)
+
+    def episode(self, index: int, max_steps: int = 0) -> Iterator[Moment]:
+        """Play episode `index`, or its first `max_steps` decisions if that is not 0."""
+        new_env, generator = self.begin(index)
+        with closing(new_env) as env:
             obs = env.reset()  # leaf -> [1, *shape]
             memory: Tensor | None = None
             score, steps, ended = 0.0, 0, False

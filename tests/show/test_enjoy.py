@@ -19,6 +19,9 @@ from sfrl import envs
 from sfrl.algorithms import make_algorithm
 from sfrl.records import checkpoint
 from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.settings.n_step_q import NStepQConfig
+from sfrl.settings.sac import SACConfig
+from sfrl.show.evaluation import evaluate, mean_interval
 from sfrl.show.player import Player, Video, VideoError, Window, make_env, real_fps
 from sfrl.workers.rollout_worker import Split
 from tests.runs import ROOT, TIMEOUT_S, TINY, interrupt, run_training
@@ -122,14 +125,21 @@ def test_the_newest_run_is_played_and_the_last_line_is_a_summary(trained):
     assert summary.keys() == {
         "episodes",
         "episode_return_mean",
+        "episode_return_interval",
         "episode_return_std",
         "episode_returns",
+        "episode_length_mean",
+        "episode_lengths",
         "video",
     }
     returns = summary["episode_returns"]
     assert summary["episodes"] == len(returns) == 3
     assert summary["episode_return_mean"] == pytest.approx(np.mean(returns))
     assert summary["episode_return_std"] == pytest.approx(np.std(returns))
+    low, high = summary["episode_return_interval"]
+    assert min(returns) <= low <= summary["episode_return_mean"] <= high <= max(returns)
+    assert summary["episode_lengths"] == returns, "CartPole pays 1 for each decision"
+    assert summary["episode_length_mean"] == pytest.approx(np.mean(returns))
     assert min(returns) >= 8  # what CartPole's poorest episodes have
     assert summary["video"] is None
 
@@ -221,8 +231,11 @@ def test_ctrl_c_at_start_up_leaves_no_video(tmp_path):
     assert json.loads(stdout) == {
         "episodes": 0,
         "episode_return_mean": None,
+        "episode_return_interval": None,
         "episode_return_std": None,
         "episode_returns": [],
+        "episode_length_mean": None,
+        "episode_lengths": [],
         "video": None,
     }
     assert not (tmp_path / "game.mp4").exists()
@@ -242,10 +255,16 @@ def test_a_window_shows_all_episodes_at_the_speed_asked_for(trained):
 
 def test_all_wrong_flags_are_named_at_once(tmp_path):
     message = refusal(
-        tmp_path, "--episodes=0", "--max-steps=-1", "--fps=nan", "--video=missing/game.avi"
+        tmp_path,
+        "--episodes=0",
+        "--num-envs=0",
+        "--max-steps=-1",
+        "--fps=nan",
+        "--video=missing/game.avi",
     )
     for part in (
         "episodes=0 must be at least 1",
+        "num_envs=0 must be at least 1",
         "max_steps=-1 must be at least 0",
         "fps=nan must be above 0",
         "must end in .mp4 or .gif",
@@ -329,6 +348,70 @@ def test_an_episode_depends_on_seed_and_index_alone():
     assert play(player, 1) == second
     assert len({len(play(player, index)) for index in range(5)}) > 1
     assert len({len(play(Player(CARTPOLE, weights, seed=seed), 0)) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        dataclasses.replace(CARTPOLE, rnn="gru", rnn_size=8),
+        # Draws of numbers, whose noise is kept from step to step.
+        ActorCriticConfig(env="Pendulum-v1", model="mlp", frameskip=1, noise_correlation=0.9),
+        NStepQConfig(env="CartPole-v1", model="mlp", frameskip=1, epsilon_frames=0),
+        SACConfig(env="Pendulum-v1", model="flat", frameskip=1),
+    ],
+    ids=lambda config: f"{config.system}-{config.env}",
+)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_an_episode_is_the_same_however_many_are_played_at_once(config, deterministic):
+    player = Player(config, fresh_weights(config), seed=3, deterministic=deterministic)
+    alone = []
+    for index in range(7):
+        last = play(player, index, max_steps=60)[-1]
+        alone.append((last.score, last.steps))
+    assert len(set(alone)) > 3
+    for num_envs in (1, 3, 16):
+        steps = list(evaluate(player, 7, num_envs, max_steps=60))
+        together = [outcome for outcomes in steps for outcome in outcomes]
+        np.testing.assert_allclose(together, alone, rtol=1e-4)
+    assert len(steps) == max(num_steps for _, num_steps in alone), "all began at once"
+
+
+def test_who_stops_early_has_no_more_short_episodes_than_long_ones():
+    """What has been told is always the first episodes, of which none is left out."""
+    player = Player(CARTPOLE, fresh_weights(CARTPOLE), seed=0)
+    lengths = [play(player, index)[-1].steps for index in range(6)]
+    told = []
+    for num_steps, outcomes in enumerate(evaluate(player, 6, 6), start=1):
+        told += [outcome.steps for outcome in outcomes]
+        assert told == lengths[: len(told)]
+        assert all(length <= num_steps for length in told)
+    assert told == lengths
+    assert lengths != sorted(lengths)
+
+
+def test_environments_are_closed_when_the_caller_stops(monkeypatch):
+    closed = []
+    player = Player(CARTPOLE, fresh_weights(CARTPOLE), seed=0)
+    begin = player.begin
+
+    def recorded(index):
+        env, generator = begin(index)
+        monkeypatch.setattr(env, "close", lambda: closed.append(index))
+        return env, generator
+
+    monkeypatch.setattr(player, "begin", recorded)
+    steps = evaluate(player, 5, 3)
+    next(steps)
+    steps.close()
+    assert closed == [0, 1, 2]
+
+
+def test_the_interval_of_a_mean_holds_it_in_19_of_20_cases():
+    rng = np.random.default_rng(1)
+    means = [mean_interval(rng.normal(7.0, 2.0, 30).tolist()) for _ in range(100)]
+    assert sum(low <= 7.0 <= high for low, high in means) == pytest.approx(94, abs=4)
+    assert mean_interval([3.0]) is None
+    assert mean_interval([3.0, 3.0]) == (3.0, 3.0)
 
 
 def test_recurrent_state_lasts_an_episode_and_no_longer(monkeypatch):
