@@ -28,6 +28,7 @@ UNTRAINED = "nothing was learned: a new run may begin in this folder"
 LATEST_NAME = re.compile(r"latest-(\d+)\.pt")  # of a checkpoint that --resume goes on from
 SCORE, VIDEO = "score.png", "video.mp4"  # what `sfrl plot` and `sfrl video` make in it
 _CHECKPOINT = re.compile(r"(latest-\d+\.pt(\.left)?|best\.pt|memory\.npz)(\.tmp)?")
+_FILM = re.compile(r"(\d+-(latest|best)|unfinished-\d+)\.mp4")  # of --video-every
 _MAX_LINE = 4096
 OLDER_LOG = "log.txt.1"
 # And event files, `latest-*.pt`.
@@ -207,16 +208,18 @@ def remove(run_dir: Path) -> list[str]:
     descriptor = lock(run_dir)
     try:
         check(run_dir)
-        checkpoints = run_dir / "checkpoints"
-        for entry in _entries(checkpoints):
-            if _CHECKPOINT.fullmatch(entry.name):
-                os.unlink(entry.path)
+        folders = {"checkpoints": _CHECKPOINT, "videos": _FILM}
+        for name, own in folders.items():
+            for entry in _entries(run_dir / name):
+                if own.fullmatch(entry.name):
+                    os.unlink(entry.path)
         for entry in _entries(run_dir):
             is_own = _is_of_a_run(entry.name) or entry.name in (SCORE, VIDEO)
             if is_own and entry.is_file(follow_symlinks=False):
                 os.unlink(entry.path)
-        left = [entry.path for folder in (checkpoints, run_dir) for entry in _entries(folder)]
-        for folder in (checkpoints, run_dir):
+        paths = [*(run_dir / name for name in folders), run_dir]
+        left = [entry.path for folder in paths for entry in _entries(folder)]
+        for folder in paths:
             with suppress(FileNotFoundError):
                 if not _entries(folder):
                     folder.rmdir()

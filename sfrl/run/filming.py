@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
@@ -109,7 +108,7 @@ class Filming(Callback):
         self._stack.close()
         if self._child is not None:
             self._child = None
-            shutil.rmtree(_unfinished(self._run_dir), ignore_errors=True)
+            _remove_unfinished(self._run_dir / "videos")
 
 
 def check_shown(config: Config, signals: Sequence[int] = ()) -> None:
@@ -126,9 +125,10 @@ def check_shown(config: Config, signals: Sequence[int] = ()) -> None:
         raise ValueError(f"env={config.env} cannot be filmed: {problem}")
 
 
-def _unfinished(run_dir: Path) -> Path:
-    """What is being filmed, until it is whole."""
-    return run_dir / "videos" / ".unfinished"
+def _remove_unfinished(videos: Path) -> None:
+    with suppress(OSError):  # the folder, or its disk, is gone
+        for path in videos.glob("unfinished-*.mp4"):
+            path.unlink()
 
 
 # --- in the child ---
@@ -160,22 +160,21 @@ def film(sender: connection.Connection, parent: int, run_dir: str, every_s: floa
     from sfrl.show.player import Player, real_fps
 
     torch.set_num_threads(1)
-    state, path, *_ = checkpoint.load_latest(run_dir)
+    state, path = checkpoint.load_latest(run_dir)
     config = config_from(state["config"], str(path))
     frames = int(state["counters"]["env_frames"])
     fps = real_fps(config)
     player = Player(config, state["model"], seed=frames, render=True)
-    unfinished = _unfinished(Path(run_dir))
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    takes = _play(player, fps, unfinished, time.monotonic() + _SHARE * every_s)
+    videos = Path(run_dir, "videos")
+    videos.mkdir(exist_ok=True)
+    takes = _play(player, fps, videos, time.monotonic() + _SHARE * every_s)
     latest, best = takes[-1], max(reversed(takes), key=lambda take: take.score)
     films = []
     for name, take in [("latest", latest), ("best", best)][: 1 if best is latest else 2]:
-        to = unfinished.parent / f"{frames:012d}-{name}.mp4"
+        to = videos / f"{frames:012d}-{name}.mp4"
         os.replace(take.path, to)
         films.append(Film(str(to), take.score))
-    shutil.rmtree(unfinished, ignore_errors=True)
+    _remove_unfinished(videos)
     sender.send(films)
 
 
@@ -186,7 +185,7 @@ def _play(player: Player, fps: float, folder: Path, end_s: float) -> list[Film]:
 
     takes: list[Film] = []
     for index in range(_EPISODES):
-        path = str(folder / f"{index}.mp4")
+        path = str(folder / f"unfinished-{index}.mp4")
         with closing(Video(path, fps)) as video:
             for moment in player.episode(index, math.ceil(_MOST_PLAYED_S * fps)):
                 assert moment.picture is not None

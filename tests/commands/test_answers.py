@@ -188,18 +188,22 @@ def doomed(folder, tmp_path, monkeypatch):
 
 def test_rm_deletes_all_of_a_run(doomed, capsys):
     (doomed / "checkpoints/latest-000000000001.pt.left").touch()
+    (doomed / "videos").mkdir()
+    for name in ("000000000640-latest.mp4", "unfinished-3.mp4"):
+        (doomed / "videos" / name).touch()
     assert told(rm, "doomed", "--yes", capsys=capsys) == {"removed": [str(doomed)], "left": []}
     assert not doomed.exists()
     assert doomed.parent.is_dir()
 
 
 def test_rm_leaves_what_is_not_the_runs(doomed, capsys):
-    for name in ("notes.txt", "checkpoints/latest-1 (copy).pt"):
+    (doomed / "videos").mkdir()
+    for name in ("notes.txt", "checkpoints/latest-1 (copy).pt", "videos/holiday.mp4"):
         (doomed / name).write_text("precious")
     assert rm.main(["doomed", "--yes"], "sfrl rm") == 0
     assert f"deleted {doomed}, but for {doomed}/checkpoints" in capsys.readouterr().out
     left = [str(path.relative_to(doomed)) for path in doomed.rglob("*") if path.is_file()]
-    assert sorted(left) == ["checkpoints/latest-1 (copy).pt", "notes.txt"]
+    assert sorted(left) == ["checkpoints/latest-1 (copy).pt", "notes.txt", "videos/holiday.mp4"]
 
 
 def test_rm_refuses_what_it_must_not_delete_and_then_deletes_nothing(doomed, capsys):
