@@ -2,10 +2,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: pong test lint site tsan soak clean
+.PHONY: pong demo test lint site tsan soak clean
 
 pong: $(VENV)/.installed  ## train Pong
 	$(BIN)/python train.py --env=Pong
+
+DEMO_ENV ?= Pong
+DEMO_FLAGS ?=
+demo: $(VENV)/.installed  ## train for five minutes, and make a page of it: films, curve, machine
+	$(BIN)/python -m sfrl demo --env=$(DEMO_ENV) $(DEMO_FLAGS)
 
 test: $(VENV)/.installed-dev lint  ## the whole test suite
 	$(BIN)/python -m pytest

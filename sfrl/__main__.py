@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train an agent: sfrl train --env=Pong",
     "enjoy": "watch an agent play: sfrl enjoy --video=film.mp4",
     "export": "write a trained network to a file: sfrl export RUN --onnx=FILE.onnx",
+    "demo": "train for five minutes, and show it in one page: sfrl demo --env=Pong",
     "bench": "tell where the frames go on this machine: sfrl bench --env=Pong",
     "try": "tell of an environment in a minute: sfrl try CartPole-v1",
     "status": "tell how a run stands, the newest unless one is named: sfrl status [RUN]",

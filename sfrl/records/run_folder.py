@@ -26,7 +26,8 @@ UNTRAINED = "nothing was learned: a new run may begin in this folder"
 """How the log of a run ends that leaves nothing else."""
 
 LATEST_NAME = re.compile(r"latest-(\d+)\.pt")  # of a checkpoint that --resume goes on from
-SCORE, VIDEO = "score.png", "video.mp4"  # what `sfrl plot` and `sfrl video` make in it
+# What `sfrl plot`, `sfrl video` and `sfrl demo` make in it.
+SCORE, VIDEO, DEMO = "score.png", "video.mp4", "demo.html"
 _CHECKPOINT = re.compile(r"(latest-\d+\.pt(\.left)?|best\.pt|memory\.npz)(\.tmp)?")
 _FILM = re.compile(r"(\d+-(latest|best)|unfinished-\d+)\.mp4")  # of --video-every
 _MAX_LINE = 4096
@@ -214,7 +215,7 @@ def remove(run_dir: Path) -> list[str]:
                 if own.fullmatch(entry.name):
                     os.unlink(entry.path)
         for entry in _entries(run_dir):
-            is_own = _is_of_a_run(entry.name) or entry.name in (SCORE, VIDEO)
+            is_own = _is_of_a_run(entry.name) or entry.name in (SCORE, VIDEO, DEMO)
             if is_own and entry.is_file(follow_symlinks=False):
                 os.unlink(entry.path)
         paths = [*(run_dir / name for name in folders), run_dir]

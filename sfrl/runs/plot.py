@@ -10,9 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sfrl.runs.comparison import Group
-from sfrl.runs.reader import Run
 
-_WINDOW = 100  # episodes of a score
 _AXES = {  # name of a metric: what the axis says, and by what it is divided
     "time_s": ("minutes", 60),
     "env_frames": ("million frames", 1e6),
@@ -30,7 +28,7 @@ def draw(groups: Sequence[Group], path: Path) -> None:
     for axes, (metric, (label, unit)) in zip(panels, _AXES.items(), strict=True):
         for color, group in enumerate(groups):
             for index, run in enumerate(group.runs):
-                x, scores = np.array(curve(run, metric)).reshape(-1, 2).T
+                x, scores = np.array(run.curve(metric)).reshape(-1, 2).T
                 name = "" if index else group.label
                 axes.plot(x / unit, scores, color=f"C{color}", linewidth=1, label=name)
         axes.set_xlabel(label)
@@ -39,15 +37,3 @@ def draw(groups: Sequence[Group], path: Path) -> None:
     panels[0].set_ylabel("score, mean of 100 episodes")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=150)
-
-
-def curve(run: Run, metric: str) -> list[tuple[float, float]]:
-    """Pairs of a metric and the score, oldest first."""
-    scored = [
-        (record, x, score)
-        for record in run.records
-        if (x := record.get(metric)) is not None
-        and (score := record.get("episode_return_mean")) is not None
-    ]
-    whole = [point for point in scored if (point[0].get("episodes") or 0) >= _WINDOW]
-    return [(x, score) for _, x, score in whole or scored]

@@ -16,7 +16,7 @@ from typing import Literal
 
 from sfrl.records import run_folder
 from sfrl.records.checkpoint import latest_paths
-from sfrl.records.metrics import Record
+from sfrl.records.metrics import EPISODE_WINDOW, Record
 from sfrl.records.run_folder import BEGUN, FAILED, LAST_CHECKPOINT, RUNS, RunFolderError
 from sfrl.settings.algorithms import MAX_CHARACTERS, MAX_CONFIG_BYTES
 from sfrl.systems import DEFAULT_SYSTEM
@@ -100,6 +100,20 @@ class Run:
     def values(self, name: str) -> list[float]:
         """Oldest first, without those that are null."""
         return [value for record in self.records if (value := record.get(name)) is not None]
+
+    def curve(self, metric: str) -> list[tuple[float, float]]:
+        """Pairs of a metric and the score, oldest first.
+
+        It begins where `EPISODE_WINDOW` episodes have ended, if they have.
+        """
+        scored = [
+            (record, x, score)
+            for record in self.records
+            if (x := record.get(metric)) is not None
+            and (score := record.get("episode_return_mean")) is not None
+        ]
+        whole = [point for point in scored if (point[0].get("episodes") or 0) >= EPISODE_WINDOW]
+        return [(x, score) for _, x, score in whole or scored]
 
     def quarter(self, name: str, index: int = -1) -> float | None:
         """Mean over the time of a quarter of the run, the last one unless another is named.

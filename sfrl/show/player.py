@@ -113,7 +113,7 @@ def real_fps(config: Config) -> float:
     return envs.fps(config.env, config.env_options) or _DEFAULT_FPS
 
 
-class VideoError(RuntimeError):
+class VideoError(OSError):
     """The video cannot be written."""
 
 
@@ -135,9 +135,11 @@ def _fit(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
 class Video:
     """A video file that grows by a picture at a time; there is none before the first."""
 
-    def __init__(self, path: str, fps: float) -> None:
+    def __init__(self, path: str, fps: float, quality: int | None = None) -> None:
+        """`quality` of an .mp4 is between 0, the smallest file, and 10; None: near the best."""
         self.path = path
         self.fps = fps
+        self._quality = quality
         self._size = (0, 0)  # width, height
         self._writer: Generator[None, NDArray[np.uint8] | None, None] | None = None
 
@@ -146,6 +148,8 @@ class Video:
             height, width, _ = picture.shape
             self._size = (width, height)
             options = _VIDEO_OPTIONS[Path(self.path).suffix]
+            if self._quality is not None:
+                options = {**options, "quality": self._quality}
             self._writer = imageio_ffmpeg.write_frames(
                 self.path, self._size, fps=self.fps, macro_block_size=1, **options
             )

@@ -1,0 +1,1 @@
+"""`sfrl demo`: a short run as one page, with films of what it learned."""
