@@ -33,7 +33,7 @@ log = own_logger(__name__)
 
 _EPISODES = 5  # of each interval, at most
 _SHARE = 0.2  # of the interval, after which no further episode begins
-_MOST_PLAYED_S = 600.0  # of an episode, at the speed at which it is watched: 5 MB of an Atari game
+_MOST_PLAYED_S = 600.0  # of an episode, at the speed at which it is watched: 2 MB of Pong
 _TOLD_S = 1.0  # for what a process has told that has ended
 
 
