@@ -17,6 +17,7 @@ from rich.text import Text
 
 from sfrl.commands import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from sfrl.envs.logs import printable
+from sfrl.records.bottleneck import BOTTLENECKS, bottleneck_of
 from sfrl.records.run_folder import RunFolderError
 from sfrl.settings.flags import parse_flags
 
@@ -101,7 +102,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 def figures(run: Run) -> dict[str, object]:
     """Of a run as it is, for programs: `sfrl status` and `sfrl list`."""
     last = run.last
-    left_s = _seconds_left(run)
+    left_s, limit = _seconds_left(run), bottleneck_of(run.last)
     return {
         "name": run.name,
         "folder": str(run.folder),
@@ -120,6 +121,7 @@ def figures(run: Run) -> dict[str, object]:
         "checkpoint": str(run.checkpoints[0]) if run.checkpoints else None,
         "checkpoint_age_s": _checkpoint_age_s(run),
         "tuned": run.settings.get("tuned") or None,
+        "limit": limit and BOTTLENECKS[limit],
         "shares": {name: share for name, share in last.items() if name.endswith("/working")},
     }
 

@@ -52,6 +52,8 @@ def _status(args: Args) -> int:
             "working     "
             + ", ".join(f"{name} {told(share, '{:.0%}')}" for name, share in shares.items())
         )
+    if facts["limit"]:
+        lines.append(f"limit       {facts['limit']}")
     if facts["tuned"]:
         lines.append(f"tuner       {facts['tuned']}")
     show(Text(printable("\n".join(lines))))

@@ -32,7 +32,7 @@ def bottleneck_of(record: Record) -> Bottleneck | None:
     kept from working by each other, for lack of cores. If all of them wait, what the rollout
     workers wait for most tells: for slots, which the learner keeps, or for actions.
     """
-    working = {name: record[f"{name}/working"] for name in COMPONENT_STAGES}
+    working = {name: record.get(f"{name}/working") for name in COMPONENT_STAGES}
     known = {name: share for name, share in working.items() if share is not None}
     if not known:
         return None
@@ -41,5 +41,5 @@ def bottleneck_of(record: Record) -> Bottleneck | None:
         return "cores"
     if busy:
         return _OF_COMPONENT[busy[0]]
-    waits_for_slots = (record["rollout/wait_slot"] or 0.0) > (record["rollout/wait_actions"] or 0.0)
-    return "learning" if waits_for_slots else "rollout"
+    slots, actions = (record.get(f"rollout/wait_{what}") or 0.0 for what in ("slot", "actions"))
+    return "learning" if slots > actions else "rollout"

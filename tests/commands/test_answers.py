@@ -63,6 +63,7 @@ def test_status_tells_what_the_newest_record_has(folder, capsys):
     text = capsys.readouterr().out
     assert f"{last['env_frames']:,}" in text
     assert "working     rollout " in text
+    assert re.search(r"^limit       limited by ", text, re.M)
 
 
 @pytest.mark.usefixtures("in_folder")
