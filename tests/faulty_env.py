@@ -199,14 +199,7 @@ class RaisesInTraining(CartPoleEnv):
         return super().reset(**kwargs)
 
 
-class Prints(CartPoleEnv):
-    def step(self, action):
-        print("what it does, at every step")
-        return super().step(action)
-
-
 gymnasium.register("RaisesInTraining-v0", RaisesInTraining, max_episode_steps=500)
-gymnasium.register("Prints-v0", Prints, max_episode_steps=500)
 gymnasium.register("IgnoresSeeds-v0", IgnoresSeeds, max_episode_steps=500)
 gymnasium.register("StraysLate-v0", StraysLate, max_episode_steps=500)
 gymnasium.register("LeavesItsSpace-v0", LeavesItsSpace, max_episode_steps=500)

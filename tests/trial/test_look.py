@@ -75,5 +75,5 @@ def test_a_rule_without_which_there_is_no_training_ends_the_play(name, rule, tex
 
 
 def test_what_an_environment_prints_is_counted_and_not_shown(capfd):
-    assert seen_of("tests.faulty_env:Prints-v0").printed_bytes > 2000
+    assert seen_of("tests.guest_env:Prints-v0").printed_bytes > 2000
     assert capfd.readouterr() == ("", "")
