@@ -28,8 +28,8 @@ class ReportSettings(Settings):
         problems = super().problems()
         if 0 < self.video_every < self.checkpoint_seconds:
             problems.append(
-                f"video_every={self.video_every:g} must be at least checkpoint_seconds="
-                f"{self.checkpoint_seconds:g}, since a checkpoint is what plays; raise it, or "
+                f"video_every={self.video_every} must be at least checkpoint_seconds="
+                f"{self.checkpoint_seconds}, since a checkpoint is what plays; raise it, or "
                 f"lower checkpoint_seconds"
             )
         return problems
