@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,14 +15,11 @@ from rich.text import Text
 
 from sfrl.commands import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from sfrl.envs.logs import printable
-from sfrl.records.bottleneck import BOTTLENECKS, bottleneck_of
 from sfrl.records.run_folder import RunFolderError
 from sfrl.settings.flags import parse_flags
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-    from sfrl.runs.reader import Run
 
     T = TypeVar("T", bound=DataclassInstance)
 
@@ -97,54 +92,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for row in rows:
         made.add_row(*(Text(printable(cell)) for cell in row))  # Text: a name may have brackets
     return made
-
-
-def figures(run: Run) -> dict[str, object]:
-    """Of a run as it is, for programs: `sfrl status` and `sfrl list`."""
-    last = run.last
-    left_s, limit = _seconds_left(run), bottleneck_of(run.last)
-    return {
-        "name": run.name,
-        "folder": str(run.folder),
-        "env": run.env,
-        "system": run.system,
-        "seed": run.settings.get("seed"),
-        "state": run.state,
-        "time_s": last.get("time_s"),
-        "seconds_left": left_s,
-        "env_frames": last.get("env_frames"),
-        "frames_per_s": last.get("frames_per_s" if run.is_live else "frames_per_s_average"),
-        "episodes": last.get("episodes"),
-        "episode_return_mean": last.get("episode_return_mean"),
-        "best_episode_return_mean": last.get("best_episode_return_mean"),
-        "episode_length_mean": last.get("episode_length_mean"),
-        "checkpoint": str(run.checkpoints[0]) if run.checkpoints else None,
-        "checkpoint_age_s": _checkpoint_age_s(run),
-        "tuned": run.settings.get("tuned") or None,
-        "limit": limit and BOTTLENECKS[limit],
-        "shares": {name: share for name, share in last.items() if name.endswith("/working")},
-    }
-
-
-def _checkpoint_age_s(run: Run) -> float | None:
-    for path in run.checkpoints[:1]:
-        with suppress(FileNotFoundError):  # a live run has removed it since
-            return max(0.0, time.time() - path.stat().st_mtime)
-    return None
-
-
-def _seconds_left(run: Run) -> float | None:
-    """Of a live run: to --train-frames at its average rate, or to --train-seconds.
-
-    The latter count from a resumed run's start, which its records do not tell.
-    """
-    left, last = [], run.last
-    frames, rate = run.number("train_frames"), last.get("frames_per_s_average")
-    if frames and rate:
-        left.append((frames - (last.get("env_frames") or 0)) / rate)
-    if run.number("train_seconds") and not run.settings.get("resume"):
-        left.append(run.number("train_seconds") - (last.get("time_s") or 0))
-    return max(0.0, min(left)) if run.is_live and left else None
 
 
 def told(value: object, form: str = "{}") -> str:

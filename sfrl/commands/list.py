@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfrl.commands.answers import Args, answer, columns_of, figures, only_name, print_json, table
+from sfrl.commands.answers import Args, answer, columns_of, only_name, print_json, table
 from sfrl.commands.answers import show as shown
 from sfrl.records import run_folder
 from sfrl.runs import reader
+from sfrl.runs.figures import figures
 
 
 def main(argv: Sequence[str], prog: str) -> int:

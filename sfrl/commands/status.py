@@ -11,7 +11,6 @@ from sfrl.commands.answers import (
     answer,
     clock,
     columns_of,
-    figures,
     only_name,
     print_json,
     show,
@@ -20,6 +19,7 @@ from sfrl.commands.answers import (
 )
 from sfrl.envs.logs import printable
 from sfrl.runs import reader
+from sfrl.runs.figures import figures
 
 
 def main(argv: Sequence[str], prog: str) -> int:

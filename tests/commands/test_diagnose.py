@@ -9,9 +9,9 @@ import pytest
 
 from sfrl import WorkerError, train
 from sfrl.commands import EXIT_FOUND, diagnose
-from sfrl.commands.answers import figures
 from sfrl.runs.diagnosis import RULES
 from sfrl.runs.diagnosis import diagnose as diagnosed
+from sfrl.runs.figures import figures
 from sfrl.runs.reader import read
 from sfrl.settings.algorithms import user_settings
 from tests.runs import ROOT, TINY, finish, metrics, training, wait_for
