@@ -26,6 +26,7 @@ COMMANDS = {
     "plot": "draw the learning curves of runs: sfrl plot [RUN ...]",
     "video": "film a run's agent: sfrl video [RUN]",
     "list": "list the runs in a folder: sfrl list [FOLDER]",
+    "web": "show runs in the browser: sfrl web [FOLDER]",
     "rm": "delete runs: sfrl rm RUN ...",
 }
 

@@ -93,6 +93,7 @@ def test_every_extra_of_environments_has_a_page_that_shows_what_is_learned():
         "wandb",
         "prometheus",
         "export",
+        "web",
     }
     for page, extra in rows:
         text = (DOCS / "environments" / page).read_text()

@@ -135,7 +135,8 @@ def test_the_wheel_has_the_package_with_its_extensions_and_nothing_else(wheel):
     extensions = ("envs/_areas", "envs/_screen", "ipc/_index_queue", "nets/_images")
     stubs = {Path("sfrl", name) for name in extensions}
     others = {stub.with_suffix(suffix) for stub in stubs for suffix in (".pyi", SUFFIX)}
-    assert files == modules | others | {Path("sfrl/py.typed")}
+    page = {path.relative_to(ROOT) for path in (ROOT / "sfrl/web/static").iterdir()}
+    assert files == modules | others | page | {Path("sfrl/py.typed")}
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -218,8 +218,11 @@ def _folders(root: Path) -> list[Path]:
     return sorted(started_ns, key=lambda folder: (started_ns[folder], folder))
 
 
-def read(folder: Path) -> Run:
+def read(folder: Path, most_records: int = MOST_RECORDS) -> Run:
     """What is in the folder now. A last line that is being written, or was cut, is left out.
+
+    Args:
+        most_records: see `Run.records`; 1: the first and the last alone.
 
     Raises:
         RunFolderError: something in it is no file (a link, a pipe), or it cannot be looked into.
@@ -228,7 +231,7 @@ def read(folder: Path) -> Run:
     return Run(
         folder=folder.absolute(),
         settings=_settings(folder / "config.json"),
-        records=read_records(folder / "metrics.jsonl"),
+        records=read_records(folder / "metrics.jsonl", most_records),
         log=_last_start(_end_of(folder / "log.txt", _MAX_LOG)),
         checkpoints=latest_paths(folder),
         is_live=run_folder.is_locked(folder),
@@ -269,7 +272,7 @@ def _end_of(path: Path, size: int) -> str:
         return ""
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path, most: int = MOST_RECORDS) -> list[Record]:
     """See `Run.records`. [] if there is no such file."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -277,8 +280,11 @@ def read_records(path: Path) -> list[Record]:
         return []
     try:
         size = os.fstat(descriptor).st_size
-        lines = _all_lines if size <= MOST_RECORDS * _MEAN_LINE else _some_lines
-        return [record for line in lines(descriptor, size) if (record := _record(line))]
+        if size <= most * _MEAN_LINE:
+            lines: Iterable[bytes] = _all_lines(descriptor, size)
+        else:
+            lines = _some_lines(descriptor, size, most)
+        return [record for line in lines if (record := _record(line))]
     finally:
         os.close(descriptor)
 
@@ -287,7 +293,7 @@ def _all_lines(descriptor: int, size: int) -> list[bytes]:
     return os.pread(descriptor, size, 0).split(b"\n")[:-1]  # the last has no end yet
 
 
-def _some_lines(descriptor: int, size: int) -> Iterator[bytes]:
+def _some_lines(descriptor: int, size: int, most: int) -> Iterator[bytes]:
     """The first line, those that begin next after equal steps of the file, and the last.
 
     By `pread`: the trainer may cut the file meanwhile, which a memory map does not survive.
@@ -296,8 +302,8 @@ def _some_lines(descriptor: int, size: int) -> Iterator[bytes]:
     last = os.pread(descriptor, _MAX_LINE, tail_at).split(b"\n")[-2:-1]
     yield from os.pread(descriptor, _CHUNK, 0).split(b"\n")[:1]
     next_at = 0
-    for index in range(1, MOST_RECORDS):
-        position = size * index // MOST_RECORDS
+    for index in range(1, most):
+        position = size * index // most
         if position < next_at:
             continue  # within the line that was read last
         chunk = os.pread(descriptor, _CHUNK, position)

@@ -1,0 +1,62 @@
+"""`sfrl web`: runs in the browser."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from sfrl.commands.answers import answer, only_name
+from sfrl.records import run_folder
+from sfrl.records.run_folder import RunFolderError
+from sfrl.settings.fields import between, settings_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """The page."""
+
+    runs: tuple[str, ...] = ()
+    port: Annotated[int, between(0, 65535)] = 8501
+    """Of the page's address; 0 takes one that is free."""
+    host: str = "127.0.0.1"
+    """The address to listen on. The default is for browsers on this machine; with another one,
+    such as 0.0.0.0, the URL has a token, and only who has it sees anything."""
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    text = (
+        "A page in the browser that shows the runs in a folder and below it, live or finished; "
+        "runs/ unless another is named. It goes on until Ctrl-C."
+    )
+    return answer(argv, prog, Args(), text, _web)
+
+
+def _web(args: Args) -> int:
+    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f'it needs {" and ".join(missing)}: pip install "sfrl[web]"')
+    if problem := settings_of(Args)["port"].problem(args.port):
+        raise ValueError(problem)
+    name = only_name(args.runs)
+    root = Path(run_folder.expanded("folder", name)) if name else run_folder.RUNS
+    if not root.is_dir():
+        raise RunFolderError(f"{root} is no folder; name one that holds runs")
+    from sfrl.web import server  # and starlette
+
+    try:
+        listening = server.listen(args.host, args.port)
+    except OSError as error:
+        raise OSError(
+            f"host={args.host} port={args.port} cannot be listened on: {error.strerror}; name "
+            f"another --port (0 takes a free one), or an address of this machine with --host"
+        ) from error
+    with listening:
+        token = server.token_for(listening)
+        print(f"{root}/ is shown at {server.url_of(listening, args.host, token)}", flush=True)
+        with suppress(KeyboardInterrupt):  # it is how one ends it
+            server.serve(root.absolute(), listening, token)
+    return 0

@@ -1,0 +1,1 @@
+"""A page in the browser that shows runs: `sfrl web`. It reads their folders and changes nothing."""

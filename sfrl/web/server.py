@@ -1,0 +1,143 @@
+"""The page and its answers over HTTP."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import secrets
+import socket
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sfrl.records.metrics import rounded
+from sfrl.records.run_folder import RunFolderError
+from sfrl.web import answers
+
+_HEADERS = {
+    # No script, style or picture of anybody else's, and nothing that a run's texts could inject.
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_STATIC = Path(__file__).parent / "static"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for browsers; port 0: one that is free.
+
+    Raises:
+        OSError: the port is taken, or the machine has no such address.
+    """
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family)
+
+
+def token_for(listening: socket.socket) -> str:
+    """What a browser must know to see anything: "" if only this machine can reach the socket."""
+    address = ipaddress.ip_address(listening.getsockname()[0])
+    return "" if address.is_loopback else secrets.token_urlsafe(16)
+
+
+def url_of(listening: socket.socket, host: str, token: str) -> str:
+    port = listening.getsockname()[1]
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
+
+
+def serve(root: Path, listening: socket.socket, token: str) -> None:
+    """Until Ctrl-C or SIGTERM."""
+    config = uvicorn.Config(
+        application(root, token),
+        log_level="warning",
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def application(root: Path, token: str = "") -> Starlette:
+    """The page for the runs in `root`, an absolute path. See `token_for`."""
+
+    def runs(_: Request) -> Response:
+        return _json(answers.list_of_runs(root))
+
+    def run(request: Request) -> Response:
+        return _json(answers.one_run(root, request.query_params.get("run", "")))
+
+    def curves(request: Request) -> Response:
+        return _json(answers.several_runs(root, request.query_params.getlist("run")))
+
+    def no_run(_: Request, error: Exception) -> Response:
+        return _json({"error": str(error)}, 404)
+
+    return Starlette(
+        routes=[
+            Route("/api/runs", runs),
+            Route("/api/run", run),
+            Route("/api/curves", curves),
+            Mount("/", StaticFiles(directory=_STATIC, html=True)),
+        ],
+        middleware=[Middleware(_Guard, token=token)],
+        exception_handlers={RunFolderError: no_run, OSError: no_run},  # OSError: it has just gone
+    )
+
+
+def _json(value: object, status: int = 200) -> Response:
+    """In ASCII: names of folders and settings may have characters that are no text."""
+    text = json.dumps(rounded(value), allow_nan=False)
+    return Response(text, status, media_type="application/json")
+
+
+class _Guard:
+    """Lets in who may see the runs, and adds `_HEADERS` to each answer.
+
+    Without a token the browser must have called this machine by a local name: else a page of
+    somebody else's, whose name suddenly means 127.0.0.1, could read the answers. With one, the
+    first call has it in the URL; a cookie has it from then on.
+    """
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        answer = self._refusal(Request(scope)) or self._app
+        await answer(scope, receive, send_with_headers)
+
+    def _refusal(self, request: Request) -> Response | None:
+        """None: come in."""
+        if not self._token:
+            host = request.headers.get("host", "").lower()
+            if re.sub(r":\d*$", "", host) in _LOCAL_NAMES:
+                return None
+            return PlainTextResponse(f"call it by {' or '.join(_LOCAL_NAMES)}", 403)
+        # Cookies of one machine's servers share their names; the port tells them apart.
+        cookie = f"sfrl-{request.url.port}"
+        if self._knows(request.query_params.get("token", "")):
+            answer = RedirectResponse(request.url.path, 303)
+            answer.set_cookie(cookie, self._token, httponly=True, samesite="lax")
+            return answer
+        if self._knows(request.cookies.get(cookie, "")):
+            return None
+        return PlainTextResponse("open the URL that sfrl web has printed: it has the token", 403)
+
+    def _knows(self, token: str) -> bool:
+        return secrets.compare_digest(token.encode(), self._token.encode())
