@@ -17,6 +17,7 @@ from playwright.sync_api import sync_playwright
 
 from sfrl import train
 from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, web
+from sfrl.records import run_folder
 from tests.commands.test_diagnose import SMALL
 from tests.runs import ROOT, TIMEOUT_S
 
@@ -278,6 +279,24 @@ def test_runs_are_chosen_sorted_and_opened_by_keyboard(browser, url, width):
         page.focus("[id='to-first']")
         page.keyboard.press("Enter")
         page.locator("h1", has_text="first").wait_for()
+
+
+def test_a_live_run_is_looked_at_again(browser, folder, tmp_path):
+    run = tmp_path / "live"
+    shutil.copytree(folder / "first", run)
+    lock = run_folder.lock(run)  # as its trainer has it
+    with served(tmp_path) as url, page_of(browser, 1200) as page:
+        page.clock.install()  # of the page alone: it need not be waited for
+        page.goto(f"{url}#/run?run=live")
+        page.locator(".state.live").wait_for()
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(json.loads(lines[-1]) | {"env_frames": 987654321}) + "\n")
+        page.clock.fast_forward("00:05")
+        page.get_by_text("987,654,321").wait_for()
+        run_folder.unlock(lock)
+        page.clock.fast_forward("00:05")
+        page.locator(".state.ended").wait_for()
 
 
 def test_a_hundred_long_runs_open_soon(browser, many):
