@@ -123,5 +123,7 @@ def test_an_environment_without_pictures_is_refused_before_anything_starts():
 
 
 def test_it_films_no_more_often_than_there_are_checkpoints():
-    with pytest.raises(ConfigError, match=r"video_every=60(\.0)? must be at least checkpoint_seconds=90"):
+    with pytest.raises(
+        ConfigError, match=r"video_every=60(\.0)? must be at least checkpoint_seconds=90"
+    ):
         make_config({"video_every": 60.0, "checkpoint_seconds": 90.0})
