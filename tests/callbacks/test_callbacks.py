@@ -116,7 +116,7 @@ def test_callbacks_are_told_of_every_episode_checkpoint_and_report(tmp_path):
 @pytest.mark.parametrize("event", ["episode", "checkpoint", "report"])
 def test_a_callback_ends_the_run_by_returning_true(tmp_path, event):
     callback = Counting(lambda told: told == event)
-    summary = train(tmp_path, callbacks=[callback], checkpoint_seconds=0.2)
+    summary = train(tmp_path, callbacks=[callback], checkpoint_seconds=0.2, train_seconds=20)
     assert 0 < summary.env_frames < 100_000
     assert f"stopping: Counting.{event} has returned True" in (tmp_path / "log.txt").read_text()
     assert [*(tmp_path / "checkpoints").glob("latest-*.pt")]
@@ -131,7 +131,7 @@ def test_what_a_callback_raises_ends_the_run_in_order_and_reaches_the_caller(tmp
 
     callback, other = Counting(act), Counting()
     with pytest.raises(LookupError, match="mine"):
-        train(tmp_path, callbacks=[callback, other])
+        train(tmp_path, callbacks=[callback, other], train_seconds=20)
     assert len(callback.episodes if event == "episode" else callback.frames) == 1
     assert other.frames == []  # nothing more is told, not even of the last report
     assert callback.has_ended
