@@ -13,11 +13,13 @@ All experience lives in one TrajectoryBuffer in shared memory; only indices of i
 through lock-free queues. The folders, each of which imports only from those below it:
 
     commands/    flags become settings, errors become exit codes
-    bench/       what limits this machine;  tune/  finds the fastest arrangement for it
+    bench/       what limits this machine;  trial/  a verdict on an environment
+    demo/        a short run as one page;  web/  a page that shows runs
+    tune/        finds the fastest arrangement for this machine
     run/         processes: trainer, crews, watchdog; alone knows all workers
-    show/        panel, output, player;  policy.py acts with saved weights
+    show/        panel, output, player;  policy.py, export.py  saved weights, elsewhere
     workers/     rollout worker, policy worker, learner: a module and a loop (`step`) each
-    algorithms/  what is learned, and how it acts: actor_critic, n_step_q
+    algorithms/  what is learned, and how it acts: actor_critic, n_step_q, ...
     experience/  slots, and the minibatches made of them
     parameters/  weights, optimizer, publication
     ipc/         queues, mailboxes, counters, addresses in shared memory
