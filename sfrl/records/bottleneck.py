@@ -32,14 +32,25 @@ def bottleneck_of(record: Record) -> Bottleneck | None:
     kept from working by each other, for lack of cores. If all of them wait, what the rollout
     workers wait for most tells: for slots, which the learner keeps, or for actions.
     """
-    working = {name: record.get(f"{name}/working") for name in COMPONENT_STAGES}
-    known = {name: share for name, share in working.items() if share is not None}
-    if not known:
+    if all(record.get(f"{name}/working") is None for name in COMPONENT_STAGES):
         return None
-    busy = [name for name, share in known.items() if share >= _ALWAYS]
+    busy = _never_wait(record)
     if len(busy) > 1:
         return "cores"
     if busy:
         return _OF_COMPONENT[busy[0]]
     slots, actions = (record.get(f"rollout/wait_{what}") or 0.0 for what in ("slot", "actions"))
     return "learning" if slots > actions else "rollout"
+
+
+def limiting_components(record: Record) -> list[str]:
+    """Those that `bottleneck_of` means: the one, or those that lack cores; [] if not known yet."""
+    bottleneck = bottleneck_of(record)
+    if bottleneck in (None, "cores"):
+        return _never_wait(record)
+    of_bottleneck = {limit: component for component, limit in _OF_COMPONENT.items()}
+    return ["rollout" if bottleneck == "rollout" else of_bottleneck[bottleneck]]
+
+
+def _never_wait(record: Record) -> list[str]:
+    return [name for name in COMPONENT_STAGES if (record.get(f"{name}/working") or 0) >= _ALWAYS]

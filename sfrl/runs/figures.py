@@ -12,7 +12,7 @@ from sfrl.runs.reader import Run
 def figures(run: Run) -> dict[str, object]:
     """By name, for programs; None where there is nothing to tell yet."""
     last = run.last
-    left_s, limit = _seconds_left(run), bottleneck_of(run.last)
+    left_s, limit = _seconds_left(run), bottleneck_of(run.interval[1])
     return {
         "name": run.name,
         "folder": str(run.folder),

@@ -25,6 +25,7 @@ from sfrl.systems import DEFAULT_SYSTEM
 # 10,000 records take 1.2 GB, of which JSON alone would need 15 s.
 MOST_RECORDS = 300
 _MEAN_LINE = 1800  # bytes of a record
+_LAST = 3  # records, at the end, that are always read: the last two intervals
 _MAX_LINE = 1 << 16  # no record is longer, but a stranger's
 _MAX_LOG = 1 << 16  # bytes of log.txt's end
 _CHUNK = 1 << 13  # bytes: of a line's end and the whole line after it
@@ -44,7 +45,7 @@ class Run:
         folder: absolute.
         settings: what config.json has; {} if it is missing or damaged.
         records: of metrics.jsonl, oldest first; at most about `MOST_RECORDS` of them, the first
-            and the last included.
+            and the last `_LAST` included.
         log: the end of log.txt, from the last start on.
         checkpoints: those that --resume goes on from, newest first.
         is_live: whether a trainer has the folder.
@@ -101,6 +102,18 @@ class Run:
         """Oldest first, without those that are null."""
         return [value for record in self.records if (value := record.get(name)) is not None]
 
+    @cached_property
+    def interval(self) -> tuple[Record, Record]:
+        """The newest record of a whole interval, after the one before it; {} where there is none.
+
+        A run's last interval may be short, and mostly its last checkpoint.
+        """
+        records = [{}, *self.records[-_LAST:]]
+        intervals = [*pairwise(records)] or [({}, {})]
+        seconds = [seconds_between(*interval) for interval in intervals]
+        is_short = len(seconds) > 1 and seconds[-1] < seconds[-2] / 2
+        return intervals[-2 if is_short else -1]
+
     def curve(self, metric: str) -> list[tuple[float, float]]:
         """Pairs of a metric and the score, oldest first.
 
@@ -141,6 +154,10 @@ class Run:
         first = next(learned, len(timed))
         ends = [first + (len(timed) - first) * quarter // 4 for quarter in range(5)]
         return [timed[start:end] for start, end in pairwise(ends)]
+
+
+def seconds_between(before: Record, record: Record) -> float:
+    return (record.get("time_s") or 0.0) - (before.get("time_s") or 0.0)
 
 
 def find(name: str = "") -> Path:
@@ -222,7 +239,7 @@ def read(folder: Path, most_records: int = MOST_RECORDS) -> Run:
     """What is in the folder now. A last line that is being written, or was cut, is left out.
 
     Args:
-        most_records: see `Run.records`; 1: the first and the last alone.
+        most_records: see `Run.records`; 1: the first and the last ones alone.
 
     Raises:
         RunFolderError: something in it is no file (a link, a pipe), or it cannot be looked into.
@@ -294,13 +311,15 @@ def _all_lines(descriptor: int, size: int) -> list[bytes]:
 
 
 def _some_lines(descriptor: int, size: int, most: int) -> Iterator[bytes]:
-    """The first line, those that begin next after equal steps of the file, and the last.
+    """The first line, those that begin next after equal steps of the file, and the last ones.
 
     By `pread`: the trainer may cut the file meanwhile, which a memory map does not survive.
     """
     tail_at = max(0, size - _MAX_LINE)
-    last = os.pread(descriptor, _MAX_LINE, tail_at).split(b"\n")[-2:-1]
-    yield from os.pread(descriptor, _CHUNK, 0).split(b"\n")[:1]
+    last = os.pread(descriptor, _MAX_LINE, tail_at).split(b"\n")[:-1][-_LAST:]
+    first = os.pread(descriptor, _CHUNK, 0).split(b"\n")[0]
+    if first not in last:
+        yield first
     next_at = 0
     for index in range(1, most):
         position = size * index // most
@@ -310,7 +329,7 @@ def _some_lines(descriptor: int, size: int, most: int) -> Iterator[bytes]:
         _, _, after = chunk.partition(b"\n")
         line, end, _ = after.partition(b"\n")
         next_at = position + len(chunk) - len(after) + len(line)
-        if end and [line] != last:
+        if end and line not in last:
             yield line
     yield from last
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sfrl.records.bottleneck import bottleneck_of
+from sfrl.records.bottleneck import bottleneck_of, limiting_components
 from sfrl.records.timing import COMPONENT_STAGES
 
 
@@ -26,3 +26,12 @@ def test_who_never_waits_is_what_the_others_wait_for(
     record = {f"{component}/working": shares[component] for component in COMPONENT_STAGES}
     record |= {"rollout/wait_actions": wait_actions, "rollout/wait_slot": wait_slot}
     assert bottleneck_of(record) == expected
+    components = {
+        "environments": ["rollout"],
+        "inference": ["policy"],
+        "learning": ["learner"],
+        "cores": ["rollout", "learner"],
+        "rollout": ["rollout"],
+        None: [],
+    }
+    assert limiting_components(record) == components[expected]
