@@ -116,6 +116,11 @@ class Topology(NamedTuple):
         """Who learns from what this rollout or policy worker does."""
         return Role("learner", role.index if self.counts["learner"] > 1 else 0)
 
+    @property
+    def acts_elsewhere(self) -> bool:
+        """Whether weights cross from the learner's process to another."""
+        return self.process_of(Role("policy", 0)) != self.process_of(LEARNER)
+
     def row(self, role: Role) -> int:
         """Where its times are in `Progress`."""
         return self._position(role, tuple(COMPONENT_STAGES))

@@ -22,7 +22,7 @@ from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Report
 from sfrl.ipc.progress import Progress
 from sfrl.ipc.shared_memory import StopFlag, segment_bytes
-from sfrl.ipc.topology import LEARNER, Role, Topology, make_topology
+from sfrl.ipc.topology import Role, Topology, make_topology
 from sfrl.parameters import block, weights
 from sfrl.parameters.block import ParameterBlock
 from sfrl.parameters.model_size import model_size
@@ -78,11 +78,6 @@ def make_shared(config: Config, spec: EnvSpec) -> Shared:
     )
 
 
-def _acts_elsewhere(topology: Topology) -> bool:
-    """Whether weights cross from the learner's process to another."""
-    return topology.process_of(Role("policy", 0)) != topology.process_of(LEARNER)
-
-
 class SharedBytes(NamedTuple):
     """Shared memory that a run takes, in bytes."""
 
@@ -96,7 +91,7 @@ def shared_bytes(config: Config, spec: EnvSpec) -> SharedBytes:
     topology = make_topology(config)
     num_mailboxes = len(topology.processes) + 1  # requests go the other way
     size = model_size(config, spec)
-    num_weights = int(_acts_elsewhere(topology)) + (config.target_period > 0)
+    num_weights = int(topology.acts_elsewhere) + (config.target_period > 0)
     return SharedBytes(
         trajectory_buffer.nbytes(config.num_slots, slot_spec(config, spec)),
         weights.nbytes(size) * num_weights + (block.nbytes(size) if config.has_bundles else 0),
@@ -132,7 +127,7 @@ def make_policy_worker(shared: Shared, index: int, learner: Learner | None = Non
     if learner is not None:
         weights = OwnWeights(learner)
     else:
-        assert _acts_elsewhere(shared.topology), "nothing is published: this would wait for ever"
+        assert shared.topology.acts_elsewhere, "nothing is published: this would wait for ever"
         torch.set_num_threads(1)
         weights = WeightsReader(shared.weights)
         weights.wait_for_first(shared.stop)
@@ -215,7 +210,7 @@ def make_learner(
     has_weights = block is not None and block.is_ready
     if index == 0 and not has_weights:  # of several learners once
         log.info("networks run on %s in %s", next(model.parameters()).device, precision)
-    acts_elsewhere = _acts_elsewhere(shared.topology)
+    acts_elsewhere = shared.topology.acts_elsewhere
     parameters: Parameters
     if block is None:
         published = shared.weights if acts_elsewhere else None

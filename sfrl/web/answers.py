@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 from sfrl.records import run_folder
@@ -15,10 +16,11 @@ from sfrl.runs.comparison import Group, compare
 from sfrl.runs.diagnosis import diagnose
 from sfrl.runs.figures import figures
 from sfrl.runs.reader import Run
-from sfrl.settings.algorithms import class_of, load_starts
+from sfrl.settings.algorithms import class_of, load_config, load_starts
 from sfrl.settings.config import ConfigError
 from sfrl.settings.fields import settings_of
 from sfrl.systems import SYSTEMS
+from sfrl.web.layout import make_layout
 
 _DEPTH = 4  # folders between the one that is named and a run
 _LOG_LINES = 300
@@ -50,6 +52,7 @@ def one_run(root: Path, path: str) -> dict[str, object]:
         "log": run.log.splitlines()[-_LOG_LINES:],
         "settings": _settings(run),
         "starts": _starts(run.folder / "config.json"),
+        "topology": _topology(run),
     }
 
 
@@ -112,6 +115,13 @@ def _starts(path: Path) -> list[dict[str, str]]:
     with suppress(ConfigError):
         return [{str(key): _text(start[key]) for key in start} for start in load_starts(path)]
     return []
+
+
+def _topology(run: Run) -> dict[str, object] | None:
+    """None: its config.json is missing or damaged, or of another version of sfrl."""
+    with suppress(ConfigError):
+        return asdict(make_layout(load_config(run.folder / "config.json"), *run.interval))
+    return None
 
 
 def _text(value: object) -> str:

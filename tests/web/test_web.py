@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from sfrl import train
 from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, web
@@ -21,7 +20,6 @@ from sfrl.records import run_folder
 from tests.commands.test_diagnose import SMALL
 from tests.runs import ROOT, TIMEOUT_S
 
-CHROMIUM = shutil.which("chromium")
 MANY, RECORDS = 100, 10_000
 SECOND = "sweep/slow <b>second"
 OPENS_IN_S = 2.0
@@ -207,16 +205,6 @@ def many(folder, tmp_path_factory):
         shutil.copy(folder / "first/log.txt", run)
         os.link(many / "all.jsonl", run / "metrics.jsonl")
     return many
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager

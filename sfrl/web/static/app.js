@@ -1,5 +1,7 @@
 // The page of `sfrl web`. What a run has written becomes text nodes alone, never HTML.
 
+import { Topology } from "./topology.js";
+
 const AXES = {
   time_s: { label: "minutes", unit: 60 },
   env_frames: { label: "frames", unit: 1 },
@@ -238,12 +240,14 @@ function runView(path) {
   const only = el("input", { type: "checkbox", checked: true, onchange: () => tellSettings() });
   const any = el("select", { onchange: () => drawCharts() });
   const anyChart = new Chart("Chosen metric", "wide");
+  const topology = new Topology(figure, percent);
   main.replaceChildren(
     parts.title, parts.state, parts.facts,
     el("h2", {}, "What is wrong"), parts.findings,
     el("h2", {}, "Curves"), tools(() => drawCharts()), area,
     el("h2", {}, "Any metric"),
     el("div", { className: "tools" }, el("label", {}, "Metric ", any)), anyChart.node,
+    el("h2", {}, "Who does what"), topology.node,
     el("h2", {}, "Where the time goes"),
     el("p", { className: "soft" }, "Of each component, in the last quarter of the records."),
     parts.shares,
@@ -362,6 +366,7 @@ function runView(path) {
       const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
       log.textContent = run.log.join("\n") || "It has none.";
       if (atEnd) log.scrollTop = log.scrollHeight;
+      topology.show(run.topology, run.limit);
       tellShares();
       const settings = JSON.stringify([run.settings, run.starts]);
       if (settings !== settingsTold) tellSettings();
