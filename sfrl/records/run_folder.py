@@ -25,6 +25,9 @@ FAILED = "the run failed: "
 UNTRAINED = "nothing was learned: a new run may begin in this folder"
 """How the log of a run ends that leaves nothing else."""
 
+REQUESTS = ("checkpoint", "stop")
+"""What others may ask a live run for. Each is an empty file in its folder (`request`)."""
+
 LATEST_NAME = re.compile(r"latest-(\d+)\.pt")  # of a checkpoint that --resume goes on from
 # What `sfrl plot`, `sfrl video` and `sfrl demo` make in it.
 SCORE, VIDEO, DEMO = "score.png", "video.mp4", "demo.html"
@@ -173,6 +176,46 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)  # an environment with --serial may fork
 
 
+def request(run_dir: Path, what: str) -> None:
+    """Ask the run that is live there for one of `REQUESTS`. Its trainer looks once a second.
+
+    Raises:
+        RunFolderError: no run is live there, or its folder cannot be written.
+    """
+    if not is_locked(run_dir):
+        raise RunFolderError(f"{run_dir.name} is not live, so nobody would take the request")
+    try:
+        # No link is followed, and what is there has been asked for already.
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+        descriptor = os.open(_request_path(run_dir, what), flags, 0o666)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise RunFolderError(
+            f"{run_dir.name} cannot be asked: its folder cannot be written ({error.strerror})"
+        ) from error
+    os.close(descriptor)
+
+
+def take_request(run_dir: Path, what: str) -> bool:
+    """Whether the run has been asked for it since the last call."""
+    try:
+        os.unlink(_request_path(run_dir, what))
+    except OSError:  # mostly, there is none
+        return False
+    return True
+
+
+def drop_requests(run_dir: Path) -> None:
+    """Those that no trainer has taken."""
+    for what in REQUESTS:
+        take_request(run_dir, what)
+
+
+def _request_path(run_dir: Path, what: str) -> str:
+    return f"{run_dir}/{what}.request"
+
+
 def check(run_dir: Path) -> None:
     """See that nothing in it leads elsewhere or never ends when it is read.
 
@@ -214,6 +257,7 @@ def remove(run_dir: Path) -> list[str]:
             for entry in _entries(run_dir / name):
                 if own.fullmatch(entry.name):
                     os.unlink(entry.path)
+        drop_requests(run_dir)
         for entry in _entries(run_dir):
             is_own = _is_of_a_run(entry.name) or entry.name in (SCORE, VIDEO, DEMO)
             if is_own and entry.is_file(follow_symlinks=False):

@@ -37,8 +37,12 @@ class OwnedFolder:
         self._unlock: Callable[[], object] = lambda: None
 
     def lock(self) -> None:
-        """Raises run_folder.RunFolderError if another trainer has it."""
+        """What an earlier run was asked for is dropped.
+
+        Raises run_folder.RunFolderError if another trainer has it.
+        """
         descriptor = run_folder.lock(self.path)
+        run_folder.drop_requests(self.path)
         self._unlock()
         self._descriptor = descriptor
         self._unlock = weakref.finalize(self, run_folder.unlock, descriptor)

@@ -55,7 +55,8 @@ STOP_TIMEOUT_S = 8.0
 FAILED_STOP_TIMEOUT_S = 4.0
 # While workers start there is nothing to save, and one that imports torch cannot see the stop flag.
 STARTING_STOP_TIMEOUT_S = 1.0
-FOLDER_LOOK_S = 1.0  # how often the trainer sees whether the run's folder is still there
+# How often the trainer sees whether the run's folder is still there, and what it is asked for.
+FOLDER_LOOK_S = 1.0
 # A second signal within this time is ignored: `timeout` signals a process, and then its group.
 INSISTENCE_S = 0.5
 
@@ -130,7 +131,7 @@ class Trainer:
         self._caveats = caveats(config.env, spec)
         self._callbacks = callbacks
         self._listening: list[Callback] = []  # those that have begun
-        self._ended_by = ""  # the callback that has asked for the end
+        self._ended_by = ""  # who has asked for the end
         self.shared = self._make_shared(spec)
         self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
         self._first_frame = self.shared.progress.env_frames
@@ -305,6 +306,15 @@ class Trainer:
         except OSError as error:
             self._write_failed("the run's folder", error)
 
+    def _do_as_asked(self) -> None:
+        """What somebody has asked for through the run's folder, as `sfrl web` does."""
+        if run_folder.take_request(self.run_dir, "stop"):
+            self._ended_by = "sfrl web has asked for it"
+        has_begun = self.shared.progress.learner_steps > 0  # else it waits for what it would save
+        if has_begun and run_folder.take_request(self.run_dir, "checkpoint"):
+            log.info("sfrl web has asked for a checkpoint")
+            self._request_checkpoint(is_last=False)
+
     def _supervise(self, display: Display, writer: MetricsWriter) -> None:
         config = self.config
         next_look = 0.0
@@ -317,6 +327,7 @@ class Trainer:
             if now >= next_look:
                 next_look = now + FOLDER_LOOK_S
                 self._keep_folder()
+                self._do_as_asked()
                 display.refresh()
             if now >= next_report:
                 next_report = now + config.report_seconds

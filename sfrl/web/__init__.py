@@ -1,1 +1,1 @@
-"""A page in the browser that shows runs: `sfrl web`. It reads their folders and changes nothing."""
+"""A page in the browser that shows runs: `sfrl web`. It reads their folders."""

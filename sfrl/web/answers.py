@@ -75,6 +75,18 @@ def several_runs(root: Path, paths: Sequence[str]) -> dict[str, object]:
     }
 
 
+def ask(root: Path, path: str, what: str) -> dict[str, object]:
+    """Ask the run for one of `run_folder.REQUESTS`.
+
+    Raises:
+        RunFolderError: there is no such run or request, or the run is not live.
+    """
+    if what not in run_folder.REQUESTS:
+        raise RunFolderError(f"a run can be asked for {' or '.join(run_folder.REQUESTS)} alone")
+    run_folder.request(_found(root, path), what)
+    return {}
+
+
 def _facts(root: Path, run: Run) -> dict[str, object]:
     return {**figures(run), "path": _path(root, run.folder)}
 

@@ -81,6 +81,10 @@ def application(root: Path, token: str = "") -> Starlette:
     def curves(request: Request) -> Response:
         return _json(answers.several_runs(root, request.query_params.getlist("run")))
 
+    def ask(request: Request) -> Response:
+        given = request.query_params
+        return _json(answers.ask(root, given.get("run", ""), given.get("what", "")))
+
     def no_run(_: Request, error: Exception) -> Response:
         return _json({"error": str(error)}, 404)
 
@@ -89,6 +93,7 @@ def application(root: Path, token: str = "") -> Starlette:
             Route("/api/runs", runs),
             Route("/api/run", run),
             Route("/api/curves", curves),
+            Route("/api/ask", ask, methods=["POST"]),
             Mount("/", StaticFiles(directory=_STATIC, html=True)),
         ],
         middleware=[Middleware(_Guard, token=token)],
@@ -108,6 +113,9 @@ class _Guard:
     Without a token the browser must have called this machine by a local name: else a page of
     somebody else's, whose name suddenly means 127.0.0.1, could read the answers. With one, the
     first call has it in the URL; a cookie has it from then on.
+
+    What is more than a look must come from this server's own page: any page that the browser shows
+    could send it, and the browser would add the cookie.
     """
 
     def __init__(self, app: ASGIApp, token: str) -> None:
@@ -124,8 +132,11 @@ class _Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         """None: come in."""
+        host = request.headers.get("host", "").lower()
+        origin = request.headers.get("origin", "").lower()
+        if request.method not in ("GET", "HEAD") and origin != f"http://{host}":
+            return PlainTextResponse("only the page of this very server may ask for that", 403)
         if not self._token:
-            host = request.headers.get("host", "").lower()
             if re.sub(r":\d*$", "", host) in _LOCAL_NAMES:
                 return None
             return PlainTextResponse(f"call it by {' or '.join(_LOCAL_NAMES)}", 403)

@@ -1,5 +1,6 @@
 // The page of `sfrl web`. What a run has written becomes text nodes alone, never HTML.
 
+import { controls } from "./control.js";
 import { Topology } from "./topology.js";
 
 const AXES = {
@@ -235,6 +236,7 @@ function runView(path) {
     log: el("pre", { tabIndex: 0, role: "region", "aria-label": "Log" }),
     settings: el("tbody"), starts: el("div"),
   };
+  const control = controls(el, path, () => lookAgain());
   const area = el("div", { className: "charts" });
   const drawn = new Map(); // charts by title
   const only = el("input", { type: "checkbox", checked: true, onchange: () => tellSettings() });
@@ -242,7 +244,7 @@ function runView(path) {
   const anyChart = new Chart("Chosen metric", "wide");
   const topology = new Topology(figure, percent);
   main.replaceChildren(
-    parts.title, parts.state, parts.facts,
+    parts.title, parts.state, control.node, parts.facts,
     el("h2", {}, "What is wrong"), parts.findings,
     el("h2", {}, "Curves"), tools(() => drawCharts()), area,
     el("h2", {}, "Any metric"),
@@ -347,6 +349,7 @@ function runView(path) {
         ` \u00b7 ${run.env} \u00b7 ${run.system} \u00b7 seed ${run.seed ?? "-"}`,
         el("br"), run.limit ? `This run is ${run.limit}.` : "What limits it is not known yet.",
       );
+      control.tell(run);
       const facts = {
         score: figure(run.episode_return_mean), "best score": figure(run.best_episode_return_mean),
         frames: count(run.env_frames), time: clock(run.time_s), "frames/s": count(run.frames_per_s),

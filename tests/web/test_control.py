@@ -1,0 +1,266 @@
+"""What the page changes: a live run is stopped or saved from it, and by nobody else's page."""
+
+import http.client
+import json
+import threading
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from urllib.parse import urlencode
+
+import pytest
+
+from sfrl import train
+from sfrl.records import run_folder
+from sfrl.run import trainer
+from tests.commands.test_diagnose import SMALL
+from tests.runs import TIMEOUT_S, has_trained, wait_for
+from tests.web.test_web import page_of, served
+
+
+def request(url, method, path, headers):
+    """Status, headers and text of the answer."""
+    connection = http.client.HTTPConnection(url.split("/")[2], timeout=TIMEOUT_S)
+    connection.request(method, path, headers=headers)
+    response = connection.getresponse()
+    body = response.read().decode()
+    connection.close()
+    return response.status, response.headers, body
+
+
+def ask(url, run="live", what="stop", method="POST", **headers):
+    """Status and text. As the page itself asks, unless headers say otherwise."""
+    given = {"Origin": f"http://{url.split('/')[2]}"} | headers
+    known = {name: value for name, value in given.items() if value is not None}
+    status, _, body = request(
+        url, method, f"/api/ask?{urlencode({'run': run, 'what': what})}", known
+    )
+    return status, body
+
+
+def asked(folder):
+    return sorted(path.name for path in folder.rglob("*.request"))
+
+
+@contextmanager
+def running(folder, **settings):
+    """A run in a thread, as in a notebook, without an end of its own; gives its summaries."""
+    summaries = []
+    settings = {**SMALL, "env": "CartPole-v1", "train_frames": 0, "run_dir": folder, **settings}
+    run = threading.Thread(target=lambda: summaries.append(train(**settings)))
+    run.start()
+    try:
+        wait_for(lambda: has_trained(folder))
+        yield summaries
+    finally:
+        if run.is_alive():
+            run_folder.request(folder, "stop")
+        run.join()
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory):
+    """A folder with a run that seems live, since its folder is locked as a trainer has it."""
+    folder = tmp_path_factory.mktemp("held")
+    for name in ("live", "ended"):
+        (folder / name).mkdir()
+        (folder / name / "log.txt").write_text("")
+    (folder / "empty").mkdir()
+    lock = run_folder.lock(folder / "live")
+    yield folder
+    run_folder.unlock(lock)
+
+
+@pytest.fixture(scope="module")
+def url(held):
+    with served(held) as url:
+        yield url
+
+
+def test_a_live_run_is_saved_and_stopped_from_the_page(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "FOLDER_LOOK_S", 0.05)
+    run = tmp_path / "live"
+    with served(tmp_path) as url, running(run) as summaries, page_of(browser, 1200) as page:
+        page.clock.install()  # of the page alone: it need not be waited for
+        page.goto(f"{url}#/run?run=live")
+        page.click("#save")
+        wait_for(lambda: [*run.glob("checkpoints/latest-*.pt")])
+        page.clock.fast_forward("00:05")
+        page.get_by_text("Saved latest-").wait_for()
+        [name] = [path.name for path in (run / "checkpoints").glob("latest-*")]
+        assert f"Saved {name} at " in page.text_content("main")
+        page.click("#stop")
+        page.click("#surely")
+        page.get_by_text("Asked to stop.").wait_for()
+        assert page.locator("#stop").is_disabled()
+        wait_for(lambda: summaries)
+        page.clock.fast_forward("00:05")
+        page.locator(".state.ended").wait_for()
+        page.get_by_text("It has stopped. Last checkpoint: latest-").wait_for()
+        assert page.locator("#stop").is_hidden()
+    lines = (run / "log.txt").read_text().splitlines()
+    told = [line.partition(",")[2][4:] for line in lines]
+    assert told[-4:-1] == [
+        "sfrl web has asked for a checkpoint",
+        f"checkpoint: {name}",
+        "stopping: sfrl web has asked for it",
+    ]
+    assert told[-1].startswith(run_folder.LAST_CHECKPOINT)
+    assert summaries[0].env_frames > 0
+    assert asked(tmp_path) == []
+
+
+def test_stop_is_confirmed_by_keyboard_on_a_phone(browser, held, url):
+    with page_of(browser, 360, "dark") as page:
+        page.goto(f"{url}#/run?run=ended")
+        page.locator(".state.ended").wait_for()
+        assert page.locator("#stop").is_hidden()
+        page.goto(f"{url}#/run?run=live")
+        page.locator("#stop:visible").focus()
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.textContent") == "Go on"
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        page.keyboard.press("Escape")
+        assert page.evaluate("document.activeElement.id") == "stop"
+        assert asked(held) == []
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.get_by_text("Asked to stop.").wait_for()
+        assert asked(held) == ["stop.request"]
+    run_folder.drop_requests(held / "live")
+
+
+def test_a_request_that_came_too_late_does_not_stop_the_next_run(tmp_path):
+    (tmp_path / "stop.request").touch()
+    (tmp_path / "checkpoint.request").touch()
+    settings = {**SMALL, "env": "CartPole-v1", "run_dir": tmp_path}
+    assert train(**settings, train_frames=500).env_frames >= 500
+    (tmp_path / "stop.request").touch()
+    assert train(run_dir=tmp_path, resume=True, train_frames=1000).env_frames >= 1000
+    assert "sfrl web" not in (tmp_path / "log.txt").read_text()
+    assert asked(tmp_path) == []
+    (tmp_path / "stop.request").touch()
+    assert [*run_folder.remove(tmp_path)] == []
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "text"),
+    [
+        ({"run": "ended"}, 404, "ended is not live, so nobody would take the request"),
+        ({"run": "empty"}, 404, "empty is no run in "),
+        ({"run": "../held0/live"}, 404, "../held0/live is no run in "),
+        ({"what": "rm"}, 404, "a run can be asked for checkpoint or stop alone"),
+        ({"what": "../x"}, 404, "a run can be asked for checkpoint or stop alone"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(given, status, text, held, url):
+    answered, body = ask(url, **given)
+    assert (answered, text in json.loads(body)["error"]) == (status, True)
+    assert asked(held) == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": None},  # no browser's page
+        {"Origin": "null"},  # a file, or a frame in a sandbox
+        {"Origin": "http://evil.example"},
+        {"Origin": "http://127.0.0.1:1"},  # another server of this machine
+        {"Origin": "http://evil.example:80", "Host": "evil.example:80"},  # rebound to 127.0.0.1
+        {"Origin": None, "Host": ""},
+    ],
+)
+def test_nobody_elses_page_can_ask(headers, held, url):
+    status, text = ask(url, **headers)
+    assert status == 403
+    assert text in {
+        "only the page of this very server may ask for that",
+        "call it by localhost or 127.0.0.1 or [::1]",
+    }
+    assert asked(held) == []
+
+
+def test_only_a_post_asks(held, url):
+    assert ask(url, method="GET")[0] == 404
+    assert asked(held) == []
+    assert ask(url) == (200, "{}")
+    assert ask(url) == (200, "{}")  # it has been asked already
+    assert asked(held) == ["stop.request"]
+    run_folder.drop_requests(held / "live")
+
+
+def test_with_another_address_only_who_has_the_token_can_ask(held):
+    with served(held, "--host=0.0.0.0") as printed:
+        url, token = printed.split("?token=")
+        port = url.split(":")[2].strip("/")
+        for cookie in (None, f"sfrl-{port}=wrong", f"sfrl-{port}="):
+            assert ask(url, Cookie=cookie)[0] == 403
+        _, headers, _ = request(url, "GET", f"/?token={token}", {})
+        cookie = headers["Set-Cookie"].split(";")[0]
+        assert "samesite=lax" in headers["Set-Cookie"].lower()
+        assert ask(url, Cookie=cookie, Origin="http://evil.example")[0] == 403
+        assert asked(held) == []
+        assert ask(url, Cookie=cookie) == (200, "{}")
+        assert asked(held) == ["stop.request"]
+    run_folder.drop_requests(held / "live")
+
+
+class _Evil(BaseHTTPRequestHandler):
+    """A page of somebody else's, in the same browser, that asks and frames."""
+
+    def __init__(self, page, *given):
+        self._page = page
+        super().__init__(*given)
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(self._page.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_page_of_somebody_elses_in_the_same_browser_can_neither_ask_nor_frame(browser, held, url):
+    target = f"{url}api/ask?run=live&what=stop"
+    evil = f"""<iframe src="{url}#/run?run=live"></iframe>
+    <form method="post" action="{target}"></form>
+    <script>
+    const sent = fetch("{target}", {{ method: "POST", mode: "no-cors", credentials: "include" }});
+    </script>"""
+    server = HTTPServer(("127.0.0.1", 0), partial(_Evil, evil))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    page = browser.new_page()
+    try:
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.evaluate("sent.then(() => 0)")
+        assert page.frames[1].url.startswith("chrome-error:")
+        page.evaluate("document.forms[0].submit()")
+        page.wait_for_url(target)
+        assert page.text_content("body") == "only the page of this very server may ask for that"
+    finally:
+        page.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert asked(held) == []
+
+
+def test_no_script_but_the_pages_own_is_run(browser, url):
+    page = browser.new_page()
+    page.goto(url)
+    page.evaluate(
+        """() => {
+            const script = document.createElement("script");
+            script.textContent = "window.isInjected = true";
+            document.body.append(script);
+            document.body.insertAdjacentHTML("beforeend", '<img src="x" onerror="isInjected = 1">');
+        }"""
+    )
+    wait_for(lambda: page.evaluate("document.querySelector('img[src=x]').complete"))
+    assert page.evaluate("window.isInjected") is None
+    page.close()
