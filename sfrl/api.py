@@ -133,6 +133,10 @@ def prepare(
         from sfrl.run.filming import Filming
 
         callbacks.append(Filming(config, signals))
+    if config.web:
+        from sfrl.web.beside import Beside
+
+        callbacks.append(Beside(config))
     limits.check_machine(config)
     if not signals:
         with signals_to(give_up), own_output():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from sfrl.commands.answers import answer, only_name
 from sfrl.records import run_folder
 from sfrl.records.run_folder import RunFolderError
 from sfrl.settings.fields import between, settings_of
+from sfrl.web import listening
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,27 +36,25 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _web(args: Args) -> int:
-    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f'it needs {" and ".join(missing)}: pip install "sfrl[web]"')
+    listening.check_installed("it")
     if problem := settings_of(Args)["port"].problem(args.port):
         raise ValueError(problem)
     name = only_name(args.runs)
     root = Path(run_folder.expanded("folder", name)) if name else run_folder.RUNS
     if not root.is_dir():
         raise RunFolderError(f"{root} is no folder; name one that holds runs")
-    from sfrl.web import server  # and starlette
-
     try:
-        listening = server.listen(args.host, args.port)
+        sock = listening.listen(args.host, args.port)
     except OSError as error:
         raise OSError(
             f"host={args.host} port={args.port} cannot be listened on: {error.strerror}; name "
             f"another --port (0 takes a free one), or an address of this machine with --host"
         ) from error
-    with listening:
-        token = server.token_for(listening)
-        print(f"{root}/ is shown at {server.url_of(listening, args.host, token)}", flush=True)
+    with sock:
+        from sfrl.web import server  # and starlette
+
+        token = listening.token_for(sock)
+        print(f"{root}/ is shown at {listening.url_of(sock, args.host, token)}", flush=True)
         with suppress(KeyboardInterrupt):  # it is how one ends it
-            server.serve(root.absolute(), listening, token)
+            server.serve(root.absolute(), sock, token)
     return 0

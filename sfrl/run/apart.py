@@ -107,7 +107,9 @@ class Apart:
 
 
 @contextmanager
-def apart(target: str, title: str, purpose: str, *given: object) -> Iterator[Apart]:
+def apart(
+    target: str, title: str, purpose: str, *given: object, inherited: Sequence[int] = ()
+) -> Iterator[Apart]:
     """A process that calls `target`; ended, with all that it has started, when the block is left.
 
     Args:
@@ -115,6 +117,7 @@ def apart(target: str, title: str, purpose: str, *given: object) -> Iterator[Apa
             and `given`, which JSON can hold.
         title: what `ps` shows of it, after "sfrl".
         purpose: what it does, for the error.
+        inherited: descriptors that it has as well, by the same numbers.
 
     Raises:
         MemoryError: the process could not be started.
@@ -126,7 +129,7 @@ def apart(target: str, title: str, purpose: str, *given: object) -> Iterator[Apa
             told = json.dumps(
                 [[ROOT], sys.path, target, title, sender.fileno(), os.getpid(), *given]
             )
-            process = _start(told, sender, printed, purpose)
+            process = _start(told, [sender.fileno(), *inherited], printed, purpose)
         try:
             yield Apart(process, receiver, printed)
         finally:
@@ -137,13 +140,13 @@ def apart(target: str, title: str, purpose: str, *given: object) -> Iterator[Apa
 
 
 def _start(
-    told: str, sender: connection.Connection, printed: BinaryIO, purpose: str
+    told: str, inherited: Sequence[int], printed: BinaryIO, purpose: str
 ) -> subprocess.Popen[bytes]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until it can be told of them
     try:
         return subprocess.Popen(
             [sys.executable, "-P", "-c", _COMMAND, told],  # -P: without the user's json.py
-            pass_fds=[sender.fileno()],
+            pass_fds=inherited,
             close_fds=True,
             stdout=printed,
             stderr=printed,

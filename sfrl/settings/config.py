@@ -185,9 +185,9 @@ class Config(
         return replace(self, **{name: settings[name].default for name in self.unused_in(spec)})
 
     def hyperparameters(self) -> dict[str, str | float]:
-        """All settings but those that tell where this run is and came from: what it may be compared
-        by."""
-        own = ("run_dir", "resume", "config", "tuned")
+        """All settings but those that tell where this run is, is shown and came from: what it may
+        be compared by."""
+        own = ("run_dir", "resume", "config", "tuned", "prometheus", "web")
         return {name: value for name, value in asdict(self).items() if name not in own}
 
     @property

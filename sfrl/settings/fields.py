@@ -28,6 +28,12 @@ DURATION = "duration"
 """Marks a number of seconds that a flag may also have as 90s, 10m or 2h."""
 
 
+class Bare(NamedTuple):
+    """What a flag means that is given without a value."""
+
+    value: str
+
+
 class Rule(NamedTuple):
     text: str
     holds: Callable[[float], bool]
@@ -75,6 +81,7 @@ class Setting(NamedTuple):
     is_note: bool  # see NOTE
     is_duration: bool  # see DURATION
     is_usual: bool  # see USUAL
+    bare: str  # see Bare; "": it needs a value
 
     @property
     def flag(self) -> str:
@@ -121,6 +128,7 @@ def _setting(field: dataclasses.Field[Any], hint: Any) -> Setting:
         is_note=NOTE in extras,
         is_duration=DURATION in extras,
         is_usual=USUAL in extras,
+        bare=next((extra.value for extra in extras if isinstance(extra, Bare)), ""),
     )
 
 

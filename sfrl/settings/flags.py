@@ -127,6 +127,8 @@ def read_flags(
             continue
         if not has_value and args and not args[0].startswith("--"):
             value = args.pop(0)
+        elif not has_value and name in settings and settings[name].bare:
+            value = settings[name].bare
         elif not has_value and name in settings:
             problems.append(f"{flag} needs a value; use {flag}=VALUE")
             continue
@@ -216,7 +218,8 @@ def print_help(
                 values = ",".join(setting.choices)
                 kind = "TIME" if setting.is_duration else setting.type.__name__.upper()
                 metavar = f"{{{values}}}" if values else kind
-                section.add_argument(setting.flag, metavar=metavar, help=text)
+                nargs = "?" if setting.bare else None
+                section.add_argument(setting.flag, metavar=metavar, nargs=nargs, help=text)
     parser.print_help()
     sys.exit(0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import secrets
@@ -34,28 +33,6 @@ _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _STATIC = Path(__file__).parent / "static"
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for browsers; port 0: one that is free.
-
-    Raises:
-        OSError: the port is taken, or the machine has no such address.
-    """
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family)
-
-
-def token_for(listening: socket.socket) -> str:
-    """What a browser must know to see anything: "" if only this machine can reach the socket."""
-    address = ipaddress.ip_address(listening.getsockname()[0])
-    return "" if address.is_loopback else secrets.token_urlsafe(16)
-
-
-def url_of(listening: socket.socket, host: str, token: str) -> str:
-    port = listening.getsockname()[1]
-    name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
-
-
 def serve(root: Path, listening: socket.socket, token: str) -> None:
     """Until Ctrl-C or SIGTERM."""
     config = uvicorn.Config(
@@ -70,7 +47,7 @@ def serve(root: Path, listening: socket.socket, token: str) -> None:
 
 
 def application(root: Path, token: str = "") -> Starlette:
-    """The page for the runs in `root`, an absolute path. See `token_for`."""
+    """The page for the runs in `root`, an absolute path. See `listening.token_for`."""
 
     def runs(_: Request) -> Response:
         return _json(answers.list_of_runs(root))

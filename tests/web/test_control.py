@@ -2,19 +2,33 @@
 
 import http.client
 import json
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.parse import urlencode
 
+import psutil
 import pytest
 
-from sfrl import train
+from sfrl import ConfigError, train
+from sfrl.callbacks import RunStart
+from sfrl.commands import EXIT_USAGE
+from sfrl.commands import train as train_command
 from sfrl.records import run_folder
 from sfrl.run import trainer
+from sfrl.runs.comparison import compare
+from sfrl.runs.reader import read
+from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.web.beside import Beside
 from tests.commands.test_diagnose import SMALL
-from tests.runs import TIMEOUT_S, has_trained, wait_for
+from tests.runs import ROOT, TIMEOUT_S, has_trained, wait_for
 from tests.web.test_web import page_of, served
 
 
@@ -264,3 +278,140 @@ def test_no_script_but_the_pages_own_is_run(browser, url):
     wait_for(lambda: page.evaluate("document.querySelector('img[src=x]').complete"))
     assert page.evaluate("window.isInjected") is None
     page.close()
+
+
+# --- beside the training ---
+
+
+def address_in(text):
+    """The URL that a run has told, without what follows the path."""
+    [url] = re.findall(r"shown in the browser at (http://\S+)#/run\?run=\.", text)
+    return url
+
+
+def shown_by(process):
+    return [p for p in process.children() if " ".join(p.cmdline()).startswith("sfrl web")]
+
+
+def answers(url):
+    try:
+        return request(url, "GET", "/", {})[0]
+    except ConnectionError:
+        return None
+
+
+def test_a_run_is_shown_beside_its_training_until_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "FOLDER_LOOK_S", 0.05)
+    monkeypatch.setitem(sys.modules, "sfrl.web.server", None)  # not in this process
+    run = tmp_path / "live"
+    with running(run, web="0") as summaries:
+        url = address_in((run / "log.txt").read_text())
+        assert url.startswith("http://127.0.0.1:")
+        status, _, body = request(url, "GET", "/api/runs", {})
+        [told] = json.loads(body)["runs"]
+        assert (status, told["path"], told["state"]) == (200, ".", "live")
+        [page] = shown_by(psutil.Process())
+        assert page.nice() == min(19, os.nice(0) + 10)
+        assert ask(url, run=".") == (200, "{}")
+        wait_for(lambda: summaries)
+    assert not page.is_running()
+    assert answers(url) is None
+    last = (run / "log.txt").read_text().splitlines()[-1]
+    assert last.endswith(f"sfrl web {run} shows it again")
+    settings = json.loads((run / "config.json").read_text())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text(json.dumps(settings | {"web": "", "seed": 2}))
+    assert len(compare([read(run), read(tmp_path / "other")])) == 1
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """Begins to show a folder, as a run does."""
+    made = []
+
+    def begin(web):
+        made.append(Beside(ActorCriticConfig(web=web)))
+        made[-1].begin(RunStart(tmp_path, "CartPole-v1", {}, []))
+        return made[-1]
+
+    yield begin
+    for one in made:
+        one.end()
+
+
+def test_at_another_address_a_token_lets_in_and_the_end_of_the_page_is_told(beside, caplog):
+    with caplog.at_level(logging.INFO, "sfrl"):
+        page = beside("0.0.0.0:0")
+    url, token = address_in(caplog.text).split("?token=")
+    assert answers(url) == 403
+    assert request(url, "GET", f"/?token={token}", {})[0] == 303
+    page.report({})
+    assert "any more" not in caplog.text
+    [child] = shown_by(psutil.Process())
+    child.kill()
+    wait_for(lambda: child.status() == psutil.STATUS_ZOMBIE)
+    page.report({})
+    page.report({})
+    assert caplog.text.count("not shown in the browser any more: the process was killed") == 1
+
+
+def test_it_does_not_outlive_its_trainer(tmp_path):
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from sfrl.callbacks import RunStart
+from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.web import beside
+beside.log.info = lambda *told: print(told[0] % told[1:], flush=True)
+page = beside.Beside(ActorCriticConfig(web="0"))
+page.begin(RunStart(Path({str(tmp_path)!r}), "x", {{}}, []))
+sys.stdin.readline()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        url = address_in(process.stdout.readline())
+        assert answers(url) == 200
+        process.stdin.write("\n")
+        process.stdin.close()
+    wait_for(lambda: answers(url) is None)
+
+
+def test_what_cannot_be_shown_is_refused_before_anything_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        flags = ["--env=CartPole-v1", f"--web={port}"]
+        assert train_command.main(flags, "train.py") == EXIT_USAGE
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"train.py: web={port} cannot be listened on: Address already in use")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'^web=8501 needs .*: pip install "sfrl\[web\]"$'):
+        Beside(ActorCriticConfig(web="8501"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "address"),
+    [
+        (["--web", "--env=Pong"], ("127.0.0.1", 8501)),
+        (["--web=0"], ("127.0.0.1", 0)),
+        (["--web", "8502"], ("127.0.0.1", 8502)),
+        (["--web=0.0.0.0:8503"], ("0.0.0.0", 8503)),
+        (["--web=[::1]:8504"], ("::1", 8504)),
+    ],
+)
+def test_web_takes_a_port_or_none_or_an_address(flags, address):
+    given = train_command.read_flags(flags)
+    assert ActorCriticConfig(web=given["web"]).web_address == address
+
+
+@pytest.mark.parametrize("web", ["on", "70000", "-1", "0.0.0.0", "localhost:", ":8501", "a b:1"])
+def test_what_is_no_port_is_refused(web):
+    with pytest.raises(ConfigError, match=f"web={web} must be a port from 0 to 65535"):
+        ActorCriticConfig(web=web)

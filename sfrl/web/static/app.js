@@ -55,7 +55,7 @@ class NoAnswer extends Error {}
 async function ask(what, runs = []) {
   const query = new URLSearchParams(runs.map((run) => ["run", run]));
   const answer = await fetch(`api/${what}?${query}`).catch(() => {
-    throw new NoAnswer("No answer; is sfrl web still running? Trying again.");
+    throw new NoAnswer("No answer: sfrl web, or the training with --web, seems to have ended. Trying again.");
   });
   if (answer.ok) return answer.json();
   const isJson = answer.headers.get("content-type")?.includes("json");
