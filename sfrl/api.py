@@ -23,7 +23,7 @@ from sfrl.run.signals import signals_to
 from sfrl.run.trainer import Summary, Trainer
 from sfrl.settings.algorithms import all_settings
 from sfrl.settings.fields import Setting
-from sfrl.settle import settle, tuned
+from sfrl.settle import changes, settle, tuned
 from sfrl.show.output import own_output
 
 _running = threading.Lock()
@@ -138,10 +138,12 @@ def prepare(
 
         callbacks.append(Beside(config))
     limits.check_machine(config)
+    untuned = config
     if not signals:
         with signals_to(give_up), own_output():
             config = tuned(config, given, spec)
-    return Trainer(config, signals, started_s, spec, callbacks)
+    changed = changes(config, untuned, given, spec)
+    return Trainer(config, signals, started_s, spec, callbacks, changed)
 
 
 @contextmanager

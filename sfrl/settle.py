@@ -13,6 +13,7 @@ from typing import Any
 
 from sfrl import envs
 from sfrl.records import checkpoint, run_folder
+from sfrl.records.start import Change
 from sfrl.run import limits
 from sfrl.run.description import describe
 from sfrl.settings import synonyms
@@ -24,10 +25,12 @@ from sfrl.settings.algorithms import (
     user_settings,
 )
 from sfrl.settings.config import Config, ConfigError
-from sfrl.settings.defaults import defaults_for, resolve
+from sfrl.settings.defaults import defaults_for, resolve, usual_model
 from sfrl.settings.environment import env_options, option_problems
-from sfrl.settings.fields import shown
+from sfrl.settings.fields import settings_of, shown
 from sfrl.tune.tuner import tune
+
+_OF_NO_DEFAULT = ("env", "system", "run_dir", "resume", "config")  # which run it is
 
 
 def settle(given: Mapping[str, Any], signals: Sequence[int] = ()) -> tuple[Config, envs.EnvSpec]:
@@ -144,6 +147,36 @@ def tuned(config: Config, given: Mapping[str, Any], spec: envs.EnvSpec) -> Confi
     if change:
         print(f"sfrl: {change}", file=sys.stderr)
     return config
+
+
+def changes(
+    config: Config, untuned: Config, given: Mapping[str, Any], spec: envs.EnvSpec
+) -> dict[str, Change]:
+    """The settings that are not what the environment and the system alone would have had here,
+    untuned.
+
+    Args:
+        untuned: `config` before `tuned`.
+        given: what the user has set.
+    """
+    usual = defaults_for(config.env, {"system": config.system}, spec)
+    if usual.model == "auto":
+        usual = dataclasses.replace(usual, model=usual_model(spec))
+    changed: dict[str, Change] = {}
+    for name, setting in settings_of(type(config)).items():
+        value, default = getattr(config, name), getattr(usual, name)
+        if value == default or setting.is_note or name in _OF_NO_DEFAULT:
+            continue
+        if value != getattr(untuned, name):
+            by = "tuner"
+        elif name in given:
+            by = "flag"
+        elif config.resume:
+            by = "earlier start"
+        else:
+            by = "config file" if config.config else "other settings"
+        changed[name] = {"default": default, "by": by}
+    return changed
 
 
 def saved_settings(given: Mapping[str, Any]) -> Config | None:

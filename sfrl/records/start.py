@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TypedDict
 
@@ -18,6 +18,13 @@ _MAX_STARTS = 100
 _MAX_COMMAND = 4096  # characters: `python -c` may have a program
 
 
+class Change(TypedDict):
+    """Of a setting: what it would have been by the environment and the system alone."""
+
+    default: str | float
+    by: str  # flag, tuner, config file, earlier start; or other settings, from which it follows
+
+
 class Start(TypedDict):
     """What config.json keeps of each start, under the key `starts`."""
 
@@ -27,10 +34,11 @@ class Start(TypedDict):
     commit: str | None  # of the checkout that sfrl lies in, if it is one; -dirty: with changes
     command: str  # as a shell takes it
     machine: dict[str, object]
+    changed: dict[str, Change] | None  # settings, by name; None: not known
 
 
-def this_start(env_frames: int) -> Start:
-    """That of this process, whose run has so many frames already."""
+def this_start(env_frames: int, changed: Mapping[str, Change] | None = None) -> Start:
+    """That of this process, whose run has so many frames already, and these changed settings."""
     where = {"host": socket.gethostname(), **machine()}
     commit = where.pop("commit")
     assert commit is None or isinstance(commit, str)
@@ -44,6 +52,7 @@ def this_start(env_frames: int) -> Start:
         "commit": commit,
         "command": command,
         "machine": where,
+        "changed": None if changed is None else dict(changed),
     }
 
 

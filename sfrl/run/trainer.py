@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.records import checkpoint, run_folder
 from sfrl.records.metrics import RunMetrics
 from sfrl.records.metrics_writer import MetricsWriter
-from sfrl.records.start import this_start
+from sfrl.records.start import Change, Start, this_start
 from sfrl.run import limits
 from sfrl.run.crew import Crew, WorkerError
 from sfrl.run.description import describe
@@ -89,6 +89,7 @@ class Trainer:
         started_s: float | None = None,
         spec: envs.EnvSpec | None = None,
         callbacks: Sequence[Callback] = (),
+        changed: Mapping[str, Change] | None = None,
     ) -> None:
         """Look at everything that can be wrong before anything starts.
 
@@ -99,6 +100,7 @@ class Trainer:
             started_s: when the run began, by the monotonic clock; None: now.
             spec: the environment's description, which `config` fits; None: it is looked at here.
             callbacks: are told what happens in the run.
+            changed: which settings are not the defaults, for config.json; None: not known.
 
         Raises:
             envs.UnknownEnvError, ValueError: the environment cannot be trained, or not so.
@@ -130,6 +132,7 @@ class Trainer:
             self.config = _resolved(config, spec)
         self._caveats = caveats(config.env, spec)
         self._callbacks = callbacks
+        self._changed = changed
         self._listening: list[Callback] = []  # those that have begun
         self._ended_by = ""  # who has asked for the end
         self.shared = self._make_shared(spec)
@@ -218,12 +221,12 @@ class Trainer:
             stack.enter_context(self._folder_left_in_order(log_file, writer))
             self._announce(resume_path)
             if not config.resume:
-                self.folder.save_config(self.config, this_start(self._first_frame))
+                self.folder.save_config(self.config, self._start())
             try:
                 self.crew.start(resume_path)
                 if config.resume:
                     # Not of what cannot start.
-                    self.folder.save_config(self.config, this_start(self._first_frame))
+                    self.folder.save_config(self.config, self._start())
                 self._begin_callbacks(stack)
                 self._supervise(display, writer)
             finally:
@@ -233,6 +236,9 @@ class Trainer:
                 raise WorkerError("\n".join(failures))
             summary = self._summary()  # of before callbacks wait for their networks
         return summary
+
+    def _start(self) -> Start:
+        return this_start(self._first_frame, self._changed)
 
     def _begin_callbacks(self, stack: ExitStack) -> None:
         """Until `stack` ends, after the last report."""

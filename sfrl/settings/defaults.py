@@ -159,8 +159,7 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     shapes = ", ".join(f"{leaf.name} {leaf.shape}" for leaf in leaves)
     model = config.model
     if model == "auto":
-        usual = {usual_encoder(leaf) for leaf in leaves}
-        model = next(name for name in ("nature_cnn", "small_cnn", "norm_mlp") if name in usual)
+        model = usual_model(spec)
     problems = _device_problems(config)
     if spec.kind != "atari" and config.frameskip != spec.frameskip:
         problems.append(
@@ -186,6 +185,12 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
     if problems:
         raise ConfigError("\n".join(problems))
     return dataclasses.replace(config, model=model)
+
+
+def usual_model(spec: envs.EnvSpec) -> str:
+    """What `model=auto` means in this environment."""
+    usual = {usual_encoder(leaf) for leaf in seen(spec.leaves)}
+    return next(name for name in ("nature_cnn", "small_cnn", "norm_mlp") if name in usual)
 
 
 def _encoder_problems(config: Config, spec: envs.EnvSpec) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from sfrl.records import run_folder
 from sfrl.records.run_folder import RunFolderError
@@ -44,14 +45,18 @@ def one_run(root: Path, path: str) -> dict[str, object]:
     """
     run = reader.read(_found(root, path))
     names = dict.fromkeys(name for record in run.records for name in record)
+    starts = _starts(run.folder / "config.json")
     return {
         **_facts(root, run),
         "records": {name: [record.get(name) for record in run.records] for name in names},
         "components": COMPONENT_STAGES,
         "findings": [finding._asdict() for finding in diagnose(run)],
         "log": run.log.splitlines()[-_LOG_LINES:],
-        "settings": _settings(run),
-        "starts": _starts(run.folder / "config.json"),
+        "settings": _settings(run, starts),
+        "starts": [
+            {str(key): _text(value) for key, value in start.items() if key != "changed"}
+            for start in starts
+        ],
         "topology": _topology(run),
     }
 
@@ -107,25 +112,43 @@ def _group(root: Path, group: Group) -> dict[str, object]:
     }
 
 
-def _settings(run: Run) -> list[dict[str, object]]:
-    """With the default that each has in its system, whatever the environment and the machine."""
-    defaults = settings_of(class_of(run.system)) if run.system in SYSTEMS else {}
-    return [
-        {
-            "name": name,
-            "value": str(value),
-            "default": str(defaults[name].default) if name in defaults else None,
-            "differs": name in defaults and value != defaults[name].default,
-        }
-        for name, value in run.settings.items()
-        if name not in defaults or not defaults[name].is_note
-    ]
+def _settings(run: Run, starts: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
+    """Each with what it would have been by default, and who has changed it: "", nobody.
+
+    Both are None if the run's newest start does not tell.
+    """
+    known = settings_of(class_of(run.system)) if run.system in SYSTEMS else {}
+    changed = [_changes(start) for start in starts]
+    settings: list[dict[str, object]] = []
+    for name, value in run.settings.items():
+        if name in known and known[name].is_note:
+            continue
+        default, by = None, None
+        if changed and changed[-1] is not None:
+            default, by = changed[-1].get(name, (str(value), ""))
+            earlier = [each[name][1] for each in changed if each and name in each]
+            if by == "earlier start":  # the newest of those that has set it
+                by = next((by for by in reversed(earlier) if by != "earlier start"), by)
+        settings.append({"name": name, "value": str(value), "default": default, "by": by})
+    return settings
 
 
-def _starts(path: Path) -> list[dict[str, str]]:
-    """Those in a config.json, as texts; [] if it is missing or damaged."""
+def _changes(start: Mapping[str, object]) -> dict[str, tuple[str, str]] | None:
+    """By name: the default, and who has changed it. None: the start does not tell."""
+    changed = start.get("changed")
+    if not isinstance(changed, dict):
+        return None
+    return {
+        str(name): (str(change.get("default")), str(change.get("by")))
+        for name, change in changed.items()
+        if isinstance(change, dict)
+    }
+
+
+def _starts(path: Path) -> list[dict[str, Any]]:
+    """Those in a config.json; [] if it is missing or damaged."""
     with suppress(ConfigError):
-        return [{str(key): _text(start[key]) for key in start} for start in load_starts(path)]
+        return load_starts(path)
     return []
 
 

@@ -1,5 +1,6 @@
 """What the page changes: a live run is stopped or saved from it, and by nobody else's page."""
 
+import dataclasses
 import http.client
 import json
 import logging
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.parse import urlencode
@@ -17,15 +18,18 @@ from urllib.parse import urlencode
 import psutil
 import pytest
 
-from sfrl import ConfigError, train
+from sfrl import ConfigError, envs, train
 from sfrl.callbacks import RunStart
 from sfrl.commands import EXIT_USAGE
 from sfrl.commands import train as train_command
-from sfrl.records import run_folder
+from sfrl.records import checkpoint, run_folder
 from sfrl.run import trainer
 from sfrl.runs.comparison import compare
 from sfrl.runs.reader import read
 from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.settings.defaults import defaults_for, resolve
+from sfrl.settle import changes, settle
+from sfrl.systems import SYSTEMS
 from sfrl.web.beside import Beside
 from tests.commands.test_diagnose import SMALL
 from tests.runs import ROOT, TIMEOUT_S, has_trained, wait_for
@@ -415,3 +419,66 @@ def test_web_takes_a_port_or_none_or_an_address(flags, address):
 def test_what_is_no_port_is_refused(web):
     with pytest.raises(ConfigError, match=f"web={web} must be a port from 0 to 65535"):
         ActorCriticConfig(web=web)
+
+
+# --- settings, and who has changed them ---
+
+
+def told_settings(folder, url, run):
+    _, _, body = request(url, "GET", f"/api/run?run={run}", {})
+    answer = json.loads(body)
+    assert all("changed" not in start for start in answer["starts"])
+    return {setting["name"]: (setting["default"], setting["by"]) for setting in answer["settings"]}
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "Pong"])
+def test_with_the_environment_and_the_system_alone_nothing_is_changed(env):
+    spec, fit = envs.describe(env), []
+    for system in SYSTEMS:
+        given = {"env": env, "system": system}
+        with suppress(ConfigError):  # it is not for such actions
+            config = resolve(defaults_for(env, given, spec), spec)
+            assert changes(config, config, given, spec) == {}
+            fit.append(system)
+    assert len(fit) > 3
+
+
+def test_a_change_names_the_default_of_the_kind_of_environment_and_who_has_made_it(tmp_path):
+    given = {"env": "CartPole-v1", "loss": "vtrace", "gamma": 0.5, "run_dir": str(tmp_path / "a")}
+    config, spec = settle(given)
+    tuned = dataclasses.replace(config, precision="float32", tuned="tuned for 2 cores")
+    assert changes(tuned, config, given, spec) == {
+        "gamma": {"default": 0.995, "by": "flag"},
+        "loss": {"default": "appo", "by": "flag"},
+        "epochs": {"default": 4, "by": "other settings"},
+        "precision": {"default": "auto", "by": "tuner"},
+    }
+    checkpoint.save_config(tuned, tmp_path)
+    given = {"config": str(tmp_path / "config.json"), "epochs": 3, "run_dir": str(tmp_path / "b")}
+    config, spec = settle(given)
+    by = {name: change["by"] for name, change in changes(config, config, given, spec).items()}
+    assert by == {
+        "epochs": "flag",
+        **dict.fromkeys(("gamma", "loss", "precision"), "config file"),
+    }
+
+
+def test_the_page_tells_the_changes_of_earlier_starts_too(held, url, tmp_path):
+    run = held / "twice"
+    train(**SMALL, env="CartPole-v1", run_dir=run, gamma=0.5, train_frames=400)
+    first = told_settings(held, url, "twice")
+    assert first["gamma"] == ("0.995", "flag")
+    assert first["ppo_clip"] == ("0.2", "")  # the class's default is Atari's, 0.1
+    train(run_dir=run, resume=True, train_frames=800, learning_rate=1e-5)
+    second = told_settings(held, url, "twice")
+    assert second["gamma"] == ("0.995", "flag")
+    assert second["learning_rate"][1] == "flag"
+    assert first["learning_rate"][1] == ""
+    path = run / "config.json"
+    settings = json.loads(path.read_text())
+    for starts in ([], [{"changed": None}], [{"changed": [1]}], [{"changed": {"gamma": 1}}]):
+        path.write_text(json.dumps(settings | {"starts": starts}))
+        told = told_settings(held, url, "twice")["gamma"]
+        assert told == (
+            ("0.5", "") if starts and starts[0]["changed"] == {"gamma": 1} else (None,) * 2
+        )

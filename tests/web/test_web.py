@@ -31,6 +31,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shown")
     train(**SMALL, env="CartPole-v1", train_frames=1200, run_dir=folder / "first")
     config = json.loads((folder / "first/config.json").read_text())
+    config["starts"][-1]["changed"]["gamma"] = {"default": 0.99, "by": "flag"}
     for seed, name in enumerate((SECOND, "sweep/third"), start=1):
         shutil.copytree(folder / "first", folder / name)
         own = config | {"gamma": 0.5, "seed": seed}
@@ -107,7 +108,7 @@ def test_a_run_tells_its_records_findings_log_settings_and_starts(folder, url):
     assert run["findings"][0]["name"] == "failed"
     assert run["log"][-1].endswith("the run failed: <script>alert(1)</script>")
     [gamma] = [setting for setting in run["settings"] if setting["name"] == "gamma"]
-    assert gamma == {"name": "gamma", "value": "0.5", "default": "0.99", "differs": True}
+    assert gamma == {"name": "gamma", "value": "0.5", "default": "0.99", "by": "flag"}
     assert [start["version"] for start in run["starts"]] != []
 
 
@@ -234,7 +235,7 @@ def test_a_run_is_drawn_as_text_and_curves(browser, url, width, scheme):
         titles = page.locator(".charts h3 > span").all_text_contents()
         assert {"Score, mean of 100 episodes", "Frames/s", "Entropy", "value loss"} <= {*titles}
         assert page.locator(".bar").count() == 3
-        assert "gamma0.50.99" in page.locator("tr.differs").all_text_contents()
+        assert "gamma0.50.99flag" in page.locator("tr.differs").all_text_contents()
         assert "limited by" in page.text_content("main")
         assert overflow(page) <= 0
         axis = page.locator("#axis")

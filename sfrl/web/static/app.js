@@ -232,7 +232,7 @@ function runView(path) {
   let settingsTold = "";
   const parts = {
     title: el("h1"), state: el("p"), facts: el("dl", { className: "facts" }),
-    findings: el("div"), shares: el("div"),
+    findings: el("div"), shares: el("div"), unknown: el("p", { className: "soft" }),
     log: el("pre", { tabIndex: 0, role: "region", "aria-label": "Log" }),
     settings: el("tbody"), starts: el("div"),
   };
@@ -256,8 +256,10 @@ function runView(path) {
     el("h2", {}, "Log"), parts.log,
     el("h2", {}, "Settings"),
     el("div", { className: "tools" }, el("label", {}, only, " only those that differ")),
+    parts.unknown,
     el("table", {},
-      el("thead", {}, el("tr", {}, ...["setting", "value", "default"].map((t) => el("th", {}, t)))),
+      el("thead", {}, el("tr", {},
+        ...["setting", "value", "default", "set by"].map((t) => el("th", {}, t)))),
       parts.settings),
     el("h2", {}, "Starts"), parts.starts,
   );
@@ -329,10 +331,12 @@ function runView(path) {
 
   function tellSettings() {
     if (!run) return;
-    const told = run.settings.filter((setting) => !only.checked || setting.differs);
-    parts.settings.replaceChildren(...told.map(({ name, value, default: usual, differs }) =>
-      el("tr", { className: differs ? "differs" : "" },
-        el("td", {}, name), el("td", {}, value), el("td", {}, usual ?? "-"))));
+    const told = run.settings.filter(({ by }) => !only.checked || by !== "");
+    parts.settings.replaceChildren(...told.map(({ name, value, default: usual, by }) =>
+      el("tr", { className: by ? "differs" : "" },
+        el("td", {}, name), el("td", {}, value), el("td", {}, usual ?? "-"), el("td", {}, by ?? "-"))));
+    const isKnown = run.settings.some(({ by }) => by !== null);
+    parts.unknown.textContent = isKnown ? "" : "Its config.json does not tell which differ.";
     parts.starts.replaceChildren(...run.starts.map((start) =>
       el("dl", { className: "lines" }, ...Object.entries(start).map(([name, value]) =>
         el("div", {}, el("dt", {}, name.replaceAll("_", " ")), el("dd", {}, value))))));
