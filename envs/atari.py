@@ -344,9 +344,9 @@ def describe_atari(game: str, frameskip: int | None = None) -> EnvSpec:
     return EnvSpec("atari", LEAVES, _actions(load_rom(game)), frameskip or FRAMESKIP)
 
 
-def num_actions(game: str) -> int:
+def action_names(game: str) -> list[str]:
     """Of its minimal set, by its ROM id."""
-    return len(load_rom(game).getMinimalActionSet())
+    return [button.name for button in load_rom(game).getMinimalActionSet()]
 
 
 def _actions(ale: ALEInterface) -> ActionSpec:

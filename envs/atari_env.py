@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-from sfrl.envs.atari import CONSOLE_FPS, FRAMESKIP, OBS_SHAPE, Game, num_actions
+from sfrl.envs.atari import CONSOLE_FPS, FRAMESKIP, OBS_SHAPE, Game, action_names
 from sfrl.envs.options import EnvOptions
 
 
@@ -31,7 +31,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self.metadata = {**self.metadata, "render_fps": CONSOLE_FPS / frameskip}
         self.render_mode = render_mode
         self.observation_space = Box(0, 255, OBS_SHAPE, np.uint8)
-        self.action_space = Discrete(num_actions(game))
+        self.action_space = Discrete(len(action_names(game)))
         self._name, self._options = game, options
         self._game: Game | None = None
         self._obs = np.zeros(OBS_SHAPE, np.uint8)
@@ -55,6 +55,10 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
     def render(self) -> Any:
         return None if self.render_mode is None else self._playing().picture()
+
+    def get_action_meanings(self) -> list[str]:
+        """The buttons' names, as ALE's own environment has them."""
+        return action_names(self._name)
 
     def close(self) -> None:
         self._game = None

@@ -312,6 +312,11 @@ def _reading(env_id: str, where: str, space: Box, leaf: Leaf) -> str:
 class ActionLayout:
     """From rows of actions to what the environment's action space has.
 
+    Attributes:
+        leaves: of the space, in the order in which a row has them.
+        spec: what a row has.
+        numbers: from the policy's numbers [N, D] to the environment's, not rounded yet.
+
     Raises:
         UnsupportedEnvError: the space is not supported, or has a choice that is too large.
     """
@@ -331,7 +336,7 @@ class ActionLayout:
                     f"{env_id}: action_space{_keys(path)} is {in_short(leaf)}, and a choice has at "
                     f"most {_MAX_ACTIONS} values; make it several choices, or a number, in a Box"
                 )
-        self._numbers = _numbers_of(self.spec, bounds)
+        self.numbers = _numbers_of(self.spec, bounds)
         self._sizes = np.array(self.spec.choices)
         self._table: list[Any] | None = None
         if isinstance(space, Discrete) and space.n <= _MAX_TABLE:
@@ -355,7 +360,7 @@ class ActionLayout:
             )
         if not np.isfinite(numbers).all():
             raise ValueError(f"actions {in_short(numbers.tolist())} must be finite numbers")
-        columns = list(self._columns(choices.astype(np.int64), self._numbers(numbers)))
+        columns = list(self._columns(choices.astype(np.int64), self.numbers(numbers)))
         return [_built(self.space, iter(columns), i) for i in range(len(rows))]
 
     def _columns(self, choices: NDArray[np.int64], numbers: NDArray[np.float64]) -> Iterator[Array]:

@@ -153,6 +153,15 @@ class Policy:
         actions: Actions = acted.fields["actions"].numpy()
         return actions, acted.rnn_state
 
+    def outputs(self, obs: envs.Observations, memory: Tensor | None = None) -> dict[str, Tensor]:
+        """All that the network says of what `decide` is given: see `Algorithm.outputs`."""
+        leaves = {name: torch.from_numpy(leaf) for name, leaf in obs.items()}
+        if memory is not None:  # beside the network's own state it may have the actions' noise
+            size = self.model.state_size
+            memory = memory[:, :size] if size else None
+        with torch.inference_mode():
+            return self.algorithm.outputs(self.model, leaves, memory)[0]
+
     def act(
         self,
         obs: Any,

@@ -172,3 +172,10 @@ def begin(target: str, title: str, descriptor: int, parent: int, *given: Any) ->
     function(connection.Connection(descriptor, readable=False), parent, *given)
     terminate(descendants(os.getpid()))
     leave(0)
+
+
+def give_way() -> None:
+    """Run when nobody else wants the core, as all that is started from here."""
+    os.nice(19)
+    with suppress(OSError):  # a sandbox may forbid it
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -21,7 +21,7 @@ from sfrl import envs
 from sfrl.callbacks.callback import Callback, RunStart
 from sfrl.envs.logs import own_logger, printable
 from sfrl.records.metrics import Record
-from sfrl.run.apart import Apart, EndedError, apart
+from sfrl.run.apart import Apart, EndedError, apart, give_way
 from sfrl.run.child import die_with_parent
 from sfrl.run.watchdog import START_LIMIT_S
 from sfrl.settings.config import Config
@@ -137,22 +137,26 @@ def _remove_unfinished(videos: Path) -> None:
 def show(sender: connection.Connection, parent: int, env: str, options: dict[str, Any]) -> None:
     """Send None if there is a picture, or why there is none."""
     die_with_parent(parent)
-    problem = None
+    sender.send(picture_problem(env, envs.EnvOptions(**options)))
+
+
+def picture_problem(env: str, options: envs.EnvOptions) -> str | None:
+    """Why the environment gives no picture; None: it gives one. It is made here."""
     try:
-        with closing(envs.make_vec_env(env, 1, 0, envs.EnvOptions(**options), render=True)) as made:
+        with closing(envs.make_vec_env(env, 1, 0, options, render=True)) as made:
             made.reset()
             made.render()
     except (ValueError, envs.EnvError) as error:
-        problem = " ".join(str(error).split())
+        return " ".join(str(error).split())
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # of code that is not ours
-        problem = envs.in_one_line(error)
-    sender.send(problem)
+        return envs.in_one_line(error)
+    return None
 
 
 def film(sender: connection.Connection, parent: int, run_dir: str, every_s: float) -> None:
     """Film what the newest checkpoint plays, and send the films, the latest first."""
     die_with_parent(parent)
-    _give_way()
+    give_way()  # ffmpeg as well
     import torch
 
     from sfrl.records import checkpoint
@@ -194,10 +198,3 @@ def _play(player: Player, fps: float, folder: Path, end_s: float) -> list[Film]:
         if time.monotonic() > end_s:
             break
     return takes
-
-
-def _give_way() -> None:
-    """Run when nobody else wants the core, as all that is started from here: ffmpeg."""
-    os.nice(19)
-    with suppress(OSError):  # a sandbox may forbid it
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sfrl import envs
+from sfrl.envs.vec_env import Actions
 from sfrl.policy import Policy, playing_options
 from sfrl.settings.config import Config
 
@@ -44,12 +45,18 @@ _VIDEO_OPTIONS: dict[str, dict[str, Any]] = {  # ffmpeg's, by the file's ending
 }
 
 
+class Decision(NamedTuple):
+    outputs: Mapping[str, Tensor]  # of `Policy.outputs`, [1, ...]
+    actions: Actions  # [1, *ActionSpec.shape]
+
+
 class Moment(NamedTuple):
     """An episode as a spectator sees it: at its start, and after each decision."""
 
     score: float  # the episode's return so far, unclipped
     steps: int  # decisions so far
     picture: NDArray[np.uint8] | None  # [H, W, 3], the game's own; None without `render`
+    decision: Decision | None = None  # which it leads to; None at the end, and without `explain`
 
 
 class Player:
@@ -67,6 +74,8 @@ class Player:
         seed: int,
         deterministic: bool = False,  # take the likeliest action rather than sample
         render: bool = False,
+        explain: bool = False,  # tell what each decision is made by
+        show_every: int = 1,  # of how many moments one is drawn and explained, beside the last
     ) -> None:
         """Raises ValueError if the environment cannot be made, or the weights do not fit it."""
         make_env(config, seed, render=render).close()  # here, where it is told if it can't be shown
@@ -75,6 +84,8 @@ class Player:
         self.seed = seed
         self.deterministic = deterministic
         self.render = render
+        self.explain = explain
+        self.show_every = show_every
 
     def begin(self, index: int) -> tuple[envs.VecEnv, torch.Generator]:
         """Episode `index`'s environment, not reset yet, and what its actions are drawn with."""
@@ -90,17 +101,24 @@ class Player:
             obs = env.reset()  # leaf -> [1, *shape]
             memory: Tensor | None = None
             score, steps, ended = 0.0, 0, False
-            yield Moment(score, steps, env.render() if self.render else None)
-            while not ended and (steps < max_steps or max_steps == 0):
+            while True:
+                ended = ended or steps == max_steps > 0
+                is_shown = ended or steps % self.show_every == 0
+                picture = env.render() if self.render and is_shown else None
+                if ended:
+                    yield Moment(score, steps, picture)
+                    return
+                outputs = self.policy.outputs(obs, memory) if self.explain and is_shown else None
                 actions, memory = self.policy.decide(
                     obs, memory, deterministic=self.deterministic, generator=generator
                 )
+                decision = None if outputs is None else Decision(outputs, actions)
+                yield Moment(score, steps, picture, decision)
                 env.send(actions)
                 obs, rewards, terminated, truncated = env.recv()
                 score += float(rewards[0])
                 steps += 1
                 ended = bool(terminated[0] or truncated[0])
-                yield Moment(score, steps, env.render() if self.render else None)
 
 
 def make_env(config: Config, seed: int, *, render: bool) -> envs.VecEnv:
