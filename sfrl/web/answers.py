@@ -43,7 +43,7 @@ def one_run(root: Path, path: str) -> dict[str, object]:
     Raises:
         RunFolderError: the path names no run below `root`.
     """
-    run = reader.read(_found(root, path))
+    run = reader.read(found(root, path))
     names = dict.fromkeys(name for record in run.records for name in record)
     starts = _starts(run.folder / "config.json")
     return {
@@ -67,7 +67,7 @@ def several_runs(root: Path, paths: Sequence[str]) -> dict[str, object]:
     Raises:
         RunFolderError: a path names no run below `root`.
     """
-    runs = [reader.read(_found(root, path)) for path in dict.fromkeys(paths)]
+    runs = [reader.read(found(root, path)) for path in dict.fromkeys(paths)]
     return {
         "runs": [
             {
@@ -88,7 +88,7 @@ def ask(root: Path, path: str, what: str) -> dict[str, object]:
     """
     if what not in run_folder.REQUESTS:
         raise RunFolderError(f"a run can be asked for {' or '.join(run_folder.REQUESTS)} alone")
-    run_folder.request(_found(root, path), what)
+    run_folder.request(found(root, path), what)
     return {}
 
 
@@ -187,7 +187,7 @@ def _path(root: Path, folder: Path) -> str:
     return folder.relative_to(root).as_posix()
 
 
-def _found(root: Path, path: str) -> Path:
+def found(root: Path, path: str) -> Path:
     """The run's folder. Raises RunFolderError: there is none, or the path leads out of `root`."""
     parts = PurePosixPath(path).parts
     folders = [root.joinpath(*parts[: index + 1]) for index in range(len(parts))]

@@ -6,6 +6,8 @@ import json
 import re
 import secrets
 import socket
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 
 import uvicorn
@@ -13,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sfrl.records.metrics import rounded
 from sfrl.records.run_folder import RunFolderError
 from sfrl.web import answers
+from sfrl.web.watching import Watching
 
 _HEADERS = {
     # No script, style or picture of anybody else's, and nothing that a run's texts could inject.
@@ -35,18 +38,29 @@ _STATIC = Path(__file__).parent / "static"
 
 def serve(root: Path, listening: socket.socket, token: str) -> None:
     """Until Ctrl-C or SIGTERM."""
+    watching = Watching()
     config = uvicorn.Config(
-        application(root, token),
+        application(root, token, watching),
         log_level="warning",
         lifespan="off",
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=1,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    _Server(config, watching).run(sockets=[listening])
 
 
-def application(root: Path, token: str = "") -> Starlette:
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, watching: Watching) -> None:
+        super().__init__(config)
+        self._watching = watching
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._watching.end()  # their answers have no end of their own, and it waits for all
+        await super().shutdown(sockets)
+
+
+def application(root: Path, token: str, watching: Watching) -> Starlette:
     """The page for the runs in `root`, an absolute path. See `listening.token_for`."""
 
     def runs(_: Request) -> Response:
@@ -62,6 +76,13 @@ def application(root: Path, token: str = "") -> Starlette:
         given = request.query_params
         return _json(answers.ask(root, given.get("run", ""), given.get("what", "")))
 
+    def play(request: Request) -> Response:
+        if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            # It would start a process, though it could not read the answer.
+            return PlainTextResponse("a page of somebody else's has called it", 403)
+        run_dir = answers.found(root, request.query_params.get("run", ""))
+        return _Stream(watching.watch(run_dir), media_type="text/event-stream")
+
     def no_run(_: Request, error: Exception) -> Response:
         return _json({"error": str(error)}, 404)
 
@@ -71,11 +92,24 @@ def application(root: Path, token: str = "") -> Starlette:
             Route("/api/run", run),
             Route("/api/curves", curves),
             Route("/api/ask", ask, methods=["POST"]),
+            Route("/api/play", play),
             Mount("/", StaticFiles(directory=_STATIC, html=True)),
         ],
         middleware=[Middleware(_Guard, token=token)],
         exception_handlers={RunFolderError: no_run, OSError: no_run},  # OSError: it has just gone
     )
+
+
+class _Stream(StreamingResponse):
+    """It closes what it streams, wherever it was when its browser left."""
+
+    def __init__(self, content: AsyncGenerator[bytes], media_type: str) -> None:
+        super().__init__(content, media_type=media_type)
+        self._content = content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._content):
+            await super().__call__(scope, receive, send)
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -14,34 +14,13 @@ from urllib.parse import urlencode
 
 import pytest
 
-from sfrl import train
 from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, web
 from sfrl.records import run_folder
-from tests.commands.test_diagnose import SMALL
 from tests.runs import ROOT, TIMEOUT_S
+from tests.web.conftest import SECOND
 
 MANY, RECORDS = 100, 10_000
-SECOND = "sweep/slow <b>second"
 OPENS_IN_S = 2.0
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """With a run, two seeds of another kind deeper in it, a link, and what is no run."""
-    folder = tmp_path_factory.mktemp("shown")
-    train(**SMALL, env="CartPole-v1", train_frames=1200, run_dir=folder / "first")
-    config = json.loads((folder / "first/config.json").read_text())
-    config["starts"][-1]["changed"]["gamma"] = {"default": 0.99, "by": "flag"}
-    for seed, name in enumerate((SECOND, "sweep/third"), start=1):
-        shutil.copytree(folder / "first", folder / name)
-        own = config | {"gamma": 0.5, "seed": seed}
-        (folder / name / "config.json").write_text(json.dumps(own))
-    (folder / "empty").mkdir()
-    (folder / "link").symlink_to(folder / "first")
-    outside = tmp_path_factory.mktemp("outside") / "run"
-    shutil.copytree(folder / "first", outside)
-    (folder / "sweep/outside").symlink_to(outside)
-    return folder
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 // The page of `sfrl web`. What a run has written becomes text nodes alone, never HTML.
 
 import { controls } from "./control.js";
+import { Playing } from "./play.js";
 import { Topology } from "./topology.js";
 
 const AXES = {
@@ -15,14 +16,14 @@ const IDLE_MS = 30000; // and while none is: a new one may begin
 const CHART_HEIGHT = 190;
 
 const main = document.getElementById("main");
-const charts = new Set();
+export const charts = new Set(); // and all else that is to be closed with its view
 let timer = 0;
 let looks = 0; // are counted, so that the answer to one that is out of date is dropped
 let lookAgain = () => {}; // what the present view does every few seconds
 
 // --- small helpers ---
 
-function el(tag, properties = {}, ...children) {
+export function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name in node) node[name] = value;
@@ -36,9 +37,9 @@ const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignif
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
 const told = (value, format) => (value === null || value === undefined ? "-" : format(value));
-const count = (value) => told(value, (v) => whole.format(v));
-const figure = (value) => told(value, (v) => short.format(v));
-const percent = (value) => told(value, (v) => `${Math.round(100 * v)}%`);
+export const count = (value) => told(value, (v) => whole.format(v));
+export const figure = (value) => told(value, (v) => short.format(v));
+export const percent = (value) => told(value, (v) => `${Math.round(100 * v)}%`);
 
 function clock(seconds) {
   return told(seconds, (value) => {
@@ -68,12 +69,12 @@ function linkTo(run) {
 
 // --- what the user has chosen: kept in the address, so that it can be sent and marked ---
 
-function place() {
+export function place() {
   const [path, query = ""] = location.hash.replace(/^#/, "").split("?");
   return { path, query: new URLSearchParams(query) };
 }
 
-function remember(change) {
+export function remember(change) {
   const { path, query } = place();
   change(query);
   history.replaceState(null, "", `#${path || "/"}?${query}`);
@@ -132,7 +133,7 @@ function resampled(points, grid) {
   });
 }
 
-class Chart {
+export class Chart {
   constructor(title, className = "") {
     this.latest = el("output");
     this.plot = el("div", { className: "plot", role: "img" });
@@ -246,6 +247,7 @@ function runView(path) {
   main.replaceChildren(
     parts.title, parts.state, control.node, parts.facts,
     el("h2", {}, "What is wrong"), parts.findings,
+    el("h2", {}, "Playing"), new Playing(path).node,
     el("h2", {}, "Curves"), tools(() => drawCharts()), area,
     el("h2", {}, "Any metric"),
     el("div", { className: "tools" }, el("label", {}, "Metric ", any)), anyChart.node,
