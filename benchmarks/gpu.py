@@ -97,8 +97,7 @@ def minutes_to_score(
         best, reached_s = None, None
         while process.poll() is None and reached_s is None:
             time.sleep(POLL_S)
-            metrics = run_dir / "metrics.jsonl"
-            points = read_metrics(metrics) if metrics.exists() else []
+            points = read_metrics(run_dir / "metrics.jsonl")
             scored = [(p.time_s, p.score) for p in points if p.score is not None]
             best = max((score for _, score in scored), default=None)
             reached_s = min((s for s, score in scored if score >= args.score), default=None)

@@ -218,8 +218,7 @@ def train(job: Job, out: Path, core: int) -> None:
 
 
 def _frames(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    points = read_metrics(path) if path.exists() else []
+    points = read_metrics(folder / "metrics.jsonl")
     return points[-1].frames if points else 0
 
 

@@ -1,9 +1,10 @@
 """What a run of any trainer left behind, as points of one curve, and its throughput."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from sfrl.runs.reader import read_records
 
 SCORE_EPISODES = 100  # the score is the mean return of this many episodes
 
@@ -17,16 +18,14 @@ class Point(NamedTuple):
 
 
 def read_metrics(path: Path) -> list[Point]:
-    """The points of a metrics.jsonl. A last line that was cut short is left out."""
-    lines = path.read_text().splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    """The points of a metrics.jsonl; [] if there is none yet."""
     return [
         Point(
-            record["time_s"],
-            record["env_frames"],
-            record["episode_return_mean"] if record["episodes"] >= SCORE_EPISODES else None,
+            record["time_s"] or 0.0,
+            int(record["env_frames"] or 0),
+            record["episode_return_mean"] if (record["episodes"] or 0) >= SCORE_EPISODES else None,
         )
-        for record in records
+        for record in read_records(path)
     ]
 
 

@@ -26,6 +26,7 @@ import psutil
 import tyro
 
 from sfrl.run.restarts import STEADY_S
+from sfrl.runs.reader import read_records
 
 ROOT = Path(__file__).parents[1]
 STOP_S = 60.0
@@ -84,9 +85,9 @@ class Run:
             self.times_s.append(records[-1]["time_s"])
 
     def records(self) -> list[dict[str, float]]:
-        path = self.run_dir / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """What is null, because there is nothing to tell yet, counts as 0."""
+        records = read_records(self.run_dir / "metrics.jsonl")
+        return [{name: value or 0 for name, value in record.items()} for record in records]
 
     def told_as_discarded(self) -> int:
         """Decisions that the successors of killed workers say they have discarded."""

@@ -44,8 +44,7 @@ class Run:
     Attributes:
         folder: absolute.
         settings: what config.json has; {} if it is missing or damaged.
-        records: of metrics.jsonl, oldest first; at most about `MOST_RECORDS` of them, the first
-            and the last `_LAST` included.
+        records: of metrics.jsonl, as `read_records` gives them.
         log: the end of log.txt, from the last start on.
         checkpoints: those that --resume goes on from, newest first.
         is_live: whether a trainer has the folder.
@@ -236,10 +235,10 @@ def _folders(root: Path) -> list[Path]:
 
 
 def read(folder: Path, most_records: int = MOST_RECORDS) -> Run:
-    """What is in the folder now. A last line that is being written, or was cut, is left out.
+    """What is in the folder now.
 
     Args:
-        most_records: see `Run.records`; 1: the first and the last ones alone.
+        most_records: see `read_records`.
 
     Raises:
         RunFolderError: something in it is no file (a link, a pipe), or it cannot be looked into.
@@ -289,15 +288,22 @@ def _end_of(path: Path, size: int) -> str:
         return ""
 
 
-def read_records(path: Path, most: int = MOST_RECORDS) -> list[Record]:
-    """See `Run.records`. [] if there is no such file."""
+def read_records(path: Path, most: int | None = None) -> list[Record]:
+    """Of a metrics.jsonl, oldest first; [] if there is no such file.
+
+    A last line that is being written, or was cut, is left out, and so is what is no record.
+
+    Args:
+        most: about so many at most, evenly spread over the file, the first and the last `_LAST`
+            included (1: these alone); None: all.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return []
     try:
         size = os.fstat(descriptor).st_size
-        if size <= most * _MEAN_LINE:
+        if most is None or size <= most * _MEAN_LINE:
             lines: Iterable[bytes] = _all_lines(descriptor, size)
         else:
             lines = _some_lines(descriptor, size, most)

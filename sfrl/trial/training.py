@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Mapping, Sequence
 from multiprocessing import connection
@@ -17,6 +16,7 @@ from sfrl.records.checkpoint import CheckpointError
 from sfrl.records.metrics import Record
 from sfrl.run.apart import EndedError, apart
 from sfrl.run.crew import WorkerError
+from sfrl.runs.reader import read_records
 
 _MORE_S = 30.0  # beyond its time, for the run's end
 _STOP_S = 10.0
@@ -62,13 +62,7 @@ def train_for(
             child.process.terminate()  # a run then ends its workers
             child.wait(_STOP_S)
     sweep_stale_segments(child.process.pid)
-    return Training(_records(run_dir / "metrics.jsonl"), *ended)
-
-
-def _records(path: Path) -> list[Record]:
-    """Those that are whole."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return Training(read_records(run_dir / "metrics.jsonl"), *ended)
 
 
 def tell(sender: connection.Connection, parent: int, given: dict[str, Any]) -> None:
