@@ -18,6 +18,7 @@ _WINDOW = 100  # episodes of a score
 _LONG = 5_000  # decisions: 5.5 minutes of an Atari game, whose random players lose sooner
 # The mean of 100 returns varies by about 2% of their range: this is no accident.
 _NOISE = 0.1
+_LOST = 0.5  # of the rise; 60 runs of docs/curves, which learned, lost a third of it at most
 _YOUNG = 0.05  # of --train-frames: until then a score may still rise
 _EXPLORES = 0.05  # of the highest entropy; Pong and CartPole are won at a fifth of it and more
 _GROWS = 10.0  # times the first quarter's value loss, which is mostly the largest
@@ -140,31 +141,67 @@ def _endless(run: Run) -> Finding | None:
 # --- what it learns ---
 
 
-def _flat(run: Run) -> Finding | None:
-    frames = run.latest("env_frames") or 0
-    is_young = frames < _YOUNG * run.number("train_frames")
-    if is_young or (run.latest("episodes") or 0) < 3 * _WINDOW:
+class _Scores(NamedTuple):
+    """Means of `_WINDOW` episodes, oldest first, and the extremes of single ones."""
+
+    means: list[float]
+    lowest: float
+    highest: float
+
+    @property
+    def noise(self) -> float:
+        return _NOISE * (self.highest - self.lowest)
+
+    @property
+    def singles(self) -> str:
+        return f"single episodes have {self.lowest:.4g} to {self.highest:.4g}"
+
+
+def _scores(run: Run) -> _Scores | None:
+    """None: too few episodes have ended."""
+    if (run.latest("episodes") or 0) < 3 * _WINDOW:
         return None
     scored = [record for record in run.records if (record.get("episodes") or 0) >= _WINDOW]
 
     def of_scored(name: str) -> list[float]:
         return [value for record in scored if (value := record.get(name)) is not None]
 
-    scores, highs, lows = map(
+    means, highs, lows = map(
         of_scored, ("episode_return_mean", "episode_return_max", "episode_return_min")
     )
-    if not (scores and highs and lows):
+    return _Scores(means, min(lows), max(highs)) if means and highs and lows else None
+
+
+def _fell(run: Run) -> Finding | None:
+    scores, best = _scores(run), run.latest("best_episode_return_mean")
+    if scores is None or best is None:
         return None
-    recent = scores[-max(1, len(scores) // 4) :]
-    first, now = scores[0], sum(recent) / len(recent)
-    highest, lowest = max(highs), min(lows)
-    if now - first > _NOISE * (highest - lowest):
+    first, now = scores.means[0], scores.means[-1]
+    if best - now <= max(scores.noise, _LOST * (best - first)):
+        return None
+    return Finding(
+        "score-fell",
+        "The score has collapsed: it was far higher before.",
+        f"{now:.4g} now, {best:.4g} at best, {first:.4g} at first; {scores.singles}",
+        f"more than {_LOST:.0%} of the rise is lost, and {_NOISE:.0%} of that range",
+        "a third of the --learning-rate, fewer --epochs, a smaller --ppo-clip or --max-grad-norm; "
+        "checkpoints/best.pt has the best weights",
+    )
+
+
+def _flat(run: Run) -> Finding | None:
+    is_young = (run.latest("env_frames") or 0) < _YOUNG * run.number("train_frames")
+    scores = _scores(run)
+    if is_young or scores is None or _fell(run):
+        return None
+    recent = scores.means[-max(1, len(scores.means) // 4) :]
+    first, now = scores.means[0], sum(recent) / len(recent)
+    if now - first > scores.noise:
         return None
     return Finding(
         "score-flat",
         "The score has not risen since the start.",
-        f"{first:.4g} at first, {now:.4g} in the last quarter; single episodes have {lowest:.4g} "
-        f"to {highest:.4g}",
+        f"{first:.4g} at first, {now:.4g} in the last quarter; {scores.singles}",
         f"a rise of less than {_NOISE:.0%} of that range, after {_YOUNG:.0%} of --train-frames and "
         f"{3 * _WINDOW} episodes",
         "--entropy-coef three times as high where rewards are rare; --learning-rate a third or "
@@ -283,6 +320,6 @@ def _algorithm(run: Run) -> str:
 
 RULES: tuple[Rule, ...] = (
     *(_failed, _killed, _nan, _restarts, _endless),
-    *(_flat, _entropy, _value_loss, _clipped, _lag),
+    *(_flat, _fell, _entropy, _value_loss, _clipped, _lag),
     *(_learner_bound, _environment_slow),
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 
 import pytest
@@ -33,6 +34,7 @@ SMALL = {
 DIVERGES = {"optimizer": "sgd", "normalize_returns": False, "max_grad_norm": 1e9}
 FAULTS = {
     "score-flat": {"env": "tests.tiny_envs:Guess-v0", "train_frames": 3200},
+    "score-fell": {"env": "CartPole-v1", "train_frames": 7000},
     "entropy-gone": {"env": "CartPole-v1", "learning_rate": 1.0, "train_frames": 2000},
     "value-loss-diverging": {
         "env": "Pendulum-v1",
@@ -78,6 +80,7 @@ FAULTS = {
 # What the figure has, besides numbers.
 FIGURES = {
     "score-flat": r"[45]\.\d+ at first, [45]\.\d+ in the last quarter; .* [01] to (8|9|10)$",
+    "score-fell": r"\d\.\d+ now, [5-9]\d\.\d+ at best, [4-9]\d\.\d+ at first; .* [89] to \d{3}$",
     "entropy-gone": r"entropy is \S+ nats, and was up to 0\.\d+",
     "value-loss-diverging": r"value_loss was \S+ in the first quarter, and is \d\.\d+e\+",
     "clip-fraction-high": r"ppo_clipped_fraction is 0\.[3-9]",
@@ -106,6 +109,7 @@ def found(tmp_path_factory):
                 train(**SMALL | settings, run_dir=folder / name)
             except WorkerError:
                 assert name == "failed"
+        train(run_dir=folder / "score-fell", resume=True, learning_rate=1.0, train_frames=9400)
         wait_for(lambda: any(r["worker_restarts"] for r in metrics(folder / "restarts")))
         live = read(folder / "restarts")
         os.killpg(crashing.pid, signal.SIGKILL)
@@ -132,6 +136,24 @@ def test_a_run_that_is_well_is_told_so(found, capsys):
     assert found["nothing"] == {}
     assert diagnose.main([str(found["folder"] / "nothing")], "sfrl diagnose") == 0
     assert f"none of {len(RULES)} rules finds anything wrong" in capsys.readouterr().out
+
+
+def test_a_score_that_has_collapsed_is_not_called_flat(found):
+    assert "score-flat" not in found["score-fell"]
+
+
+def test_one_record_of_many_is_not_missed(found, tmp_path, capsys):
+    run_dir = tmp_path / "long"
+    shutil.copytree(found["folder"] / "nothing", run_dir)
+    record = metrics(run_dir)[-1]
+    records = [{**record, "time_s": float(second)} for second in range(1200)]
+    (run_dir / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in records))
+    assert diagnose.main([str(run_dir)], "sfrl diagnose") == 0
+    records[1001] |= {"value_loss": 1e9, "explained_variance": 0.0}
+    (run_dir / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in records))
+    capsys.readouterr()
+    assert diagnose.main([str(run_dir)], "sfrl diagnose") == EXIT_FOUND
+    assert "value-loss-diverging" in capsys.readouterr().out
 
 
 def test_a_live_run_is_told_of_as_well(found):
