@@ -39,6 +39,8 @@ LABEL_WIDTH = 9  # of the panel's first column
 # window: one that is made half as wide has room for its broken lines, and can be cleared of them.
 CURVE_HEIGHT = (3, 8)
 OTHER_ROWS = 14
+# What a low window leaves out of the panel, in this order, until the panel fits.
+LEAST = ("loss", "shares", "learner", "progress", "curve", "time", "frames")
 BAR_WIDTH = (10, 24)  # a fifth of a line's width, within these
 SHOW_S = 0.25  # between two looks at what environments print, above the panel
 MAX_SHOWN = 4000  # characters of it each time
@@ -273,16 +275,22 @@ class PanelDisplay(Display):
                 self._console.size = ConsoleDimensions(columns, rows)
 
     def _lines(self) -> list[list[Segment]]:
-        """The panel's, as many as the window has room for."""
+        """The panel's, with as many of its rows as the window has room for."""
+        lines: list[list[Segment]] = []
         if self._record is None:
-            return []
+            return lines
         # Text, not markup: the title may hold a path with brackets.
         title = Text(f"sfrl {self._marks.dot} {self._title}" if self._title else "sfrl")
         title.overflow = "crop"  # rich's ellipsis is not ASCII
-        panel = Panel(self._table(self._record), title=title, box=self._marks.box)
-        return self._console.render_lines(panel, pad=False)[: self._console.height - 1]
+        for count in range(len(LEAST) + 1):
+            table = self._table(self._record, LEAST[:count])
+            panel = Panel(table, title=title, box=self._marks.box)
+            lines = self._console.render_lines(panel, pad=False)
+            if len(lines) < self._console.height:
+                break
+        return lines[: self._console.height - 1]
 
-    def _table(self, record: Record) -> Table:
+    def _table(self, record: Record, left_out: Sequence[str]) -> Table:
         width = max(1, self._console.width - 4 - LABEL_WIDTH - 1)  # borders with a space; a space
         seconds_left, paced = self._end.seconds_left(record), self._paced
         table = Table.grid(padding=(0, 1))
@@ -331,17 +339,19 @@ class PanelDisplay(Display):
                 ],
             ),
         ]
+        fraction, bottleneck = self._end.fraction_done(record), bottleneck_of(paced)
         for label, items in rows:
-            table.add_row(label, _flow(map(Text.from_markup, items), width))
-            if label == "score":
+            if label not in left_out:
+                table.add_row(label, _flow(map(Text.from_markup, items), width))
+            if label == "score" and "curve" not in left_out:
                 self._add_curve(table, width)
-            if label == "frames" and (fraction := self._end.fraction_done(record)) is not None:
+            if label == "frames" and fraction is not None and "progress" not in left_out:
                 parts = [(self._marks.work[0], fraction, "green")]
                 parts += [(self._marks.wait[0], 1 - fraction, WAIT_COLORS[0])]
                 table.add_row("", _bar(parts, width))
-        if (bottleneck := bottleneck_of(paced)) is not None:
+        if bottleneck is not None and "time" not in left_out:
             table.add_row("time", Text(BOTTLENECKS[bottleneck], "bold"))
-        for component in COMPONENT_STAGES:
+        for component in COMPONENT_STAGES if "shares" not in left_out else ():
             table.add_row(component, _time_bar(paced, component, self._marks, width))
         return table
 
@@ -402,6 +412,8 @@ def plain_line(record: Record, seconds_left: float | None, statistics: Sequence[
         *(_named(record, name) for name in statistics),
         f"working: {'   '.join([working, *_troubles(record)])}",
     ]
+    if (bottleneck := bottleneck_of(record)) is not None:
+        fields.append(BOTTLENECKS[bottleneck])
     if seconds_left is not None:
         fields.append(f"{_clock(seconds_left)} left")
     return " | ".join(fields)

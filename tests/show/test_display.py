@@ -60,7 +60,7 @@ def test_plain_line_has_the_fields_in_their_order():
         "1:02:05 | 7,450,000 frames | 2,000 frames/s (average 2,000) | score -19.5 (2 episodes)"
         " | lag 3.4 (max 11) | loss 0.1235 | entropy 1.700"
         " | working: rollout 75% (env_step 65%) policy 39% (forward 30%) learner 95% (train 80%)"
-        " | 0:01:05 left"
+        " | limited by the learner | 0:01:05 left"
     )
 
 
@@ -391,13 +391,31 @@ def test_after_a_resize_there_is_one_panel_on_the_screen_and_in_the_history(
         assert sum("a line of" in line for line in seen.lines()) == len(sizes) - 1
 
 
-def test_a_window_that_is_too_low_has_the_panels_upper_part(terminal):
-    seen = terminal(80, 10)
+@pytest.mark.parametrize(
+    ("size", "labels"),
+    [
+        ((120, 40), "frames/s score frames learner loss time rollout policy learner"),
+        ((80, 14), "frames/s score frames learner time rollout policy learner"),
+        ((80, 13), "frames/s score frames learner time"),
+        ((60, 10), "frames/s score frames time"),
+        ((60, 5), "frames/s score"),
+    ],
+)
+def test_a_low_window_has_a_whole_panel_of_fewer_rows(terminal, size, labels):
+    seen = terminal(*size)
     for _ in range(3):
         seen.panel.update(make_record())
     lines = seen.lines()
-    assert len(lines) == 9
-    assert [line[0] for line in lines] == ["╭", *"││││││││"]
+    assert_one_panel(lines, size[0])
+    assert len(lines) < size[1]
+    assert re.findall(r"^│ ([a-z/]+) ", "\n".join(lines), re.M) == labels.split()
+
+
+def test_a_window_too_low_for_any_panel_has_its_upper_part(terminal):
+    seen = terminal(80, 3)
+    for _ in range(3):
+        seen.panel.update(make_record())
+    assert [line[0] for line in seen.lines()] == ["╭", "│"]
 
 
 @pytest.mark.parametrize(
