@@ -36,13 +36,16 @@ class Callback:
     def report(self, record: Record) -> bool | None:
         """Called for each record (docs/metrics.md), every `report_seconds`."""
 
-    def episode(self, episode_return: float, length: int, info: Mapping[str, float]) -> bool | None:
+    def episode(
+        self, episode_return: float, length: int, info: Mapping[str, float], env_index: int
+    ) -> bool | None:
         """Called for each episode that has ended.
 
         Args:
             episode_return: sum of the rewards as the environment gave them.
             length: in decisions.
             info: the numbers that the environment tells of it.
+            env_index: the environment's number among all of the run, from 0 on.
         """
 
     def checkpoint(self, path: Path) -> bool | None:

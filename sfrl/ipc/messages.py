@@ -13,6 +13,7 @@ class EpisodeEnded(NamedTuple):
 
     episode_return: float
     length: int
+    env_index: int  # among all environments of the run, as in `SlotMap.columns`
     info: Mapping[str, float] = {}  # the numbers in its last `info`; nobody edits it
 
 

@@ -356,9 +356,9 @@ class Trainer:
     def _collect(self) -> None:
         for report in self.crew.take_reports():
             match report:
-                case EpisodeEnded(episode_return, length, info):
+                case EpisodeEnded(episode_return, length, env_index, info):
                     self.metrics.add_episode(episode_return, length, info)
-                    self._tell("episode", episode_return, length, info)
+                    self._tell("episode", episode_return, length, info, env_index)
                 case LearnerReport(metrics, lag_counts):
                     self.metrics.add_learner_stats(metrics)
                     self._lag_counts = self._lag_counts + np.asarray(lag_counts)

@@ -75,8 +75,11 @@ class Split:
         self.ended = result.terminated | result.truncated
         if not self.ended.any():
             return result, []
+        first = self.index * len(self.ended)  # of its environments, among all of the run
         episodes = [
-            EpisodeEnded(float(self.returns[i]), int(self.lengths[i]), self.env.episode_info(i))
+            EpisodeEnded(
+                float(self.returns[i]), int(self.lengths[i]), first + i, self.env.episode_info(i)
+            )
             for i in np.flatnonzero(self.ended).tolist()
         ]
         self.returns[self.ended] = 0

@@ -85,8 +85,8 @@ class Counting(Callback):
         self.episodes, self.paths, self.frames, self.has_ended = [], [], [], False
         self._act = act
 
-    def episode(self, episode_return, length, info):
-        self.episodes.append((episode_return, length, dict(info)))
+    def episode(self, episode_return, length, info, env_index):
+        self.episodes.append((episode_return, length, dict(info), env_index))
         return self._act("episode")
 
     def checkpoint(self, path):
@@ -105,7 +105,8 @@ def test_callbacks_are_told_of_every_episode_checkpoint_and_report(tmp_path):
     first, second = Counting(), Counting()
     summary = train(tmp_path, callbacks=[first, second], train_frames=2000, checkpoint_seconds=0.2)
     assert len(first.episodes) == summary.episodes > 10
-    assert all(score == length and info == {} for score, length, info in first.episodes)
+    assert all(score == length and info == {} for score, length, info, _ in first.episodes)
+    assert {env_index for *_, env_index in first.episodes} == set(range(8))
     assert len(first.paths) == len({*first.paths}) > 1
     assert {*(tmp_path / "checkpoints").glob("latest-*.pt")} <= {*first.paths}
     assert first.frames == [record["env_frames"] for record in metrics(tmp_path)]

@@ -151,14 +151,15 @@ def test_episodes_are_reported_with_their_raw_score_and_length(shared, worker, r
     by_split = play(shared, worker, 40)
     reported = reports.get_all()
     num_ends = 0
-    for slots in by_split.values():
+    for split, slots in by_split.items():
         rows = joined(slots)
         for i in range(N):
             ends = np.flatnonzero(rows.terminated[:, i] | rows.truncated[:, i])
             num_ends += len(ends)
             for before, end in itertools.pairwise(ends):
                 steps = slice(before + 2, end + 1)  # before + 1 shows the final observation
-                episode = EpisodeEnded(float(rows.rewards[steps, i].sum()), end - before - 1)
+                score, number = float(rows.rewards[steps, i].sum()), split * N + i
+                episode = EpisodeEnded(score, end - before - 1, number)
                 assert reported.count(episode) == 1
     assert num_ends > 50
     assert len(reported) == num_ends
