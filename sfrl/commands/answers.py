@@ -39,7 +39,12 @@ class Args:
 
 
 def answer(
-    argv: Sequence[str], prog: str, defaults: T, description: str, work: Callable[[T], int]
+    argv: Sequence[str],
+    prog: str,
+    defaults: T,
+    description: str,
+    work: Callable[[T], int],
+    names: str = "[RUN]",
 ) -> int:
     """Run a command with these arguments; returns its exit code.
 
@@ -47,11 +52,13 @@ def answer(
         prog: what the user has called, for `--help` and errors.
         defaults: of the flags; `runs` has the arguments that are none.
         work: what it does. ValueError is the user's fault, OSError the disk's.
+        names: how --help writes the arguments that are no flags.
     """
     # The program's handler, until here, ends it as if all were done.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return work(parse_flags(argv, defaults, _NAMES, prog, description, names="runs"))
+        called = f"{prog} {names}"
+        return work(parse_flags(argv, defaults, _NAMES, called, description, names="runs"))
     except ValueError as error:
         print(printable(f"{prog}: {error}"), file=sys.stderr)
         return EXIT_USAGE

@@ -6,7 +6,6 @@ else the machine does meanwhile weighs on both sides of their ratios alike.
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import dataclasses
 import importlib.util
@@ -16,20 +15,23 @@ import signal
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from sfrl import envs
 from sfrl.bench import queue, report
 from sfrl.bench.report import Figures
 from sfrl.bench.run import measure_run, recycler_body
 from sfrl.commands import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
-from sfrl.commands.train import read_flags
+from sfrl.commands.train import read_more_flags
 from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.records.checkpoint import CheckpointError
 from sfrl.run.crew import WorkerError
 from sfrl.run.trainer import slower_than_need_be
 from sfrl.settings.config import Config
+from sfrl.settings.fields import NOTE
 from sfrl.settings.machine import available_cores, machine
 from sfrl.settle import settle, tuned
 from sfrl.systems import SYSTEMS
@@ -52,6 +54,19 @@ SAMPLING_WINDOWS = 3
 TRAINING_WINDOWS = 5
 
 
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """The measurement."""
+
+    part: Annotated[str, NOTE] = "all"
+    seconds: float = 5.0
+    """Length of a window, of which there are many."""
+    json: str = ""
+    """Append the JSON object, which is the last line, to this file as well."""
+    plot: str = ""
+    """Draw where a decision's time goes, FILE.png."""
+
+
 def main(argv: Sequence[str], prog: str) -> int:
     """Run `sfrl bench` with these arguments; returns its exit code.
 
@@ -69,62 +84,55 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def _main(argv: Sequence[str], prog: str) -> int:
     try:
-        options, config, spec = _read(argv, prog)
-    except (ValueError, MemoryError, CheckpointError, argparse.ArgumentError) as error:
+        args, config, spec = _read(argv, prog)
+    except (ValueError, MemoryError, CheckpointError) as error:
         print(printable(f"{prog}: {error}"), file=sys.stderr)
         return EXIT_USAGE
     sweep_stale_segments()
     try:
-        figures = measure_part(options.part, config, spec, options.seconds)
+        figures = measure_part(args.part, config, spec, args.seconds)
     except (children.MeasureError, WorkerError, MemoryError) as error:
         print(printable(f"{prog}: {error}"), file=sys.stderr)
         return EXIT_FAILURE
     where = machine()
-    result = report.to_json(options.part, figures, where, config, spec)
+    result = report.to_json(args.part, figures, where, config, spec)
     print(*report.describe(where, config), *report.table(figures, spec), sep="\n")
-    if options.plot is not None:
+    if args.plot:
         from sfrl.bench import plot
 
         commit = where["commit"] or "unknown"
         title = f"{config.env} on {where['cores']} cores of {where['cpu']}, commit {commit}"
-        plot.draw(report.core_us(figures), title, options.plot)
-    if options.json is not None:
-        with options.json.open("a") as file:
+        plot.draw(report.core_us(figures), title, Path(args.plot))
+    if args.json:
+        with Path(args.json).open("a") as file:
             file.write(result + "\n")
     print(result)
     return 0
 
 
-def _read(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, Config, envs.EnvSpec]:
-    """Raises ValueError or argparse.ArgumentError if the flags cannot work."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        usage=f"%(prog)s [{' | '.join(STEPS)}] [options] [any flag of sfrl train]",
-        description="Where the frames go on this machine, in about a minute and a half.",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of a window (5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the JSON object to it")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw a decision's time")
-    flags = list(argv)
-    # Taken by hand: argparse would also look for it among the values of flags it does not know.
+def _read(argv: Sequence[str], prog: str) -> tuple[Args, Config, envs.EnvSpec]:
+    """Raises ValueError if the flags cannot work."""
+    flags, parts = list(argv), ", ".join(STEPS)
     part = flags.pop(0) if flags and not flags[0].startswith("-") else "all"
-    options, flags = parser.parse_known_args(flags, argparse.Namespace(part=part))
     if part not in STEPS:
-        raise ValueError(f"{part!r} is no part of the benchmark; choose from {', '.join(STEPS)}")
-    if not 0 < options.seconds < math.inf:
-        raise ValueError(f"--seconds={options.seconds:g} must be above 0, and finite")
-    for file in (options.json, options.plot):
-        place = file and (file if file.exists() else file.parent)
-        if place and (file.is_dir() or not os.access(place, os.W_OK)):
+        raise ValueError(f"{part!r} is no part of the benchmark; choose from {parts}")
+    text = (
+        f"Where the frames go on this machine, in about a minute and a half; or one part of it "
+        f"({parts})."
+    )
+    args, given = read_more_flags(flags, Args(part=part), f"{prog} [PART]", text)
+    if not 0 < args.seconds < math.inf:
+        raise ValueError(f"--seconds={args.seconds:g} must be above 0, and finite")
+    for file in (Path(name) for name in (args.json, args.plot) if name):
+        place = file if file.exists() else file.parent
+        if file.is_dir() or not os.access(place, os.W_OK):
             raise ValueError(f"{file} cannot be written; name a file in a folder of yours")
-    if options.plot is not None:
+    if args.plot:
         if part in ("queue", "inference", "learner"):
             raise ValueError(f"--plot draws simulation, sampling and training, not {part}")
         if importlib.util.find_spec("matplotlib") is None:
             raise ValueError('--plot needs matplotlib: pip install "sfrl[plots]"')
-    given = read_flags(flags, prog) | {"run_dir": "unused"}
+    given |= {"run_dir": "unused"}
     config, spec = settle(given)
     if config.replay is not None and part != "queue":
         raise ValueError(
@@ -137,14 +145,14 @@ def _read(argv: Sequence[str], prog: str) -> tuple[argparse.Namespace, Config, e
             f"workers one by one; use system=appo"
         )
     if part == "queue":
-        return options, config, spec
+        return args, config, spec
     for text in slower_than_need_be(config, spec):
         print(text, file=sys.stderr)
     config = tuned(config, given, spec)
     if config.tuned:
         print(printable(config.tuned), file=sys.stderr)
     # Each worker is measured in a process of its own, whatever the run would have.
-    return options, dataclasses.replace(config, serial=False), spec
+    return args, dataclasses.replace(config, serial=False), spec
 
 
 def measure_part(part: str, config: Config, spec: envs.EnvSpec, seconds: float) -> Figures:

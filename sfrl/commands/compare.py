@@ -15,7 +15,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         "is named. Runs that differ in their seeds alone are one line, with their mean and a "
         "bootstrap interval of 95%."
     )
-    return answer(argv, prog, Args(), text, _compare)
+    return answer(argv, prog, Args(), text, _compare, "[RUN ...]")
 
 
 def _compare(args: Args) -> int:

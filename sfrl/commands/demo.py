@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import gymnasium
 from sfrl import envs
 from sfrl.api import train
 from sfrl.commands import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
-from sfrl.commands.train import read_flags
+from sfrl.commands.train import read_more_flags
 from sfrl.envs import EnvSpec
 from sfrl.envs.logs import printable
 from sfrl.records import run_folder
@@ -43,6 +43,14 @@ _RECORDS = 100  # of the curve
 _START = 0.03  # of them that the start may take, before the first checkpoint's time runs
 
 
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """The page."""
+
+    file: str = ""
+    """FILE.html. Empty: demo.html in the run's folder."""
+
+
 def main(argv: Sequence[str], prog: str) -> int:
     """Run `sfrl demo` with these arguments; returns its exit code.
 
@@ -58,7 +66,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         file, given = _read(argv, prog)
         config, spec = settle(given)
         check_shown(config)
-    except (ValueError, MemoryError, argparse.ArgumentError, gymnasium.error.Error) as error:
+    except (ValueError, MemoryError, gymnasium.error.Error) as error:
         say(str(error))
         return EXIT_USAGE
     except KeyboardInterrupt:
@@ -84,28 +92,23 @@ def _read(argv: Sequence[str], prog: str) -> tuple[Path | None, dict[str, Any]]:
     """The page's file, None if none is named, and the settings of the run.
 
     Raises:
-        ValueError, argparse.ArgumentError: they cannot work.
+        ValueError: they cannot work.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        usage="%(prog)s [--file=FILE.html] [any flag of sfrl train]",
-        description="Train for five minutes (--train-seconds), and write one HTML file: films of "
-        "the agent before, meanwhile and at the end, its curve, the machine, what limited it.",
-        allow_abbrev=False,
-        exit_on_error=False,
+    text = (
+        "Train for five minutes (--train-seconds), and write one HTML file: films of the agent "
+        "before, meanwhile and at the end, its curve, the machine, what limited it."
     )
-    parser.add_argument("--file", help="the page (demo.html in the run's folder)")
-    options, flags = parser.parse_known_args(argv)
-    given = {"train_seconds": _SECONDS, **read_flags(flags, prog)}
+    args, given = read_more_flags(argv, Args(), prog, text)
+    given.setdefault("train_seconds", _SECONDS)
     if not given["train_seconds"] > 0:
         raise ValueError("train_seconds=0 has no end, and a demo needs one; name the seconds")
     if given.get("resume"):
         raise ValueError("resume=True is not for sfrl demo: it shows a run from its beginning")
     given.setdefault("checkpoint_seconds", (_MIDDLE - _START) * given["train_seconds"])
     given.setdefault("report_seconds", given["train_seconds"] / _RECORDS)
-    if options.file is None:
+    if not args.file:
         return None, given
-    file = Path(run_folder.expanded("file", options.file)).absolute()
+    file = Path(run_folder.expanded("file", args.file)).absolute()
     if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
         raise ValueError(f"file={file} cannot be written; name a file in a folder of yours")
     return file, given

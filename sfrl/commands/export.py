@@ -24,6 +24,8 @@ REFUSALS = (ValueError, MemoryError, checkpoint.CheckpointError, gymnasium.error
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
+    """The network."""
+
     onnx: str = ""
     """The file to write, FILE.onnx. One that is there is replaced."""
     checkpoint: str = "latest"

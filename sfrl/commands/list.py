@@ -14,7 +14,7 @@ from sfrl.runs.figures import figures
 
 def main(argv: Sequence[str], prog: str) -> int:
     text = "The runs in a folder, runs/ unless another is named, in the order of their starts."
-    return answer(argv, prog, Args(), text, _list)
+    return answer(argv, prog, Args(), text, _list, "[FOLDER]")
 
 
 def _list(args: Args) -> int:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         "Score against minutes, frames and decisions: of runs, or folders of runs; of the newest "
         "run in runs/ if none is named. Those that differ in their seeds alone share a color."
     )
-    return answer(argv, prog, Args(), text, _plot)
+    return answer(argv, prog, Args(), text, _plot, "[RUN ...]")
 
 
 def _plot(args: Args) -> int:

@@ -29,7 +29,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         "Delete runs: folders, or names in runs/. What a run has not written stays, and so does "
         "the folder then."
     )
-    return answer(argv, prog, Args(), text, _rm)
+    return answer(argv, prog, Args(), text, _rm, "RUN ...")
 
 
 def _rm(args: Args) -> int:

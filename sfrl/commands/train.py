@@ -9,11 +9,12 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NoReturn
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import gymnasium
 
@@ -29,10 +30,15 @@ from sfrl.run.trainer import Summary
 from sfrl.settings import flags, synonyms
 from sfrl.settings.algorithms import default_config, user_settings
 from sfrl.settings.config import Config, ConfigError
-from sfrl.settings.fields import settings_of
+from sfrl.settings.fields import Setting, settings_of
 from sfrl.settle import defaults_of, saved_settings, settle
 from sfrl.show.output import own_output
 from sfrl.systems import SYSTEMS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    T = TypeVar("T", bound=DataclassInstance)
 
 READER_LIMIT_S = 5  # for whoever reads the summary of a run that a signal has ended
 
@@ -158,13 +164,38 @@ def read_flags(argv: Sequence[str], prog: str = "sfrl train") -> dict[str, Any]:
     Raises:
         ConfigError: lists all unknown flags and all values of a wrong type.
     """
-    if "--list-systems" in argv:
-        print(_systems_told())
-        sys.exit(0)
-    given = flags.read_flags(argv, user_settings(), synonyms.OF_TRAIN)
+    given = _given(argv)
     if "help" in given:
         _print_help(given, prog, is_whole=given.pop("help"))
     return given
+
+
+def read_more_flags(
+    argv: Sequence[str], own: T, prog: str, description: str
+) -> tuple[T, dict[str, Any]]:
+    """The flags of a command that trains as well: its own, and what others set, as `read_flags`.
+
+    Args:
+        own: a dataclass with their defaults.
+        prog: what the user has called, and what may stand before flags, for --help.
+    """
+    all_own = settings_of(type(own))
+    names = {name: setting for name, setting in all_own.items() if not setting.is_note}
+    given = _given(argv, names)
+    if "help" in given:
+        text = f"{description} Takes the flags of sfrl train as well."
+        flags.print_help(own, names, prog, text, is_whole=True)
+    of_own = {name: given.pop(name) for name in names if name in given}
+    return dataclasses.replace(own, **of_own), given
+
+
+def _given(
+    argv: Sequence[str], more: Mapping[str, Setting] = MappingProxyType({})
+) -> dict[str, Any]:
+    if "--list-systems" in argv:
+        print(_systems_told())
+        sys.exit(0)
+    return flags.read_flags(argv, {**user_settings(), **more}, synonyms.OF_TRAIN)
 
 
 def _systems_told() -> str:

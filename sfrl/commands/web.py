@@ -32,7 +32,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         "A page in the browser that shows the runs in a folder and below it, live or finished; "
         "runs/ unless another is named. It goes on until Ctrl-C."
     )
-    return answer(argv, prog, Args(), text, _web)
+    return answer(argv, prog, Args(), text, _web, "[FOLDER]")
 
 
 def _web(args: Args) -> int:

@@ -65,6 +65,7 @@ def parse_flags(
     """`defaults`, a dataclass, with the flags over them. Raises as `read_flags`.
 
     Args:
+        prog: what the user has called, and what may stand before flags, for --help.
         names: the field, a tuple of texts, that has the arguments which are no flags; "": none is.
     """
     settings = {**settings_of(type(defaults))}
@@ -72,8 +73,7 @@ def parse_flags(
     found: list[str] | None = [] if names else None
     given = read_flags(argv, settings, synonyms, found)
     if "help" in given:
-        called = f"{prog} [RUN ...]" if names else prog
-        print_help(defaults, settings, called, description, is_whole=given["help"])
+        print_help(defaults, settings, prog, description, is_whole=given["help"])
     if found:
         given[names] = tuple(found)
     return dataclasses.replace(defaults, **given)
@@ -201,7 +201,8 @@ def print_help(
     names = settings.keys() if is_whole or not marked else marked
     rest = "" if is_whole or not marked else f"--help-all tells of all {len(settings)} settings."
     parser = argparse.ArgumentParser(prog, usage, description, rest, formatter_class=_WholeFlags)
-    parser.add_argument("--help-all", action="store_true", help="list all settings and leave")
+    if marked:
+        parser.add_argument("--help-all", action="store_true", help="list all settings and leave")
     parser.add_argument("--version", action="store_true", help="print the version and leave")
     for title, docs in sections.items():
         section = parser.add_argument_group(title)

@@ -315,6 +315,19 @@ def test_a_hundred_long_runs_are_read_in_two_seconds(folder, tmp_path):
     assert max(b - a for a, b in itertools.pairwise(times)) < 40
 
 
+@pytest.mark.parametrize("name", ["bench", "demo", "try"])
+def test_a_command_that_trains_as_well_has_help_like_the_others(name, capsys):
+    module = importlib.import_module(f"sfrl.commands.{name}")
+    with pytest.raises(SystemExit) as leaving:
+        module._read(["--help"], f"sfrl {name}")
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    assert re.match(rf"usage: sfrl {name} .*\[--name=value \| --switch \.\.\.\]\n", text)
+    assert re.search(r"^The (measurement|page|trial):\n  --\S+ (FLOAT|STR) ", text, re.M)
+    assert "Takes the flags of sfrl train as well." in " ".join(text.split())
+    assert "help-all" not in text  # which would tell no more
+
+
 def test_every_command_has_help_and_says_json(capsys):
     for name in ASKING:
         assert name in COMMANDS

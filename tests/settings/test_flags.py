@@ -159,7 +159,7 @@ def test_no_synonym_is_a_flag_and_every_remedy_names_flags_that_there_are():
         ("enjoy.py", "--run-dir=.", ["checkpoints has no checkpoint"]),
         ("enjoy.py", "", ["no run with a checkpoint in runs/; train one first"]),
         ("sfrl bench", "--lr=3", ["--lr is unknown; use --learning-rate"]),
-        ("sfrl bench", "--seconds=x", ["argument --seconds: invalid float value: 'x'"]),
+        ("sfrl bench", "--seconds=x", ["--seconds=x must be a number"]),
         ("sfrl bench", "trainin", ["'trainin' is no part of the benchmark"]),
         ("sfrl bench", "--json=no/x", ["no/x cannot be written"]),
     ],
