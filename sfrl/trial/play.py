@@ -141,13 +141,11 @@ class _Player:
 
     def _own_env(self, options: envs.EnvOptions) -> gymnasium.Env[Any, Any] | None:
         """As Gymnasium makes it; None: it has none of its own, as Atari games and vectors."""
-        if envs.atari_game(self._env) is not None:
+        # Not by the class: EnvPool's vectors are a `gymnasium.Env` as well.
+        if envs.atari_game(self._env) is not None or envs.find_vectors(self._env) is not None:
             return None
-        env = envs.make_env(self._env, options)
-        if isinstance(env, gymnasium.Env):
-            return env
-        env.close()
-        return None
+        env: gymnasium.Env[Any, Any] = envs.make_env(self._env, options)
+        return env
 
     def _read_spaces(self) -> None:
         self._teller.begin("when it was made")

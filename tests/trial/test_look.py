@@ -33,6 +33,15 @@ def test_a_step_that_waits_is_told_from_one_that_computes():
     assert seen_of("CartPole-v1").idle < 0.4
 
 
+@pytest.mark.filterwarnings("ignore:.*precision lowered")  # of its spaces
+def test_a_pool_of_envpools_is_a_vector_although_it_is_an_env():
+    pytest.importorskip("envpool")
+    seen = seen_of("envpool:CartPole-v1", limit_s=10.0)
+    assert seen.problems == []
+    assert seen.observation_space is None
+    assert seen.returns
+
+
 def test_an_atari_game_has_no_space_of_gymnasiums_and_no_checker():
     seen = seen_of("Pong", seconds=1.0, limit_s=10.0)
     assert seen.problems == []
