@@ -202,7 +202,8 @@ def _number(value: float) -> str:
 
 def _learning(trial: Trial, curve: Curve) -> Iterator[str]:
     if curve.score is None:
-        yield f"Training: {curve.frames:,} frames in {curve.seconds:.0f} s, no episode ended"
+        yield f"Training: {curve.frames:,} frames in {curve.seconds:.0f} s, no episode has ended"
+        yield from _wrapped(_missing(trial, curve), "  ", "no curve")
         return
     better = {True: "better than random play", False: "not yet better than random play"}
     against = f", {better[curve.is_better]}" if curve.is_better is not None else ""
@@ -211,6 +212,25 @@ def _learning(trial: Trial, curve: Curve) -> Iterator[str]:
         f"{curve.seconds:.0f} s{against}"
     )
     yield from chart(curve, trial.random.mean if trial.random else None)
+
+
+def _missing(trial: Trial, curve: Curve) -> str:
+    """How long until episodes end, by the length that they have in random play."""
+    seen, training, spec = trial.look, trial.training, trial.spec
+    if not (seen and seen.lengths and training and training.environments and spec):
+        return "not even in random play: a longer trial may help (--seconds)"
+    length = sum(seen.lengths) / len(seen.lengths)
+    frames = length * training.environments * spec.frameskip
+    told = (
+        f"random play's have {length:,.0f} decisions, so {training.environments} environments "
+        f"need {frames:,.0f} frames to end theirs"
+    )
+    if not curve.frames_per_s:
+        return f"{told}; raise --seconds"
+    more_s = max(0.0, frames - curve.frames) / curve.frames_per_s
+    # Half as much again, and to whole half minutes.
+    enough_s = 30 * math.ceil((trial.seconds + 1.5 * more_s) / 30)
+    return f"{told}, {more_s:.0f} s more at this rate: --seconds={enough_s}"
 
 
 def chart(curve: Curve, random: float | None) -> list[str]:

@@ -16,7 +16,7 @@ from sfrl.records.checkpoint import CheckpointError
 from sfrl.records.metrics import Record
 from sfrl.run.apart import EndedError, apart
 from sfrl.run.crew import WorkerError
-from sfrl.runs.reader import read_records
+from sfrl.runs import reader
 
 _MORE_S = 30.0  # beyond its time, for the run's end
 _STOP_S = 10.0
@@ -35,6 +35,8 @@ class Training(NamedTuple):
     """Why it ended too soon; None: it did not."""
     is_machines: bool
     """That is the machine's fault, such as too little memory, and not the environment's."""
+    environments: int = 0
+    """That were played at once; 0: not known."""
 
 
 def train_for(
@@ -62,7 +64,9 @@ def train_for(
             child.process.terminate()  # a run then ends its workers
             child.wait(_STOP_S)
     sweep_stale_segments(child.process.pid)
-    return Training(read_records(run_dir / "metrics.jsonl"), *ended)
+    run = reader.read(run_dir)
+    environments = run.number("num_workers") * run.number("envs_per_worker")
+    return Training([*run.records], *ended, int(environments))
 
 
 def tell(sender: connection.Connection, parent: int, given: dict[str, Any]) -> None:

@@ -204,6 +204,18 @@ def test_in_order_there_is_nothing_to_set():
     assert advice(trial_of()) == []
 
 
+def test_without_a_curve_it_is_told_when_episodes_will_end():
+    trial = trial_of(lengths=[900] * 9)
+    records = [each | {"episodes": 0, "episode_return_mean": None} for each in RECORDS]
+    training = Training(records, None, is_machines=False, environments=40)
+    told = " ".join(page(dataclasses.replace(trial, training=training)).split())
+    assert "16,000 frames in 20 s, no episode has ended no curve random play's have 900" in told
+    assert "40 environments need 36,000 frames to end theirs, 20 s more" in told
+    assert "at this rate: --seconds=90 " in told
+    young = training._replace(records=records[:1])
+    assert "to end theirs; raise --seconds" in page(dataclasses.replace(trial, training=young))
+
+
 @pytest.mark.parametrize(
     ("seen", "flag"),
     [
