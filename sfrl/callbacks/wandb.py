@@ -19,12 +19,14 @@ class WandbLogger(BackgroundLogger):
     """wandb's variables count, such as WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE.
 
     Without a key, or without a network at the start, the run is written into its folder's wandb/,
-    from where `wandb sync` sends it. If the network goes later, wandb's own process does the same.
+    from where `wandb sync` sends it. If the network goes later, wandb's own process writes on, and
+    what it has not sent soon after the run's end stays there as well.
     """
 
     def connect(self, run: RunStart) -> None:
         import wandb
 
+        self._remedy = f"`wandb sync` sends it from {run.run_dir}/wandb"
         options: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", "sfrl"),
             "dir": run.run_dir,
@@ -39,13 +41,14 @@ class WandbLogger(BackgroundLogger):
                 silent=True,
                 init_timeout=_INIT_TIMEOUT_S,
                 finish_timeout=_FINISH_TIMEOUT_S,
+                finish_timeout_raises=True,
             ),
         }
         try:
             self._run = wandb.init(**options)
         except wandb.Error as error:
             text = str(error).partition("\n")[0].rstrip(".")
-            self.tell(f"{text}; written offline: `wandb sync` sends it from {run.run_dir}/wandb")
+            self.tell(f"{text}; written offline: {self._remedy}")
             # wandb's process still holds the name of the one that could not begin.
             own = {"id": f"{options['id']}-{len(run.starts)}", "mode": "offline"}
             self._run = wandb.init(**options | own)
@@ -57,7 +60,10 @@ class WandbLogger(BackgroundLogger):
         self._run.log({name: value for name, value in record.items() if value is not None})
 
     def finish(self) -> None:
-        self._run.finish()
+        try:
+            self._run.finish()
+        except TimeoutError:
+            self.tell(f"not all was sent within {_FINISH_TIMEOUT_S} s of the end: {self._remedy}")
 
 
 def _id_of(run: RunStart) -> str:

@@ -7,6 +7,7 @@ import sqlite3
 import struct
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from sfrl.callbacks import BackgroundLogger, Callback, RunStart, background, mak
 from sfrl.callbacks.wandb import _id_of
 from sfrl.records.start import this_start
 from sfrl.settings.algorithms import load_starts
-from tests.runs import metrics
+from tests.runs import metrics, wait_for
 
 RECORDS = [{"env_frames": 100 * i, "episode_return_mean": 1.5 * i, "entropy": None} for i in (1, 2)]
 
@@ -252,6 +253,57 @@ def test_weights_and_biases_has_the_run_offline(run, is_offline, monkeypatch, ca
         {"env_frames": 100, "episode_return_mean": 1.5},
         {"env_frames": 200, "episode_return_mean": 3.0},
     ]
+
+
+class _Service(BaseHTTPRequestHandler):
+    """As much of their server as a run needs to begin and to send its records."""
+
+    def do_POST(self):
+        asked = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        project = {"id": "p", "name": "sfrl", "entity": {"id": "e", "name": "me"}}
+        bucket = {"id": "b", "name": "x", "config": "{}", "historyLineCount": 0, "project": project}
+        data = {"model": {"bucket": None}}
+        if b"upsertBucket" in asked:
+            data = {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        elif b"createRunFiles" in asked:
+            data = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
+        answer = json.dumps({"data": data}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *args):
+        self.server.paths.append(self.path)
+
+
+def test_a_network_that_goes_during_the_run_ends_with_a_line(run, monkeypatch, caplog, tmp_path):
+    wandb = pytest.importorskip("wandb")
+    server = HTTPServer(("127.0.0.1", 0), _Service)
+    server.paths = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setattr("sfrl.callbacks.wandb._FINISH_TIMEOUT_S", 1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    run.run_dir.mkdir()
+    [logger] = make_callbacks("wandb")
+    logger.begin(run)
+    logger.report(RECORDS[0])
+    wait_for(lambda: any(path.endswith("/file_stream") for path in server.paths))
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    logger.report(RECORDS[1])
+    logger.end()
+    wandb.teardown()
+    assert "not all was sent within 1 s of the end: `wandb sync` sends it from" in caplog.text
+    [path] = run.run_dir.glob("wandb/run-*/*.wandb")
+    assert sum(record.HasField("history") for record in records_in(path)) == 2
 
 
 def test_trackio_has_the_run_on_this_machine(run, monkeypatch, tmp_path):
