@@ -46,7 +46,10 @@ def _rm(args: Args) -> int:
         )
         return 0
     for folder, paths in left.items():
-        print(printable(f"deleted {folder}" + (f", but for {', '.join(paths)}" if paths else "")))
+        others = f"; left, for sfrl has not written it: {', '.join(paths)}" if paths else ""
+        print(printable(f"deleted {folder}{others}"))
+        if f"{folder}/wandb" in paths:
+            print("(in wandb/ is what wandb has written; `wandb sync` sends what is not sent yet)")
     return 0
 
 

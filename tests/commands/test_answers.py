@@ -199,12 +199,16 @@ def test_rm_deletes_all_of_a_run(doomed, capsys):
 
 def test_rm_leaves_what_is_not_the_runs(doomed, capsys):
     (doomed / "videos").mkdir()
-    for name in ("notes.txt", "checkpoints/latest-1 (copy).pt", "videos/holiday.mp4"):
+    (doomed / "wandb").mkdir()
+    names = ("checkpoints/latest-1 (copy).pt", "notes.txt", "videos/holiday.mp4", "wandb/x.wandb")
+    for name in names:
         (doomed / name).write_text("precious")
     assert rm.main(["doomed", "--yes"], "sfrl rm") == 0
-    assert f"deleted {doomed}, but for {doomed}/checkpoints" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"deleted {doomed}; left, for sfrl has not written it: {doomed}/checkpoints" in text
+    assert "`wandb sync` sends what is not sent yet" in text
     left = [str(path.relative_to(doomed)) for path in doomed.rglob("*") if path.is_file()]
-    assert sorted(left) == ["checkpoints/latest-1 (copy).pt", "notes.txt", "videos/holiday.mp4"]
+    assert sorted(left) == [*names]
 
 
 def test_rm_refuses_what_it_must_not_delete_and_then_deletes_nothing(doomed, capsys):
