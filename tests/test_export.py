@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfrl import load, train
 from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, export
 from sfrl.export import _Graph, to_onnx
 from sfrl.policy import Policy, PolicyState
 from sfrl.records import checkpoint
+from tests.commands.test_diagnose import SMALL
 from tests.fresh import fresh_policy, weights_of
 from tests.test_spaces import settings_of
 
@@ -45,7 +47,10 @@ CASES: dict[str, dict[str, Any]] = {
         "dueling": True,
     },
 }
+# A few updates by the default algorithm, on actions of one number, whose noise is correlated.
+TRAINED = {**SMALL, "env": "Pendulum-v1", "train_frames": 1000, "learning_rate": 0.01}
 OUTPUTS = {
+    "trained": ["action", "mean", "log_std", "value"],
     "pictures": ["action", "logits", "value", "next_state"],
     "dict": ["action", "logits", "mean", "log_std", "value", "next_state"],
     "sac": ["action", "mean", "log_std"],
@@ -98,9 +103,13 @@ def fed(observation: Any, inputs: list[dict[str, Any]]) -> dict[str, np.ndarray]
     return arrays
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_graph_decides_as_the_policy_does(case):
-    policy = fresh_policy(**CASES[case])
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_a_graph_decides_as_the_policy_does(case, tmp_path):
+    if case == "trained":
+        policy = load(train(**TRAINED, run_dir=tmp_path).run_dir)
+        assert policy.config.noise_correlation > 0
+    else:
+        policy = fresh_policy(**CASES[case])
     model = to_onnx(policy, {"checkpoint": "latest-1.pt"})
     session = onnxruntime.InferenceSession(model.SerializeToString())
     assert [output.name for output in session.get_outputs()] == OUTPUTS[case]
