@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from sfrl.settings.algorithms import user_settings
 from tests.runs import ROOT, TIMEOUT_S
 
 CONFIG = "zensical.toml"
@@ -83,3 +84,10 @@ def test_the_reference_has_the_docstrings(site):
     [reference] = [page for path, page in site.items() if path.name == "reference.html"]
     for name in ("sfrl.train", "sfrl.Summary.run_dir", "sfrl.envs.VecEnv.recv"):
         assert name in reference.anchors
+
+
+def test_the_page_of_settings_has_all_of_them_and_nothing_else(site):
+    [page] = [page for path, page in site.items() if path.name == "settings.html"]
+    anchors = {anchor for anchor in page.anchors if anchor.startswith("sfrl.settings.")}
+    names = {anchor.rpartition(".")[2] for anchor in anchors}
+    assert {name for name in names if not name[0].isupper()} == {*user_settings()}

@@ -17,7 +17,7 @@ class RunSettings(Settings):
     """Who does what in which process, and what is learned (--list-systems). Some settings are of
     one system alone."""
     run_dir: Annotated[str, USUAL] = ""
-    """The run's folder. Empty: runs/<env>-<timestamp>; with --resume, the newest (of --env)."""
+    """The run's folder. Empty: runs/ENV-TIME; with --resume, the newest (of --env)."""
     resume: Annotated[bool, USUAL] = False
     """Continue the run in --run-dir, or the newest one (of --env, if given), as it was set."""
     config: str = ""
