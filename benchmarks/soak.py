@@ -1,6 +1,6 @@
 """Pong and CartPole together for an hour, workers killed at random: does anything grow or get lost?
 
-    python -m benchmarks.soak                      (60 minutes; `make soak`)
+    python -m benchmarks.soak  # 60 minutes, as `make soak`
     python -m benchmarks.soak --minutes=3 --settle-minutes=1
 
 Every `sample_seconds` it notes each run's memory (PSS of all its processes), open files and frames.

@@ -79,8 +79,8 @@ class WorkerSettings(Settings):
         if self.num_policy_workers > self.splits:
             problems.append(
                 f"num_policy_workers={self.num_policy_workers} must not exceed the {self.splits} "
-                f"splits (num_workers * num_splits) that they share; try "
-                f"num_policy_workers={self.splits}"
+                f"splits (num_workers * num_splits) that they share; try num_policy_workers="
+                f"{self.splits}, or num_splits={-(-self.num_policy_workers // self.num_workers)}"
             )
         envs_per_split = envs_per_worker // self.num_splits
         if self.policy_batch_size < envs_per_split:
