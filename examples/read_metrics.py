@@ -9,24 +9,28 @@ from pathlib import Path
 
 LINES, WIDTH = 12, 40
 
-folders = [Path(sys.argv[1])] if len(sys.argv) > 1 else list(Path("runs").iterdir())
-run = max(folders, key=lambda folder: (folder / "metrics.jsonl").stat().st_mtime)
+folders = [Path(sys.argv[1])] if len(sys.argv) > 1 else list(Path("runs").glob("*/"))
+files = [file for folder in folders if (file := folder / "metrics.jsonl").exists()]
+if not files:
+    sys.exit("no run is there; train one first, or name the folder of a run")
+newest = max(files, key=lambda file: file.stat().st_mtime)
 # One record a line. The last line of a run that lives may be half written.
-lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+lines = newest.read_text().splitlines(keepends=True)
 records = [json.loads(line) for line in lines if line.endswith("\n")]
 scored = [record for record in records if record["episode_return_mean"] is not None]
 if not scored:
-    sys.exit(f"{run}: no episode has ended yet")
+    sys.exit(f"{newest.parent}: no episode has ended yet")
 
 scores = [record["episode_return_mean"] for record in scored]
 low, high = min(scores), max(scores)
-print(f"{run}\n{'frames':>12} {'minutes':>8} {'score':>9}")
+print(f"{newest.parent}\n{'frames':>12} {'minutes':>8} {'score':>9}")
 for record in scored[: -1 : len(scored) // LINES + 1] + scored[-1:]:
     score = record["episode_return_mean"]
     bar = "#" * round(WIDTH * (score - low) / (high - low or 1))
     print(f"{record['env_frames']:12,} {record['time_s'] / 60:8.1f} {score:9.1f} {bar}")
 
-print("\nWho worked, in the last interval (the one that never waits limits the run):")
-for name in ("rollout", "policy", "learner"):
-    working = records[-1].get(f"{name}/working")  # None: nothing to tell yet
-    print(f"{name:>12} {'-' if working is None else f'{working:.0%}'}")
+shares = {name: records[-1].get(f"{name}/working") for name in ("rollout", "policy", "learner")}
+if None not in shares.values():  # an old record, or the first one, has nothing to tell
+    print("\nWho worked, in the last interval (the one that never waits limits the run):")
+    for name, share in shares.items():
+        print(f"{name:>12} {share:.0%}")

@@ -2,8 +2,9 @@
 
     python several_seeds.py --seeds=5 --env=CartPole-v1 --train-frames=60_000
 
-All flags but --seeds are those of `sfrl train`. Each run has one thread (--serial), so that as many
-run at a time as there are cores, and the same seeds give the same scores.
+All flags but --seeds are those of `sfrl train`; without any the above is done. Each run has one
+thread (--serial), so that as many run at a time as there are cores, and the same seeds give the
+same scores.
 """
 
 import argparse
@@ -22,6 +23,7 @@ T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 
 parser = argparse.ArgumentParser()
 parser.add_argument("--seeds", type=int, choices=T95, default=5)
 options, flags = parser.parse_known_args()
+flags = flags or ["--env=CartPole-v1", "--train-frames=60_000"]
 
 
 def score_of(seed):
