@@ -18,7 +18,7 @@ _WINDOW = 100  # episodes of a score
 _LONG = 5_000  # decisions: 5.5 minutes of an Atari game, whose random players lose sooner
 # The mean of 100 returns varies by about 2% of their range: this is no accident.
 _NOISE = 0.1
-_LOST = 0.5  # of the rise; 60 runs of docs/curves, which learned, lost a third of it at most
+_LOST = 0.5  # of the rise; the 58 runs in docs/curves had lost a third of it at most in the end
 _YOUNG = 0.05  # of --train-frames: until then a score may still rise
 _EXPLORES = 0.05  # of the highest entropy; Pong and CartPole are won at a fifth of it and more
 _GROWS = 10.0  # times the first quarter's value loss, which is mostly the largest
