@@ -184,7 +184,7 @@ def train(job: Job, out: Path, core: int) -> None:
     Raises:
         RuntimeError: it ended before. The text holds the end of what it said.
     """
-    folder = job.folder(out)
+    folder = job.folder(out.absolute())  # the run starts elsewhere
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was not ended
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "train.py"), *job.command, f"--run-dir={folder}"]
