@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfrl import __version__
-from sfrl.envs.spaces import Part, Path, choice_sizes, ranges_of, where_is
+from sfrl.envs.spaces import Part, Path, choice_sizes, ranges_of
 from sfrl.nets.encoders import example
 from sfrl.policy import Policy
 
@@ -225,7 +225,7 @@ def _metadata(policy: Policy) -> dict[str, str]:
 
 def _source(part: Part) -> dict[str, Any]:
     """Where an input is in an observation, and how it is to be turned."""
-    told: dict[str, Any] = {"from": where_is(part.path), "own_shape": part.space.shape or ()}
+    told: dict[str, Any] = {"from": list(part.path), "own_shape": part.space.shape or ()}
     if part.order:
         told["transpose"] = part.order
     start = np.asarray(getattr(part.space, "start", 0))

@@ -96,7 +96,10 @@ def fed(observation: Any, inputs: list[dict[str, Any]]) -> dict[str, np.ndarray]
     for told in inputs:
         if "from" not in told:
             continue
-        array = np.asarray(eval(told["from"], {"observation": observation}))
+        array = observation
+        for key in told["from"]:
+            array = array[key]
+        array = np.asarray(array)
         array = array - told["minus"] if "minus" in told else array
         array = array.transpose(told["transpose"]) if "transpose" in told else array
         arrays[told["name"]] = array.reshape(1, *told["leaf_shape"]).astype(told["dtype"])
