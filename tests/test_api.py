@@ -143,7 +143,7 @@ def test_a_signal_ends_the_run_in_order_and_then_does_what_it_does_in_the_progra
         ({"train_frames": "10m"}, "train_frames='10m' must be of type int"),
         ({"tune": np.float32(1)}, "tune=1.0 must be of type str"),
         ({"run_dir": None}, "run_dir=None must be of type str"),
-        ({"config": Path("no.json")}, "no.json cannot be read as a config: [Errno 2]"),
+        ({"config": Path("no.json")}, "no.json cannot be read as a config: No such file"),
         ({"env": "CartPole-v1", "frameskip": 4}, "frameskip=4 is for Atari games"),
         ({"env": "CartPole-v1", "gamma": 2.0, "loss": "ppo"}, "gamma=2.0 must lie"),
         ({"env": "__main__:Mine-v0"}, "env=__main__:Mine-v0 is registered in this program alone"),

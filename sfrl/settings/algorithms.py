@@ -164,7 +164,8 @@ def _read(path: Path) -> tuple[object, list[dict[str, Any]]]:
             raise ValueError("it is no file; name a run's config.json")
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read as a config: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path} cannot be read as a config: {reason}") from error
     if not isinstance(values, dict):
         return values, []
     starts = values.pop(STARTS, [])

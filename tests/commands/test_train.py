@@ -345,7 +345,7 @@ def test_a_new_run_begins_with_the_settings_of_a_file_and_the_flags_over_them(mo
 @pytest.mark.parametrize(
     ("flags", "texts"),
     [
-        ("--config=no.json", ["no.json cannot be read as a config: [Errno 2] No such file"]),
+        ("--config=no.json", ["no.json cannot be read as a config: No such file"]),
         ("--config=x", ["/x cannot be read as a config: it is no file; name a run's config.json"]),
         ("--config=pipe", ["/pipe cannot be read as a config: it is no file"]),
         ("--config=old.json", ["(of sfrl 0.0.7, and this", "unknown setting 'gama'; did you mean"]),
