@@ -146,7 +146,7 @@ class Translation:
         ):
             if number != size:
                 raise ValueError(
-                    f"{what} is of {number} environments, and there are {size} observations; "
+                    f"{what} is of a batch of {number}, and obs of a batch of {size}; "
                     f"give as many, or state=None where all episodes begin"
                 )
         obs = shrunk(self._read(rows), self._taps)

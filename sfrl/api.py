@@ -54,7 +54,7 @@ def train(*, callbacks: Sequence[Callback] = (), **settings: Any) -> Summary:
         CheckpointError: there is nothing to resume.
         WorkerError: a component of the run failed. The text tells which, and its traceback.
         OSError: the run's folder cannot be written.
-        TypeError: one of `callbacks` is none.
+        TypeError: `callbacks` is no list, or one of them is no callback.
         RuntimeError: this process trains already; or it serves a run, and imports what calls this.
     """
     started_s = time.monotonic()
@@ -119,8 +119,11 @@ def prepare(
         callbacks: beside those that settings name.
 
     Raises:
-        What `settle`, `make_callbacks` and `Trainer` do; TypeError: one of `callbacks` is none.
+        What `settle`, `make_callbacks` and `Trainer` do; TypeError: `callbacks` is no list, or
+            one of them is no callback.
     """
+    if isinstance(callbacks, Callback):
+        raise TypeError(f"callbacks={callbacks!r:.80} must be a list; write callbacks=[...]")
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise TypeError(

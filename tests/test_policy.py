@@ -267,7 +267,11 @@ def test_a_run_is_loaded_by_folder_name_and_path_and_acts(run, monkeypatch):
         (np.zeros((0, 4), np.float32), {}, "nor a batch of one or more"),
         ("left", {}, "its observation is <U4"),
         (np.full(4, np.nan, np.float32), {}, "obs has NaN or infinity, on which nobody can act"),
-        (np.zeros((2, 4), np.float32), {"episode_start": [True]}, "episode_start is of 1 env"),
+        (
+            np.zeros((2, 4), np.float32),
+            {"episode_start": [True]},
+            "episode_start is of a batch of 1, and",
+        ),
         (np.zeros(4, np.float32), {"action_mask": [1, 1]}, "CartPole-v1 has no action masks"),
     ],
 )
@@ -290,6 +294,6 @@ def test_what_an_observation_alone_does_not_tell_is_asked_for():
     assert action == 1
     with pytest.raises(ValueError, match="reward=None must be what the step before"):
         policy.act(obs, state, action_mask=[0, 1, 0])
-    with pytest.raises(ValueError, match="state is of 1 environments, and there are 2 observ"):
+    with pytest.raises(ValueError, match="state is of a batch of 1, and obs of a batch of 2"):
         policy.act(np.stack([obs, obs]), state, action_mask=[[0, 1, 0]] * 2, reward=0)
     assert policy.act(obs, state, action_mask=[0, 0, 1], reward=1.0)[0] == 2

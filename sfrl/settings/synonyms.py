@@ -188,7 +188,9 @@ def _in_python(remedy: str) -> str:
 
 
 OF_TRAIN = _by_name(_OF_TRAIN)
-OF_PYTHON = {name: _in_python(remedy) for name, remedy in OF_TRAIN.items()}
+OF_PYTHON = {name: _in_python(remedy) for name, remedy in OF_TRAIN.items()} | {
+    "callback": "use callbacks, a list of objects of classes that derive from sfrl.Callback"
+}
 OF_ENJOY = dict.fromkeys(
     (*user_settings(), *OF_TRAIN), "a checkpoint has the settings that it was trained with"
 ) | _by_name(_OF_ENJOY)

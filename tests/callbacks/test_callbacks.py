@@ -143,6 +143,10 @@ def test_what_a_callback_raises_ends_the_run_in_order_and_reaches_the_caller(tmp
 def test_what_is_no_callback_is_refused():
     with pytest.raises(TypeError, match=r"callbacks has <class .*Counting'>, and must have"):
         sfrl.train(env="CartPole-v1", callbacks=[Counting])
+    with pytest.raises(TypeError, match=r"callbacks=<.*Counting.*> must be a list"):
+        sfrl.train(env="CartPole-v1", callbacks=Counting())
+    with pytest.raises(sfrl.ConfigError, match="unknown setting 'callback'; use callbacks"):
+        sfrl.train(env="CartPole-v1", callback=Counting())
 
 
 def test_a_run_waits_for_no_logger_in_the_background_and_outlives_it(run, caplog):
