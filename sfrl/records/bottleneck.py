@@ -39,6 +39,8 @@ def bottleneck_of(record: Record) -> Bottleneck | None:
         return "cores"
     if busy:
         return _OF_COMPONENT[busy[0]]
+    if record.get("policy/working") is None:
+        return None  # it still starts, and who waits for it does so no longer than that
     slots, actions = (record.get(f"rollout/wait_{what}") or 0.0 for what in ("slot", "actions"))
     return "learning" if slots > actions else "rollout"
 

@@ -16,6 +16,7 @@ from sfrl.records.timing import COMPONENT_STAGES
         ("rollout", 0.5, 0.6, 0.3, 0.4, 0.1),
         ("learning", 0.5, 0.4, 0.7, 0.1, 0.4),
         ("learning", None, None, 0.9, None, None),  # others have not ended a stage
+        (None, 0.1, None, None, 0.9, 0.0),  # policy workers still start
         (None, None, None, None, None, None),
     ],
 )
