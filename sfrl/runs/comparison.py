@@ -13,7 +13,11 @@ from sfrl.settings.reports import ReportSettings
 
 _SAMPLES = 10_000
 # In which runs of one group may differ.
-_OF_A_RUN = {"seed", "run_dir", "resume", "tuned", "train_seconds", *settings_of(ReportSettings)}
+_OF_A_RUN = {
+    *("seed", "run_dir", "resume", "train_seconds"),
+    *("config", "tune", "tuned"),  # what they have set counts, not who has set it
+    *settings_of(ReportSettings),
+}
 
 
 class Mean(NamedTuple):

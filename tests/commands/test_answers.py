@@ -120,7 +120,11 @@ def test_who_only_looks_hinders_no_trainer(tmp_path):
 # --- several runs ---
 @pytest.mark.usefixtures("in_folder")
 def test_runs_that_differ_in_their_seeds_are_one_line_with_an_interval(folder, capsys):
-    third = json.loads((folder / "runs/second/config.json").read_text()) | {"gamma": 0.5, "seed": 3}
+    second = json.loads((folder / "runs/second/config.json").read_text())
+    # How the settings have come about does not count.
+    from_file = {"config": "runs/second/config.json", "tune": "now"}
+    (folder / "runs/second/config.json").write_text(json.dumps(second | from_file))
+    third = second | {"gamma": 0.5, "seed": 3}
     other = folder / "other/third"
     shutil.copytree(folder / "runs/second", other)
     (other / "config.json").write_text(json.dumps(third))
