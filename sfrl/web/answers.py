@@ -161,7 +161,12 @@ def _topology(run: Run) -> dict[str, object] | None:
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {item}" for key, item in value.items())
+        within = ((key, _text(item), isinstance(item, dict)) for key, item in value.items())
+        return ", ".join(
+            f"{key}: ({text})" if many else f"{key}: {text}" for key, text, many in within
+        )
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "-"
     return "-" if value is None else str(value)
 
 

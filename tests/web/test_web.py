@@ -88,7 +88,9 @@ def test_a_run_tells_its_records_findings_log_settings_and_starts(folder, url):
     assert run["log"][-1].endswith("the run failed: <script>alert(1)</script>")
     [gamma] = [setting for setting in run["settings"] if setting["name"] == "gamma"]
     assert gamma == {"name": "gamma", "value": "0.5", "default": "0.99", "by": "flag"}
-    assert [start["version"] for start in run["starts"]] != []
+    [start] = run["starts"]
+    assert "versions: (python: " in start["machine"]
+    assert not set("{}[]'") & set(start["machine"])  # it is for people
 
 
 def test_runs_that_differ_in_their_seeds_are_a_group(url):
