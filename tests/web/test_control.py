@@ -149,6 +149,23 @@ def test_stop_is_confirmed_by_keyboard_on_a_phone(browser, held, url):
     run_folder.drop_requests(held / "live")
 
 
+def test_a_live_run_whose_server_has_gone_does_not_seem_live(browser, held):
+    page = browser.new_page()  # its console tells of the lost server, as it must
+    page.clock.install()
+    with served(held) as url:
+        page.goto(f"{url}#/run?run=live")
+        page.click("#stop")
+        page.click("#surely")
+        page.get_by_text("Asked to stop.").wait_for()
+    page.clock.fast_forward("00:05")
+    page.get_by_text("It was asked to stop, and answers no more.").wait_for()
+    assert page.locator(".state").text_content() == "no answer"
+    assert page.locator("#stop").is_hidden()
+    assert "has ended. Trying again." in page.text_content("#note")
+    page.close()
+    run_folder.drop_requests(held / "live")
+
+
 def test_a_request_that_came_too_late_does_not_stop_the_next_run(tmp_path):
     (tmp_path / "stop.request").touch()
     (tmp_path / "checkpoint.request").touch()

@@ -52,11 +52,12 @@ function clock(seconds) {
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 class NoAnswer extends Error {}
+class NoServer extends NoAnswer {}
 
 async function ask(what, runs = []) {
   const query = new URLSearchParams(runs.map((run) => ["run", run]));
   const answer = await fetch(`api/${what}?${query}`).catch(() => {
-    throw new NoAnswer("No answer: sfrl web, or the training with --web, seems to have ended. Trying again.");
+    throw new NoServer("No answer: sfrl web, or the training with --web, has ended. Trying again.");
   });
   if (answer.ok) return answer.json();
   const isJson = answer.headers.get("content-type")?.includes("json");
@@ -345,7 +346,14 @@ function runView(path) {
     if (!run.starts.length) parts.starts.append("Its config.json tells of none.");
   }
 
-  return async () => {
+  // What was live may have ended with the server, and nobody tells.
+  function lose() {
+    if (run?.state !== "live") return;
+    parts.state.firstChild.replaceWith(el("span", { className: "state" }, "no answer"));
+    control.lose();
+  }
+
+  const look = async () => {
     run = await ask("run", [path]);
     return () => {
       document.title = `${run.name} - sfrl`;
@@ -384,6 +392,7 @@ function runView(path) {
       return run.state === "live";
     };
   };
+  return Object.assign(look, { lose });
 }
 
 // --- all runs ---
@@ -590,6 +599,7 @@ function show() {
       if (!(error instanceof NoAnswer)) throw error;
       if (own !== looks) return;
       note.textContent = error.message;
+      if (error instanceof NoServer) look.lose?.();
     }
     timer = setTimeout(lookAgain, wait);
   };

@@ -3,7 +3,7 @@
 const LOOK_MS = 1200; // after which the trainer, which looks once a second, has seen a request
 
 // el makes an element; lookAgain has the page read the run anew.
-// Gives the node, and a function that takes each answer about the run.
+// Gives the node, and functions that take each answer about the run, and that there is none.
 export function controls(el, path, lookAgain) {
   let checkpointAskedMs = null; // when, while none has come since
   let hasAskedToStop = false;
@@ -67,5 +67,13 @@ export function controls(el, path, lookAgain) {
     save.hidden = stop.hidden = !isLive;
   }
 
-  return { node, tell };
+  // The server has gone: that of --web ends with its run.
+  function lose() {
+    if (hasAskedToStop) said.textContent = "It was asked to stop, and answers no more.";
+    save.hidden = stop.hidden = true;
+    wasLive = false;
+    sure.close();
+  }
+
+  return { node, tell, lose };
 }

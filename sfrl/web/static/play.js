@@ -67,7 +67,7 @@ export class Playing {
     this.source.onerror = () => {
       const isRefused = this.source?.readyState === EventSource.CLOSED;
       if (isRefused) this.give("The server refuses to play it.");
-      else this.tell("No answer; is sfrl web still running? Trying again.");
+      else this.tell("No answer. Trying again.");
     };
   }
 
