@@ -67,7 +67,8 @@ class Run:
 
     @property
     def system(self) -> str:
-        return str(self.settings.get("system", DEFAULT_SYSTEM))
+        """That of a config.json which does not name one is of a version that had one alone."""
+        return str(self.settings.get("system", DEFAULT_SYSTEM if self.settings else "?"))
 
     @property
     def state(self) -> State:
