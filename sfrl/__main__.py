@@ -42,7 +42,7 @@ def main() -> NoReturn:
     wants_help = name in ("--help", "-h")
     lines = [
         "usage: sfrl COMMAND [--help | --name=value ...]",
-        *(f"  {command}  {what}" for command, what in COMMANDS.items()),
+        *(f"  {command:10}{what}" for command, what in COMMANDS.items()),
     ]
     if name and not wants_help:
         lines.insert(0, f"sfrl: {name!a} is no command; choose from {', '.join(COMMANDS)}")
