@@ -48,7 +48,7 @@ SHORTER = {  # what a test adds to a command: of several flags of a name the las
     "bench": "--seconds=1",
     "enjoy": "--max-steps=200",
     "benchmarks.emulators": "--steps=2 --windows=1",
-    "benchmarks.grid": "--seconds=30 --rounds=1 --workers 1 --splits 1 --envs 16",
+    "benchmarks.grid": "--seconds=60 --rounds=1 --workers 1 --splits 1 --envs 16",
     "benchmarks.lag": f"--seeds=1 --lags=5 --reuses=1 --frames={FEW_FRAMES}",
     "benchmarks.layouts": "--seconds=4 --windows=1 --rounds=1",
     "benchmarks.learning": f"--seeds=1 --frames={FEW_FRAMES}",
