@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,7 +179,7 @@ def test_actions_are_within_the_bounds_of_any_space(case):
 @pytest.fixture
 def run_dir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return save(tmp_path / "run", **CASES["dqn"])
+    return save(tmp_path / "runs" / "catch", **CASES["dqn"])
 
 
 def save(run_dir, **settings):
@@ -195,7 +196,7 @@ def save(run_dir, **settings):
 
 
 def test_the_command_writes_the_file_and_tells_of_it(run_dir, capsys):
-    assert export.main([str(run_dir), "--onnx", "policy.onnx"], "sfrl export") == 0
+    assert export.main([run_dir.name, "--onnx", "policy.onnx"], "sfrl export") == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {
         "onnx": "policy.onnx",
@@ -213,7 +214,7 @@ def test_the_command_writes_the_file_and_tells_of_it(run_dir, capsys):
     ("flags", "text"),
     [
         (["--onnx=policy.pt"], "onnx=policy.pt must name a file that ends in .onnx"),
-        ([], "onnx= must name a file"),
+        ([], "name the file to write: --onnx=FILE.onnx"),
         (["--onnx=no/policy.onnx"], "onnx=no/policy.onnx cannot be written"),
         (["--output=x"], "--output is unknown; use --onnx=FILE.onnx"),
         (["--run-dir=run"], "name the run first: sfrl export RUN --onnx=FILE.onnx"),
@@ -223,7 +224,12 @@ def test_the_command_writes_the_file_and_tells_of_it(run_dir, capsys):
 def test_wrong_flags_are_told_and_nothing_is_written(run_dir, capsys, flags, text):
     assert export.main([str(run_dir), *flags], "sfrl export") == EXIT_USAGE
     assert text in capsys.readouterr().err
-    assert [path.name for path in run_dir.parent.iterdir()] == ["run"]
+    assert [path.name for path in Path().iterdir()] == ["runs"]
+
+
+def test_a_run_that_is_not_there_is_told(run_dir, capsys):
+    assert export.main(["catsh", "--onnx=policy.onnx"], "sfrl export") == EXIT_USAGE
+    assert f"no run in runs/; did you mean {run_dir.name}?" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_told_with_the_extra_that_has_it(run_dir, capsys, monkeypatch):

@@ -15,6 +15,7 @@ from sfrl.commands import EXIT_FAILURE, EXIT_USAGE
 from sfrl.envs.logs import printable
 from sfrl.records import checkpoint, run_folder
 from sfrl.run.description import describe
+from sfrl.runs import reader
 from sfrl.settings import synonyms
 from sfrl.settings.algorithms import config_from
 from sfrl.settings.flags import parse_flags
@@ -33,6 +34,8 @@ class Args:
 
     def check(self) -> None:
         """Raises ValueError."""
+        if not self.onnx:
+            raise ValueError("name the file to write: --onnx=FILE.onnx")
         path = Path(self.onnx)
         if path.suffix != ".onnx":
             raise ValueError(f"onnx={self.onnx} must name a file that ends in .onnx")
@@ -44,17 +47,22 @@ def main(argv: Sequence[str], prog: str) -> int:
     """Run `sfrl export` with these arguments; returns its exit code.
 
     Args:
-        argv: the run's folder first, if one is named, then flags.
+        argv: the run first, if one is named, by its folder or its name in runs/; then flags.
         prog: what the user has called, for `--help` and errors.
     """
     run_dir, flags = "", list(argv)
     if flags and not flags[0].startswith("-"):
         run_dir = flags.pop(0)
     try:
-        text = "Write a trained network to an ONNX file: of RUN, or the newest run in runs/."
+        text = (
+            "Write a trained network to an ONNX file: of RUN, a folder or its name in runs/; of "
+            "the newest run there if none is named."
+        )
         args = parse_flags(flags, Args(), synonyms.OF_EXPORT, f"{prog} [RUN]", text)
         path = Path(run_folder.expanded("onnx", args.onnx)).absolute()
         args.check()
+        if run_dir:
+            run_dir = str(reader.find(run_dir))
         content, told = _exported(run_dir, args.checkpoint)
     except REFUSALS as error:
         print(printable(f"{prog}: {error}"), file=sys.stderr)
