@@ -230,7 +230,9 @@ def load_latest(run_dir: Path | str) -> Checkpoint:
     Raises:
         CheckpointError: there is none.
     """
-    problem = "train a run first, or name another with --run-dir"
+    problem = (
+        "a run writes none before it has learned something; train for longer, or name another run"
+    )
     paths = latest_paths(run_dir)
     for path in paths:
         try:

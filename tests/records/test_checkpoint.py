@@ -206,7 +206,7 @@ def test_all_damaged_is_an_error_that_is_told_once(tmp_path, caplog):
         checkpoint.load_latest(tmp_path)
     assert not caplog.messages
     path.unlink()
-    with pytest.raises(CheckpointError, match="train a run first, or name another"):
+    with pytest.raises(CheckpointError, match="train for longer, or name another run"):
         checkpoint.load_latest(tmp_path)
 
 
