@@ -12,6 +12,7 @@ import importlib.util
 from sfrl.callbacks.background import BackgroundLogger
 from sfrl.callbacks.callback import Callback, RunStart
 from sfrl.envs.classes import class_at
+from sfrl.envs.names import in_one_line
 
 __all__ = ["BackgroundLogger", "Callback", "RunStart", "make_callbacks"]
 
@@ -48,4 +49,9 @@ def _make(name: str) -> Callback:
             f"as module:Class"
         )
     cls = class_at("log_to", _SERVICES.get(name, name), Callback, "sfrl.Callback")
-    return cls()
+    try:
+        return cls()
+    except Exception as error:  # the user's code may raise anything
+        raise ValueError(
+            f"log_to={name}: it is made without arguments, and cannot be ({in_one_line(error)})"
+        ) from error

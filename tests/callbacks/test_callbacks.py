@@ -79,6 +79,13 @@ def test_a_logger_of_the_users_gets_all_records_of_a_run(tmp_path):
     assert records == metrics(tmp_path) != []
 
 
+class Asking(Callback):
+    """Cannot be named as --log-to: it is not made without arguments."""
+
+    def __init__(self, path):
+        self.path = path
+
+
 class Counting(Callback):
     """Counts what it is told, and does `act` at each."""
 
@@ -182,6 +189,7 @@ def test_the_end_of_a_run_waits_for_a_logger_so_long_and_no_longer(run, caplog, 
         ("no_such:Thing", "log_to=no_such:Thing: cannot import 'no_such'"),
         ("json:JSONDecoder", "JSONDecoder must be a subclass of sfrl.Callback"),
         ("json:dump, wandbb", "log_to=json:dump: dump must be a subclass"),
+        ("tests.callbacks.test_callbacks:Asking", "without arguments, and cannot be .TypeError"),
     ],
 )
 def test_what_is_no_logger_is_told_before_anything_starts(names, text):
