@@ -33,6 +33,13 @@ _OF_TRAIN = {
     "use --threads-per-worker for environments that wait, and --num-workers for more cores": (
         "env_threads num_env_threads threads_per_env_runner"
     ),
+    "use --slots-per-split": "num_batches_to_accumulate",
+    "use --pin-workers": "set_workers_cpu_affinity cpu_affinity",
+    "use --worker-nice": "default_niceness niceness nice",
+    "use --env=module:Class or envpool:Id-v0, which are vectors": "batched_sampling",
+    "use --env-timeout and --stall-timeout": (
+        "heartbeat_interval heartbeat_reporting_interval timeout"
+    ),
     "use --torch-threads": "num_threads n_threads num_learner_threads torch_num_threads",
     _FRAMES: (
         "total_timesteps n_timesteps timesteps timesteps_total total_steps max_steps max_timesteps "
@@ -77,8 +84,9 @@ _OF_TRAIN = {
     "use --rho-clip": "vtrace_rho vtrace_rho_clip vtrace_clip_rho_threshold",
     "use --c-clip": "vtrace_c vtrace_c_clip",
     "use --max-grad-norm": "grad_clip clip_grad max_grad grad_norm_clipping grad_norm",
-    "use --optimizer-eps": "eps adam_eps opt_eps epsilon rmsprop_eps",
+    "use --optimizer-eps": "eps adam_eps opt_eps epsilon rmsprop_eps optimizer_kwargs",
     "use --optimizer": "opt optim optimizer_class",
+    "use --normalize-obs": "normalize_input normalize_observations norm_obs obs_norm",
     "use --normalize-advantages": "norm_adv normalize_advantage norm_advantage",
     "use --normalize-returns": "normalize_value norm_returns popart use_popart normalize_return",
     "use --reward-clip": "clip_rewards clip_reward reward_clipping",
@@ -89,9 +97,16 @@ _OF_TRAIN = {
     ),
     "use --model": (
         "policy network net arch net_arch model_name encoder encoder_type encoder_name policy_name "
-        "policy_type features_extractor"
+        "policy_type features_extractor features_extractor_class activation_fn nonlinearity "
+        "encoder_conv_architecture encoder_mlp_layers encoder_conv_mlp_layers decoder_mlp_layers"
     ),
+    "use --value-encoder=shared or separate": (
+        "actor_critic_share_weights share_features_extractor share_weights vf_share_layers"
+    ),
+    "use --action-bounds=clip or tanh": "continuous_tanh_scale squash_output clip_actions",
+    "use --noise-correlation": "use_sde sde_sample_freq",
     "use --rnn and --rnn-size": "use_rnn use_lstm lstm recurrent rnn_type rnn_name lstm_size",
+    "use --rnn-layers": "rnn_num_layers num_rnn_layers lstm_layers n_lstm_layers",
     "use --frameskip": "frame_skip env_frameskip action_repeat repeat_action frames_skip",
     "use --sticky-actions": "repeat_action_probability sticky sticky_action_probability",
     "use --max-episode-frames for Atari, max_episode_steps at the registration of others": (
@@ -101,7 +116,7 @@ _OF_TRAIN = {
         "framestack frame_stacks num_stack env_framestack stack"
     ),
     "use --env-kwargs, a JSON object": "env_config environment_config make_kwargs env_args",
-    "use --wrappers": "env_wrapper wrapper env_wrappers wrapper_class",
+    "use --wrappers": "env_wrapper wrapper env_wrappers wrapper_class wrapper_kwargs",
     "use --observe-last": "use_prev_action use_prev_reward lstm_use_prev_action",
     "use --device=cuda or --device=cpu; by default it is found": (
         "cuda use_cuda gpu gpus use_gpu num_gpus num_gpus_per_learner no_cuda accelerator"
@@ -117,7 +132,8 @@ _OF_TRAIN = {
     ),
     _LOGS: (
         "track wandb with_wandb use_wandb wandb_project wandb_project_name wandb_entity "
-        "wandb_group neptune comet mlflow logger tensorboard tb"
+        "wandb_group wandb_user wandb_job_type wandb_tags neptune comet mlflow logger tensorboard "
+        "tb"
     ),
     "use --config=FILE, the config.json of a run": (
         "cfg cfg_file cfg_path conf conf_file config_file config_name config_path from_config "
@@ -125,14 +141,14 @@ _OF_TRAIN = {
     ),
     "use --resume, with --run-dir if it is not the newest run": (
         "load load_model load_path load_checkpoint load_model_path restore resume_from restart "
-        "trained_agent checkpoint checkpoint_path pretrained model_path"
+        "restart_behavior trained_agent checkpoint checkpoint_path pretrained model_path"
     ),
     "checkpoints are always saved; --checkpoint-seconds says how often": (
         "save save_model save_freq save_interval save_every save_every_sec checkpoint_freq "
         "checkpoint_interval checkpoint_every checkpoint_frequency checkpoint_at_end"
     ),
     "use --keep-checkpoints": "save_total_limit keep_checkpoints_num num_checkpoints",
-    "use --system": "algorithm algo method agent trainer learner_type",
+    "use --system": "algorithm algo method agent trainer learner_type async_rl",
     "use --report-seconds": (
         "log_interval log_freq log_every log_frequency print_freq report_interval summary_interval "
         "stats_interval experiment_summaries_interval"
@@ -171,7 +187,7 @@ _OF_ENJOY = {
     "actions are sampled unless --deterministic is given": (
         "eval_deterministic greedy stochastic argmax sample"
     ),
-    "the network plays on the CPU, one observation at a time": "device cuda gpu num_gpus use_cuda",
+    "the network plays on the CPU": "device cuda gpu num_gpus use_cuda",
 }
 
 
