@@ -67,9 +67,11 @@ def main(argv: Sequence[str], prog: str) -> int:
         config, spec = settle(given)
         check_shown(config)
     except (ValueError, MemoryError, gymnasium.error.Error) as error:
+        run_folder.remove_empty()
         say(str(error))
         return EXIT_USAGE
     except KeyboardInterrupt:
+        run_folder.remove_empty()
         return EXIT_INTERRUPTED
     try:
         summary = train(**given | {"run_dir": config.run_dir})

@@ -130,10 +130,12 @@ def test_what_a_name_has_of_html_is_shown_as_it_is():
         (["--env=tests.tiny_envs:Catch-v0"], "cannot be filmed"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_before_anything_starts(flags, text, capsys, tmp_path):
+def test_what_cannot_be_shown_is_refused_before_anything_starts(
+    flags, text, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     handler = signal.getsignal(signal.SIGINT)
-    run_dir = tmp_path / "run"
-    assert demo.main([f"--run-dir={run_dir}", *flags], "sfrl demo") == EXIT_USAGE
+    assert demo.main(flags, "sfrl demo") == EXIT_USAGE
     signal.signal(signal.SIGINT, handler)
     assert text in capsys.readouterr().err
-    assert not run_dir.exists()
+    assert not [*tmp_path.glob("runs/*")]
