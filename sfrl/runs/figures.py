@@ -11,8 +11,8 @@ from sfrl.runs.reader import Run
 
 def figures(run: Run) -> dict[str, object]:
     """By name, for programs; None where there is nothing to tell yet."""
-    last = run.last
-    left_s, limit = _seconds_left(run), bottleneck_of(run.interval[1])
+    last, paced = run.last, run.interval[1]
+    left_s, limit = _seconds_left(run), bottleneck_of(paced)
     return {
         "name": run.name,
         "folder": str(run.folder),
@@ -32,7 +32,7 @@ def figures(run: Run) -> dict[str, object]:
         "checkpoint_age_s": _checkpoint_age_s(run),
         "tuned": run.settings.get("tuned") or None,
         "limit": limit and BOTTLENECKS[limit],
-        "shares": {name: share for name, share in last.items() if name.endswith("/working")},
+        "shares": {name: share for name, share in paced.items() if name.endswith("/working")},
     }
 
 

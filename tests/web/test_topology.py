@@ -229,6 +229,7 @@ def test_the_last_checkpoint_does_not_limit_a_run(tmp_path):
     for record, own in zip(run.records, shares, strict=True):
         record.update(own)
     assert figures(run)["limit"] == "limited by the environments"
+    assert figures(run)["shares"] == whole
 
 
 def test_settings_of_another_version_are_not_drawn(trained, folder):
