@@ -110,7 +110,9 @@ def type_problems(
         expected = settings[name].type
         accepted = (int, float) if expected is float else expected
         if not isinstance(value, accepted) or isinstance(value, bool) != (expected is bool):
-            problems.append(f"{name}={value!r:.80} must be of type {expected.__name__}")
+            is_number = expected is str and isinstance(value, int | float)
+            remedy = f": write {str(value)!r}" if is_number and type(value) is not bool else ""
+            problems.append(f"{name}={value!r:.80} must be of type {expected.__name__}{remedy}")
         elif name == "system" and (problem := settings[name].problem(value)):
             problems.append(problem)  # the class depends on it, before the class can tell
     return problems
