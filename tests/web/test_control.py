@@ -162,6 +162,10 @@ def test_a_live_run_whose_server_has_gone_does_not_seem_live(browser, held):
     assert page.locator(".state").text_content() == "no answer"
     assert page.locator("#stop").is_hidden()
     assert "has ended. Trying again." in page.text_content("#note")
+    with served(held) as url:
+        page.goto(f"{url}#/run?run=nosuch")
+        page.get_by_text("nosuch is no run in ").wait_for()
+        assert page.locator("main").is_hidden()  # headings without anything under them
     page.close()
     run_folder.drop_requests(held / "live")
 

@@ -52,12 +52,11 @@ function clock(seconds) {
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 class NoAnswer extends Error {}
-class NoServer extends NoAnswer {}
 
 async function ask(what, runs = []) {
   const query = new URLSearchParams(runs.map((run) => ["run", run]));
   const answer = await fetch(`api/${what}?${query}`).catch(() => {
-    throw new NoServer("No answer: sfrl web, or the training with --web, has ended. Trying again.");
+    throw new NoAnswer("No answer: sfrl web, or the training with --web, has ended. Trying again.");
   });
   if (answer.ok) return answer.json();
   const isJson = answer.headers.get("content-type")?.includes("json");
@@ -346,7 +345,7 @@ function runView(path) {
     if (!run.starts.length) parts.starts.append("Its config.json tells of none.");
   }
 
-  // What was live may have ended with the server, and nobody tells.
+  // What was live may have ended with the server, or gone, and nobody tells.
   function lose() {
     if (run?.state !== "live") return;
     parts.state.firstChild.replaceWith(el("span", { className: "state" }, "no answer"));
@@ -579,6 +578,7 @@ function show() {
   for (const chart of [...charts]) chart.close();
   const { path, query } = place();
   const look = path === "/run" ? runView(query.get("run") ?? "") : runsView();
+  main.hidden = true; // until there is something to show
   const note = document.getElementById("note");
   let hasTold = false;
 
@@ -591,6 +591,7 @@ function show() {
       if (!document.hidden || !hasTold) {
         const tell = await look();
         if (own !== looks) return;
+        main.hidden = false;
         wait = tell() ? LIVE_MS : IDLE_MS;
         hasTold = true;
         note.textContent = "";
@@ -599,7 +600,7 @@ function show() {
       if (!(error instanceof NoAnswer)) throw error;
       if (own !== looks) return;
       note.textContent = error.message;
-      if (error instanceof NoServer) look.lose?.();
+      look.lose?.();
     }
     timer = setTimeout(lookAgain, wait);
   };
