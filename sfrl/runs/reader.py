@@ -194,7 +194,7 @@ def find_all(names: Sequence[str] = ()) -> list[Run]:
         path = Path(run_folder.expanded("RUN", name))
         if path.is_dir() and not run_folder.holds_a_run(path):
             runs += read_all(path)
-        else:
+        elif names:
             runs.append(read(find(name)))
     if not runs:
         raise RunFolderError(f"no run in {', '.join(names) or f'{RUNS}/'}; train one first")

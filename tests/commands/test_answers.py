@@ -88,6 +88,13 @@ def test_what_is_no_run_is_told_in_a_line(argv, text, capsys):
     assert line.startswith(f"sfrl status: {text}")
 
 
+@pytest.mark.parametrize("command", [status, compare])
+def test_where_nothing_was_trained_is_told_so(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command.main([], "sfrl") == EXIT_USAGE
+    assert capsys.readouterr().err.startswith("sfrl: no run in runs/; train one first")
+
+
 @pytest.mark.usefixtures("in_folder")
 def test_list_has_all_runs_of_a_folder(folder, capsys):
     listed = told(list_command, capsys=capsys)
