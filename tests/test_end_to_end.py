@@ -235,6 +235,15 @@ def assert_same(first: object, second: object, place: str) -> None:
         assert first == second, place
 
 
+def test_in_a_serial_run_nobody_counts_the_others_time(tmp_path):
+    """What comes first in a worker's turn had the time of all turns before."""
+    config = ActorCriticConfig(serial=True, precision="float32", run_dir=str(tmp_path), **GUESS)
+    Trainer(config).run()
+    record = metrics(tmp_path)[-1]
+    assert record["policy/refresh_weights"] < record["policy/forward"]
+    assert record["rollout/working"] == 1
+
+
 def test_a_serial_run_whose_environments_cannot_be_saved_starts_them_anew_and_says_so(
     tmp_path, monkeypatch, caplog
 ):

@@ -143,9 +143,14 @@ class SerialCrew:
             raise
 
     def _turn(self, worker: Worker) -> bool:
-        """A step; of the learner a training batch, as long as others wait for its weights."""
+        """A step; of the learner a training batch, as long as others wait for its weights.
+
+        Each one's timer leaves out the others' time.
+        """
+        worker.timer.begin()
         progressed = worker.step()
         for learner in self._learners:
+            learner.timer.begin()
             while learner.is_training:
                 learner.step()
         return progressed
