@@ -64,7 +64,7 @@ def _failed(run: Run) -> Finding | None:
         "The run has ended by a failure.",
         _cause(message.removeprefix(FAILED)),
         f"the log tells of one ('{FAILED.strip()}')",
-        "mend what log.txt tells of; --resume goes on from the last checkpoint",
+        f"mend what log.txt tells of; {_going_on(run)}",
     )
 
 
@@ -83,9 +83,15 @@ def _killed(run: Run) -> Finding | None:
         "The run was killed, or its machine stopped: it has not told how it ended.",
         f"the log's last message: {run.messages[-1].splitlines()[0] if run.messages else ''}",
         "no trainer has the folder, and the log tells of no end",
-        "--resume goes on from the last checkpoint; if it was the kernel for want of memory "
-        "(dmesg tells), lower --num-workers or --envs-per-worker",
+        f"{_going_on(run)}; if it was the kernel for want of memory (dmesg tells), lower "
+        f"--num-workers or --envs-per-worker",
     )
+
+
+def _going_on(run: Run) -> str:
+    if run.checkpoints:
+        return "--resume goes on from the last checkpoint"
+    return "it has no checkpoint yet, so --config starts anew from its config.json"
 
 
 def _nan(run: Run) -> Finding | None:

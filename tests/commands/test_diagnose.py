@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -125,6 +126,14 @@ def test_a_run_with_the_fault_is_told_of_it_with_figure_rule_and_flag(name, foun
     assert "--" in finding.remedy or name in ("restarts", "failed")
     flags = {setting.flag for setting in user_settings().values()}
     assert {*re.findall(r"--[a-z-]+", finding.remedy)} <= flags
+
+
+def test_a_killed_run_is_resumed_if_it_has_a_checkpoint(found):
+    run = read(found["folder"] / "restarts")
+    for checkpoints, flag in ((), "--config"), ([run.folder], "--resume"):
+        told = diagnosed(replace(run, checkpoints=checkpoints))
+        [killed] = [finding for finding in told if finding.name == "killed"]
+        assert re.findall(r"--(?:resume|config)", killed.remedy) == [flag]
 
 
 def test_a_run_that_is_well_is_told_so(found, capsys):
