@@ -53,6 +53,7 @@ SHORTER = {  # what a test adds to a command: of several flags of a name the las
     "benchmarks.layouts": "--seconds=4 --windows=1 --rounds=1",
     "benchmarks.learning": f"--seeds=1 --frames={FEW_FRAMES}",
     "benchmarks.side_by_side": "--pairs=1 --seconds=60",
+    "benchmarks.viewer": "--pairs=1 --seconds=60 --skipped=30",
 }
 NOT_RUN = {  # beginnings of commands; the flags of ours are checked nevertheless
     "git clone": "needs a network",
