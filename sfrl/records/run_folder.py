@@ -36,7 +36,7 @@ _FILM = re.compile(r"(\d+-(latest|best)|unfinished-\d+)\.mp4")  # of --video-eve
 _MAX_LINE = 4096
 OLDER_LOG = "log.txt.1"
 # And event files, `latest-*.pt`.
-_FILES = ("config.json", "log.txt", OLDER_LOG, "metrics.jsonl", "best.pt")
+_FILES = ("config.json", "log.txt", OLDER_LOG, "metrics.jsonl")
 
 
 class RunFolderError(ValueError):

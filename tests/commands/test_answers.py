@@ -226,6 +226,7 @@ def test_rm_refuses_what_it_must_not_delete_and_then_deletes_nothing(doomed, cap
     (doomed.parent / "link").symlink_to(doomed)
     (doomed.parent / "other").mkdir()
     (doomed.parent / "other/notes.txt").touch()
+    (doomed / "checkpoints/best.pt").touch()
     lock = run_folder.lock(doomed)
     files = sorted(doomed.parent.rglob("*"))
     for argv, text in {
@@ -233,6 +234,7 @@ def test_rm_refuses_what_it_must_not_delete_and_then_deletes_nothing(doomed, cap
         ("doomed",): "doomed is a live run; stop it first",
         ("link", "--yes"): "link is a link; name the folder itself",
         ("other", "--yes"): "other is not a run's folder",
+        ("doomed/checkpoints", "--yes"): "doomed/checkpoints is not a run's folder",
         ("nowhere", "--yes"): "nowhere is no folder, and no run in runs/",
     }.items():
         assert rm.main(argv, "sfrl rm") == EXIT_USAGE
