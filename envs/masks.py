@@ -9,7 +9,7 @@ from gymnasium.spaces import Box, Dict, Space, Tuple
 from numpy.typing import NDArray
 
 from sfrl.envs.names import UnsupportedEnvError
-from sfrl.envs.spaces import ActionLayout, choice_sizes, in_short, parts_of
+from sfrl.envs.spaces import ActionLayout, Path, choice_sizes, in_short, parts_of
 from sfrl.envs.vec_env import ACTION_MASK, ActionSpec, Leaf
 
 MaskPlace = Literal["observation", "method", "info"]
@@ -84,6 +84,26 @@ def read_mask(value: object, layout: ActionLayout) -> NDArray[np.bool_]:
     if mask.dtype.kind not in "iuf" or not ((mask == 0) | (mask == 1)).all():
         raise _refusal(value, layout.spec)
     return mask.astype(np.bool_)
+
+
+def observed_masks(
+    space: Space[Any], actions: Space[Any], path: Path = (ACTION_MASK,)
+) -> Iterator[tuple[Path, Space[Any]]]:
+    """The arrays of which `read_mask` makes one, in its order, where an observation has the mask.
+
+    Args:
+        space: of the mask.
+        path: what leads to it in the observation.
+    """
+    if not isinstance(space, Dict | Tuple):
+        yield path, space
+        return
+    parts = parts_of(space)
+    inner = dict.fromkeys(parts, actions)  # as masks of the choices of one array
+    if isinstance(actions, Dict | Tuple):
+        inner = {key: part for key, part in parts_of(actions).items() if _has_choices(part)}
+    for key, part in inner.items():
+        yield from observed_masks(parts[key], part, (*path, key))
 
 
 def _has_structure(value: object, space: Space[Any]) -> bool:

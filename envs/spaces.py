@@ -142,9 +142,10 @@ def choice_sizes(space: LeafSpace) -> tuple[int, ...]:
     return () if isinstance(space, Box) else (2,) * int(np.prod(space.shape))
 
 
-def _start(space: LeafSpace) -> Array:
+def start_of(space: LeafSpace) -> NDArray[np.int64]:
     """The lowest value of each choice, in the space's shape."""
-    return np.asarray(getattr(space, "start", 0), np.int64)
+    start = np.asarray(getattr(space, "start", 0), np.int64)
+    return np.broadcast_to(start, space.shape or ())
 
 
 # --- observations ---
@@ -154,7 +155,7 @@ def _part(env_id: str, space: LeafSpace, path: Path) -> Part:
     name = ".".join([OBS, *map(str, path)])
     where = f"observation_space{_keys(path)}"
     if isinstance(space, Discrete | MultiDiscrete):
-        sizes, start = choice_sizes(space), _start(space)
+        sizes, start = choice_sizes(space), start_of(space)
         if sum(sizes) > _MAX_CHOICES:
             raise UnsupportedEnvError(
                 f"{env_id}: {where} is {in_short(space)}, which has {sum(sizes)} values in all, and"
@@ -374,7 +375,7 @@ class ActionLayout:
             else:
                 size = len(choice_sizes(leaf))
                 own_choices, choices = choices[:, :size].reshape(shape), choices[:, size:]
-                yield (own_choices + _start(leaf)).astype(leaf.dtype)
+                yield (own_choices + start_of(leaf)).astype(leaf.dtype)
 
 
 def _bound(bound: float) -> float:
@@ -425,7 +426,7 @@ def ranges_of(spec: ActionSpec) -> Ranges:
 def _numbers_of(spec: ActionSpec, bounds: Bounds) -> Callable[[Array], NDArray[np.float64]]:
     """What turns the policy's numbers [N, D] into the environment's: see `ActionSpec.low`.
 
-    An exported network does the same (sfrl/export.py).
+    An exported network does the same (sfrl/graph.py).
     """
     ranges = ranges_of(spec)
     low, high, middle, half = ranges

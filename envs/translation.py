@@ -96,7 +96,11 @@ class Translation:
     """Of an environment's observations to leaves, and of rows of actions to its own.
 
     It stands for all layers that lie around the environment in a run, and holds nothing that
-    changes.
+    changes. Exported networks have the same in torch (sfrl/graph.py).
+
+    Attributes:
+        spaces, layout: what the environment shows and takes.
+        taps: of each image that is made smaller, what makes its rows and its columns.
     """
 
     def __init__(self, spec: EnvSpec, spaces: Spaces, options: EnvOptions) -> None:
@@ -112,7 +116,7 @@ class Translation:
         self._has_mask = any(leaf.kind == "mask" for leaf in spec.leaves)
         own = tuple(part.leaf for part in spaces.parts)
         size = options.image_size if spec.kind != "atari" else 0
-        self._taps = taps_of(own, size) if size else {}
+        self.taps = taps_of(own, size) if size else {}
 
     def see(
         self,
@@ -149,7 +153,7 @@ class Translation:
                     f"{what} is of a batch of {number}, and obs of a batch of {size}; "
                     f"give as many, or state=None where all episodes begin"
                 )
-        obs = shrunk(self._read(rows), self._taps)
+        obs = shrunk(self._read(rows), self.taps)
         if self._has_mask:
             obs[ACTION_MASK] = self._masks(rows, is_single, action_mask)
         elif action_mask is not None:

@@ -1,7 +1,8 @@
-"""A trained network as an ONNX graph: it scales, normalizes, remembers and decides by itself.
+"""A trained policy as an ONNX graph, which needs nothing between it and the environment.
 
-docs/export.md tells what is in the file. torch's exporter (torch.export, then onnxscript) runs no
-code of the network but traces it; a user's encoder must be such that it can.
+graph.py has the graph, and docs/export.md tells what is in the file. torch's exporter
+(torch.export, then onnxscript) runs no code of the network but traces it; a user's encoder must be
+such that it can.
 """
 
 from __future__ import annotations
@@ -15,91 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from sfrl import __version__
-from sfrl.envs.spaces import Part, Path, choice_sizes, ranges_of
-from sfrl.nets.encoders import example
+from sfrl.envs.spaces import Path, choice_sizes, start_of
+from sfrl.graph import Graph, Input
 from sfrl.policy import Policy
 
 if TYPE_CHECKING:
     import onnx
 
-STATE, NEXT_STATE = "state", "next_state"
 _BATCH = "batch"
 _EXAMPLES = 3  # observations: torch takes sizes of 0 and 1 for fixed
 
 
 class ExportError(RuntimeError):
-    """The network cannot be exported; the text says why."""
-
-
-class _Graph(nn.Module):
-    """A policy's network with what lies between it and the environment's own actions."""
-
-    low: Tensor  # of the environment's numbers, [D]; here and below: see `Ranges`
-    high: Tensor
-    middle: Tensor
-    reach: Tensor  # `Ranges.half`
-    least: Tensor
-    most: Tensor
-    is_whole: Tensor  # [D] bool, the numbers of a Box of integers
-    starts: Tensor  # [K], the lowest value of each choice
-
-    def __init__(self, policy: Policy) -> None:
-        super().__init__()
-        self.algorithm, self.model = policy.algorithm, policy.model
-        layout = policy.translation.layout
-        self.spec = layout.spec
-        self.is_squashed = policy.config.action_bounds == "tanh"
-        ranges = ranges_of(layout.spec)
-        names = ("low", "high", "middle", "reach", "least", "most")
-        for name, array in zip(names, (*ranges, *ranges.limits), strict=True):
-            self.register_buffer(name, torch.from_numpy(array).float())
-        starts = [
-            np.broadcast_to(getattr(leaf, "start", 0), leaf.shape or ()).reshape(-1)
-            for _, leaf in layout.leaves
-            if not isinstance(leaf, Box)
-        ]
-        self.register_buffer("starts", torch.from_numpy(np.concatenate([[], *starts])).long())
-        whole = [
-            np.full(int(np.prod(leaf.shape)), not np.issubdtype(leaf.dtype, np.floating))
-            for _, leaf in layout.leaves
-            if isinstance(leaf, Box)
-        ]
-        self.register_buffer("is_whole", torch.from_numpy(np.concatenate([[], *whole]) > 0))
-
-    def forward(self, obs: dict[str, Tensor], state: Tensor | None) -> dict[str, Tensor]:
-        outputs, state = self.algorithm.outputs(self.model, obs, state)
-        outputs = {**outputs, "action": self._own(outputs["action"])}
-        return outputs if state is None else {**outputs, NEXT_STATE: state}
-
-    def _own(self, rows: Tensor) -> Tensor:
-        """As the environment has them: see `ActionLayout.own`."""
-        num_choices = len(self.spec.choices)
-        if not self.spec.low:
-            return rows + self.starts[0] if self.spec.is_single else rows + self.starts
-        choices, raw = rows[:, :num_choices], rows[:, num_choices:]
-        if self.is_squashed:
-            softplus = F.softplus(raw)
-            one_sided = torch.where(self.high.isfinite(), self.high - softplus, raw)
-            one_sided = torch.where(self.low.isfinite(), self.low + softplus, one_sided)
-            has_both = self.low.isfinite() & self.high.isfinite()
-            numbers = torch.where(has_both, self.middle + self.reach * raw.tanh(), one_sided)
-        else:
-            numbers = self.middle + self.reach * torch.minimum(
-                torch.maximum(raw, self.least), self.most
-            )
-        numbers = torch.where(self.is_whole, numbers.round(), numbers)
-        numbers = torch.minimum(torch.maximum(numbers, self.low), self.high)
-        return torch.cat([choices + self.starts, numbers], dim=1) if num_choices else numbers
+    """The policy cannot be exported; the text says why."""
 
 
 def to_onnx(policy: Policy, more: Mapping[str, str]) -> onnx.ModelProto:
-    """The policy's network as a graph, with what is to be known of it in its metadata.
+    """The policy as a graph, with what is to be known of it in its metadata.
 
     Args:
         more: metadata besides.
@@ -114,24 +51,17 @@ def to_onnx(policy: Policy, more: Mapping[str, str]) -> onnx.ModelProto:
         raise ExportError(
             f'an export needs the package {error.name}: pip install "sfrl[export]"'
         ) from error
-    graph = _Graph(policy).eval()
-    leaves = policy.spec.leaves
-    obs = {leaf.name: example(leaf, _EXAMPLES) for leaf in leaves}
-    state, size = None, policy.model.state_size
-    if size:
-        state = torch.zeros(_EXAMPLES, size)
+    graph = Graph(policy).eval()
+    _check(policy.config.env, graph.inputs)
+    given = graph.example(_EXAMPLES)
     batch = torch.export.Dim(_BATCH)
-    shapes: Any = ({name: {0: batch} for name in obs}, {0: batch} if size else None)
+    shapes = ({name: {0: batch} for name in given},)
     with _quiet(), torch.no_grad():
-        names = list(graph(obs, state))
+        names = list(graph(given))
         try:
-            program = torch.export.export(graph, (obs, state), dynamic_shapes=shapes)
+            program = torch.export.export(graph, (given,), dynamic_shapes=shapes)
             exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                verbose=False,
-                input_names=[*obs, *([STATE] if size else [])],
-                output_names=names,
+                program, dynamo=True, verbose=False, input_names=[*given], output_names=names
             )
         except Exception as error:  # of any kind: it traces a user's code
             reason = " ".join(str(error).split())[:160]
@@ -142,9 +72,23 @@ def to_onnx(policy: Policy, more: Mapping[str, str]) -> onnx.ModelProto:
     model: onnx.ModelProto = exported.model_proto
     _name_the_batch(model)
     model.producer_name, model.producer_version = "sfrl", __version__
-    onnx.helper.set_model_props(model, {**_metadata(policy), **more})
+    onnx.helper.set_model_props(model, {**_metadata(policy, graph.inputs), **more})
     onnx.checker.check_model(model)
     return model
+
+
+def _check(env: str, inputs: list[Input]) -> None:
+    """Raises ExportError."""
+    names = [given.name for given in inputs]
+    for name, _, dtype, _ in inputs:
+        if names.count(name) > 1:
+            raise ExportError(
+                f"{env} shows {name!r}, and this is the name of another input, too; rename it"
+            )
+        if not hasattr(torch, dtype):
+            raise ExportError(
+                f"{env} shows {name!r} in {dtype}, which ONNX has not; give it in float64"
+            )
 
 
 def shapes_of(values: Any) -> dict[str, str]:
@@ -183,63 +127,34 @@ def _name_the_batch(model: onnx.ModelProto) -> None:
                 dim.dim_param = _BATCH
 
 
-def _metadata(policy: Policy) -> dict[str, str]:
+def _metadata(policy: Policy, inputs: list[Input]) -> dict[str, str]:
     """What one must know to feed the graph and to use what it gives. All values are texts."""
     config, spaces = policy.config, policy.translation.spaces
-    parts = {part.leaf.name: part for part in spaces.parts}
-    layout = policy.translation.layout
-    actions = [_action_part(path, leaf) for path, leaf in layout.leaves]
-    inputs = [
-        {
-            "name": leaf.name,
-            "kind": leaf.kind,
-            "shape": leaf.shape,
-            "dtype": leaf.dtype,
-            **(_source(parts[leaf.name]) if leaf.name in parts else {}),
-        }
-        for leaf in policy.spec.leaves
-    ]
-    if policy.model.state_size:
-        inputs.append({"name": STATE, "shape": [policy.model.state_size], "dtype": "float32"})
-    told = {
-        "observation_space": str(spaces.observation),
-        "action_space": str(spaces.action),
-        "inputs": inputs,
-        "action": actions,
-        "action_bounds": config.action_bounds,
-        "frame_stack": config.frame_stack,
-        "choices": layout.spec.choices,
-    }
-    texts = {
-        name: value if isinstance(value, str) else _json(value) for name, value in told.items()
-    }
+    actions = [_action_part(path, leaf) for path, leaf in policy.translation.layout.leaves]
     return {
         "sfrl_version": __version__,
         "env": config.env,
         "system": config.system,
         "model": config.model,
         "rnn": config.rnn,
-        **texts,
+        "action_bounds": config.action_bounds,
+        "observation_space": str(spaces.observation),
+        "action_space": str(spaces.action),
+        "inputs": _json([_told(given) for given in inputs]),
+        "action": _json(actions),
     }
 
 
-def _source(part: Part) -> dict[str, Any]:
-    """Where an input is in an observation, and how it is to be turned."""
-    told: dict[str, Any] = {"from": list(part.path), "own_shape": part.space.shape or ()}
-    if part.order:
-        told["transpose"] = part.order
-    start = np.asarray(getattr(part.space, "start", 0))
-    if start.any():
-        told["minus"] = start.tolist()
-    return {**told, "leaf_shape": part.leaf.shape}  # before it is made smaller, and stacked
+def _told(given: Input) -> dict[str, Any]:
+    source = {} if given.path is None else {"from": given.path}
+    return {"name": given.name, **source, "shape": given.shape, "dtype": given.dtype}
 
 
 def _action_part(path: Path, leaf: Any) -> dict[str, Any]:
     told: dict[str, Any] = {"from": list(path), "shape": leaf.shape or (), "dtype": str(leaf.dtype)}
     if isinstance(leaf, Box):
         return {**told, "low": _bounds(leaf.low), "high": _bounds(leaf.high)}
-    start = np.broadcast_to(getattr(leaf, "start", 0), leaf.shape or ()).reshape(-1)
-    return {**told, "choices": choice_sizes(leaf), "start": start.tolist()}
+    return {**told, "choices": choice_sizes(leaf), "start": start_of(leaf).reshape(-1).tolist()}
 
 
 def _bounds(bounds: NDArray[Any]) -> list[float | None]:

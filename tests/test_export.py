@@ -2,38 +2,54 @@
 
 import dataclasses
 import json
+import re
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 from torch import Tensor, nn
 
 from sfrl import load, train
 from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, export
-from sfrl.export import _Graph, to_onnx
+from sfrl.envs.atari_env import AtariEnv
+from sfrl.envs.observe_last import flat_actions
+from sfrl.envs.options import EnvOptions
+from sfrl.export import ExportError, _check, _metadata, to_onnx
+from sfrl.graph import Graph, Input
 from sfrl.policy import Policy, PolicyState
 from sfrl.records import checkpoint
 from tests.commands.test_diagnose import SMALL
 from tests.fresh import fresh_policy, weights_of
+from tests.runs import ROOT
 from tests.test_spaces import settings_of
 
 NUM_STEPS = 12
 CASES: dict[str, dict[str, Any]] = {
-    "pictures": {"env": "Pong", "frameskip": 4, "model": "nature_cnn", "rnn": "gru", "rnn_size": 9},
+    "atari": {"env": "Pong", "frameskip": 4, "model": "nature_cnn", "rnn": "gru", "rnn_size": 9},
+    "screens": {
+        "env": "tests.test_export:Screens-v0",
+        "image_size": 50,
+        "frame_stack": 2,
+        "model": "nature_cnn",
+    },
     "dict": {
         "env": "tests.tiny_envs:Mixed-v0",
+        "frame_stack": 2,
+        "observe_last": True,
         "model": "small_cnn",
         "normalize_obs": True,
-        "value_encoder": "separate",
+        "value_encoder": "shared",
         "rnn": "lstm",
         "rnn_size": 7,
-        "rnn_layers": 2,
     },
     "sac": {
         "env": "tests.tiny_envs:Pointer-v0",
@@ -44,6 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dqn": {
         "env": "tests.tiny_envs:MaskedCatch-v0",
         "system": "dqn",
+        "frame_stack": 3,
         "model": "small_cnn",
         "dueling": True,
     },
@@ -52,11 +69,55 @@ CASES: dict[str, dict[str, Any]] = {
 TRAINED = {**SMALL, "env": "Pendulum-v1", "train_frames": 1000, "learning_rate": 0.01}
 OUTPUTS = {
     "trained": ["action", "mean", "log_std", "value"],
-    "pictures": ["action", "logits", "value", "next_state"],
+    "atari": ["action", "logits", "value", "next_state"],
+    "screens": ["action", "logits", "value", "next_state"],
     "dict": ["action", "logits", "mean", "log_std", "value", "next_state"],
     "sac": ["action", "mean", "log_std"],
-    "dqn": ["action", "q_values"],
+    "dqn": ["action", "q_values", "next_state"],
 }
+Feed = dict[str, np.ndarray]  # of a graph, or what it gives
+
+
+class Screens(gymnasium.Env[Any, Any]):
+    """Pong's own screen, and choices that begin elsewhere than at 0. Five steps long.
+
+    Its masks are in the observation, a part of it for each part of the action.
+    """
+
+    def __init__(self) -> None:
+        self.game = AtariEnv("pong", EnvOptions(), render_mode="rgb_array")
+        seen = Tuple(
+            (
+                Box(0, 255, (210, 160, 3), np.uint8),
+                MultiDiscrete([[2, 3], [4, 2]], start=[[0, -1], [5, 0]]),
+                Box(-9.0, 9.0, (2, 1), np.float64),
+            )
+        )
+        masks = Dict(key=MultiBinary((1, 3)), button=MultiBinary(6))
+        self.observation_space = Dict(seen=seen, action_mask=masks)
+        self.action_space = Dict(key=Discrete(3, start=2), button=Discrete(6))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.game.reset(seed=seed)
+        self.num_steps = 0
+        return self._show(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        *_, is_over, _, _ = self.game.step(action["button"])
+        self.num_steps += 1
+        return self._show(), float(action["key"]), is_over, self.num_steps == 5, {}
+
+    def _show(self) -> Any:
+        obs = self.observation_space.sample()
+        obs["seen"] = (self.game.render(), *obs["seen"][1:])
+        for mask in obs["action_mask"].values():
+            mask[..., 0] = 1
+        return obs
+
+
+gymnasium.register("Screens-v0", Screens)
 
 
 class Fickle(nn.Linear):
@@ -91,20 +152,67 @@ def numbers_of(policy: Policy, action: Any) -> np.ndarray:
     return np.concatenate([*columns[False], *columns[True]])
 
 
-def fed(observation: Any, inputs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """What the metadata says of a graph's inputs, done to an environment's own observation."""
-    arrays = {}
+def fed(inputs: list[dict[str, Any]], observation: Any, others: dict[str, Any]) -> Feed:
+    """What a graph is given of one observation, by what its metadata says alone."""
+    feed = {}
     for told in inputs:
-        if "from" not in told:
-            continue
-        array = observation
-        for key in told["from"]:
+        name = told["name"]
+        array = others[name] if "from" not in told else observation
+        for key in told.get("from", ()):
             array = array[key]
         array = np.asarray(array)
-        array = array - told["minus"] if "minus" in told else array
-        array = array.transpose(told["transpose"]) if "transpose" in told else array
-        arrays[told["name"]] = array.reshape(1, *told["leaf_shape"]).astype(told["dtype"])
-    return arrays
+        if "from" in told:
+            assert array.dtype == told["dtype"], "as the environment gives it"
+        assert array.shape == tuple(told["shape"])
+        feed[name] = array.astype(told["dtype"])[np.newaxis]
+    return feed
+
+
+def played(
+    policy: Policy, decide: Callable[[Feed], Feed], inputs: list[dict[str, Any]]
+) -> tuple[list[Feed], list[Feed]]:
+    """What `decide` is given at each step, and what the policy says, which it says as well."""
+    sizes = {told["name"]: told["shape"] for told in inputs}
+    begin = np.zeros(sizes.get("state", ()), np.float32)
+    feeds, all_expected = [], []
+    remembered, state, reward = begin, None, 9.0
+    with closing(policy.make_env()) as env:
+        obs, info = env.reset(seed=0)
+        for _ in range(NUM_STEPS):
+            mask = info.get("action_mask")
+            others = {"state": remembered, "reward": reward, "action_mask": mask}
+            feeds.append(fed(inputs, obs, others))
+            ours = decide(feeds[-1])
+            memory, frames, actions = state or (None, None, None)
+            seen = policy.translation.see(obs, frames, actions, None, reward, mask).obs
+            action, state = policy.act(
+                obs, state, deterministic=True, reward=reward, action_mask=mask
+            )
+            expected = {n: x.numpy() for n, x in policy.outputs(seen, memory).items()}
+            expected["action"] = numbers_of(policy, action).reshape(ours["action"].shape)
+            if "state" in sizes:
+                expected["next_state"] = remembered_by(policy, state)
+            assert {*ours} == {*expected}
+            for name, array in ours.items():
+                assert_close(array, expected[name])
+            all_expected.append(expected)
+            remembered = ours["next_state"][0] if "state" in sizes else begin
+            obs, reward, terminated, truncated, info = env.step(action)
+            if terminated or truncated:
+                (obs, info), state, remembered = env.reset(), None, begin
+    return feeds, all_expected
+
+
+def remembered_by(policy: Policy, state: PolicyState) -> np.ndarray:
+    """[1, S], as a graph has it: begun, older frames, memory, last action."""
+    config = policy.config
+    parts = [np.ones((1, 1))] if config.frame_stack > 1 or config.observe_last else []
+    parts += [frames[:, 1:].reshape(1, -1) for frames in state.frames.values()]
+    if size := policy.model.state_size:
+        parts.append(state.memory.numpy()[:, :size])
+    if config.observe_last:
+        parts.append(flat_actions(policy.spec.actions, state.actions))
+    return np.concatenate(parts, axis=1)
 
 
 @pytest.mark.parametrize("case", OUTPUTS)
@@ -121,40 +229,31 @@ def test_a_graph_decides_as_the_policy_does(case, tmp_path):
     assert metadata["env"] == policy.config.env
     assert metadata["checkpoint"] == "latest-1.pt"
     inputs = json.loads(metadata["inputs"])
-    assert [i["name"] for i in inputs] == [i.name for i in session.get_inputs()]
-    assert all(i.shape[0] == "batch" for i in (*session.get_inputs(), *session.get_outputs()))
-    size = policy.model.state_size
-    memory, state = np.zeros((1, size), np.float32), None
-    seen: list[dict[str, np.ndarray]] = []
-    with closing(policy.make_env()) as env:
-        obs, info = env.reset(seed=0)
-        for _ in range(NUM_STEPS):
-            mask = info.get("action_mask")
-            last = (state or PolicyState(None, {}, None))[1:]
-            given = policy.translation.see(obs, *last, None, None, mask).obs
-            for name, array in fed(obs, inputs).items():
-                np.testing.assert_array_equal(array, given[name])
-            feed = {**given, "state": memory} if size else given
-            ours = dict(zip(OUTPUTS[case], session.run(None, feed), strict=True))
-            action, state = policy.act(obs, state, deterministic=True, action_mask=mask)
-            assert_close(ours["action"].reshape(-1), numbers_of(policy, action))
-            if size:
-                memory = ours["next_state"]
-                assert_close(memory, state.memory)
-            seen.append(feed)
-            obs, _, terminated, truncated, info = env.step(action)
-            if terminated or truncated:
-                (obs, info), state = env.reset(), None
-                memory = np.zeros_like(memory)
-    batch = {name: np.concatenate([feed[name] for feed in seen]) for name in seen[0]}
-    together = session.run(None, batch)
-    assert np.ptp(together[1], axis=0).max() > 0.01, "the network tells observations apart"
-    leaves = {name: torch.from_numpy(array) for name, array in batch.items()}
-    with torch.inference_mode():
-        graph = _Graph(policy)
-        expected = graph(leaves, leaves.pop("state", None))
-    for name, array in zip(OUTPUTS[case], together, strict=True):
-        assert_close(array, expected[name])
+    shapes = {told["name"]: ["batch", *told["shape"]] for told in inputs}
+    assert shapes == {given.name: given.shape for given in session.get_inputs()}
+    assert all(output.shape[0] == "batch" for output in session.get_outputs())
+
+    def decide(feed: Feed) -> Feed:
+        return dict(zip(OUTPUTS[case], session.run(None, feed), strict=True))
+
+    feeds, expected = played(policy, decide, inputs)
+    together = decide({name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
+    for name, array in together.items():
+        assert_close(array, np.concatenate([one[name] for one in expected]))
+    assert np.ptp(together[OUTPUTS[case][1]], axis=0).max() > 0.01, "it tells observations apart"
+
+
+@pytest.mark.parametrize("case", range(3, 200, 12))
+def test_any_space_is_read_as_the_policy_reads_it(case):
+    policy = fresh_policy(**settings_of(case))
+    graph = Graph(policy)
+
+    def decide(feed: Feed) -> Feed:
+        with torch.inference_mode():
+            outputs = graph({name: torch.from_numpy(array) for name, array in feed.items()})
+        return {name: x.numpy() for name, x in outputs.items()}
+
+    played(policy, decide, json.loads(_metadata(policy, graph.inputs)["inputs"]))
 
 
 def assert_close(ours: np.ndarray, theirs: Any) -> None:
@@ -170,7 +269,7 @@ def test_actions_are_within_the_bounds_of_any_space(case):
     choices = [rng.integers(size, size=50) for size in spec.choices]
     numbers = [4 * rng.standard_normal(50) for _ in spec.low]
     rows = np.stack([*choices, *numbers], axis=1).astype(spec.dtype).reshape(50, *spec.shape)
-    ours = _Graph(policy)._own(torch.from_numpy(rows)).numpy().reshape(50, -1)
+    ours = Graph(policy).own(torch.from_numpy(rows)).numpy().reshape(50, -1)
     theirs = [numbers_of(policy, own) for own in policy.translation.layout.own(rows)]
     np.testing.assert_allclose(ours, np.stack(theirs), rtol=1e-5, atol=1e-5)
 
@@ -179,7 +278,8 @@ def test_actions_are_within_the_bounds_of_any_space(case):
 @pytest.fixture
 def run_dir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return save(tmp_path / "runs" / "catch", **CASES["dqn"])
+    settings = {"env": "CartPole-v1", "model": "mlp", "rnn": "gru", "rnn_size": 4}
+    return save(tmp_path / "runs" / "cartpole", **settings)
 
 
 def save(run_dir, **settings):
@@ -195,19 +295,30 @@ def save(run_dir, **settings):
     return run_dir
 
 
-def test_the_command_writes_the_file_and_tells_of_it(run_dir, capsys):
+def test_the_command_writes_what_the_loop_of_the_page_plays(run_dir, capsys):
     assert export.main([run_dir.name, "--onnx", "policy.onnx"], "sfrl export") == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {
         "onnx": "policy.onnx",
-        "inputs": {"obs": "uint8[batch, 1, 10, 5]", "action_mask": "bool[batch, 3]"},
-        "outputs": {"action": "int64[batch]", "q_values": "float32[batch, 3]"},
+        "inputs": {"obs": "float32[batch, 4]", "state": "float32[batch, 4]"},
+        "outputs": {
+            "action": "int64[batch]",
+            "logits": "float32[batch, 2]",
+            "value": "float32[batch]",
+            "next_state": "float32[batch, 4]",
+        },
     }
     model = onnx.load("policy.onnx")
     metadata = {prop.key: prop.value for prop in model.metadata_props}
     assert metadata["checkpoint"] == "latest-000000001234.pt"
     assert metadata["env_frames"] == "1234"
-    assert json.loads(metadata["action"])[0]["choices"] == [3]
+    assert json.loads(metadata["action"])[0]["choices"] == [2]
+    [loop] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.S)
+    ended: dict[str, Any] = {}
+    exec(loop, ended)
+    assert ended["outputs"]["next_state"].any()
+    assert not ended["begin"]["state"].any()
+    ended["env"].close()
 
 
 @pytest.mark.parametrize(
@@ -228,7 +339,7 @@ def test_wrong_flags_are_told_and_nothing_is_written(run_dir, capsys, flags, tex
 
 
 def test_a_run_that_is_not_there_is_told(run_dir, capsys):
-    assert export.main(["catsh", "--onnx=policy.onnx"], "sfrl export") == EXIT_USAGE
+    assert export.main(["cartpol", "--onnx=policy.onnx"], "sfrl export") == EXIT_USAGE
     assert f"no run in runs/; did you mean {run_dir.name}?" in capsys.readouterr().err
 
 
@@ -248,3 +359,15 @@ def test_a_network_that_is_no_graph_is_told_in_a_line(tmp_path, capsys):
     message = capsys.readouterr().err.splitlines()[-1]
     assert "model=tests.test_export:Fickle cannot be exported (" in message
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        ([Input("state", (), "float32"), Input("state", (3,), "float32")], "another input"),
+        ([Input("obs", (2,), "longdouble")], "'obs' in longdouble, which ONNX has not"),
+    ],
+)
+def test_an_observation_that_onnx_cannot_take_is_told(inputs, text):
+    with pytest.raises(ExportError, match=text):
+        _check("My-v0", inputs)

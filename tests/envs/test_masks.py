@@ -9,7 +9,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tu
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from sfrl import envs
-from sfrl.envs.masks import read_mask
+from sfrl.envs.masks import observed_masks, read_mask
 from sfrl.envs.spaces import ActionLayout
 
 A = np.array
@@ -56,6 +56,28 @@ def test_a_mask_is_read_flat_or_in_the_structure_of_the_action_space(space, mask
     for given in (mask, typed(mask)):
         assert read_mask(given, layout).dtype == np.bool_
         assert read_mask(given, layout).tolist() == [bool(part) for part in expected]
+
+
+@pytest.mark.parametrize(
+    ("space", "masks"),
+    [
+        (PAIR, MultiBinary(5)),
+        (PAIR, Tuple((MultiBinary(2), MultiBinary((1, 3))))),
+        (MultiDiscrete([2, 3]), Tuple((MultiBinary(2), Box(0, 1, (3,), np.int8)))),
+        (DEEP, Dict(z=MultiBinary(2), b=MultiBinary((2, 2)), a=Tuple((BOX, MultiBinary(5))))),
+    ],
+)
+def test_a_mask_in_an_observation_has_its_arrays_in_the_order_in_which_it_is_read(space, masks):
+    masks.seed(1)
+    for _ in range(9):
+        mask, arrays = masks.sample(), []
+        for path, part in observed_masks(masks, space):
+            array = {"action_mask": mask}
+            for key in path:
+                array = array[key]
+            assert part.contains(array)
+            arrays.append(array.reshape(-1))
+        assert np.concatenate(arrays).tolist() == [*read_mask(mask, ActionLayout("X-v0", space))]
 
 
 @pytest.mark.parametrize(
