@@ -7,11 +7,12 @@ from typing import Literal
 from sfrl.records.metrics import Record
 from sfrl.records.timing import COMPONENT_STAGES
 
-Bottleneck = Literal["cores", "environments", "rollout", "inference", "learning"]
+Bottleneck = Literal["cores", "environments", "python", "rollout", "inference", "learning"]
 
 BOTTLENECKS: dict[Bottleneck, str] = {
     "cores": "limited by the cores",
     "environments": "limited by the environments",
+    "python": "limited by the workers' Python",
     "rollout": "limited by the workers' wait for actions",
     "inference": "limited by the policy workers",
     "learning": "limited by the learner",
@@ -19,7 +20,6 @@ BOTTLENECKS: dict[Bottleneck, str] = {
 
 _ALWAYS = 0.8  # of its time: a component that works as much hardly waits for the others
 _OF_COMPONENT: dict[str, Bottleneck] = {
-    "rollout": "environments",
     "policy": "inference",
     "learner": "learning",
 }
@@ -28,15 +28,20 @@ _OF_COMPONENT: dict[str, Bottleneck] = {
 def bottleneck_of(record: Record) -> Bottleneck | None:
     """By where the time of the record's interval went (docs/metrics.md); None: not known yet.
 
-    The component that never waits is the one that all others wait for. Several that never wait are
-    kept from working by each other, for lack of cores. If all of them wait, what the rollout
-    workers wait for most tells: for slots, which the learner keeps, or for actions.
+    The component that never waits is the one that all others wait for; if those are the rollout
+    workers, it is the environments or what is done beside them, whichever takes longer. Several
+    that never wait are kept from working by each other, for lack of cores. If all wait, what the
+    rollout workers wait for most tells: for slots, which the learner keeps, or for actions.
     """
     if all(record.get(f"{name}/working") is None for name in COMPONENT_STAGES):
         return None
     busy = _never_wait(record)
     if len(busy) > 1:
         return "cores"
+    if busy == ["rollout"]:
+        steps, working = (record.get(f"rollout/{what}") for what in ("env_step", "working"))
+        is_beside = steps is not None and working is not None and steps < working / 2
+        return "python" if is_beside else "environments"
     if busy:
         return _OF_COMPONENT[busy[0]]
     if record.get("policy/working") is None:
@@ -51,7 +56,7 @@ def limiting_components(record: Record) -> list[str]:
     if bottleneck in (None, "cores"):
         return _never_wait(record)
     of_bottleneck = {limit: component for component, limit in _OF_COMPONENT.items()}
-    return ["rollout" if bottleneck == "rollout" else of_bottleneck[bottleneck]]
+    return [of_bottleneck.get(bottleneck, "rollout")]
 
 
 def _never_wait(record: Record) -> list[str]:

@@ -25,6 +25,7 @@ def test_who_never_waits_is_what_the_others_wait_for(
 ):
     shares = {"rollout": rollout, "policy": policy, "learner": learner}
     record = {f"{component}/working": shares[component] for component in COMPONENT_STAGES}
+    record["rollout/env_step"] = 0.6 * rollout if rollout else None
     record |= {"rollout/wait_actions": wait_actions, "rollout/wait_slot": wait_slot}
     assert bottleneck_of(record) == expected
     components = {
@@ -36,3 +37,10 @@ def test_who_never_waits_is_what_the_others_wait_for(
         None: [],
     }
     assert limiting_components(record) == components[expected]
+
+
+def test_what_rollout_workers_do_beside_their_environments_may_be_the_limit():
+    record = {"rollout/working": 0.9, "policy/working": 0.5, "learner/working": 0.4}
+    assert bottleneck_of(record | {"rollout/env_step": 0.5}) == "environments"
+    assert bottleneck_of(record | {"rollout/env_step": 0.4}) == "python"
+    assert limiting_components(record | {"rollout/env_step": 0.4}) == ["rollout"]
