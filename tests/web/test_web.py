@@ -222,7 +222,15 @@ def test_a_run_is_drawn_as_text_and_curves(browser, url, width, scheme):
         axis = page.locator("#axis")
         axis.select_option("env_frames")
         assert "x=env_frames" in page.url
-        assert page.locator(".plot").first.get_attribute("aria-label").count("against frames")
+        plot = page.locator(".plot").first
+        whole = plot.get_attribute("aria-label")
+        assert "against frames; at last" in whole
+        plot.focus()
+        for key, part in [("+", " from "), ("ArrowLeft", " from "), ("-", "; "), ("+", " from ")]:
+            page.keyboard.press(key)
+            page.locator(f".plot[aria-label*='against frames{part}']").first.wait_for()
+        page.keyboard.press("0")
+        page.locator(f".plot[aria-label='{whole}']").wait_for()
 
 
 @pytest.mark.parametrize("width", [360, 1200])
@@ -259,11 +267,15 @@ def test_a_live_run_is_looked_at_again(browser, folder, tmp_path):
         page.clock.install()  # of the page alone: it need not be waited for
         page.goto(f"{url}#/run?run=live")
         page.locator(".state.live").wait_for()
+        page.locator(".plot").first.focus()
+        page.keyboard.press("+")
+        page.locator(".plot[aria-label*=' from ']").wait_for()
         lines = (run / "metrics.jsonl").read_text().splitlines()
         with (run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(json.loads(lines[-1]) | {"env_frames": 987654321}) + "\n")
         page.clock.fast_forward("00:05")
         page.get_by_text("987,654,321").wait_for()
+        assert " from " in page.locator(".plot").first.get_attribute("aria-label")  # it stays
         run_folder.unlock(lock)
         page.clock.fast_forward("00:05")
         page.locator(".state.ended").wait_for()

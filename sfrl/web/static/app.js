@@ -136,7 +136,10 @@ function resampled(points, grid) {
 export class Chart {
   constructor(title, className = "") {
     this.latest = el("output");
-    this.plot = el("div", { className: "plot", role: "img" });
+    this.plot = el("div", {
+      className: "plot", role: "img", tabIndex: 0, onkeydown: (event) => this.onKey(event),
+    });
+    this.range = null; // of x, of a part that is looked at
     this.title = title;
     this.name = el("span", {}, title);
     this.node = el(
@@ -153,12 +156,46 @@ export class Chart {
     const main = lines.find((line) => !line.isBand);
     const last = main ? main.values.findLast((value) => value !== null) : undefined;
     this.latest.textContent = lines.length > 3 ? "" : figure(last);
-    this.plot.setAttribute("aria-label", `${this.title} against ${xLabel}; at last ${figure(last)}`);
+    this.end = `; at last ${figure(last)}. Keys: + - arrows 0`;
     const data = [xs, ...lines.map((line) => line.values)];
     const key = JSON.stringify([xLabel, lines.map(({ label, color }) => [label, color])]);
-    if (this.uplot && key === this.key) this.uplot.setData(data);
-    else this.build(xLabel, data, lines);
+    if (this.uplot && key === this.key) {
+      const { range } = this;
+      this.uplot.setData(data);
+      if (range) this.uplot.setScale("x", { min: range[0], max: range[1] });
+      this.tell(xLabel);
+    } else this.build(xLabel, data, lines);
     this.key = key;
+  }
+
+  onKey(event) {
+    if (event.target !== this.plot || !this.uplot) return;
+    const xs = this.uplot.data[0];
+    const [first, last] = [xs[0], xs.at(-1)];
+    const [min, max] = this.range ?? [first, last];
+    const half = (max - min) / 2;
+    const wanted = {
+      "+": [min + half / 2, max - half / 2], "-": [min - half, max + half],
+      ArrowLeft: [min - half / 2, max - half / 2], ArrowRight: [min + half / 2, max + half / 2],
+      0: [first, last],
+    }[event.key];
+    if (!wanted || !(half > 0)) return;
+    event.preventDefault();
+    const width = Math.min(wanted[1] - wanted[0], last - first);
+    const from = Math.min(Math.max(wanted[0], first), last - width);
+    this.uplot.setScale("x", { min: from, max: from + width });
+  }
+
+  // uPlot has another part of x in view, whoever asked for it.
+  onScale(xLabel) {
+    const [xs, { min, max }] = [this.uplot.data[0], this.uplot.scales.x];
+    this.range = min > xs[0] || max < xs.at(-1) ? [min, max] : null;
+    this.tell(xLabel);
+  }
+
+  tell(xLabel) {
+    const part = this.range ? ` from ${figure(this.range[0])} to ${figure(this.range[1])}` : "";
+    this.plot.setAttribute("aria-label", `${this.title} against ${xLabel}${part}${this.end}`);
   }
 
   build(xLabel, data, lines) {
@@ -188,6 +225,10 @@ export class Chart {
         series: [{ label: xLabel, value: (_, v) => figure(v) }, ...series],
         legend: { show: lines.length > 1 },
         cursor: { drag: { setScale: true, x: true, y: false } },
+        hooks: {
+          ready: [(uplot) => { this.uplot = uplot; this.onScale(xLabel); }],
+          setScale: [(uplot, key) => { if (key === "x" && this.uplot === uplot) this.onScale(xLabel); }],
+        },
       },
       data, this.plot,
     );
