@@ -50,6 +50,14 @@ def bottleneck_of(record: Record) -> Bottleneck | None:
     return "learning" if slots > actions else "rollout"
 
 
+def limit_of(record: Record, *, is_serial: bool) -> str | None:
+    """What `bottleneck_of` says, in words; None: not known yet."""
+    bottleneck = bottleneck_of(record)
+    if bottleneck == "cores" and is_serial:  # each works whenever it is its turn
+        return "limited by one thread, which does all in turn (--serial)"
+    return bottleneck and BOTTLENECKS[bottleneck]
+
+
 def limiting_components(record: Record) -> list[str]:
     """Those that `bottleneck_of` means: the one, or those that lack cores; [] if not known yet."""
     bottleneck = bottleneck_of(record)

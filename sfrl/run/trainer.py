@@ -268,6 +268,7 @@ class Trainer:
             train_frames=config.train_frames or None,
             shown=config.SHOWN,
             headline=config.HEADLINE,
+            is_serial=config.serial,
         )
 
     def _announce(self, resume_path: str | None) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from sfrl.records.bottleneck import BOTTLENECKS, bottleneck_of
+from sfrl.records.bottleneck import limit_of
 from sfrl.runs.reader import Run
 
 
 def figures(run: Run) -> dict[str, object]:
     """By name, for programs; None where there is nothing to tell yet."""
     last, paced = run.last, run.interval[1]
-    left_s, limit = _seconds_left(run), bottleneck_of(paced)
+    left_s, is_serial = _seconds_left(run), run.settings.get("serial") is True
     return {
         "name": run.name,
         "folder": str(run.folder),
@@ -31,7 +31,7 @@ def figures(run: Run) -> dict[str, object]:
         "checkpoint": str(run.checkpoints[0]) if run.checkpoints else None,
         "checkpoint_age_s": _checkpoint_age_s(run),
         "tuned": run.settings.get("tuned") or None,
-        "limit": limit and BOTTLENECKS[limit],
+        "limit": limit_of(paced, is_serial=is_serial),
         "shares": {name: share for name, share in paced.items() if name.endswith("/working")},
     }
 

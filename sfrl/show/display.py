@@ -29,7 +29,7 @@ from rich.segment import ControlType, Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-from sfrl.records.bottleneck import BOTTLENECKS, bottleneck_of
+from sfrl.records.bottleneck import limit_of
 from sfrl.records.metrics import Record
 from sfrl.records.timing import COMPONENT_STAGES, Kind, is_waiting
 from sfrl.settings.actor_critic import ActorCriticConfig
@@ -105,6 +105,7 @@ def make_display(
     train_frames: int | None = None,
     shown: Sequence[str] = ActorCriticConfig.SHOWN,
     headline: str = ActorCriticConfig.HEADLINE,
+    is_serial: bool = False,
     console: Console | None = None,
 ) -> Display:
     """The live panel on a terminal that can redraw, plain lines otherwise.
@@ -118,6 +119,7 @@ def make_display(
         train_frames: the `env_frames` at which the run ends, if it does.
         shown: statistics of the run's algorithm that the panel has, at most four.
         headline: the one that a plain line has.
+        is_serial: the run is --serial.
         console: where the panel goes; `out` unless given.
     """
     end = _End(train_seconds, train_frames)
@@ -125,15 +127,18 @@ def make_display(
     console = console or Console(file=out)
     can_redraw = is_terminal and console.is_terminal and not console.is_dumb_terminal
     if can_redraw:
-        return PanelDisplay(title, end, shown, console)
-    return PlainDisplay(end, [headline], out, err or sys.stderr)
+        return PanelDisplay(title, end, shown, is_serial, console)
+    return PlainDisplay(end, [headline], is_serial, out, err or sys.stderr)
 
 
 class PlainDisplay(Display):
     """One line per record, flushed; log lines go elsewhere, to stderr."""
 
-    def __init__(self, end: "_End", statistics: Sequence[str], out: TextIO, err: TextIO) -> None:
+    def __init__(
+        self, end: "_End", statistics: Sequence[str], is_serial: bool, out: TextIO, err: TextIO
+    ) -> None:
         self._end = end
+        self._is_serial = is_serial
         self._statistics = statistics
         self._out = out
         self.log_handler = _StreamHandler(err)
@@ -143,7 +148,8 @@ class PlainDisplay(Display):
         self._out.flush()
 
     def _line(self, record: Record) -> str:
-        return plain_line(record, self._end.seconds_left(record), self._statistics)
+        left_s = self._end.seconds_left(record)
+        return plain_line(record, left_s, self._statistics, is_serial=self._is_serial)
 
 
 class _LosesLines(logging.Handler):
@@ -165,9 +171,15 @@ class PanelDisplay(Display):
     """
 
     def __init__(
-        self, title: str, end: "_End", statistics: Sequence[str], console: Console
+        self,
+        title: str,
+        end: "_End",
+        statistics: Sequence[str],
+        is_serial: bool,
+        console: Console,
     ) -> None:
         self._console = console
+        self._is_serial = is_serial
         self._statistics = statistics
         self.log_handler = _PanelHandler(self)
         self._title = title
@@ -339,7 +351,8 @@ class PanelDisplay(Display):
                 ],
             ),
         ]
-        fraction, bottleneck = self._end.fraction_done(record), bottleneck_of(paced)
+        fraction = self._end.fraction_done(record)
+        limit = limit_of(paced, is_serial=self._is_serial)
         for label, items in rows:
             if label not in left_out:
                 table.add_row(label, _flow(map(Text.from_markup, items), width))
@@ -349,8 +362,8 @@ class PanelDisplay(Display):
                 parts = [(self._marks.work[0], fraction, "green")]
                 parts += [(self._marks.wait[0], 1 - fraction, WAIT_COLORS[0])]
                 table.add_row("", _bar(parts, width))
-        if bottleneck is not None and "time" not in left_out:
-            table.add_row("time", Text(BOTTLENECKS[bottleneck], "bold"))
+        if limit is not None and "time" not in left_out:
+            table.add_row("time", Text(limit, "bold"))
         for component in COMPONENT_STAGES if "shares" not in left_out else ():
             table.add_row(component, _time_bar(paced, component, self._marks, width))
         return table
@@ -395,7 +408,13 @@ def _takes_output(console: Console) -> bool:
         return True
 
 
-def plain_line(record: Record, seconds_left: float | None, statistics: Sequence[str] = ()) -> str:
+def plain_line(
+    record: Record,
+    seconds_left: float | None,
+    statistics: Sequence[str] = (),
+    *,
+    is_serial: bool = False,
+) -> str:
     """The record in one line, the same fields in the same order each time."""
     working = " ".join(
         f"{component} {_percent(record[f'{component}/working'])}{_largest_stage(record, component)}"
@@ -412,8 +431,8 @@ def plain_line(record: Record, seconds_left: float | None, statistics: Sequence[
         *(_named(record, name) for name in statistics),
         f"working: {'   '.join([working, *_troubles(record)])}",
     ]
-    if (bottleneck := bottleneck_of(record)) is not None:
-        fields.append(BOTTLENECKS[bottleneck])
+    if (limit := limit_of(record, is_serial=is_serial)) is not None:
+        fields.append(limit)
     if seconds_left is not None:
         fields.append(f"{_clock(seconds_left)} left")
     return " | ".join(fields)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from sfrl.envs import EnvSpec, Leaf
-from sfrl.records.bottleneck import BOTTLENECKS, bottleneck_of
+from sfrl.records import bottleneck
 from sfrl.records.metrics import EPISODE_WINDOW, Record
 from sfrl.records.timing import COMPONENT_STAGES
 from sfrl.settings.config import Config
@@ -181,8 +181,9 @@ def limit_of(trial: Trial) -> str | None:
     if trial.outlook is not None:
         parts = ", ".join(f"{share:.0%} {part}" for part, share in trial.outlook.shares.items())
         return f"{trial.outlook.limit} (work: {parts})"
-    bottleneck = bottleneck_of(trial.training.records[-1]) if curve and trial.training else None
-    return None if bottleneck is None else BOTTLENECKS[bottleneck]
+    if not curve or trial.training is None:
+        return None
+    return bottleneck.limit_of(trial.training.records[-1], is_serial=False)
 
 
 def minutes_to(trial: Trial, frames: int) -> float | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sfrl.records.bottleneck import bottleneck_of, limiting_components
+from sfrl.records.bottleneck import bottleneck_of, limit_of, limiting_components
 from sfrl.records.timing import COMPONENT_STAGES
 
 
@@ -44,3 +44,10 @@ def test_what_rollout_workers_do_beside_their_environments_may_be_the_limit():
     assert bottleneck_of(record | {"rollout/env_step": 0.5}) == "environments"
     assert bottleneck_of(record | {"rollout/env_step": 0.4}) == "python"
     assert limiting_components(record | {"rollout/env_step": 0.4}) == ["rollout"]
+
+
+def test_one_thread_that_does_all_lacks_no_cores():
+    record = {f"{component}/working": 1.0 for component in COMPONENT_STAGES}
+    assert limit_of(record, is_serial=False) == "limited by the cores"
+    assert limit_of(record, is_serial=True).startswith("limited by one thread")
+    assert limit_of({}, is_serial=True) is None
