@@ -78,13 +78,15 @@ def test_an_agent_plays_while_somebody_watches_in_one_process_that_gives_way(
     (run / "checkpoints").rename(tmp_path / "later")
     with ExitStack() as last, served(tmp_path) as url, page_of(browser, 360, "dark") as page:
         page.goto(f"{url}#/run?run=run")
+        page.locator("#watch").wait_for()
         page.focus("#watch")
         assert players() == []
         page.keyboard.press("Enter")
-        page.get_by_text("The run has no checkpoint yet.").wait_for()
+        wait_for(players)
         [player] = players()
-        assert gives_way(player)
+        wait_for(lambda: gives_way(player))
         hasten(player)
+        page.get_by_text("The run has no checkpoint yet.").wait_for()
         (tmp_path / "later").rename(run / "checkpoints")
         page.locator("canvas[aria-label]").wait_for()
         before = page.evaluate(DRAWN)
