@@ -233,7 +233,8 @@ def check(run_dir: Path) -> None:
                     f"{entry.path} is neither a file nor a folder, and a run has nothing else; "
                     f"put the file itself in its place, or delete it"
                 )
-            if is_folder and (entry.name in _FILES or entry.name.endswith(".tmp")):
+            is_of_file = entry.name in (*_FILES, "best.pt") or entry.name.endswith(".tmp")
+            if is_folder and is_of_file:
                 raise RunFolderError(f"{entry.path} is a folder, and must be a file; move it away")
             if not is_folder and entry.name == "checkpoints":
                 raise RunFolderError(f"{entry.path} is a file, and must be a folder; move it away")
