@@ -1,7 +1,7 @@
 """Images made smaller: a pixel is the mean of an area. In C++ or in NumPy, to the same bytes.
 
-Areas and their order of float32 operations are those of OpenCV's INTER_AREA. Exported networks do
-the same (sfrl/graph.py).
+Areas are those of OpenCV's INTER_AREA, whose pixels are the same or one step off. Exported networks
+have the order of float32 operations that is here, and so the same bytes (sfrl/graph.py).
 """
 
 from __future__ import annotations
