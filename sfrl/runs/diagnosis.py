@@ -6,6 +6,7 @@ the start does not count for ever. docs/runs.md has a table of them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -307,8 +308,9 @@ def _environment_slow(run: Run) -> Finding | None:
     steps, waits = run.quarter("rollout/env_step"), run.quarter("learner/wait_trajectories")
     if steps is None or waits is None or steps <= _BUSY or waits <= _WAITS:
         return None
-    seconds, decisions = run.latest("time_s") or 0, run.latest("env_steps") or 0
-    step_ms = 1e3 * steps * seconds * run.number("num_workers") / max(decisions, 1)
+    decisions_of_frame = (run.latest("env_steps") or 0) / (run.latest("env_frames") or 1)
+    decisions_per_s = decisions_of_frame * (run.quarter("frames_per_s") or 0)
+    step_ms = 1e3 * steps * run.number("num_workers") / (decisions_per_s or math.inf)
     return Finding(
         "environment-slow",
         "The environment limits this run: the learner waits for it.",
