@@ -117,7 +117,7 @@ def _next_steps(config: Config, summary: Summary, prog: str, folder: Path) -> st
     """
     if not checkpoint.latest_paths(Path(summary.run_dir)):
         return ""
-    run_dir = shlex.quote(run_folder.told(summary.run_dir, folder))
+    run_dir = shlex.quote(str(run_folder.told(summary.run_dir, folder)))
     if prog.endswith(".py"):
         script = Path(sys.argv[0])
         train, enjoy = (

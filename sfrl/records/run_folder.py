@@ -58,10 +58,10 @@ def started_in() -> Path:
         ) from error
 
 
-def told(path: str | Path, folder: Path) -> str:
+def told(path: str | Path, folder: Path) -> Path:
     """The path, as short as one who stands in `folder` would type it."""
     path = Path(path)
-    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
 def expanded(setting: str, path: str) -> str:

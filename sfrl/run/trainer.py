@@ -287,7 +287,7 @@ class Trainer:
         if resume_path:
             log.info("going on from %s", self._told(resume_path))
 
-    def _told(self, path: str | Path) -> str:
+    def _told(self, path: str | Path) -> Path:
         return run_folder.told(path, self._started_in)
 
     @contextmanager
@@ -461,7 +461,7 @@ class Trainer:
         log.info("%s%s", run_folder.LAST_CHECKPOINT, left)
         return failures
 
-    def _checkpoint_left(self) -> str:
+    def _checkpoint_left(self) -> str | Path:
         """The newest one that is there, whatever others may have deleted."""
         if not self.folder.is_ours:
             return "none, for its folder is another run's"

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from io import UnsupportedOperation
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TextIO
 
@@ -44,6 +45,7 @@ LEAST = ("loss", "shares", "learner", "progress", "curve", "time", "frames")
 BAR_WIDTH = (10, 24)  # a fifth of a line's width, within these
 SHOW_S = 0.25  # between two looks at what environments print, above the panel
 MAX_SHOWN = 4000  # characters of it each time
+_NO_BREAK = "\0"  # a blank of a file's name while lines are broken; no line of the log has one
 
 
 class Marks(NamedTuple):
@@ -222,7 +224,8 @@ class PanelDisplay(Display):
             time_of_day = time.strftime("%H:%M:%S ", time.localtime(record.created))
             color = next((c for least, c in LOG_COLORS.items() if record.levelno >= least), "")
             level = f"{record.levelname.lower()}: " if color else ""
-            text = _wrapped(f"{time_of_day}{level}{record.getMessage()}", self._console.width)
+            text = f"{time_of_day}{level}{record.getMessage()}"
+            text = _wrapped(text, self._console.width, _paths(record))
             line = Text(text)
             line.stylize("bright_black", 0, len(time_of_day))
             line.stylize(color, len(time_of_day), len(time_of_day) + len(level))
@@ -464,10 +467,18 @@ def curve(values: Sequence[float], width: int, height: int, levels: str) -> list
     return ["".join(shapes[min(max(0, h - b), len(levels))] for h in heights) for b in below]
 
 
-def _wrapped(text: str, width: int) -> str:
-    """In lines of the width, but no word broken: it may be the name of a file."""
+def _paths(record: logging.LogRecord) -> list[str]:
+    """Of the files that the line names by itself."""
+    given = record.args if isinstance(record.args, tuple) else ()
+    return [str(value) for value in given if isinstance(value, Path)]
+
+
+def _wrapped(text: str, width: int, names: Sequence[str] = ()) -> str:
+    """In lines of the width; no word is broken, for it may name a file, and none of the names."""
     wrap = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(map(wrap, text.split("\n")))
+    for name in names:
+        text = text.replace(name, name.replace(" ", _NO_BREAK))
+    return "\n".join(map(wrap, text.split("\n"))).replace(_NO_BREAK, " ")
 
 
 def _flow(items: Iterable[Text], width: int) -> Text:

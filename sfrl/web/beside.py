@@ -85,7 +85,7 @@ class Beside(Callback):
 
     def end(self) -> None:
         self._stack.close()
-        told = shlex.quote(run_folder.told(self._run_dir, self._started_in))
+        told = shlex.quote(str(run_folder.told(self._run_dir, self._started_in)))
         log.info("shown in the browser no more; sfrl web %s shows it again", told)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -39,10 +40,10 @@ def test_the_time_limit_counts_what_came_before_the_first_frame(tmp_path):
 def test_logs_name_files_as_one_types_them_where_the_run_was_started(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = Trainer(config(tmp_path / "runs/x"))
-    assert trainer._told(trainer.run_dir / "checkpoints") == "runs/x/checkpoints"
-    assert trainer._told("/elsewhere/x") == "/elsewhere/x"
+    assert trainer._told(trainer.run_dir / "checkpoints") == Path("runs/x/checkpoints")
+    assert trainer._told("/elsewhere/x") == Path("/elsewhere/x")
     monkeypatch.chdir("/")  # as an environment may, with --serial
-    assert trainer._told(trainer.run_dir) == "runs/x"
+    assert trainer._told(trainer.run_dir) == Path("runs/x")
     unlink_segments()
 
 

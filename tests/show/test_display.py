@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pyte
@@ -461,3 +462,14 @@ def test_a_files_name_that_is_longer_than_a_line_stays_in_one_piece(terminal):
     assert lines[1] + lines[2] == name
     assert "".join(lines[3:5]) == "an environment tells of " + name
     assert re.fullmatch(r"\d\d:\d\d:\d\d warning: the last checkpoint is", lines[0])
+
+
+def test_a_files_name_is_not_broken_at_its_blanks(terminal):
+    seen = terminal(60, 30)
+    logger = logging.getLogger("test_display.blanks")
+    logger.addHandler(seen.panel.log_handler)
+    name = Path("/home/me/all my runs/with Pong/latest-000000199923.pt")
+    seen.panel.update(make_record())
+    logger.warning("the last checkpoint is %s and %s", name, "a b " * 8)
+    logger.removeHandler(seen.panel.log_handler)
+    assert seen.lines()[1].startswith(str(name))
