@@ -310,7 +310,8 @@ def _environment_slow(run: Run) -> Finding | None:
         return None
     decisions_of_frame = (run.latest("env_steps") or 0) / (run.latest("env_frames") or 1)
     decisions_per_s = decisions_of_frame * (run.quarter("frames_per_s") or 0)
-    step_ms = 1e3 * steps * run.number("num_workers") / (decisions_per_s or math.inf)
+    num_workers = max(1, run.number("num_workers"))
+    step_ms = 1e3 * steps * num_workers / (decisions_per_s or math.inf)
     return Finding(
         "environment-slow",
         "The environment limits this run: the learner waits for it.",
