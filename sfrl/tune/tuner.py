@@ -45,6 +45,7 @@ _THREADS = (2, 4, 8)  # of the learner, where there are cores for them
 # Of learning, what threads divide among them: between what two cores measure in float32 and in
 # bfloat16. Below two cores, for the estimate of what twice as many would give.
 _PARALLEL = 0.75
+_CLEARLY = 1.5  # times as fast in acting, a precision is the faster one in learning as well
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
 _MAX_CACHE_BYTES = 8 << 20
 _MARGIN = 0.01  # predictions closer than this are equal
@@ -327,7 +328,7 @@ def _measure_networks(
     one_row = dataclasses.replace(_one_split(config, 1), rollout_length=1, batch_size=1)
     acting = components.inference(one_row, spec, _BATCHES, 0.3, precisions, ready=start.wait)
     one_batch = dataclasses.replace(_one_split(config, trajectories), torch_threads=1)
-    learning = components.learner(one_batch, spec, 0.4, precisions)
+    learning = components.learner(one_batch, spec, 0.4, _in_question(acting))
     costs = []
     for learned in learning:
         acted_us = [i.batch_us for i in acting if i.precision == learned.precision]
@@ -343,6 +344,16 @@ def _measure_networks(
     [shared] = components.learner(two_threads, spec, 0.3, (best.precision,))
     parallel = min(max(0.0, 2 - 2 * shared.decision_us / best.learn_us), 1.0)
     return best._replace(parallel=parallel)
+
+
+def _in_question(acting: Sequence[components.Inference]) -> list[components.Precision]:
+    """The precisions that may still be the faster one, once acting has been timed.
+
+    Learning takes longest to be timed, and in the slower precision for nothing.
+    """
+    largest = {i.precision: i.batch_us for i in acting if i.batch_size == max(_BATCHES)}
+    most_us = _CLEARLY * min(largest.values())
+    return [precision for precision, batch_us in largest.items() if batch_us < most_us]
 
 
 def _one_split(config: Config, num_envs: int) -> Config:

@@ -192,6 +192,20 @@ def test_environments_and_networks_wait_for_each_other_as_often(has_gpu, monkeyp
     assert waits == {"environments": 2, "networks": 2}
 
 
+@pytest.mark.parametrize(
+    ("exact_us", "in_question"),
+    [(16.0, ["bfloat16"]), (14.0, ["float32", "bfloat16"]), (6.0, ["float32"])],
+)
+def test_learning_is_timed_in_the_precisions_that_acting_leaves_open(exact_us, in_question):
+    acting = [
+        components.Inference(precision, size, size * us, 0.0)
+        for precision, us in (("float32", exact_us), ("bfloat16", 10.0))
+        for size in (8, 32, 64)
+    ]
+    acting[0] = acting[0]._replace(batch_us=1.0)  # of few rows, in which much is not the network
+    assert tuner._in_question(acting) == in_question
+
+
 def test_bfloat16_must_be_a_tenth_faster():
     rounded = PONG._replace(precision="bfloat16", learn_us=100.0, batch_us=0.01, row_us=0.01)
     for exact_us, is_better in ((105.0, False), (120.0, True)):
