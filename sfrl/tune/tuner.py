@@ -45,7 +45,7 @@ _THREADS = (2, 4, 8)  # of the learner, where there are cores for them
 # Of learning, what threads divide among them: between what two cores measure in float32 and in
 # bfloat16. Below two cores, for the estimate of what twice as many would give.
 _PARALLEL = 0.75
-_CLEARLY = 1.5  # times as fast in acting, a precision is the faster one in learning as well
+_CLEARLY = 1.5  # a precision that is so many times as fast in acting is faster in learning, too
 _MINIBATCH = 256  # decisions that a timed learner takes, at most
 _MAX_CACHE_BYTES = 8 << 20
 _MARGIN = 0.01  # predictions closer than this are equal
@@ -349,7 +349,7 @@ def _measure_networks(
 def _in_question(acting: Sequence[components.Inference]) -> list[components.Precision]:
     """The precisions that may still be the faster one, once acting has been timed.
 
-    Learning takes longest to be timed, and in the slower precision for nothing.
+    Learning is what takes longest to time. To time it in a much slower precision would be in vain.
     """
     largest = {i.precision: i.batch_us for i in acting if i.batch_size == max(_BATCHES)}
     most_us = _CLEARLY * min(largest.values())
