@@ -132,7 +132,13 @@ def test_the_wheel_has_the_package_with_its_extensions_and_nothing_else(wheel):
     files = {name for name in names if ".dist-info" not in name.parts[0]}
     modules = {path.relative_to(ROOT) for path in (ROOT / "sfrl").glob("**/*.py")}
     modules |= {path.relative_to(ROOT) for path in (ROOT / "sfrl/envs").glob("*.py")}  # a link
-    extensions = ("envs/_areas", "envs/_screen", "ipc/_index_queue", "nets/_images")
+    extensions = (
+        "envs/_areas",
+        "envs/_screen",
+        "ipc/_index_queue",
+        "nets/_images",
+        "nets/_sparse_conv",
+    )
     stubs = {Path("sfrl", name) for name in extensions}
     others = {stub.with_suffix(suffix) for stub in stubs for suffix in (".pyi", SUFFIX)}
     page = {path.relative_to(ROOT) for path in (ROOT / "sfrl/web/static").iterdir()}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sfrl.envs import Leaf
 from sfrl.envs.classes import class_at
 from sfrl.nets.choose import CNN_SIZES, JOINT_SIZE, MLPS, MODELS, encoder_of, seen
+from sfrl.nets.convolve import convolve
 from sfrl.nets.images import BLOCK, pixel_blocks
 
 HIDDEN_GAIN = math.sqrt(2)
@@ -122,10 +123,10 @@ class NatureCNN(CenteredCNN):
         blocks = pixel_blocks(obs, dtype)  # [B, 16*C, H/4, W/4]
         # The pixels' scale is put on the 8k weights rather than on the image.
         weight = self.conv1.weight.to(dtype) / self.obs_scale
-        x = F.conv2d(blocks, weight, self.conv1.bias).relu_()
-        x = self.conv2(x).relu_()
+        x = convolve(blocks, weight, self.conv1.bias).relu_()
+        x = convolve(x, self.conv2.weight, self.conv2.bias, stride=2).relu_()
         if self.conv3 is not None:
-            x = self.conv3(x).relu_()
+            x = convolve(x, self.conv3.weight, self.conv3.bias).relu_()
         # Flattened in the order of channels_last, the one it lies in; no copy.
         return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
 

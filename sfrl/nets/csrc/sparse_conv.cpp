@@ -1,0 +1,231 @@
+// Gradients of convolutions in float32 that skip zeros: behind a relu half of what comes back is 0.
+// The module sfrl.nets._sparse_conv; sfrl/nets/convolve.py says when it is used.
+//
+// Both work in the same way: a list has the numbers of the output's gradient that are not 0, and for
+// each of them a vector is added, times the number, to a sum that stays in registers. Memory lies as
+// in torch's channels_last: images [B, H, W, C], weights [O, K, K, C]. So K pixels of a line, which
+// is what one line of a filter sees, are K*C numbers that follow each other: a "row" below.
+#include <immintrin.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace {
+
+using Array = py::array_t<float, py::array::c_style>;
+
+constexpr int kLane = 8;        // float32 in a register
+constexpr int kPositions = 64;  // of an output, in a list: what they see stays in the L1 cache
+
+// A number of a list, and where its vector begins.
+struct Entry {
+  float number;
+  std::int32_t offset;
+};
+
+struct Shape {
+  int batch, height, width, channels;  // of the input
+  int out_height, out_width, filters;  // of the output
+  int kernel, stride;
+
+  int positions() const { return out_height * out_width; }
+  int row() const { return kernel * channels; }
+  std::size_t image() const { return static_cast<std::size_t>(height) * width * channels; }
+  std::size_t output() const { return static_cast<std::size_t>(positions()) * filters; }
+  // By position of the output: the pixel in the upper left of what it sees.
+  std::vector<std::int32_t> corners() const {
+    std::vector<std::int32_t> pixels;
+    for (int y = 0; y < out_height; ++y)
+      for (int x = 0; x < out_width; ++x) pixels.push_back((y * width + x) * stride);
+    return pixels;
+  }
+};
+
+// mask of 8 -> the bits that are set, in order.
+struct SetBits {
+  alignas(64) std::uint8_t of[256][kLane] = {};
+  SetBits() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int bit = 0, n = 0; bit < kLane; ++bit)
+        if (mask >> bit & 1) of[mask][n++] = static_cast<std::uint8_t>(bit);
+  }
+};
+const SetBits set_bits;
+
+// Entries of the numbers that are not 0 (NaN is not), in order. Returns where they end.
+// count must be a multiple of 8, and there must be room for 7 entries more than there are.
+Entry* list_nonzero(const float* numbers, const std::int32_t* offsets, int count, Entry* out) {
+  for (int i = 0; i < count; i += kLane) {
+    const __m256 eight = _mm256_loadu_ps(numbers + i);
+    const __m256 places =
+        _mm256_castsi256_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets + i)));
+    const int mask =
+        _mm256_movemask_ps(_mm256_cmp_ps(eight, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+    const auto* bits = reinterpret_cast<const __m128i*>(set_bits.of[mask]);
+    const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64(bits));
+    const __m256 found = _mm256_permutevar8x32_ps(eight, order);
+    const __m256 found_places = _mm256_permutevar8x32_ps(places, order);
+    const __m256 low = _mm256_unpacklo_ps(found, found_places);    // entries 0, 1, 4, 5
+    const __m256 high = _mm256_unpackhi_ps(found, found_places);   // entries 2, 3, 6, 7
+    auto* to = reinterpret_cast<float*>(out);
+    _mm256_storeu_ps(to, _mm256_permute2f128_ps(low, high, 0x20));
+    _mm256_storeu_ps(to + kLane, _mm256_permute2f128_ps(low, high, 0x31));
+    out += __builtin_popcount(static_cast<unsigned>(mask));
+  }
+  return out;
+}
+
+// sum [8 * N] += number * vectors[offset:], for each entry. Not inlined: its loop needs all
+// registers.
+template <int N>
+__attribute__((noinline)) void add_listed(float* sum, const Entry* entry, const Entry* end,
+                                          const float* vectors) {
+  __m256 sums[N];
+#pragma GCC unroll 12
+  for (int v = 0; v < N; ++v) sums[v] = _mm256_loadu_ps(sum + kLane * v);
+  for (; entry != end; ++entry) {
+    const __m256 number = _mm256_broadcast_ss(&entry->number);
+    const float* vector = vectors + entry->offset;
+#pragma GCC unroll 12
+    for (int v = 0; v < N; ++v)
+      sums[v] = _mm256_fmadd_ps(number, _mm256_loadu_ps(vector + kLane * v), sums[v]);
+  }
+#pragma GCC unroll 12
+  for (int v = 0; v < N; ++v) _mm256_storeu_ps(sum + kLane * v, sums[v]);
+}
+
+// The gradient of the images, from a list for each position of the filters whose gradient is not 0.
+// It must be 0 before.
+template <int N>
+void images_grad(const float* out_grad, const float* weights, float* grad, const Shape& s) {
+  constexpr int kTile = kLane * N;  // numbers of a row at a time
+  const int row = s.row(), tiles = s.kernel * row / kTile;
+  std::vector<float> packed(static_cast<std::size_t>(s.filters) * tiles * kTile);
+  for (int filter = 0; filter < s.filters; ++filter)
+    for (int tile = 0; tile < tiles; ++tile, weights += kTile)
+      std::copy_n(weights, kTile, &packed[(static_cast<std::size_t>(tile) * s.filters + filter) *
+                                          kTile]);
+  const std::vector<std::int32_t> corners = s.corners();
+  std::vector<std::int32_t> offsets(s.filters);
+  for (int filter = 0; filter < s.filters; ++filter) offsets[filter] = filter * kTile;
+  std::vector<Entry> lists(s.output() + kLane);
+  std::vector<Entry*> start(s.positions() + 1, lists.data());
+
+  for (int b = 0; b < s.batch; ++b, out_grad += s.output(), grad += s.image()) {
+    for (int position = 0; position < s.positions(); ++position)
+      start[position + 1] = list_nonzero(out_grad + position * s.filters, offsets.data(), s.filters,
+                                         start[position]);
+    const float* tile = packed.data();
+    for (int line = 0; line < s.kernel; ++line)
+      for (int part = 0; part < row; part += kTile, tile += kTile * s.filters)
+        for (int position = 0; position < s.positions(); ++position)
+          add_listed<N>(grad + (corners[position] + line * s.width) * s.channels + part,
+                        start[position], start[position + 1], tile);
+  }
+}
+
+int round_up(int count) { return (count + kLane - 1) / kLane * kLane; }
+
+// in [count, 8 of `stride`] -> out [8, kPositions]; columns up to the next multiple of 8 become 0.
+void transpose(const float* in, int stride, int count, float* out) {
+  for (int i = 0; i < round_up(count); i += 4)
+    for (int j = 0; j < kLane; j += 4) {
+      __m128 rows[4];
+      for (int k = 0; k < 4; ++k)
+        rows[k] = i + k < count ? _mm_loadu_ps(in + (i + k) * stride + j) : _mm_setzero_ps();
+      _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
+      for (int k = 0; k < 4; ++k) _mm_storeu_ps(out + (j + k) * kPositions + i, rows[k]);
+    }
+}
+
+// The gradient of the weights, from a list for each filter of the positions whose gradient is not 0.
+template <int N>
+void weights_grad(const float* images, const float* out_grad, float* grad, const Shape& s) {
+  constexpr int kTile = kLane * N;  // numbers of a row at a time
+  const int row = s.row(), tiles = s.kernel * row / kTile;
+  const int blocks = (s.positions() + kPositions - 1) / kPositions;
+  const int block = (s.positions() + blocks - 1) / blocks;
+  std::vector<float> packed(static_cast<std::size_t>(tiles) * s.filters * kTile);
+  const std::vector<std::int32_t> corners = s.corners();
+  const std::size_t room = kPositions + kLane;
+  std::vector<Entry> lists(s.filters * room);
+  std::vector<Entry*> ends(s.filters);
+  std::int32_t offsets[kPositions] = {};
+  float by_filter[kLane * kPositions];
+
+  for (int b = 0; b < s.batch; ++b, images += s.image(), out_grad += s.output())
+    for (int first = 0; first < s.positions(); first += block) {
+      const int count = std::min(block, s.positions() - first);
+      for (int i = 0; i < count; ++i) offsets[i] = corners[first + i] * s.channels;
+      for (int filter = 0; filter < s.filters; ++filter) {
+        if (filter % kLane == 0)
+          transpose(out_grad + first * s.filters + filter, s.filters, count, by_filter);
+        ends[filter] = list_nonzero(by_filter + filter % kLane * kPositions, offsets,
+                                    round_up(count), &lists[filter * room]);
+      }
+      float* sum = packed.data();
+      for (int line = 0; line < s.kernel; ++line)
+        for (int part = 0; part < row; part += kTile) {
+          const float* seen = images + line * s.width * s.channels + part;
+          for (int filter = 0; filter < s.filters; ++filter, sum += kTile)
+            add_listed<N>(sum, &lists[filter * room], ends[filter], seen);
+        }
+    }
+  for (int filter = 0; filter < s.filters; ++filter)
+    for (int tile = 0; tile < tiles; ++tile, grad += kTile)
+      std::copy_n(&packed[(static_cast<std::size_t>(tile) * s.filters + filter) * kTile], kTile,
+                  grad);
+}
+
+Shape shape_of(const Array& images, const Array& weights, const Array& out, int stride) {
+  if (images.ndim() != 4 || weights.ndim() != 4 || out.ndim() != 4)
+    throw py::value_error("images, weights and outputs must have four dimensions");
+  const auto size = [](const Array& array, int axis) { return static_cast<int>(array.shape(axis)); };
+  const Shape s{size(images, 0), size(images, 1), size(images, 2), size(images, 3), size(out, 1),
+                size(out, 2),    size(out, 3),    size(weights, 1), stride};
+  if (size(out, 0) != s.batch || size(weights, 0) != s.filters || size(weights, 2) != s.kernel ||
+      size(weights, 3) != s.channels || stride < 1 ||
+      s.out_height != (s.height - s.kernel) / stride + 1 ||
+      s.out_width != (s.width - s.kernel) / stride + 1)
+    throw py::value_error("images must be [B, H, W, C], weights [O, K, K, C], outputs [B, H', W', O]");
+  if (s.filters % kLane || s.row() % (4 * kLane))
+    throw py::value_error("filters must be a multiple of 8, and K*C of 32");
+  return s;
+}
+
+template <class Call>
+void with_tile(int size, Call call) {
+  py::gil_scoped_release released;
+  if (size % (12 * kLane) == 0) call(std::integral_constant<int, 12>());
+  else if (size % (8 * kLane) == 0) call(std::integral_constant<int, 8>());
+  else call(std::integral_constant<int, 4>());
+}
+
+void py_images_grad(const Array& out_grad, const Array& weights, Array& grad, int stride) {
+  const Shape s = shape_of(grad, weights, out_grad, stride);
+  const float *dy = out_grad.data(), *w = weights.data();
+  float* dx = grad.mutable_data();
+  with_tile(s.row(), [&](auto n) { images_grad<decltype(n)::value>(dy, w, dx, s); });
+}
+
+void py_weights_grad(const Array& images, const Array& out_grad, Array& grad, int stride) {
+  const Shape s = shape_of(images, grad, out_grad, stride);
+  const float *x = images.data(), *dy = out_grad.data();
+  float* dw = grad.mutable_data();
+  with_tile(s.row(), [&](auto n) { weights_grad<decltype(n)::value>(x, dy, dw, s); });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_sparse_conv, module) {
+  module.def("images_grad", &py_images_grad, py::arg("out_grad").noconvert(),
+             py::arg("weights").noconvert(), py::arg("grad").noconvert(), py::arg("stride"));
+  module.def("weights_grad", &py_weights_grad, py::arg("images").noconvert(),
+             py::arg("out_grad").noconvert(), py::arg("grad").noconvert(), py::arg("stride"));
+}

@@ -1,0 +1,153 @@
+"""Convolutions whose gradients skip zeros: those of torch, whatever is 0."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfrl.nets import convolve as convolve_module
+from sfrl.nets.convolve import convolve
+
+needs_extension = pytest.mark.skipif(
+    not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="needs AVX2"
+)
+# images [C, H, W], filters, size of the kernel, stride
+NATURE = [((64, 21, 21), 32, 2, 1), ((32, 20, 20), 64, 4, 2), ((64, 9, 9), 64, 3, 1)]
+OTHERS = [
+    ((16, 20, 20), 32, 4, 2),  # A3C's second one
+    ((16, 9, 7), 8, 2, 1),  # rows of 32 numbers, height and width that differ
+    ((32, 10, 9), 24, 3, 2),  # a last line that no filter sees
+    ((64, 2, 2), 8, 2, 1),  # one position
+    ((8, 20, 30), 8, 4, 1),  # 459 positions, which are no multiple of a list
+]
+
+
+def case(
+    shape: tuple[int, int, int], filters: int, size: int, density: float, batch: int = 3
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images [B, C, H, W] in channels_last of which some are 0, weights and biases, all leaves."""
+    random = torch.Generator().manual_seed(1)
+    images = torch.randn(batch, *shape, generator=random)
+    images *= torch.rand(images.shape, generator=random) < density
+    images = images.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(filters, shape[0], size, size, generator=random)
+    bias = torch.randn(filters, generator=random)
+    return images.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
+
+
+def gradients(out: Tensor, leaves: tuple[Tensor, ...], density: float) -> tuple[Tensor, ...]:
+    random = torch.Generator().manual_seed(2)
+    grad = torch.randn(out.shape, generator=random)
+    grad *= torch.rand(out.shape, generator=random) < density
+    return torch.autograd.grad(out, leaves, grad)
+
+
+@pytest.fixture
+def skips_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert convolve_module.HAS_EXTENSION
+    monkeypatch.setattr(convolve_module, "PAYS", True)
+
+
+@needs_extension
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("shape", "filters", "size", "stride"), NATURE + OTHERS)
+def test_gradients_are_those_of_torch(
+    shape: tuple[int, int, int],
+    filters: int,
+    size: int,
+    stride: int,
+    density: float,
+    skips_zeros: None,
+) -> None:
+    leaves = case(shape, filters, size, density)
+    out = convolve(*leaves, stride)
+    assert "_Convolution" in type(out.grad_fn).__name__
+    expected = F.conv2d(*leaves, stride)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    found = gradients(out, leaves, density)
+    for ours, theirs in zip(found, gradients(expected, leaves, density), strict=True):
+        scale = float(theirs.abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(scale, 1))
+    assert (density == 0) == (not found[1].any())
+
+
+@needs_extension
+def test_images_that_need_no_gradient_get_none(skips_zeros: None) -> None:
+    images, weight, bias = case((64, 9, 9), 64, 3, 0.5)
+    with torch.no_grad():
+        images = images * 1
+    out = convolve(images, weight, bias)
+    assert "_Convolution" in type(out.grad_fn).__name__
+    ours, theirs = (
+        gradients(out, (weight, bias), 0.5)
+        for out in (convolve(images, weight, bias), F.conv2d(images, weight, bias))
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+@needs_extension
+@pytest.mark.parametrize("where", ["gradient", "images"])
+def test_nan_is_not_skipped(where: str, skips_zeros: None) -> None:
+    images, weight, bias = case((64, 9, 9), 64, 3, 0.5)
+    with torch.no_grad():
+        if where == "images":
+            images[0, 5, 3, 3] = np.nan
+    out = convolve(images, weight, bias)
+    grad = torch.ones_like(out)
+    if where == "gradient":
+        grad[1, 7, 2, 2] = np.nan
+    images_grad, weight_grad, _ = torch.autograd.grad(out, (images, weight, bias), grad)
+    assert weight_grad.isnan().any()
+    assert images_grad.isnan().any() == (where == "gradient")
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("shape", "filters", "size"),
+    [((64, 9, 9), 12, 3), ((4, 9, 9), 8, 3)],
+    ids=["filters that are no multiple of 8", "rows that are no multiple of 32"],
+)
+def test_other_sizes_are_left_to_torch(
+    shape: tuple[int, int, int], filters: int, size: int, skips_zeros: None
+) -> None:
+    assert "_Convolution" not in type(convolve(*case(shape, filters, size, 1.0)).grad_fn).__name__
+
+
+@needs_extension
+def test_it_stays_out_of_other_precisions_and_of_acting(skips_zeros: None) -> None:
+    images, weight, bias = case((64, 9, 9), 64, 3, 1.0)
+    with torch.no_grad():
+        assert convolve(images, weight, bias).grad_fn is None
+    low = [leaf.bfloat16() for leaf in (images, weight, bias)]
+    assert "_Convolution" not in type(convolve(*low).grad_fn).__name__
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "_Convolution" not in type(convolve(images, weight, bias).grad_fn).__name__
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("images", "weights", "out"),
+    [
+        ((2, 9, 9, 64), (64, 3, 3, 64), (2, 7, 8, 64)),
+        ((2, 9, 9, 64), (64, 3, 3, 64), (3, 7, 7, 64)),
+        ((2, 9, 9, 64), (32, 3, 3, 64), (2, 7, 7, 64)),
+        ((2, 9, 9, 64), (64, 3, 3, 32), (2, 7, 7, 64)),
+        ((2, 9, 9, 64), (64, 3, 2, 64), (2, 7, 7, 64)),
+        ((2, 9, 9, 64), (12, 3, 3, 64), (2, 7, 7, 12)),
+        ((2, 9, 9, 4), (64, 3, 3, 4), (2, 7, 7, 64)),
+        ((9, 9, 64), (64, 3, 3, 64), (2, 7, 7, 64)),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    images: tuple[int, ...], weights: tuple[int, ...], out: tuple[int, ...]
+) -> None:
+    from sfrl.nets import _sparse_conv
+
+    arrays = [np.zeros(shape, np.float32) for shape in (images, weights, out)]
+    with pytest.raises(ValueError, match="must"):
+        _sparse_conv.weights_grad(arrays[0], arrays[2], arrays[1], 1)
+    with pytest.raises(ValueError, match="must"):
+        _sparse_conv.images_grad(arrays[2], arrays[1], arrays[0], 1)
