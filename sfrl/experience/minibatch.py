@@ -103,8 +103,9 @@ class LearnerSlots:
             return field.transpose(0, 1)[:, slots, envs]
 
         def leaf(field: Tensor) -> Tensor:
-            flat = columns(_words(field)).view(field.dtype)
-            return flat.reshape(*flat.shape[:2], *field.shape[3:])
+            # A trajectory after the other in memory, as encoders see them (`unroll_features`).
+            flat = _words(field)[slots, :, envs].view(field.dtype)
+            return flat.reshape(*flat.shape[:2], *field.shape[3:]).transpose(0, 1)
 
         fields = self._fields
         return Minibatch(

@@ -114,8 +114,11 @@ class Network(nn.Module):
 
         The encoders see all (T+1) * B rows at once; only a memory, if there is one, walks the time.
         """
-        rows = self._encode({name: leaf.flatten(0, 1) for name, leaf in obs.items()})
-        features = [f.unflatten(0, valid.shape) for f in rows]  # [T+1, B, F] each
+        # A trajectory after the other: an image is then most like the row before it.
+        rows = self._encode(
+            {name: leaf.transpose(0, 1).flatten(0, 1) for name, leaf in obs.items()}
+        )
+        features = [f.unflatten(0, valid.T.shape).transpose(0, 1) for f in rows]  # [T+1, B, F] each
         if self.core is None:
             return features
         cores = self._cores()

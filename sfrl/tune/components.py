@@ -354,7 +354,11 @@ def _work(worker: Worker) -> None:
 
 
 def _fill(shared: Shared) -> None:
-    """Give all slots experience that a learner can take: random observations and rewards."""
+    """Give all slots experience that a learner can take: random observations and rewards.
+
+    From step to step of a trajectory a rectangle of an image changes, 2% of it, about as much as in
+    Atari's games: on some processors it decides what a convolution costs (sfrl/nets/convolve.py).
+    """
     buffer, rng = shared.buffer, np.random.default_rng(0)
     for leaf in shared.env.leaves:
         rows = buffer.obs[leaf.name]
@@ -366,6 +370,14 @@ def _fill(shared: Shared) -> None:
             rows[:] = rng.integers(256, size=rows.shape, dtype=np.uint8)
         else:
             rows[:] = rng.standard_normal(rows.shape)
+        if leaf.kind == "image":
+            height, width = rows.shape[-2:]
+            for t in range(1, rows.shape[1]):
+                y, x = rng.integers(height), rng.integers(width)
+                part = np.s_[..., y : y + math.ceil(height / 7), x : x + math.ceil(width / 7)]
+                changed = rows[:, t][part].copy()
+                rows[:, t] = rows[:, t - 1]
+                rows[:, t][part] = changed
     actions = shared.env.actions
     for row in buffer.actions.reshape(-1, *buffer.actions.shape[2:]):  # [N, *shape] each
         row[:] = envs.random_actions(actions, {OBS: row}, rng)

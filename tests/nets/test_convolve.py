@@ -1,6 +1,8 @@
-"""Convolutions whose gradients skip zeros: those of torch, whatever is 0."""
+"""Convolutions that skip zeros and what does not change: those of torch, whatever that is."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,12 +28,18 @@ OTHERS = [
 
 
 def case(
-    shape: tuple[int, int, int], filters: int, size: int, density: float, batch: int = 3
+    shape: tuple[int, int, int], filters: int, size: int, *, changes: float = 1.0, batch: int = 6
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Images [B, C, H, W] in channels_last of which some are 0, weights and biases, all leaves."""
+    """Images [B, C, H, W] in channels_last, weights and biases, all leaves.
+
+    Args:
+        changes: the share of an image's numbers that differ from those of the one before it.
+    """
     random = torch.Generator().manual_seed(1)
     images = torch.randn(batch, *shape, generator=random)
-    images *= torch.rand(images.shape, generator=random) < density
+    stays = torch.rand(images.shape, generator=random) >= changes
+    for b in range(1, batch):
+        images[b] = torch.where(stays[b], images[b - 1], images[b])
     images = images.contiguous(memory_format=torch.channels_last)
     weight = torch.randn(filters, shape[0], size, size, generator=random)
     bias = torch.randn(filters, generator=random)
@@ -51,51 +59,94 @@ def skips_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolve_module, "PAYS", True)
 
 
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The extension's functions that are called, by name."""
+    names: list[str] = []
+    for name in ("changes_forward", "changes_weights_grad", "images_grad", "weights_grad"):
+        function = getattr(convolve_module._sparse_conv, name)
+
+        def call(*args: Any, name: str = name, function: Any = function) -> None:
+            names.append(name)
+            function(*args)
+
+        monkeypatch.setattr(convolve_module._sparse_conv, name, call)
+    return names
+
+
+BY_CHANGES = ["changes_forward", "images_grad", "changes_weights_grad"]
+BY_ZEROS = ["images_grad", "weights_grad"]
+
+
 @needs_extension
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("changes", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize(("shape", "filters", "size", "stride"), NATURE + OTHERS)
-def test_gradients_are_those_of_torch(
+def test_results_and_gradients_are_those_of_torch(
     shape: tuple[int, int, int],
     filters: int,
     size: int,
     stride: int,
+    changes: float,
     density: float,
     skips_zeros: None,
+    called: list[str],
 ) -> None:
-    leaves = case(shape, filters, size, density)
-    out = convolve(*leaves, stride)
-    assert "_Convolution" in type(out.grad_fn).__name__
-    expected = F.conv2d(*leaves, stride)
-    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    leaves = case(shape, filters, size, changes=changes)
+    out, expected = convolve(*leaves, stride), F.conv2d(*leaves, stride)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * float(expected.detach().max()))
     found = gradients(out, leaves, density)
+    assert called == (BY_CHANGES if changes < 0.4 else BY_ZEROS)
     for ours, theirs in zip(found, gradients(expected, leaves, density), strict=True):
-        scale = float(theirs.abs().max())
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(scale, 1))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
     assert (density == 0) == (not found[1].any())
 
 
 @needs_extension
-def test_images_that_need_no_gradient_get_none(skips_zeros: None) -> None:
-    images, weight, bias = case((64, 9, 9), 64, 3, 0.5)
-    with torch.no_grad():
-        images = images * 1
+@pytest.mark.parametrize("shape", [(64, 9, 9), (32, 20, 20)])
+def test_where_nothing_changes_results_are_the_same_to_the_bit(
+    shape: tuple[int, int, int], skips_zeros: None
+) -> None:
+    """So that layers behind it have no change either."""
+    images, weight, bias = case(shape, 64, 3, changes=0.0, batch=40)
     out = convolve(images, weight, bias)
-    assert "_Convolution" in type(out.grad_fn).__name__
+    assert (out == out[:1]).all()
+
+
+@needs_extension
+@pytest.mark.parametrize("batch", [0, 1])
+def test_batches_without_an_image_before(batch: int, skips_zeros: None) -> None:
+    leaves = case((64, 9, 9), 64, 3, batch=batch)
+    out, expected = convolve(*leaves), F.conv2d(*leaves)
+    torch.testing.assert_close(out, expected)
+    for ours, theirs in zip(
+        gradients(out, leaves, 0.5), gradients(expected, leaves, 0.5), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+
+
+@needs_extension
+def test_images_that_need_no_gradient_get_none(skips_zeros: None, called: list[str]) -> None:
+    images, weight, bias = case((64, 9, 9), 64, 3)
+    images = images.detach()
     ours, theirs = (
         gradients(out, (weight, bias), 0.5)
         for out in (convolve(images, weight, bias), F.conv2d(images, weight, bias))
     )
+    assert called == ["weights_grad"]
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
 @needs_extension
+@pytest.mark.parametrize("changes", [0.1, 1.0])
 @pytest.mark.parametrize("where", ["gradient", "images"])
-def test_nan_is_not_skipped(where: str, skips_zeros: None) -> None:
-    images, weight, bias = case((64, 9, 9), 64, 3, 0.5)
+def test_nan_is_not_skipped(where: str, changes: float, skips_zeros: None) -> None:
+    images, weight, bias = case((64, 9, 9), 64, 3, changes=changes)
     with torch.no_grad():
         if where == "images":
             images[0, 5, 3, 3] = np.nan
     out = convolve(images, weight, bias)
+    assert out[0].isnan().any() == (where == "images")
     grad = torch.ones_like(out)
     if where == "gradient":
         grad[1, 7, 2, 2] = np.nan
@@ -108,17 +159,17 @@ def test_nan_is_not_skipped(where: str, skips_zeros: None) -> None:
 @pytest.mark.parametrize(
     ("shape", "filters", "size"),
     [((64, 9, 9), 12, 3), ((4, 9, 9), 8, 3)],
-    ids=["filters that are no multiple of 8", "rows that are no multiple of 32"],
+    ids=["filters that are no multiple of 8", "channels that are no multiple of 8"],
 )
 def test_other_sizes_are_left_to_torch(
     shape: tuple[int, int, int], filters: int, size: int, skips_zeros: None
 ) -> None:
-    assert "_Convolution" not in type(convolve(*case(shape, filters, size, 1.0)).grad_fn).__name__
+    assert "_Convolution" not in type(convolve(*case(shape, filters, size)).grad_fn).__name__
 
 
 @needs_extension
 def test_it_stays_out_of_other_precisions_and_of_acting(skips_zeros: None) -> None:
-    images, weight, bias = case((64, 9, 9), 64, 3, 1.0)
+    images, weight, bias = case((64, 9, 9), 64, 3)
     with torch.no_grad():
         assert convolve(images, weight, bias).grad_fn is None
     low = [leaf.bfloat16() for leaf in (images, weight, bias)]
@@ -151,3 +202,17 @@ def test_arrays_that_do_not_fit_are_refused(
         _sparse_conv.weights_grad(arrays[0], arrays[2], arrays[1], 1)
     with pytest.raises(ValueError, match="must"):
         _sparse_conv.images_grad(arrays[2], arrays[1], arrays[0], 1)
+    with pytest.raises(ValueError, match="must"):
+        _sparse_conv.changes_weights_grad(arrays[0], arrays[2], arrays[1], 1)
+    bias = np.zeros(weights[0], np.float32)
+    with pytest.raises(ValueError, match="must"):
+        _sparse_conv.changes_forward(arrays[0], arrays[1], bias, arrays[2], 1)
+
+
+@needs_extension
+def test_biases_that_do_not_fit_are_refused() -> None:
+    from sfrl.nets import _sparse_conv
+
+    shapes = ((2, 9, 9, 64), (64, 3, 3, 64), (63,), (2, 7, 7, 64))
+    with pytest.raises(ValueError, match="bias must be"):
+        _sparse_conv.changes_forward(*(np.zeros(shape, np.float32) for shape in shapes), 1)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 
+import numpy as np
 import pytest
 
 from sfrl import envs
@@ -204,6 +205,27 @@ def test_learning_is_timed_in_the_precisions_that_acting_leaves_open(exact_us, i
     ]
     acting[0] = acting[0]._replace(batch_us=1.0)  # of few rows, in which much is not the network
     assert tuner._in_question(acting) == in_question
+
+
+def test_made_up_images_change_as_little_as_those_of_a_game(make_shared):
+    """What learning costs depends on it where a processor has AVX2 alone."""
+    shared = make_shared(
+        env="Pong",
+        serial=True,
+        num_workers=1,
+        num_splits=1,
+        envs_per_worker=2,
+        rollout_length=8,
+        batch_size=16,
+        minibatches=1,
+        model="nature_cnn",
+    )
+    components._fill(shared)
+    rows = shared.buffer.obs["obs"]  # [S, T+1, N, C, H, W]
+    changes = rows[:, 1:] != rows[:, :-1]
+    assert 0.005 < changes.mean() < 0.025
+    assert changes.any((3, 4, 5)).all()
+    assert len(np.unique(rows[:, 0])) == 256
 
 
 def test_bfloat16_must_be_a_tenth_faster():

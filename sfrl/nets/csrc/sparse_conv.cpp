@@ -1,10 +1,11 @@
-// Gradients of convolutions in float32 that skip zeros: behind a relu half of what comes back is 0.
-// The module sfrl.nets._sparse_conv; sfrl/nets/convolve.py says when it is used.
+// Convolutions in float32 that leave out what need not be multiplied: numbers of an image that are
+// those of the image before it, and zeros of a gradient, half of it behind a relu. The module
+// sfrl.nets._sparse_conv; sfrl/nets/convolve.py says when it is used.
 //
-// Both work in the same way: a list has the numbers of the output's gradient that are not 0, and for
-// each of them a vector is added, times the number, to a sum that stays in registers. Memory lies as
-// in torch's channels_last: images [B, H, W, C], weights [O, K, K, C]. So K pixels of a line, which
-// is what one line of a filter sees, are K*C numbers that follow each other: a "row" below.
+// All work in the same way: a list has the numbers that count, and for each of them a vector is
+// added, times the number, to a sum. Memory lies as in torch's channels_last: images [B, H, W, C],
+// weights [O, K, K, C]. So K pixels of a line, which is what one line of a filter sees, are K*C
+// numbers that follow each other: a "row" below.
 #include <immintrin.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -67,6 +68,7 @@ Entry* list_nonzero(const float* numbers, const std::int32_t* offsets, int count
         _mm256_castsi256_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets + i)));
     const int mask =
         _mm256_movemask_ps(_mm256_cmp_ps(eight, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+    if (mask == 0) continue;
     const auto* bits = reinterpret_cast<const __m128i*>(set_bits.of[mask]);
     const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64(bits));
     const __m256 found = _mm256_permutevar8x32_ps(eight, order);
@@ -98,6 +100,130 @@ __attribute__((noinline)) void add_listed(float* sum, const Entry* entry, const 
   }
 #pragma GCC unroll 12
   for (int v = 0; v < N; ++v) _mm256_storeu_ps(sum + kLane * v, sums[v]);
+}
+
+// sums[offset:] [8 * N] += number * vector, for each entry.
+template <int N>
+__attribute__((noinline)) void add_to_listed(const float* vector, const Entry* entry,
+                                             const Entry* end, float* sums) {
+  __m256 parts[N];
+#pragma GCC unroll 12
+  for (int v = 0; v < N; ++v) parts[v] = _mm256_loadu_ps(vector + kLane * v);
+  for (; entry != end; ++entry) {
+    const __m256 number = _mm256_broadcast_ss(&entry->number);
+    float* sum = sums + entry->offset;
+#pragma GCC unroll 12
+    for (int v = 0; v < N; ++v)
+      _mm256_storeu_ps(sum + kLane * v,
+                       _mm256_fmadd_ps(number, parts[v], _mm256_loadu_ps(sum + kLane * v)));
+  }
+}
+
+// How an image differs from the one before it. The entries of a line lie in its order, so that those
+// of a row are one list.
+class Changes {
+ public:
+  // tile: numbers in the vector that is added for an entry.
+  Changes(const Shape& shape, int tile)
+      : s(shape),
+        offsets(shape.width * shape.channels),
+        line(offsets.size()),
+        entries(shape.image() + kLane),
+        start(static_cast<std::size_t>(shape.height) * shape.width + 1, entries.data()) {
+    for (std::size_t i = 0; i < offsets.size(); ++i) offsets[i] = static_cast<int>(i) * tile;
+  }
+
+  void list(const float* images, int b) {
+    const float* image = images + b * s.image();
+    Entry** end = start.data();
+    for (int y = 0; y < s.height; ++y, image += line.size()) {
+      for (std::size_t i = 0; i < line.size(); ++i)
+        line[i] = b > 0 ? image[i] - (image - s.image())[i] : image[i];
+      for (int x = 0; x < s.width; ++x, ++end)
+        end[1] = list_nonzero(line.data() + x * s.channels, offsets.data() + x * s.channels,
+                              s.channels, *end);
+    }
+  }
+
+  // call(position, line, its row's entries, their end, the offset of the row's first number).
+  template <class Call>
+  void for_rows(const std::vector<std::int32_t>& corners, Call call) const {
+    for (int line = 0; line < s.kernel; ++line)
+      for (int position = 0; position < s.positions(); ++position) {
+        const int pixel = corners[position] + line * s.width;
+        const Entry *first = start[pixel], *end = start[pixel + s.kernel];
+        if (first != end)
+          call(position, line, first, end, offsets[pixel % s.width * s.channels]);
+      }
+  }
+
+ private:
+  const Shape s;
+  std::vector<std::int32_t> offsets;  // of a line's numbers
+  std::vector<float> line;
+  std::vector<Entry> entries;
+  std::vector<Entry*> start;  // by pixel
+};
+
+// weights [O, K, K*C] <-> packed [K, tiles of O, K*C, tile].
+template <int N, class Move>
+void for_packed(const Shape& s, Move move) {
+  constexpr int kTile = kLane * N;
+  std::size_t i = 0;
+  for (int filter = 0; filter < s.filters; ++filter)
+    for (int line = 0; line < s.kernel; ++line)
+      for (int column = 0; column < s.row(); ++column, ++i) {
+        const std::size_t tile = line * (s.filters / kTile) + filter / kTile;
+        move(i, (tile * s.row() + column) * kTile + filter % kTile);
+      }
+}
+
+// The output of each image, from that of the one before it.
+template <int N>
+void changes_forward(const float* images, const float* weights, const float* bias, float* out,
+                     const Shape& s) {
+  constexpr int kTile = kLane * N;  // filters at a time
+  std::vector<float> packed(static_cast<std::size_t>(s.filters) * s.kernel * s.row());
+  for_packed<N>(s, [&](std::size_t i, std::size_t j) { packed[j] = weights[i]; });
+  const std::vector<std::int32_t> corners = s.corners();
+  Changes changes(s, kTile);
+  for (int b = 0; b < s.batch; ++b, out += s.output()) {
+    if (b > 0) std::copy_n(out - s.output(), s.output(), out);
+    else
+      for (int position = 0; position < s.positions(); ++position)
+        std::copy_n(bias, s.filters, out + position * s.filters);
+    changes.list(images, b);
+    for (int tile = 0; tile < s.filters / kTile; ++tile)
+      changes.for_rows(corners, [&](int position, int line, const Entry* first, const Entry* end,
+                                    int row_offset) {
+        const std::size_t place = line * (s.filters / kTile) + tile;
+        add_listed<N>(out + position * s.filters + tile * kTile, first, end,
+                      packed.data() + place * s.row() * kTile - row_offset);
+      });
+  }
+}
+
+// The gradient of the weights. What a change multiplies is the gradient of all outputs that follow:
+// each of them has it.
+template <int N>
+void changes_weights_grad(const float* images, const float* out_grad, float* grad, const Shape& s) {
+  constexpr int kTile = kLane * N;  // filters at a time
+  std::vector<float> packed(static_cast<std::size_t>(s.filters) * s.kernel * s.row());
+  std::vector<float> following(s.output());
+  const std::vector<std::int32_t> corners = s.corners();
+  Changes changes(s, kTile);
+  for (int b = s.batch - 1; b >= 0; --b) {
+    for (std::size_t i = 0; i < s.output(); ++i) following[i] += out_grad[b * s.output() + i];
+    changes.list(images, b);
+    for (int tile = 0; tile < s.filters / kTile; ++tile)
+      changes.for_rows(corners, [&](int position, int line, const Entry* first, const Entry* end,
+                                    int row_offset) {
+        const std::size_t place = line * (s.filters / kTile) + tile;
+        add_to_listed<N>(following.data() + position * s.filters + tile * kTile, first, end,
+                         packed.data() + place * s.row() * kTile - row_offset);
+      });
+  }
+  for_packed<N>(s, [&](std::size_t i, std::size_t j) { grad[i] = packed[j]; });
 }
 
 // The gradient of the images, from a list for each position of the filters whose gradient is not 0.
@@ -194,8 +320,8 @@ Shape shape_of(const Array& images, const Array& weights, const Array& out, int 
       s.out_height != (s.height - s.kernel) / stride + 1 ||
       s.out_width != (s.width - s.kernel) / stride + 1)
     throw py::value_error("images must be [B, H, W, C], weights [O, K, K, C], outputs [B, H', W', O]");
-  if (s.filters % kLane || s.row() % (4 * kLane))
-    throw py::value_error("filters must be a multiple of 8, and K*C of 32");
+  if (s.filters % kLane || s.channels % kLane)
+    throw py::value_error("channels and filters must be multiples of 8");
   return s;
 }
 
@@ -204,7 +330,25 @@ void with_tile(int size, Call call) {
   py::gil_scoped_release released;
   if (size % (12 * kLane) == 0) call(std::integral_constant<int, 12>());
   else if (size % (8 * kLane) == 0) call(std::integral_constant<int, 8>());
-  else call(std::integral_constant<int, 4>());
+  else if (size % (4 * kLane) == 0) call(std::integral_constant<int, 4>());
+  else if (size % (2 * kLane) == 0) call(std::integral_constant<int, 2>());
+  else call(std::integral_constant<int, 1>());
+}
+
+void py_changes_forward(const Array& images, const Array& weights, const Array& bias, Array& out,
+                        int stride) {
+  const Shape s = shape_of(images, weights, out, stride);
+  if (bias.ndim() != 1 || bias.shape(0) != s.filters) throw py::value_error("bias must be [O]");
+  const float *x = images.data(), *w = weights.data(), *c = bias.data();
+  float* y = out.mutable_data();
+  with_tile(s.filters, [&](auto n) { changes_forward<decltype(n)::value>(x, w, c, y, s); });
+}
+
+void py_changes_weights_grad(const Array& images, const Array& out_grad, Array& grad, int stride) {
+  const Shape s = shape_of(images, grad, out_grad, stride);
+  const float *x = images.data(), *dy = out_grad.data();
+  float* dw = grad.mutable_data();
+  with_tile(s.filters, [&](auto n) { changes_weights_grad<decltype(n)::value>(x, dy, dw, s); });
 }
 
 void py_images_grad(const Array& out_grad, const Array& weights, Array& grad, int stride) {
@@ -224,6 +368,11 @@ void py_weights_grad(const Array& images, const Array& out_grad, Array& grad, in
 }  // namespace
 
 PYBIND11_MODULE(_sparse_conv, module) {
+  module.def("changes_forward", &py_changes_forward, py::arg("images").noconvert(),
+             py::arg("weights").noconvert(), py::arg("bias").noconvert(),
+             py::arg("out").noconvert(), py::arg("stride"));
+  module.def("changes_weights_grad", &py_changes_weights_grad, py::arg("images").noconvert(),
+             py::arg("out_grad").noconvert(), py::arg("grad").noconvert(), py::arg("stride"));
   module.def("images_grad", &py_images_grad, py::arg("out_grad").noconvert(),
              py::arg("weights").noconvert(), py::arg("grad").noconvert(), py::arg("stride"));
   module.def("weights_grad", &py_weights_grad, py::arg("images").noconvert(),
