@@ -210,6 +210,15 @@ def test_arrays_that_do_not_fit_are_refused(
 
 
 @needs_extension
+def test_images_smaller_than_the_kernel_are_refused() -> None:
+    from sfrl.nets import _sparse_conv
+
+    shapes = ((2, 2, 2, 64), (2, 1, 1, 64), (64, 3, 3, 64))
+    with pytest.raises(ValueError, match="images must be"):
+        _sparse_conv.weights_grad(*(np.zeros(shape, np.float32) for shape in shapes), 2)
+
+
+@needs_extension
 def test_biases_that_do_not_fit_are_refused() -> None:
     from sfrl.nets import _sparse_conv
 

@@ -119,8 +119,8 @@ __attribute__((noinline)) void add_to_listed(const float* vector, const Entry* e
   }
 }
 
-// How an image differs from the one before it. The entries of a line lie in its order, so that those
-// of a row are one list.
+// How an image differs from the one before it. The entries of a line lie in its order, so that
+// those of a row are one list.
 class Changes {
  public:
   // tile: numbers in the vector that is added for an entry.
@@ -226,8 +226,8 @@ void changes_weights_grad(const float* images, const float* out_grad, float* gra
   for_packed<N>(s, [&](std::size_t i, std::size_t j) { grad[i] = packed[j]; });
 }
 
-// The gradient of the images, from a list for each position of the filters whose gradient is not 0.
-// It must be 0 before.
+// The gradient of the images, which must be 0 before; from a list for each position of the filters
+// whose gradient is not 0.
 template <int N>
 void images_grad(const float* out_grad, const float* weights, float* grad, const Shape& s) {
   constexpr int kTile = kLane * N;  // numbers of a row at a time
@@ -270,7 +270,8 @@ void transpose(const float* in, int stride, int count, float* out) {
     }
 }
 
-// The gradient of the weights, from a list for each filter of the positions whose gradient is not 0.
+// The gradient of the weights, from a list for each filter of the positions whose gradient is not
+// 0.
 template <int N>
 void weights_grad(const float* images, const float* out_grad, float* grad, const Shape& s) {
   constexpr int kTile = kLane * N;  // numbers of a row at a time
@@ -312,14 +313,17 @@ void weights_grad(const float* images, const float* out_grad, float* grad, const
 Shape shape_of(const Array& images, const Array& weights, const Array& out, int stride) {
   if (images.ndim() != 4 || weights.ndim() != 4 || out.ndim() != 4)
     throw py::value_error("images, weights and outputs must have four dimensions");
-  const auto size = [](const Array& array, int axis) { return static_cast<int>(array.shape(axis)); };
+  const auto size = [](const Array& array, int axis) {
+    return static_cast<int>(array.shape(axis));
+  };
   const Shape s{size(images, 0), size(images, 1), size(images, 2), size(images, 3), size(out, 1),
                 size(out, 2),    size(out, 3),    size(weights, 1), stride};
   if (size(out, 0) != s.batch || size(weights, 0) != s.filters || size(weights, 2) != s.kernel ||
-      size(weights, 3) != s.channels || stride < 1 ||
+      size(weights, 3) != s.channels || stride < 1 || s.height < s.kernel || s.width < s.kernel ||
       s.out_height != (s.height - s.kernel) / stride + 1 ||
       s.out_width != (s.width - s.kernel) / stride + 1)
-    throw py::value_error("images must be [B, H, W, C], weights [O, K, K, C], outputs [B, H', W', O]");
+    throw py::value_error(
+        "images must be [B, H, W, C], weights [O, K, K, C], outputs [B, H', W', O]");
   if (s.filters % kLane || s.channels % kLane)
     throw py::value_error("channels and filters must be multiples of 8");
   return s;
