@@ -30,7 +30,6 @@ from sfrl.ipc.messages import (
     Notice,
 )
 from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
-from sfrl.nets import convolve
 from sfrl.records import checkpoint, run_folder
 from sfrl.records.metrics import RunMetrics
 from sfrl.records.metrics_writer import MetricsWriter
@@ -525,8 +524,6 @@ def slower_than_need_be(config: Config, spec: envs.EnvSpec) -> list[str]:
         stand_ins["sfrl.envs._areas"] = "NumPy"
     if config.model in ("a3c_cnn", "nature_cnn") and "cuda" not in config.device:
         stand_ins["sfrl.nets._images"] = "torch"
-        if convolve.PAYS:
-            stand_ins["sfrl.nets._sparse_conv"] = "torch"
     return [
         f"{extension} could not be built, and {stand_in} does its work, slower; "
         f"install a C++ compiler, and this package once more"

@@ -10,7 +10,6 @@ from sfrl import envs
 from sfrl.envs import ActionSpec, EnvSpec, Leaf
 from sfrl.ipc.messages import CheckpointFailed, CheckpointSaved
 from sfrl.ipc.shared_memory import unlink_segments
-from sfrl.nets import convolve
 from sfrl.records.metrics import EPISODE_WINDOW
 from sfrl.run.trainer import Trainer, slower_than_need_be
 from sfrl.settings.actor_critic import ActorCriticConfig
@@ -69,16 +68,12 @@ def test_what_makes_a_run_slower_is_told(tmp_path, monkeypatch):
         return slower_than_need_be(config(tmp_path, **settings), spec)
 
     assert told("Pong", model="nature_cnn") == []
-    for module in ("envs._areas", "envs._screen", "nets._images", "nets._sparse_conv"):
-        monkeypatch.setitem(sys.modules, f"sfrl.{module}", None)  # importing it fails
-    monkeypatch.setattr(convolve, "PAYS", False)
+    for module in ("sfrl.envs._areas", "sfrl.envs._screen", "sfrl.nets._images"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it fails
     assert told("CartPole-v1") == []  # needs none of them
     screen, images = told("Pong", model="nature_cnn")
     assert screen.startswith("sfrl.envs._screen could not be built, and NumPy")
     assert images.startswith("sfrl.nets._images could not be built, and torch")
-    monkeypatch.setattr(convolve, "PAYS", True)
-    *_, convolutions = told("Pong", model="nature_cnn")
-    assert convolutions.startswith("sfrl.nets._sparse_conv could not be built, and torch")
     (screen,) = told("Pong", model="impala_resnet")
     assert screen.startswith("sfrl.envs._screen")
     (areas,) = told("Doom-v0", doom, model="impala_resnet")
