@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 _WIDTH = torch.backends.cpu.get_cpu_capability()  # of its vectors
 PAYS = _WIDTH == "AVX2"
@@ -28,6 +28,13 @@ _SAMPLE = 5  # images
 _LITTLE = 0.4  # of the numbers
 
 
+class Convolution(nn.Conv2d):
+    """torch's layer, without padding, by `convolve`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return convolve(input, self.weight, self.bias, self.stride[0])
+
+
 def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
     """`F.conv2d(images, weight, bias, stride)`, for a relu to follow.
 
@@ -41,7 +48,7 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 
         bias: [O], or none.
     """
     if bias is not None and _skips_zeros(images, weight):
-        result: Tensor = _Convolution.apply(images, weight, bias, stride)  # type: ignore[no-untyped-call]
+        result: Tensor = _Function.apply(images, weight, bias, stride)  # type: ignore[no-untyped-call]
         return result
     return F.conv2d(images, weight, bias, stride)
 
@@ -60,7 +67,7 @@ def _skips_zeros(images: Tensor, weight: Tensor) -> bool:
     )
 
 
-class _Convolution(torch.autograd.Function):
+class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
         ctx.stride = stride

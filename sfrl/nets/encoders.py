@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sfrl.envs import Leaf
 from sfrl.envs.classes import class_at
 from sfrl.nets.choose import CNN_SIZES, JOINT_SIZE, MLPS, MODELS, encoder_of, seen
-from sfrl.nets.convolve import convolve
+from sfrl.nets.convolve import Convolution, convolve
 from sfrl.nets.images import BLOCK, pixel_blocks
 
 HIDDEN_GAIN = math.sqrt(2)
@@ -110,11 +110,11 @@ class NatureCNN(CenteredCNN):
                 f"choose --model=impala_resnet or --model=norm_mlp"
             )
         self.conv1 = nn.Conv2d(BLOCK**2 * channels, filters[0], 2)
-        self.conv2 = nn.Conv2d(filters[0], filters[1], 4, stride=2)
+        self.conv2 = Convolution(filters[0], filters[1], 4, stride=2)
         height, width = (((size // 4 - 1) - 4) // 2 + 1 for size in (height, width))
         self.conv3 = None
         if len(filters) > 2:
-            self.conv3 = nn.Conv2d(filters[1], filters[2], 3)
+            self.conv3 = Convolution(filters[1], filters[2], 3)
             height, width = height - 2, width - 2
         self.linear = nn.Linear(filters[-1] * height * width, num_features)
         init_orthogonal(self, HIDDEN_GAIN)
@@ -124,9 +124,9 @@ class NatureCNN(CenteredCNN):
         # The pixels' scale is put on the 8k weights rather than on the image.
         weight = self.conv1.weight.to(dtype) / self.obs_scale
         x = convolve(blocks, weight, self.conv1.bias).relu_()
-        x = convolve(x, self.conv2.weight, self.conv2.bias, stride=2).relu_()
+        x = self.conv2(x).relu_()
         if self.conv3 is not None:
-            x = convolve(x, self.conv3.weight, self.conv3.bias).relu_()
+            x = self.conv3(x).relu_()
         # Flattened in the order of channels_last, the one it lies in; no copy.
         return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
 

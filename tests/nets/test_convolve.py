@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sfrl.nets import convolve as convolve_module
 from sfrl.nets.convolve import convolve
+from sfrl.nets.encoders import NatureCNN
 
 needs_extension = pytest.mark.skipif(
     not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="needs AVX2"
@@ -164,7 +165,7 @@ def test_nan_is_not_skipped(where: str, changes: float, skips_zeros: None) -> No
 def test_other_sizes_are_left_to_torch(
     shape: tuple[int, int, int], filters: int, size: int, skips_zeros: None
 ) -> None:
-    assert "_Convolution" not in type(convolve(*case(shape, filters, size)).grad_fn).__name__
+    assert "_Function" not in type(convolve(*case(shape, filters, size)).grad_fn).__name__
 
 
 @needs_extension
@@ -173,9 +174,9 @@ def test_it_stays_out_of_other_precisions_and_of_acting(skips_zeros: None) -> No
     with torch.no_grad():
         assert convolve(images, weight, bias).grad_fn is None
     low = [leaf.bfloat16() for leaf in (images, weight, bias)]
-    assert "_Convolution" not in type(convolve(*low).grad_fn).__name__
+    assert "_Function" not in type(convolve(*low).grad_fn).__name__
     with torch.autocast("cpu", torch.bfloat16):
-        assert "_Convolution" not in type(convolve(images, weight, bias).grad_fn).__name__
+        assert "_Function" not in type(convolve(images, weight, bias).grad_fn).__name__
 
 
 @needs_extension
@@ -225,3 +226,13 @@ def test_biases_that_do_not_fit_are_refused() -> None:
     shapes = ((2, 9, 9, 64), (64, 3, 3, 64), (63,), (2, 7, 7, 64))
     with pytest.raises(ValueError, match="bias must be"):
         _sparse_conv.changes_forward(*(np.zeros(shape, np.float32) for shape in shapes), 1)
+
+
+@needs_extension
+def test_all_convolutions_of_nature_cnn_learn_by_it(skips_zeros: None, called: list[str]) -> None:
+    encoder = NatureCNN((4, 84, 84))
+    obs = torch.full((3, 4, 84, 84), 100, dtype=torch.uint8)
+    obs[1, 3, 40:50, 40:50] = 0
+    encoder(obs, torch.float32).sum().backward()
+    assert called.count("changes_forward") == called.count("changes_weights_grad") == 3
+    assert called.count("images_grad") == 2
