@@ -203,8 +203,8 @@ void changes_forward(const float* images, const float* weights, const float* bia
   }
 }
 
-// The gradient of the weights. What a change multiplies is the gradient of all outputs that follow:
-// each of them has it.
+// The gradient of the weights. A change stays in all images that follow, and later ones come on top
+// of it. So it is multiplied by the sum of the gradients of all their outputs.
 template <int N>
 void changes_weights_grad(const float* images, const float* out_grad, float* grad, const Shape& s) {
   constexpr int kTile = kLane * N;  // filters at a time
