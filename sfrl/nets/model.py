@@ -118,7 +118,8 @@ class Network(nn.Module):
         rows = self._encode(
             {name: leaf.transpose(0, 1).flatten(0, 1) for name, leaf in obs.items()}
         )
-        features = [f.unflatten(0, valid.T.shape).transpose(0, 1) for f in rows]  # [T+1, B, F] each
+        in_turn = [f.unflatten(0, valid.T.shape).transpose(0, 1) for f in rows]
+        features = [f.contiguous() for f in in_turn]  # [T+1, B, F] each; what follows is faster so
         if self.core is None:
             return features
         cores = self._cores()
