@@ -1,8 +1,11 @@
 """Train an agent: `python train.py --env=Pong`. `--help-all` lists every setting."""
 
+import signal
 import sys
 
-from sfrl.__main__ import run
-
 if __name__ == "__main__":
+    # Until the command handles it, Ctrl-C ends it at once and without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from sfrl.__main__ import run
+
     run("train", sys.argv[1:], "train.py")
