@@ -79,7 +79,10 @@ def greedy_return(run_dir) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "frames", "score"),
-    [("tests.tiny_envs:Catch-v0", 200_000, 0.9), ("CartPole-v1", 1_000_000, 475)],
+    [
+        ("tests.tiny_envs:Catch-v0", 200_000, 0.9),
+        pytest.param("CartPole-v1", 1_000_000, 475, marks=pytest.mark.learning),
+    ],
 )
 def test_n_step_q_is_learned_where_its_best_actions_are_taken(tmp_path, env, frames, score):
     """In training a third of the environments takes every second action at random."""

@@ -92,12 +92,16 @@ def test_a3c_saves_resumes_and_is_replaced_without_its_first_process(tmp_path):
         ended = finish(process)
     assert ended.code == 0, ended.stderr
     before = metrics(run_dir)[-1]
-    later = run_training(None, "--resume", f"--run-dir={run_dir}", "--train-seconds=8")
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["system"] == "a3c"
+    # An unroll is a step. As frames, not as seconds: a busy machine starts late.
+    unroll = config["rollout_length"] * config["envs_per_worker"]
+    frames = before["env_frames"] + 60 * unroll
+    later = run_training(None, "--resume", f"--run-dir={run_dir}", f"--train-frames={frames}")
     assert later.code == 0, later.stderr
     after = metrics(run_dir)[-1]
     assert after["learner_steps"] > before["learner_steps"] + 50
     assert after["env_steps"] > before["env_steps"]
-    assert json.loads((run_dir / "config.json").read_text())["system"] == "a3c"
 
 
 def test_a3c_in_one_thread_repeats_itself_to_the_bit(tmp_path):
