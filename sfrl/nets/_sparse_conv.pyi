@@ -1,19 +1,35 @@
 import numpy as np
 from numpy.typing import NDArray
 
-def changes_forward(
-    images: NDArray[np.float32],  # [B, H, W, C], contiguous, likewise the others
-    weights: NDArray[np.float32],  # [O, K, K, C]
-    bias: NDArray[np.float32],  # [O]
-    out: NDArray[np.float32],  # [B, H', W', O]
-    stride: int,
-) -> None: ...
-def changes_weights_grad(
-    images: NDArray[np.float32],  # [B, H, W, C]
-    out_grad: NDArray[np.float32],  # [B, H', W', O]
-    grad: NDArray[np.float32],  # [O, K, K, C]
-    stride: int,
-) -> None: ...
+class Changes:
+    """How images differ from those before them: what they are convolved from, and learned from."""
+
+    def __init__(
+        self,
+        images: NDArray[np.float32],  # [B, H, W, C], contiguous, likewise all others
+        filters: int,  # that will see them
+    ) -> None: ...
+    @staticmethod
+    def of_blocks(
+        images: NDArray[np.uint8],  # [B, C/16, 4H, 4W], seen as blocks of pixels [B, H, W, C]
+        filters: int,
+    ) -> Changes: ...
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...  # B, H, W, C
+    def forward(
+        self,
+        weights: NDArray[np.float32],  # [O, K, K, C]
+        bias: NDArray[np.float32],  # [O]
+        out: NDArray[np.float32],  # [B, H', W', O]
+        stride: int,
+    ) -> None: ...
+    def weights_grad(
+        self,
+        out_grad: NDArray[np.float32],  # [B, H', W', O]
+        grad: NDArray[np.float32],  # [O, K, K, C]
+        stride: int,
+    ) -> None: ...
+
 def images_grad(
     out_grad: NDArray[np.float32],  # [B, H', W', O]
     weights: NDArray[np.float32],  # [O, K, K, C]

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfrl.nets.images import pixel_blocks
+
 _WIDTH = torch.backends.cpu.get_cpu_capability()  # of its vectors
 PAYS = _WIDTH == "AVX2"
 HAS_EXTENSION = False
@@ -47,10 +49,37 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 
         weight: [O, C, K, K].
         bias: [O], or none.
     """
-    if bias is not None and _skips_zeros(images, weight):
-        result: Tensor = _Function.apply(images, weight, bias, stride)  # type: ignore[no-untyped-call]
+    if bias is None or images.dtype != torch.float32 or not _skips_zeros(images, weight):
+        return F.conv2d(images, weight, bias, stride)
+    if not _changes_little(images):
+        result: Tensor = _ByZeros.apply(images, weight, bias, stride)  # type: ignore[no-untyped-call]
         return result
-    return F.conv2d(images, weight, bias, stride)
+    changes = _sparse_conv.Changes(_channels_last(images).numpy(), len(weight))
+    return _by_changes(images, weight, bias, stride, changes)
+
+
+def convolve_blocks(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`convolve(pixel_blocks(images, weight.dtype), weight, bias)`.
+
+    Of uint8 that changes little, the blocks are not made: changes are listed from the pixels.
+
+    Args:
+        images: [B, C, H, W].
+        weight: [O, 16*C, K, K].
+        bias: [O], or none.
+    """
+    is_uint8 = images.dtype == torch.uint8
+    if bias is not None and is_uint8 and _skips_zeros(images, weight) and _changes_little(images):
+        changes = _sparse_conv.Changes.of_blocks(images.contiguous().numpy(), len(weight))
+        return _by_changes(images, weight, bias, 1, changes)
+    return convolve(pixel_blocks(images, weight.dtype), weight, bias)
+
+
+def _by_changes(
+    images: Tensor, weight: Tensor, bias: Tensor, stride: int, changes: _sparse_conv.Changes
+) -> Tensor:
+    result: Tensor = _ByChanges.apply(images, weight, bias, stride, changes)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _skips_zeros(images: Tensor, weight: Tensor) -> bool:
@@ -60,33 +89,58 @@ def _skips_zeros(images: Tensor, weight: Tensor) -> bool:
         and HAS_EXTENSION
         and torch.is_grad_enabled()
         and weight.requires_grad
-        and images.dtype == weight.dtype == torch.float32
+        and weight.dtype == torch.float32
         and images.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and filters % 8 == channels % 8 == 0
     )
 
 
-class _Function(torch.autograd.Function):
+class _ByChanges(torch.autograd.Function):
+    """Output and gradient of the weights from the changes; that of the images by the zeros."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        stride: int,
+        changes: _sparse_conv.Changes,
+    ) -> Tensor:
+        ctx.stride, ctx.changes = stride, changes
+        ctx.save_for_backward(weight)
+        batch_size, *sides, _ = changes.shape
+        filters, size = len(weight), weight.shape[2]
+        height, width = ((side - size) // stride + 1 for side in sides)
+        shape = (batch_size, filters, height, width)
+        out = torch.empty(shape, memory_format=torch.channels_last)
+        weights = _channels_last(weight).numpy()
+        changes.forward(weights, bias.detach().numpy(), out.permute(0, 2, 3, 1).numpy(), stride)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = (_channels_last(saved) for saved in ctx.saved_tensors)
+        out_grad = _channels_last(grad)
+        images_grad = None
+        if ctx.needs_input_grad[0]:
+            images_grad = _images_grad(out_grad, weight, ctx.changes.shape, ctx.stride)
+        weight_grad = torch.empty_like(weight)
+        ctx.changes.weights_grad(out_grad.numpy(), weight_grad.numpy(), ctx.stride)
+        bias_grad = out_grad.sum((0, 1, 2))
+        return images_grad, weight_grad.permute(0, 3, 1, 2), bias_grad, None, None
+
+
+class _ByZeros(torch.autograd.Function):
+    """torch's output; gradients by the zeros of the output's."""
+
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
         ctx.stride = stride
         ctx.save_for_backward(images, weight)
-        ctx.changes_little = _changes_little(images)
-        if not ctx.changes_little:
-            return F.conv2d(images, weight, bias, stride)
-        filters, size = len(weight), weight.shape[2]
-        height, width = ((side - size) // stride + 1 for side in images.shape[2:])
-        shape = (len(images), filters, height, width)
-        out = torch.empty(shape, memory_format=torch.channels_last)
-        _sparse_conv.changes_forward(
-            _channels_last(images).numpy(),
-            _channels_last(weight).numpy(),
-            bias.detach().numpy(),
-            out.permute(0, 2, 3, 1).numpy(),
-            stride,
-        )
-        return out
+        return F.conv2d(images, weight, bias, stride)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -95,15 +149,17 @@ class _Function(torch.autograd.Function):
         out_grad = _channels_last(grad)
         images_grad = None
         if ctx.needs_input_grad[0]:
-            images_grad = torch.zeros_like(images)
-            _sparse_conv.images_grad(
-                out_grad.numpy(), weight.numpy(), images_grad.numpy(), ctx.stride
-            )
-            images_grad = images_grad.permute(0, 3, 1, 2)
+            images_grad = _images_grad(out_grad, weight, images.shape, ctx.stride)
         weight_grad = torch.empty_like(weight)
-        by = _sparse_conv.changes_weights_grad if ctx.changes_little else _sparse_conv.weights_grad
-        by(images.numpy(), out_grad.numpy(), weight_grad.numpy(), ctx.stride)
+        _sparse_conv.weights_grad(images.numpy(), out_grad.numpy(), weight_grad.numpy(), ctx.stride)
         return images_grad, weight_grad.permute(0, 3, 1, 2), out_grad.sum((0, 1, 2)), None
+
+
+def _images_grad(out_grad: Tensor, weight: Tensor, shape: tuple[int, ...], stride: int) -> Tensor:
+    """[B, C, H, W] from all else in channels_last, and the images' shape there."""
+    images_grad = torch.zeros(shape)
+    _sparse_conv.images_grad(out_grad.numpy(), weight.numpy(), images_grad.numpy(), stride)
+    return images_grad.permute(0, 3, 1, 2)
 
 
 def _changes_little(images: Tensor) -> bool:

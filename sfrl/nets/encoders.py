@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from sfrl.envs import Leaf
 from sfrl.envs.classes import class_at
 from sfrl.nets.choose import CNN_SIZES, JOINT_SIZE, MLPS, MODELS, encoder_of, seen
-from sfrl.nets.convolve import Convolution, convolve
-from sfrl.nets.images import BLOCK, pixel_blocks
+from sfrl.nets.convolve import Convolution, convolve_blocks
+from sfrl.nets.images import BLOCK
 
 HIDDEN_GAIN = math.sqrt(2)
 
@@ -120,10 +120,9 @@ class NatureCNN(CenteredCNN):
         init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        blocks = pixel_blocks(obs, dtype)  # [B, 16*C, H/4, W/4]
         # The pixels' scale is put on the 8k weights rather than on the image.
         weight = self.conv1.weight.to(dtype) / self.obs_scale
-        x = convolve(blocks, weight, self.conv1.bias).relu_()
+        x = convolve_blocks(obs, weight, self.conv1.bias).relu_()
         x = self.conv2(x).relu_()
         if self.conv3 is not None:
             x = self.conv3(x).relu_()

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfrl.nets import convolve as convolve_module
-from sfrl.nets.convolve import convolve
+from sfrl.nets.convolve import convolve, convolve_blocks
 from sfrl.nets.encoders import NatureCNN
+from sfrl.nets.images import pixel_blocks
 
 needs_extension = pytest.mark.skipif(
     not torch.backends.cpu.get_cpu_capability().startswith("AVX"), reason="needs AVX2"
@@ -62,16 +63,23 @@ def skips_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The extension's functions that are called, by name."""
+    """The extension's functions that make numbers, by name, as they are called."""
     names: list[str] = []
-    for name in ("changes_forward", "changes_weights_grad", "images_grad", "weights_grad"):
-        function = getattr(convolve_module._sparse_conv, name)
 
-        def call(*args: Any, name: str = name, function: Any = function) -> None:
+    def note_calls(owner: Any, function_name: str, name: str) -> None:
+        function = getattr(owner, function_name)
+
+        def call(*args: Any) -> None:
             names.append(name)
             function(*args)
 
-        monkeypatch.setattr(convolve_module._sparse_conv, name, call)
+        monkeypatch.setattr(owner, function_name, call)
+
+    extension = convolve_module._sparse_conv
+    note_calls(extension.Changes, "forward", "changes_forward")
+    note_calls(extension.Changes, "weights_grad", "changes_weights_grad")
+    note_calls(extension, "images_grad", "images_grad")
+    note_calls(extension, "weights_grad", "weights_grad")
     return names
 
 
@@ -204,10 +212,10 @@ def test_arrays_that_do_not_fit_are_refused(
     with pytest.raises(ValueError, match="must"):
         _sparse_conv.images_grad(arrays[2], arrays[1], arrays[0], 1)
     with pytest.raises(ValueError, match="must"):
-        _sparse_conv.changes_weights_grad(arrays[0], arrays[2], arrays[1], 1)
+        _sparse_conv.Changes(arrays[0], weights[0]).weights_grad(arrays[2], arrays[1], 1)
     bias = np.zeros(weights[0], np.float32)
     with pytest.raises(ValueError, match="must"):
-        _sparse_conv.changes_forward(arrays[0], arrays[1], bias, arrays[2], 1)
+        _sparse_conv.Changes(arrays[0], weights[0]).forward(arrays[1], bias, arrays[2], 1)
 
 
 @needs_extension
@@ -223,9 +231,65 @@ def test_images_smaller_than_the_kernel_are_refused() -> None:
 def test_biases_that_do_not_fit_are_refused() -> None:
     from sfrl.nets import _sparse_conv
 
-    shapes = ((2, 9, 9, 64), (64, 3, 3, 64), (63,), (2, 7, 7, 64))
+    changes = _sparse_conv.Changes(np.zeros((2, 9, 9, 64), np.float32), 64)
+    shapes = ((64, 3, 3, 64), (63,), (2, 7, 7, 64))
     with pytest.raises(ValueError, match="bias must be"):
-        _sparse_conv.changes_forward(*(np.zeros(shape, np.float32) for shape in shapes), 1)
+        changes.forward(*(np.zeros(shape, np.float32) for shape in shapes), 1)
+
+
+@needs_extension
+def test_changes_are_of_use_for_as_many_filters_as_they_were_listed_for() -> None:
+    from sfrl.nets import _sparse_conv
+
+    changes = _sparse_conv.Changes(np.zeros((2, 9, 9, 64), np.float32), 64)
+    out_grad, grad = (np.zeros(shape, np.float32) for shape in ((2, 7, 7, 32), (32, 3, 3, 64)))
+    with pytest.raises(ValueError, match="this number of filters"):
+        changes.weights_grad(out_grad, grad, 1)
+
+
+# Sides that are no multiple of 4 lose the rest; 1 or 3 channels are 16 or 48 of blocks.
+@needs_extension
+@pytest.mark.parametrize("changes", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("shape", [(4, 84, 84), (3, 43, 57), (1, 20, 36), (4, 8, 8)])
+def test_blocks_of_pixels_are_convolved_as_if_they_were_made(
+    shape: tuple[int, int, int], changes: float, skips_zeros: None, called: list[str]
+) -> None:
+    random = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (6, *shape), generator=random, dtype=torch.uint8)
+    for b in range(1, 6):
+        stays = torch.rand(shape, generator=random) >= changes
+        images[b] = torch.where(stays, images[b - 1], images[b])
+    weight = torch.randn(32, 16 * shape[0], 2, 2, generator=random).requires_grad_()
+    bias = torch.randn(32, generator=random).requires_grad_()
+    out = convolve_blocks(images, weight, bias)
+    expected = F.conv2d(pixel_blocks(images, torch.float32), weight, bias)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * float(expected.detach().max()))
+    found = gradients(out, (weight, bias), 0.5)
+    forward = ["changes_forward"] if changes < 0.4 else []
+    assert called == [*forward, "changes_weights_grad" if forward else "weights_grad"]
+    for ours, theirs in zip(found, gradients(expected, (weight, bias), 0.5), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+
+
+@needs_extension
+def test_images_in_float32_become_blocks_first(skips_zeros: None) -> None:
+    images = torch.rand(1, 4, 84, 84).repeat(3, 1, 1, 1)
+    weight, bias = torch.randn(32, 64, 2, 2, requires_grad=True), torch.zeros(32)
+    expected = F.conv2d(pixel_blocks(images, torch.float32), weight, bias)
+    torch.testing.assert_close(convolve_blocks(images, weight, bias), expected, rtol=0, atol=1e-4)
+
+
+@needs_extension
+def test_pixels_become_blocks_where_changes_do_not_pay(
+    skips_zeros: None, called: list[str]
+) -> None:
+    """In acting, and in bfloat16."""
+    images = torch.zeros((3, 4, 84, 84), dtype=torch.uint8)
+    weight, bias = torch.zeros(32, 64, 2, 2, requires_grad=True), torch.zeros(32)
+    with torch.no_grad():
+        convolve_blocks(images, weight, bias)
+    convolve_blocks(images, weight.bfloat16(), bias.bfloat16())
+    assert called == []
 
 
 @needs_extension

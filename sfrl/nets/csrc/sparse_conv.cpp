@@ -9,8 +9,10 @@
 #include <immintrin.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -20,6 +22,7 @@ namespace py = pybind11;
 namespace {
 
 using Array = py::array_t<float, py::array::c_style>;
+using Pixels = py::array_t<std::uint8_t, py::array::c_style>;
 
 constexpr int kLane = 8;        // float32 in a register
 constexpr int kPositions = 64;  // of an output, in a list: what they see stays in the L1 cache
@@ -60,10 +63,12 @@ struct SetBits {
 const SetBits set_bits;
 
 // Entries of the numbers that are not 0 (NaN is not), in order. Returns where they end.
-// count must be a multiple of 8, and there must be room for 7 entries more than there are.
-Entry* list_nonzero(const float* numbers, const std::int32_t* offsets, int count, Entry* out) {
+// load(i): eight numbers from the i-th on. count must be a multiple of 8; there must be room for 7
+// entries more than there are.
+template <class Load>
+Entry* list_nonzero(Load load, const std::int32_t* offsets, int count, Entry* out) {
   for (int i = 0; i < count; i += kLane) {
-    const __m256 eight = _mm256_loadu_ps(numbers + i);
+    const __m256 eight = load(i);
     const __m256 places =
         _mm256_castsi256_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets + i)));
     const int mask =
@@ -81,6 +86,11 @@ Entry* list_nonzero(const float* numbers, const std::int32_t* offsets, int count
     out += __builtin_popcount(static_cast<unsigned>(mask));
   }
   return out;
+}
+
+// For list_nonzero: what lies in memory.
+auto numbers_from(const float* numbers) {
+  return [numbers](int i) { return _mm256_loadu_ps(numbers + i); };
 }
 
 // sum [8 * N] += number * vectors[offset:], for each entry. Not inlined: its loop needs all
@@ -119,50 +129,103 @@ __attribute__((noinline)) void add_to_listed(const float* vector, const Entry* e
   }
 }
 
-// How an image differs from the one before it. The entries of a line lie in its order, so that
-// those of a row are one list.
+// How images differ from those before them, listed once for the output and the gradient of the
+// weights. The first one differs from 0. The entries of a line lie in its order, so that those of a
+// row are one list.
 class Changes {
  public:
   // tile: numbers in the vector that is added for an entry.
-  Changes(const Shape& shape, int tile)
-      : s(shape),
-        offsets(shape.width * shape.channels),
-        line(offsets.size()),
-        entries(shape.image() + kLane),
-        start(static_cast<std::size_t>(shape.height) * shape.width + 1, entries.data()) {
-    for (std::size_t i = 0; i < offsets.size(); ++i) offsets[i] = static_cast<int>(i) * tile;
+  Changes(int batch, int height, int width, int channels, int tile)
+      : batch(batch), height(height), width(width), channels(channels), tile(tile) {
+    for (int i = 0; i < width * channels; ++i) offsets.push_back(i * tile);
+    start.reserve(static_cast<std::size_t>(batch) * pixels() + 1);
+    start.push_back(0);
   }
 
-  void list(const float* images, int b) {
-    const float* image = images + b * s.image();
-    Entry** end = start.data();
-    for (int y = 0; y < s.height; ++y, image += line.size()) {
-      for (std::size_t i = 0; i < line.size(); ++i)
-        line[i] = b > 0 ? image[i] - (image - s.image())[i] : image[i];
-      for (int x = 0; x < s.width; ++x, ++end)
-        end[1] = list_nonzero(line.data() + x * s.channels, offsets.data() + x * s.channels,
-                              s.channels, *end);
-    }
-  }
-
-  // call(position, line, its row's entries, their end, the offset of the row's first number).
-  template <class Call>
-  void for_rows(const std::vector<std::int32_t>& corners, Call call) const {
-    for (int line = 0; line < s.kernel; ++line)
-      for (int position = 0; position < s.positions(); ++position) {
-        const int pixel = corners[position] + line * s.width;
-        const Entry *first = start[pixel], *end = start[pixel + s.kernel];
-        if (first != end)
-          call(position, line, first, end, offsets[pixel % s.width * s.channels]);
+  // images [B, H, W, C]
+  void list(const float* images) {
+    std::vector<float> zeros(image());
+    const float* before = zeros.data();
+    std::vector<Entry> found(channels + kLane);
+    for (int b = 0; b < batch; before = images, images += image(), ++b)
+      for (int pixel = 0; pixel < pixels(); ++pixel) {
+        const float* now = images + pixel * channels;
+        const float* then = before + pixel * channels;
+        const auto difference = [&](int i) {
+          return _mm256_sub_ps(_mm256_loadu_ps(now + i), _mm256_loadu_ps(then + i));
+        };
+        const Entry* end = list_nonzero(difference, offsets_of(pixel), channels, found.data());
+        add_pixel(found.data(), end);
       }
   }
 
+  // images [B, channels / 16, image_height, image_width], whose blocks of 4x4 are the pixels here;
+  // sfrl.nets.images tells the order of their channels.
+  void list_blocks(const std::uint8_t* images, int image_height, int image_width) {
+    const std::size_t plane = static_cast<std::size_t>(image_height) * image_width;
+    const std::size_t image = channels / (kBlock * kBlock) * plane;
+    const std::vector<std::uint8_t> zeros(image);
+    const std::uint8_t* before = zeros.data();
+    std::vector<Entry> found(channels);
+    std::vector<std::uint32_t> changed(width);
+    for (int b = 0; b < batch; before = images, images += image, ++b)
+      for (int y = 0; y < height; ++y) {
+        const auto line = [&](int i) {  // of a line of blocks: channel i / 4, line i % 4
+          return i / kBlock * plane + (y * kBlock + i % kBlock) * image_width;
+        };
+        std::fill(changed.begin(), changed.end(), 0);
+        for (int i = 0; i < channels / kBlock; ++i)
+          for (int x = 0; x < width; ++x)
+            changed[x] |= four(images + line(i), x) ^ four(before + line(i), x);
+        for (int x = 0; x < width; ++x) {
+          Entry* end = found.data();
+          for (int i = 0; changed[x] && i < channels / kBlock; ++i)
+            for (int column = 0; column < kBlock; ++column) {
+              const std::size_t at = line(i) + x * kBlock + column;
+              if (const int difference = images[at] - before[at])
+                *end++ = {static_cast<float>(difference), offsets_of(x)[i * kBlock + column]};
+            }
+          add_pixel(found.data(), end);
+        }
+      }
+  }
+
+  // call(position, line, its row's entries, their end, the offset of the row's first number), for
+  // the rows of image b that changed.
+  template <class Call>
+  void for_rows(const Shape& s, const std::vector<std::int32_t>& corners, int b, Call call) const {
+    const std::int64_t* of_image = start.data() + static_cast<std::size_t>(b) * pixels();
+    for (int line = 0; line < s.kernel; ++line)
+      for (int position = 0; position < s.positions(); ++position) {
+        const int pixel = corners[position] + line * width;
+        const Entry* first = entries.data() + of_image[pixel];
+        const Entry* end = entries.data() + of_image[pixel + s.kernel];
+        if (first != end) call(position, line, first, end, *offsets_of(pixel));
+      }
+  }
+
+  static constexpr int kBlock = 4;
+  const int batch, height, width, channels, tile;
+
  private:
-  const Shape s;
+  static std::uint32_t four(const std::uint8_t* line, int x) {
+    std::uint32_t pixels;
+    std::memcpy(&pixels, line + x * kBlock, sizeof pixels);
+    return pixels;
+  }
+  int pixels() const { return height * width; }
+  std::size_t image() const { return static_cast<std::size_t>(pixels()) * channels; }
+  const std::int32_t* offsets_of(int pixel) const {
+    return offsets.data() + pixel % width * channels;
+  }
+  void add_pixel(const Entry* first, const Entry* end) {
+    entries.insert(entries.end(), first, end);
+    start.push_back(static_cast<std::int64_t>(entries.size()));
+  }
+
   std::vector<std::int32_t> offsets;  // of a line's numbers
-  std::vector<float> line;
   std::vector<Entry> entries;
-  std::vector<Entry*> start;  // by pixel
+  std::vector<std::int64_t> start;  // by image and pixel
 };
 
 // weights [O, K, K*C] <-> packed [K, tiles of O, K*C, tile].
@@ -180,22 +243,20 @@ void for_packed(const Shape& s, Move move) {
 
 // The output of each image, from that of the one before it.
 template <int N>
-void changes_forward(const float* images, const float* weights, const float* bias, float* out,
+void changes_forward(const Changes& changes, const float* weights, const float* bias, float* out,
                      const Shape& s) {
   constexpr int kTile = kLane * N;  // filters at a time
   std::vector<float> packed(static_cast<std::size_t>(s.filters) * s.kernel * s.row());
   for_packed<N>(s, [&](std::size_t i, std::size_t j) { packed[j] = weights[i]; });
   const std::vector<std::int32_t> corners = s.corners();
-  Changes changes(s, kTile);
   for (int b = 0; b < s.batch; ++b, out += s.output()) {
     if (b > 0) std::copy_n(out - s.output(), s.output(), out);
     else
       for (int position = 0; position < s.positions(); ++position)
         std::copy_n(bias, s.filters, out + position * s.filters);
-    changes.list(images, b);
     for (int tile = 0; tile < s.filters / kTile; ++tile)
-      changes.for_rows(corners, [&](int position, int line, const Entry* first, const Entry* end,
-                                    int row_offset) {
+      changes.for_rows(s, corners, b, [&](int position, int line, const Entry* first,
+                                          const Entry* end, int row_offset) {
         const std::size_t place = line * (s.filters / kTile) + tile;
         add_listed<N>(out + position * s.filters + tile * kTile, first, end,
                       packed.data() + place * s.row() * kTile - row_offset);
@@ -206,18 +267,17 @@ void changes_forward(const float* images, const float* weights, const float* bia
 // The gradient of the weights. A change stays in all images that follow, and later ones come on top
 // of it. So it is multiplied by the sum of the gradients of all their outputs.
 template <int N>
-void changes_weights_grad(const float* images, const float* out_grad, float* grad, const Shape& s) {
+void changes_weights_grad(const Changes& changes, const float* out_grad, float* grad,
+                          const Shape& s) {
   constexpr int kTile = kLane * N;  // filters at a time
   std::vector<float> packed(static_cast<std::size_t>(s.filters) * s.kernel * s.row());
   std::vector<float> following(s.output());
   const std::vector<std::int32_t> corners = s.corners();
-  Changes changes(s, kTile);
   for (int b = s.batch - 1; b >= 0; --b) {
     for (std::size_t i = 0; i < s.output(); ++i) following[i] += out_grad[b * s.output() + i];
-    changes.list(images, b);
     for (int tile = 0; tile < s.filters / kTile; ++tile)
-      changes.for_rows(corners, [&](int position, int line, const Entry* first, const Entry* end,
-                                    int row_offset) {
+      changes.for_rows(s, corners, b, [&](int position, int line, const Entry* first,
+                                          const Entry* end, int row_offset) {
         const std::size_t place = line * (s.filters / kTile) + tile;
         add_to_listed<N>(following.data() + position * s.filters + tile * kTile, first, end,
                          packed.data() + place * s.row() * kTile - row_offset);
@@ -245,8 +305,8 @@ void images_grad(const float* out_grad, const float* weights, float* grad, const
 
   for (int b = 0; b < s.batch; ++b, out_grad += s.output(), grad += s.image()) {
     for (int position = 0; position < s.positions(); ++position)
-      start[position + 1] = list_nonzero(out_grad + position * s.filters, offsets.data(), s.filters,
-                                         start[position]);
+      start[position + 1] = list_nonzero(numbers_from(out_grad + position * s.filters),
+                                         offsets.data(), s.filters, start[position]);
     const float* tile = packed.data();
     for (int line = 0; line < s.kernel; ++line)
       for (int part = 0; part < row; part += kTile, tile += kTile * s.filters)
@@ -293,7 +353,7 @@ void weights_grad(const float* images, const float* out_grad, float* grad, const
       for (int filter = 0; filter < s.filters; ++filter) {
         if (filter % kLane == 0)
           transpose(out_grad + first * s.filters + filter, s.filters, count, by_filter);
-        ends[filter] = list_nonzero(by_filter + filter % kLane * kPositions, offsets,
+        ends[filter] = list_nonzero(numbers_from(by_filter + filter % kLane * kPositions), offsets,
                                     round_up(count), &lists[filter * room]);
       }
       float* sum = packed.data();
@@ -310,22 +370,31 @@ void weights_grad(const float* images, const float* out_grad, float* grad, const
                   grad);
 }
 
-Shape shape_of(const Array& images, const Array& weights, const Array& out, int stride) {
-  if (images.ndim() != 4 || weights.ndim() != 4 || out.ndim() != 4)
+using Sizes = std::array<int, 4>;
+
+Sizes sizes_of(const py::array& array) {
+  if (array.ndim() != 4)
     throw py::value_error("images, weights and outputs must have four dimensions");
-  const auto size = [](const Array& array, int axis) {
-    return static_cast<int>(array.shape(axis));
-  };
-  const Shape s{size(images, 0), size(images, 1), size(images, 2), size(images, 3), size(out, 1),
-                size(out, 2),    size(out, 3),    size(weights, 1), stride};
-  if (size(out, 0) != s.batch || size(weights, 0) != s.filters || size(weights, 2) != s.kernel ||
-      size(weights, 3) != s.channels || stride < 1 || s.height < s.kernel || s.width < s.kernel ||
+  Sizes sizes;
+  for (int axis = 0; axis < 4; ++axis) sizes[axis] = static_cast<int>(array.shape(axis));
+  return sizes;
+}
+
+void check_multiples(int channels, int filters) {
+  if (filters < 1 || filters % kLane || channels % kLane)
+    throw py::value_error("channels and filters must be multiples of 8");
+}
+
+Shape shape_of(const Sizes& images, const Sizes& weights, const Sizes& out, int stride) {
+  const Shape s{images[0], images[1], images[2],  images[3], out[1],
+                out[2],    out[3],    weights[1], stride};
+  if (out[0] != s.batch || weights[0] != s.filters || weights[2] != s.kernel ||
+      weights[3] != s.channels || stride < 1 || s.height < s.kernel || s.width < s.kernel ||
       s.out_height != (s.height - s.kernel) / stride + 1 ||
       s.out_width != (s.width - s.kernel) / stride + 1)
     throw py::value_error(
         "images must be [B, H, W, C], weights [O, K, K, C], outputs [B, H', W', O]");
-  if (s.filters % kLane || s.channels % kLane)
-    throw py::value_error("channels and filters must be multiples of 8");
+  check_multiples(s.channels, s.filters);
   return s;
 }
 
@@ -339,31 +408,70 @@ void with_tile(int size, Call call) {
   else call(std::integral_constant<int, 1>());
 }
 
-void py_changes_forward(const Array& images, const Array& weights, const Array& bias, Array& out,
-                        int stride) {
-  const Shape s = shape_of(images, weights, out, stride);
-  if (bias.ndim() != 1 || bias.shape(0) != s.filters) throw py::value_error("bias must be [O]");
-  const float *x = images.data(), *w = weights.data(), *c = bias.data();
-  float* y = out.mutable_data();
-  with_tile(s.filters, [&](auto n) { changes_forward<decltype(n)::value>(x, w, c, y, s); });
+// The changes of images with these sizes [B, H, W, C], to be listed.
+Changes changes_with(const Sizes& sizes, int filters) {
+  check_multiples(sizes[3], filters);
+  int tile = 0;
+  with_tile(filters, [&](auto n) { tile = kLane * decltype(n)::value; });
+  return {sizes[0], sizes[1], sizes[2], sizes[3], tile};
 }
 
-void py_changes_weights_grad(const Array& images, const Array& out_grad, Array& grad, int stride) {
-  const Shape s = shape_of(images, grad, out_grad, stride);
-  const float *x = images.data(), *dy = out_grad.data();
+Changes changes_of(const Array& images, int filters) {
+  Changes changes = changes_with(sizes_of(images), filters);
+  const float* x = images.data();
+  py::gil_scoped_release released;
+  changes.list(x);
+  return changes;
+}
+
+Changes changes_of_blocks(const Pixels& images, int filters) {
+  const Sizes sizes = sizes_of(images);
+  constexpr int block = Changes::kBlock;
+  Changes changes = changes_with(
+      {sizes[0], sizes[2] / block, sizes[3] / block, sizes[1] * block * block}, filters);
+  const std::uint8_t* x = images.data();
+  py::gil_scoped_release released;
+  changes.list_blocks(x, sizes[2], sizes[3]);
+  return changes;
+}
+
+Sizes sizes_of(const Changes& c) { return {c.batch, c.height, c.width, c.channels}; }
+
+Shape shape_of(const Changes& changes, const Array& weights, const Array& out, int stride) {
+  const Shape s = shape_of(sizes_of(changes), sizes_of(weights), sizes_of(out), stride);
+  if (changes_with(sizes_of(changes), s.filters).tile != changes.tile)
+    throw py::value_error("the changes must be those for this number of filters");
+  return s;
+}
+
+void py_changes_forward(const Changes& changes, const Array& weights, const Array& bias, Array& out,
+                        int stride) {
+  const Shape s = shape_of(changes, weights, out, stride);
+  if (bias.ndim() != 1 || bias.shape(0) != s.filters) throw py::value_error("bias must be [O]");
+  const float *w = weights.data(), *c = bias.data();
+  float* y = out.mutable_data();
+  with_tile(s.filters, [&](auto n) { changes_forward<decltype(n)::value>(changes, w, c, y, s); });
+}
+
+void py_changes_weights_grad(const Changes& changes, const Array& out_grad, Array& grad,
+                             int stride) {
+  const Shape s = shape_of(changes, grad, out_grad, stride);
+  const float* dy = out_grad.data();
   float* dw = grad.mutable_data();
-  with_tile(s.filters, [&](auto n) { changes_weights_grad<decltype(n)::value>(x, dy, dw, s); });
+  with_tile(s.filters, [&](auto n) {
+    changes_weights_grad<decltype(n)::value>(changes, dy, dw, s);
+  });
 }
 
 void py_images_grad(const Array& out_grad, const Array& weights, Array& grad, int stride) {
-  const Shape s = shape_of(grad, weights, out_grad, stride);
+  const Shape s = shape_of(sizes_of(grad), sizes_of(weights), sizes_of(out_grad), stride);
   const float *dy = out_grad.data(), *w = weights.data();
   float* dx = grad.mutable_data();
   with_tile(s.row(), [&](auto n) { images_grad<decltype(n)::value>(dy, w, dx, s); });
 }
 
 void py_weights_grad(const Array& images, const Array& out_grad, Array& grad, int stride) {
-  const Shape s = shape_of(images, grad, out_grad, stride);
+  const Shape s = shape_of(sizes_of(images), sizes_of(grad), sizes_of(out_grad), stride);
   const float *x = images.data(), *dy = out_grad.data();
   float* dw = grad.mutable_data();
   with_tile(s.row(), [&](auto n) { weights_grad<decltype(n)::value>(x, dy, dw, s); });
@@ -372,11 +480,16 @@ void py_weights_grad(const Array& images, const Array& out_grad, Array& grad, in
 }  // namespace
 
 PYBIND11_MODULE(_sparse_conv, module) {
-  module.def("changes_forward", &py_changes_forward, py::arg("images").noconvert(),
-             py::arg("weights").noconvert(), py::arg("bias").noconvert(),
-             py::arg("out").noconvert(), py::arg("stride"));
-  module.def("changes_weights_grad", &py_changes_weights_grad, py::arg("images").noconvert(),
-             py::arg("out_grad").noconvert(), py::arg("grad").noconvert(), py::arg("stride"));
+  py::class_<Changes>(module, "Changes")
+      .def(py::init(&changes_of), py::arg("images").noconvert(), py::arg("filters"))
+      .def_static("of_blocks", &changes_of_blocks, py::arg("images").noconvert(),
+                  py::arg("filters"))
+      .def_property_readonly("shape",
+                             [](const Changes& c) { return py::tuple(py::cast(sizes_of(c))); })
+      .def("forward", &py_changes_forward, py::arg("weights").noconvert(),
+           py::arg("bias").noconvert(), py::arg("out").noconvert(), py::arg("stride"))
+      .def("weights_grad", &py_changes_weights_grad, py::arg("out_grad").noconvert(),
+           py::arg("grad").noconvert(), py::arg("stride"));
   module.def("images_grad", &py_images_grad, py::arg("out_grad").noconvert(),
              py::arg("weights").noconvert(), py::arg("grad").noconvert(), py::arg("stride"));
   module.def("weights_grad", &py_weights_grad, py::arg("images").noconvert(),
