@@ -2,7 +2,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 class Changes:
-    """How images differ from those before them: what they are convolved from, and learned from."""
+    """How each image differs from the one before it."""
 
     def __init__(
         self,
@@ -11,7 +11,9 @@ class Changes:
     ) -> None: ...
     @staticmethod
     def of_blocks(
-        images: NDArray[np.uint8],  # [B, C/16, 4H, 4W], seen as blocks of pixels [B, H, W, C]
+        images: NDArray[
+            np.uint8
+        ],  # [B, C/16, 4H, 4W], as blocks [B, H, W, C]; further pixels are left out
         filters: int,
     ) -> Changes: ...
     @property

@@ -61,7 +61,7 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 
 def convolve_blocks(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`convolve(pixel_blocks(images, weight.dtype), weight, bias)`.
 
-    Of uint8 that changes little, the blocks are not made: changes are listed from the pixels.
+    Where images in uint8 change little, no blocks are made: changes are listed from the pixels.
 
     Args:
         images: [B, C, H, W].
@@ -156,8 +156,8 @@ class _ByZeros(torch.autograd.Function):
 
 
 def _images_grad(out_grad: Tensor, weight: Tensor, shape: tuple[int, ...], stride: int) -> Tensor:
-    """[B, C, H, W] from all else in channels_last, and the images' shape there."""
-    images_grad = torch.zeros(shape)
+    """[B, C, H, W]; of images with that shape [B, H, W, C]. All tensors lie in channels_last."""
+    images_grad = out_grad.new_zeros(shape)
     _sparse_conv.images_grad(out_grad.numpy(), weight.numpy(), images_grad.numpy(), stride)
     return images_grad.permute(0, 3, 1, 2)
 

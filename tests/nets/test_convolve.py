@@ -69,14 +69,15 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def note_calls(owner: Any, function_name: str, name: str) -> None:
         function = getattr(owner, function_name)
 
-        def call(*args: Any) -> None:
+        def call(*args: Any) -> Any:
             names.append(name)
-            function(*args)
+            return function(*args)
 
         monkeypatch.setattr(owner, function_name, call)
 
     extension = convolve_module._sparse_conv
     note_calls(extension.Changes, "forward", "changes_forward")
+    note_calls(extension.Changes, "of_blocks", "of_blocks")
     note_calls(extension.Changes, "weights_grad", "changes_weights_grad")
     note_calls(extension, "images_grad", "images_grad")
     note_calls(extension, "weights_grad", "weights_grad")
@@ -251,22 +252,28 @@ def test_changes_are_of_use_for_as_many_filters_as_they_were_listed_for() -> Non
 @needs_extension
 @pytest.mark.parametrize("changes", [0.0, 0.05, 1.0])
 @pytest.mark.parametrize("shape", [(4, 84, 84), (3, 43, 57), (1, 20, 36), (4, 8, 8)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_blocks_of_pixels_are_convolved_as_if_they_were_made(
-    shape: tuple[int, int, int], changes: float, skips_zeros: None, called: list[str]
+    shape: tuple[int, int, int],
+    changes: float,
+    memory_format: torch.memory_format,
+    skips_zeros: None,
+    called: list[str],
 ) -> None:
     random = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (6, *shape), generator=random, dtype=torch.uint8)
     for b in range(1, 6):
         stays = torch.rand(shape, generator=random) >= changes
         images[b] = torch.where(stays, images[b - 1], images[b])
+    images = images.contiguous(memory_format=memory_format)
     weight = torch.randn(32, 16 * shape[0], 2, 2, generator=random).requires_grad_()
     bias = torch.randn(32, generator=random).requires_grad_()
     out = convolve_blocks(images, weight, bias)
     expected = F.conv2d(pixel_blocks(images, torch.float32), weight, bias)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * float(expected.detach().max()))
     found = gradients(out, (weight, bias), 0.5)
-    forward = ["changes_forward"] if changes < 0.4 else []
-    assert called == [*forward, "changes_weights_grad" if forward else "weights_grad"]
+    by_changes = ["of_blocks", "changes_forward", "changes_weights_grad"]
+    assert called == (by_changes if changes < 0.4 else ["weights_grad"])
     for ours, theirs in zip(found, gradients(expected, (weight, bias), 0.5), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
 

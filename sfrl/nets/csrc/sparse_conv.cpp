@@ -408,12 +408,17 @@ void with_tile(int size, Call call) {
   else call(std::integral_constant<int, 1>());
 }
 
+// Filters at a time, by the functions of changes.
+int tile_of(int filters) {
+  int tile = 0;
+  with_tile(filters, [&](auto n) { tile = kLane * decltype(n)::value; });
+  return tile;
+}
+
 // The changes of images with these sizes [B, H, W, C], to be listed.
 Changes changes_with(const Sizes& sizes, int filters) {
   check_multiples(sizes[3], filters);
-  int tile = 0;
-  with_tile(filters, [&](auto n) { tile = kLane * decltype(n)::value; });
-  return {sizes[0], sizes[1], sizes[2], sizes[3], tile};
+  return {sizes[0], sizes[1], sizes[2], sizes[3], tile_of(filters)};
 }
 
 Changes changes_of(const Array& images, int filters) {
@@ -439,7 +444,7 @@ Sizes sizes_of(const Changes& c) { return {c.batch, c.height, c.width, c.channel
 
 Shape shape_of(const Changes& changes, const Array& weights, const Array& out, int stride) {
   const Shape s = shape_of(sizes_of(changes), sizes_of(weights), sizes_of(out), stride);
-  if (changes_with(sizes_of(changes), s.filters).tile != changes.tile)
+  if (tile_of(s.filters) != changes.tile)
     throw py::value_error("the changes must be those for this number of filters");
   return s;
 }
