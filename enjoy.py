@@ -1,11 +1,12 @@
 """Watch an agent play: `python enjoy.py`. `--help` lists the settings."""
 
+import os
 import signal
 import sys
 
 if __name__ == "__main__":
-    # Until the command handles it, Ctrl-C ends it at once and without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Ctrl-C while sfrl is imported ends the process quietly; then `run` handles it.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     from sfrl.__main__ import run
 
     run("enjoy", sys.argv[1:], "enjoy.py")
