@@ -156,7 +156,13 @@ class _ByZeros(torch.autograd.Function):
 
 
 def _images_grad(out_grad: Tensor, weight: Tensor, shape: tuple[int, ...], stride: int) -> Tensor:
-    """[B, C, H, W]; of images with that shape [B, H, W, C]. All tensors lie in channels_last."""
+    """The gradient of the images, [B, C, H, W].
+
+    Args:
+        out_grad: [B, H', W', O].
+        weight: [O, K, K, C].
+        shape: B, H, W, C.
+    """
     images_grad = out_grad.new_zeros(shape)
     _sparse_conv.images_grad(out_grad.numpy(), weight.numpy(), images_grad.numpy(), stride)
     return images_grad.permute(0, 3, 1, 2)
