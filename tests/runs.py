@@ -74,7 +74,8 @@ def training(
     stdout: int | IO[str] = subprocess.PIPE,
     script: Path = ROOT / "train.py",
 ) -> Iterator[subprocess.Popen[str]]:
-    """`start_training`; when the block is left, every process of the run is ended for sure."""
+    """`start_training`; when the block is left, every process of the run is ended for sure, and
+    what the run said on stderr is shown if the test fails."""
     process = start_training(run_dir, *flags, cwd=cwd, stdout=stdout, script=script)
     _runs.append(process)
     try:
@@ -83,7 +84,8 @@ def training(
         _runs.remove(process)
         for member in group(process.pid):
             member.kill()
-        process.communicate()
+        _, stderr = process.communicate()
+        print(stderr, file=sys.stderr)
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = TIMEOUT_S) -> Ended:

@@ -71,6 +71,8 @@ class Watchdog:
         now = time.monotonic()
         passed_s = min(now - self._last_look_s, LONGEST_LOOK_S)
         self._last_look_s = now
+        # One found awake now tells all of that time as a wait.
+        some_stopped = any(self._suspended_s[role] for role in self._processes)
         found = {}
         for role in self._processes:
             done = self._done(role)
@@ -86,13 +88,14 @@ class Watchdog:
             limit_s, flag = self._limit(role)
             if self._still_s[role] >= limit_s:
                 found[role] = f"{self._place(role)} for {limit_s:g} s{flag}"
-        self._count_standstill(passed_s)
+        self._count_standstill(passed_s, some_stopped=some_stopped)
         return found
 
-    def _count_standstill(self, passed_s: float) -> None:
+    def _count_standstill(self, passed_s: float, *, some_stopped: bool) -> None:
         progress = self._progress
         moved = (progress.total_env_steps, progress.learner_steps)
-        if moved != self._moved or self._processes.keys() != self._waited.keys():
+        is_other_crew = self._processes.keys() != self._waited.keys()
+        if moved != self._moved or some_stopped or is_other_crew:
             self._moved, self._standing_s = moved, 0.0
             self._waited = {role: progress.stage_seconds(role).copy() for role in self._processes}
         else:

@@ -11,6 +11,7 @@ import pytest
 
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.topology import LEARNER, Role
+from sfrl.records.timing import COMPONENT_STAGES
 from sfrl.run import watchdog
 from sfrl.run.crew import WorkerError
 from sfrl.run.process_crew import ProcessCrew
@@ -50,7 +51,7 @@ def test_a_stopped_process_does_not_hang_but_is_told_of_once(
     process.send_signal(signal.SIGSTOP)
     watched.watch(LEARNER, process.pid)
     assert looks(watched, 2) == []
-    [text] = [record.getMessage() for record in caplog.records]
+    [text] = [r.getMessage() for r in caplog.records if r.name == watchdog.__name__]
     assert text.startswith(f"learner (pid {process.pid}) has been stopped, or has waited")
     process.send_signal(signal.SIGCONT)
     assert looks(watched, 2)[0] == (
@@ -121,6 +122,44 @@ def test_one_that_takes_too_long_to_start_is_told_with_the_flag(make_shared, mon
         "has been making env 0 of its split 0, tests.faulty_env:SlowStart-v0, for 0.3 s "
         "(env_timeout=0.3; raise --env-timeout if it takes as long)"
     )
+
+
+def test_a_wait_in_which_it_was_stopped_is_no_wait_for_the_others(make_shared, process):
+    """Awake again, it tells all of that time as a wait for requests, as the others tell theirs."""
+    shared = make_shared(
+        env="CartPole-v1", frameskip=1, num_workers=1, batch_size=128, stall_timeout=0.5
+    )
+    watched = Watchdog(shared.config, shared.progress)
+    rollout, policy = Role("rollout", 0), Role("policy", 0)
+    # The policy worker is another process than the others, which nobody stops.
+    for role, pid in {LEARNER: os.getpid(), rollout: os.getpid(), policy: process.pid}.items():
+        watched.watch(role, pid)
+
+    def seconds_of(role, stage):
+        index = COMPONENT_STAGES[role.kind].index(stage)
+        return shared.progress.stage_seconds(role)[index : index + 1]
+
+    others = [seconds_of(LEARNER, "wait_trajectories"), seconds_of(rollout, "wait_actions")]
+    forward, wait_requests = seconds_of(policy, "forward"), seconds_of(policy, "wait_requests")
+
+    def verdict(seconds, *growing):
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            time.sleep(0.02)
+            for stage in growing:
+                stage += 0.02
+            assert watched.stalled() == {}
+            if deadlock := watched.deadlock():
+                return deadlock
+
+    forward += 1.0  # it has worked before
+    assert verdict(0.1, *others) is None
+    process.send_signal(signal.SIGSTOP)
+    assert verdict(1.5, *others) is None
+    process.send_signal(signal.SIGCONT)
+    wait_requests += 1.5
+    assert verdict(1.0, *others, forward) is None
+    assert verdict(3.0, *others, wait_requests).startswith("no decision and no update for 0.5 s")
 
 
 class KeepingLearner(CheckingLearner):
