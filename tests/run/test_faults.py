@@ -210,7 +210,7 @@ def test_an_output_that_takes_nothing_is_told_and_survived(tmp_path):
     run_dir = tmp_path / "run"
     with (
         open("/dev/full", "w") as full,
-        training(run_dir, *TINY, "--train-seconds=8", stdout=full) as process,
+        training(run_dir, *TINY, "--train-frames=20000", stdout=full) as process,
     ):
         ended = finish(process)
     assert ended.code == 1
