@@ -12,7 +12,9 @@ DEMO_FLAGS ?=
 demo: $(VENV)/.installed  ## train for five minutes, and make a page of it: films, curve, machine
 	$(BIN)/python -m sfrl demo --env=$(DEMO_ENV) $(DEMO_FLAGS)
 
+# Compiled once: where PYTHONDONTWRITEBYTECODE is set, each process of the tests would do it anew.
 test: $(VENV)/.installed-dev lint  ## the whole test suite
+	$(BIN)/python -m compileall -q sfrl envs
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
