@@ -71,7 +71,7 @@ class Watchdog:
         now = time.monotonic()
         passed_s = min(now - self._last_look_s, LONGEST_LOOK_S)
         self._last_look_s = now
-        # One found awake now tells all of that time as a wait.
+        # One that goes on now ends a lap that tells all of that time as a wait: count anew.
         some_stopped = any(self._suspended_s[role] for role in self._processes)
         found = {}
         for role in self._processes:
