@@ -32,6 +32,47 @@ class Changes:
         stride: int,
     ) -> None: ...
 
+class Kept:
+    """A convolution, with the last image of each environment and what was made of it."""
+
+    def __init__(
+        self,
+        environments: int,
+        weights: NDArray[np.float32],  # [O, K, K, C]; for their shape alone
+        image: NDArray[np.float32],  # [H, W, C], likewise
+        stride: int,
+    ) -> None: ...
+    @property
+    def output_shape(self) -> tuple[int, int, int]: ...  # H', W', O
+    def renew(self, weights: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+        """Compute with these; what was kept is forgotten."""
+    def forward(
+        self,
+        images: NDArray[np.float32],  # [B, H, W, C]
+        environments: NDArray[np.int32],  # [B], none twice
+        out: NDArray[np.float32],  # [B, H', W', O]
+    ) -> None: ...
+
+class KeptBlocks:
+    """`Kept` of uint8 images, as blocks: see `Changes.of_blocks`."""
+
+    def __init__(
+        self,
+        environments: int,
+        weights: NDArray[np.float32],
+        image: NDArray[np.uint8],  # [C/16, 4H, 4W]
+        stride: int,
+    ) -> None: ...
+    @property
+    def output_shape(self) -> tuple[int, int, int]: ...
+    def renew(self, weights: NDArray[np.float32], bias: NDArray[np.float32]) -> None: ...
+    def forward(
+        self,
+        images: NDArray[np.uint8],  # [B, C/16, 4H, 4W]
+        environments: NDArray[np.int32],
+        out: NDArray[np.float32],
+    ) -> None: ...
+
 def images_grad(
     out_grad: NDArray[np.float32],  # [B, H', W', O]
     weights: NDArray[np.float32],  # [O, K, K, C]

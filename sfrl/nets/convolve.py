@@ -1,7 +1,8 @@
 """Convolutions that leave out what need not be multiplied, where a processor has AVX2 alone.
 
-An image that a learner sees is nearly the one of the decision before: an output is that one's and
-what the changes add. And a relu makes about half of an output 0, and with it half of the gradient
+An image is nearly the one of the decision before: an output is that one's and what the changes add.
+A learner has both in its minibatch; where a policy acts, the layers keep each environment's last
+ones (`Environments`). And a relu makes about half of an output 0, and with it half of the gradient
 that comes back. Nothing is approximated. Wider vectors, and units for bfloat16, multiply for less;
 there torch's convolutions are kept (docs/experiments.md, "Convolutions that skip zeros").
 """
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sfrl.nets.images import pixel_blocks
@@ -30,14 +33,79 @@ _SAMPLE = 5  # images
 _LITTLE = 0.4  # of the numbers
 
 
+class Environments:
+    """Whose images a network sees that acts: each is nearly the last one of its environment.
+
+    Attributes:
+        rows: the environments of the next batch's rows, [B] int32, none twice; None: of others,
+            of which nothing is kept.
+        renewals: how often the weights have changed.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.rows: NDArray[np.int32] | None = None
+        self.renewals = 0
+
+
+class Kept:
+    """What a layer made of each environment's last image.
+
+    While the weights stay, an output is the last one and what the changes add.
+    """
+
+    def __init__(self, environments: Environments) -> None:
+        self.environments = environments
+        self._layer: _sparse_conv.Kept | _sparse_conv.KeptBlocks | None = None
+        self._renewals = -1
+
+    def convolve(self, images: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+        """`convolve` of float32 images, `convolve_blocks` of uint8 ones, without gradients."""
+        assert self.environments.rows is not None, "see `Convolution.kept`"
+        is_blocks = images.dtype == torch.uint8
+        x = (images.contiguous() if is_blocks else _channels_last(images)).numpy()
+        weights = _channels_last(weight).numpy()
+        if self._layer is None:
+            make = _sparse_conv.KeptBlocks if is_blocks else _sparse_conv.Kept
+            self._layer = make(self.environments.count, weights, x[0], stride)
+        if self._renewals != self.environments.renewals:
+            self._layer.renew(weights, bias.numpy())
+            self._renewals = self.environments.renewals
+        out = torch.empty(len(x), *self._layer.output_shape)
+        self._layer.forward(x, self.environments.rows, out.numpy())
+        return out.permute(0, 3, 1, 2)
+
+
 class Convolution(nn.Conv2d):
     """torch's layer, without padding, by `convolve`."""
 
+    _kept: Kept | None = None
+
+    def keep(self, environments: Environments) -> None:
+        """To act: keep what is made of these environments' images, where that pays.
+
+        Not of pixels that can be NaN, which would stay.
+        """
+        if PAYS and HAS_EXTENSION and _has_lanes(self.weight):
+            self._kept = Kept(environments)
+
+    @property
+    def kept(self) -> Kept | None:
+        """For the next batch; None: of its environments nothing is kept."""
+        is_known = self._kept is not None and self._kept.environments.rows is not None
+        return self._kept if is_known else None
+
     def forward(self, input: Tensor) -> Tensor:
-        return convolve(input, self.weight, self.bias, self.stride[0])
+        return convolve(input, self.weight, self.bias, self.stride[0], self.kept)
 
 
-def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
+def convolve(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int = 1,
+    kept: Kept | None = None,
+) -> Tensor:
     """`F.conv2d(images, weight, bias, stride)`, for a relu to follow.
 
     Results and gradients are those of torch but for the order of sums. They take the less time, the
@@ -48,7 +116,10 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 
         images: [B, C, H, W], best in channels_last.
         weight: [O, C, K, K].
         bias: [O], or none.
+        kept: of the layer, where it acts.
     """
+    if kept is not None and bias is not None:
+        return kept.convolve(images, weight, bias, stride)
     if bias is None or images.dtype != torch.float32 or not _skips_zeros(images, weight):
         return F.conv2d(images, weight, bias, stride)
     if not _changes_little(images):
@@ -58,7 +129,9 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 
     return _by_changes(images, weight, bias, stride, changes)
 
 
-def convolve_blocks(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve_blocks(
+    images: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept | None = None
+) -> Tensor:
     """`convolve(pixel_blocks(images, weight.dtype), weight, bias)`.
 
     Where images in uint8 change little, no blocks are made: changes are listed from the pixels.
@@ -67,7 +140,10 @@ def convolve_blocks(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
         images: [B, C, H, W].
         weight: [O, 16*C, K, K].
         bias: [O], or none.
+        kept: of the layer, where it acts.
     """
+    if kept is not None and bias is not None:
+        return kept.convolve(images, weight, bias, 1)
     is_uint8 = images.dtype == torch.uint8
     if bias is not None and is_uint8 and _skips_zeros(images, weight) and _changes_little(images):
         changes = _sparse_conv.Changes.of_blocks(images.contiguous().numpy(), len(weight))
@@ -83,7 +159,6 @@ def _by_changes(
 
 
 def _skips_zeros(images: Tensor, weight: Tensor) -> bool:
-    filters, channels, _, _ = weight.shape
     return (
         PAYS
         and HAS_EXTENSION
@@ -92,8 +167,14 @@ def _skips_zeros(images: Tensor, weight: Tensor) -> bool:
         and weight.dtype == torch.float32
         and images.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and filters % 8 == channels % 8 == 0
+        and _has_lanes(weight)
     )
+
+
+def _has_lanes(weight: Tensor) -> bool:
+    """Whether filters and channels fill the extension's vectors."""
+    filters, channels, _, _ = weight.shape
+    return filters % 8 == channels % 8 == 0
 
 
 class _ByChanges(torch.autograd.Function):

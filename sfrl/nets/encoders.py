@@ -109,7 +109,7 @@ class NatureCNN(CenteredCNN):
                 f"got {height}x{width}; "
                 f"choose --model=impala_resnet or --model=norm_mlp"
             )
-        self.conv1 = nn.Conv2d(BLOCK**2 * channels, filters[0], 2)
+        self.conv1 = Convolution(BLOCK**2 * channels, filters[0], 2)
         self.conv2 = Convolution(filters[0], filters[1], 4, stride=2)
         height, width = (((size // 4 - 1) - 4) // 2 + 1 for size in (height, width))
         self.conv3 = None
@@ -122,7 +122,7 @@ class NatureCNN(CenteredCNN):
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         # The pixels' scale is put on the 8k weights rather than on the image.
         weight = self.conv1.weight.to(dtype) / self.obs_scale
-        x = convolve_blocks(obs, weight, self.conv1.bias).relu_()
+        x = convolve_blocks(obs, weight, self.conv1.bias, self.conv1.kept).relu_()
         x = self.conv2(x).relu_()
         if self.conv3 is not None:
             x = self.conv3(x).relu_()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from sfrl.envs import Leaf
 from sfrl.envs.classes import ClassError
 from sfrl.nets.choose import MemorySpec, seen
+from sfrl.nets.convolve import Convolution, Environments
 from sfrl.nets.encoders import CenteredCNN, JointEncoder, UserEncoder, example, make_encoder
 from sfrl.nets.normalizer import RunningNorm
 from sfrl.nets.pieces import Observations, encode_in_pieces
@@ -229,6 +230,18 @@ class Network(nn.Module):
                 encoder.to(precision)
         model.precision, model._casts_weights, model._threads = precision, False, 1
         return model
+
+    def keep_images(self, environments: Environments) -> None:
+        """Of a copy to act with: layers may keep what they made of each environment's last image.
+
+        Tell `environments` whose images the next batch has, and when weights were loaded.
+        """
+        is_on_cpu = next(self.parameters()).device.type == "cpu"
+        are_pixels = all(leaf.dtype == "uint8" for leaf in self.leaves if leaf.kind == "image")
+        if is_on_cpu and are_pixels and self.precision == torch.float32:
+            for layer in self.modules():
+                if isinstance(layer, Convolution):
+                    layer.keep(environments)
 
 
 def check_memory(weights: Mapping[str, Tensor], memory: MemorySpec | None) -> None:

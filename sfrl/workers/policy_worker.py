@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,6 +20,7 @@ from sfrl.ipc.index_queue import IndexQueue, Message, pack, unpack
 from sfrl.ipc.progress import Progress
 from sfrl.ipc.topology import Role
 from sfrl.nets import cuda
+from sfrl.nets.convolve import Environments
 from sfrl.nets.model import Network
 from sfrl.parameters.weights import WeightsSource
 from sfrl.records.timing import POLICY_STAGES, StageTimer
@@ -69,6 +71,12 @@ class PolicyWorker:
         restarts = int(progress.restarts[index]) if config.has_actors else 0
         self.generator.manual_seed(config.seed * 1_000_003 + index + restarts * 104_729)
         self._is_frozen_in_unrolls = SYSTEMS[config.system].pull == "unroll"
+        self.environments = Environments(served * self.num_envs)
+        model.keep_images(self.environments)
+        # [splits, N]: their numbers there, of the splits served.
+        before = np.cumsum(np.array(slots.policy) == index) - 1
+        numbers = before[:, None] * self.num_envs + np.arange(self.num_envs)
+        self._numbers: NDArray[np.int32] = numbers.astype(np.int32)
         # Leaf -> [S, T+1, N, *shape].
         self.obs = {name: torch.from_numpy(rows) for name, rows in buffer.obs.items()}
         self.valid = torch.from_numpy(buffer.valid)  # [S, T+1, N]
@@ -124,7 +132,7 @@ class PolicyWorker:
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             if requests:
                 if not self._is_frozen_in_unrolls or any(t == 0 for _, t, _ in requests):
-                    self.weights.refresh(self.model)
+                    self.environments.renewals += self.weights.refresh(self.model)
                     self.timer.lap("refresh_weights")
                 self._launch(requests)
             num_to_leave = self._max_in_flight if requests else 0
@@ -156,6 +164,8 @@ class PolicyWorker:
             assert now is not None, "as when it was made"
             self._host_exploration.copy_(torch.from_numpy(now))
             self._exploration[:-1].copy_(self._host_exploration, non_blocking=True)
+        splits = [self.split_of[slot] for slot, _, _ in requests]
+        self.environments.rows = self._numbers[splits].ravel()
         batch.load(rows, *self._split_inputs(requests))
         self.timer.lap("gather")
         batch.compute()
@@ -224,6 +234,7 @@ class PolicyWorker:
         return splits, torch.stack([self.valid[slot, t] for slot, t, _ in requests])
 
     def state(self) -> dict[str, NDArray[Any]]:
+        self.environments.renewals += 1  # a resumed run has kept nothing, and sums have an order
         return {
             "generator": self.generator.get_state().numpy(),
             "rnn_states": self.rnn_states.cpu().numpy().copy(),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfrl.nets import convolve as convolve_module
-from sfrl.nets.convolve import convolve, convolve_blocks
+from sfrl.nets.convolve import Environments, convolve, convolve_blocks
 from sfrl.nets.encoders import NatureCNN
 from sfrl.nets.images import pixel_blocks
 
@@ -217,6 +217,76 @@ def test_arrays_that_do_not_fit_are_refused(
     bias = np.zeros(weights[0], np.float32)
     with pytest.raises(ValueError, match="must"):
         _sparse_conv.Changes(arrays[0], weights[0]).forward(arrays[1], bias, arrays[2], 1)
+
+
+def acting(layer: convolve_module.Convolution, num_environments: int) -> Environments:
+    """Has the layer act, and keep; says for whom."""
+    environments = Environments(num_environments)
+    layer.requires_grad_(False).keep(environments)
+    return environments
+
+
+@needs_extension
+@pytest.mark.parametrize("pixels", ["blocks", "numbers"])
+@pytest.mark.parametrize("changes", [0.0, 0.05, 1.0])
+def test_what_acts_keeps_outputs_as_long_as_the_weights_stay(
+    pixels: str, changes: float, skips_zeros: None
+) -> None:
+    """Batches are of other environments each time, in any order."""
+    random = np.random.default_rng(1)
+    torch.manual_seed(1)
+    layer = convolve_module.Convolution(64, 32, 2)
+    environments = acting(layer, 6)
+    shape = (6, 4, 22, 21) if pixels == "blocks" else (6, 64, 9, 7)  # 21: not all of it is seen
+    images = torch.from_numpy(random.integers(0, 256, shape, np.uint8))
+    for step in range(8):
+        if step == 5:
+            torch.nn.init.normal_(layer.weight)
+            environments.renewals += 1
+        environments.rows = random.permutation(6)[: 1 + step % 6].astype(np.int32)
+        seen = images[torch.from_numpy(environments.rows).long()]
+        if pixels == "blocks":
+            out = convolve_blocks(seen, layer.weight, layer.bias, layer.kept)
+            expected = F.conv2d(pixel_blocks(seen, torch.float32), layer.weight, layer.bias)
+        else:
+            out, expected = layer(seen.float()), F.conv2d(seen.float(), layer.weight, layer.bias)
+        size = float(expected.abs().max())
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * size)
+        new = torch.from_numpy(random.integers(0, 256, shape, np.uint8))
+        images = torch.where(torch.rand(shape) < changes, new, images)
+
+
+@needs_extension
+def test_what_acts_multiplies_changes_alone(skips_zeros: None) -> None:
+    """Weights that change without a word are not seen but by what changes: nothing."""
+    layer = convolve_module.Convolution(64, 32, 2)
+    environments = acting(layer, 2)
+    environments.rows = np.arange(2, dtype=np.int32)
+    images = torch.rand(2, 64, 5, 5)
+    before = layer(images)
+    layer.weight.zero_()
+    assert (layer(images) == before).all()
+    environments.renewals += 1
+    assert not (layer(images) - layer.bias[:, None, None]).any()
+
+
+@needs_extension
+def test_nothing_is_kept_of_rows_whose_environments_are_not_known(skips_zeros: None) -> None:
+    layer = convolve_module.Convolution(64, 32, 2)
+    acting(layer, 2)
+    images = torch.rand(3, 64, 5, 5)
+    assert torch.equal(layer(images), F.conv2d(images, layer.weight, layer.bias))
+
+
+@needs_extension
+@pytest.mark.parametrize("rows", [[0, 0], [0, 2], [-1, 0], [0]])
+def test_rows_of_no_environment_or_of_one_twice_are_refused(
+    rows: list[int], skips_zeros: None
+) -> None:
+    layer = convolve_module.Convolution(64, 32, 2)
+    acting(layer, 2).rows = np.array(rows, np.int32)
+    with pytest.raises(ValueError, match="must"):
+        layer(torch.rand(2, 64, 5, 5))
 
 
 @needs_extension

@@ -13,10 +13,12 @@ from sfrl.experience.trajectory_buffer import Owner
 from sfrl.ipc.index_queue import unpack
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.topology import Role
+from sfrl.nets import convolve
 from sfrl.nets.distributions import Categorical
 from sfrl.run.roles import make_learner, make_policy_worker
 from sfrl.workers.inference import HostBatch
 from tests.actors import Actors
+from tests.nets.test_convolve import needs_extension
 from tests.workers.test_learner import MEMORIES
 
 T, N = 8, 4  # rollout length, environments per split
@@ -233,6 +235,43 @@ def test_weights_published_between_batches_act_from_the_next_one_on(make_policy)
     assert (shared.buffer.acted["log_probs"][[0, 2], 0] < 0).all()
     assert shared.buffer.policy_version[[0, 2], 1].tolist() == [11, 11]
     assert (shared.buffer.acted["log_probs"][[0, 2], 1] == 0).all(), "no doubt about the action"
+
+
+@needs_extension
+def test_images_that_are_kept_act_as_others_do(make_policy, monkeypatch):
+    """Whoever is in a batch, in whatever order, and with new weights."""
+    monkeypatch.setattr(convolve, "PAYS", True)
+    shared, model, policy = make_policy(env="Pong", frameskip=4, model="nature_cnn")
+    numbers = []
+    forward = policy.model.preferences
+
+    def preferences(obs, rnn_state=None):
+        numbers.append(policy.environments.rows.tolist())
+        return forward(obs, rnn_state)
+
+    policy.model.preferences = preferences
+    for t, slots in enumerate(([0, 2], [2, 0, 4], [4], [0, 2, 4])):
+        if t == 2:
+            with torch.no_grad():
+                for parameter in model.encoder.parameters():
+                    parameter.neg_()
+            shared.weights.publish(model, version=11)
+        request(shared, *((slot, t) for slot in slots))
+        policy.step()
+        for slot in slots:
+            assert_acted_by(model, shared.buffer, slot, t)
+    first, second, third = ([n * N + i for i in range(N)] for n in range(3))
+    every = first + second + third
+    assert [sorted(batch) for batch in numbers] == [first + second, every, third, every]
+
+
+def test_bfloat16_keeps_no_images(make_policy, monkeypatch):
+    monkeypatch.setattr(convolve, "PAYS", True)
+    _, model, policy = make_policy(env="Pong", frameskip=4, model="nature_cnn")
+    low = model.inference_copy(torch.bfloat16)
+    low.keep_images(policy.environments)
+    policy.environments.rows = np.arange(N, dtype=np.int32)
+    assert low.encoder.conv1.kept is None
 
 
 def test_recurrent_state_is_kept_by_split_and_reset_after_an_invalid_row(make_policy):

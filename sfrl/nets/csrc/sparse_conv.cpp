@@ -15,6 +15,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 namespace py = pybind11;
@@ -130,8 +131,7 @@ __attribute__((noinline)) void add_to_listed(const float* vector, const Entry* e
 }
 
 // How images differ from those before them, listed once for the output and the gradient of the
-// weights. The first one differs from 0. The entries of a line lie in its order, so that those of a
-// row are one list.
+// weights. The entries of a line lie in its order, so that those of a row are one list.
 class Changes {
  public:
   // tile: numbers in the vector that is added for an entry.
@@ -142,15 +142,13 @@ class Changes {
     start.push_back(0);
   }
 
-  // images [B, H, W, C]
-  void list(const float* images) {
-    std::vector<float> zeros(image());
-    const float* before = zeros.data();
+  // images [B, H, W, C], and the one that each differs from.
+  void list(const float* images, const std::vector<const float*>& before) {
     std::vector<Entry> found(channels + kLane);
-    for (int b = 0; b < batch; before = images, images += image(), ++b)
+    for (int b = 0; b < batch; images += image(), ++b)
       for (int pixel = 0; pixel < pixels(); ++pixel) {
         const float* now = images + pixel * channels;
-        const float* then = before + pixel * channels;
+        const float* then = before[b] + pixel * channels;
         const auto difference = [&](int i) {
           return _mm256_sub_ps(_mm256_loadu_ps(now + i), _mm256_loadu_ps(then + i));
         };
@@ -161,14 +159,13 @@ class Changes {
 
   // images [B, channels / 16, image_height, image_width], whose blocks of 4x4 are the pixels here;
   // sfrl.nets.images tells the order of their channels.
-  void list_blocks(const std::uint8_t* images, int image_height, int image_width) {
+  void list_blocks(const std::uint8_t* images, const std::vector<const std::uint8_t*>& before,
+                   int image_height, int image_width) {
     const std::size_t plane = static_cast<std::size_t>(image_height) * image_width;
     const std::size_t image = channels / (kBlock * kBlock) * plane;
-    const std::vector<std::uint8_t> zeros(image);
-    const std::uint8_t* before = zeros.data();
     std::vector<Entry> found(channels);
     std::vector<std::uint32_t> changed(width);
-    for (int b = 0; b < batch; before = images, images += image, ++b)
+    for (int b = 0; b < batch; images += image, ++b)
       for (int y = 0; y < height; ++y) {
         const auto line = [&](int i) {  // of a line of blocks: channel i / 4, line i % 4
           return i / kBlock * plane + (y * kBlock + i % kBlock) * image_width;
@@ -176,13 +173,13 @@ class Changes {
         std::fill(changed.begin(), changed.end(), 0);
         for (int i = 0; i < channels / kBlock; ++i)
           for (int x = 0; x < width; ++x)
-            changed[x] |= four(images + line(i), x) ^ four(before + line(i), x);
+            changed[x] |= four(images + line(i), x) ^ four(before[b] + line(i), x);
         for (int x = 0; x < width; ++x) {
           Entry* end = found.data();
           for (int i = 0; changed[x] && i < channels / kBlock; ++i)
             for (int column = 0; column < kBlock; ++column) {
               const std::size_t at = line(i) + x * kBlock + column;
-              if (const int difference = images[at] - before[at])
+              if (const int difference = images[at] - before[b][at])
                 *end++ = {static_cast<float>(difference), offsets_of(x)[i * kBlock + column]};
             }
           add_pixel(found.data(), end);
@@ -204,6 +201,8 @@ class Changes {
       }
   }
 
+  std::size_t image() const { return static_cast<std::size_t>(pixels()) * channels; }
+
   static constexpr int kBlock = 4;
   const int batch, height, width, channels, tile;
 
@@ -214,7 +213,6 @@ class Changes {
     return pixels;
   }
   int pixels() const { return height * width; }
-  std::size_t image() const { return static_cast<std::size_t>(pixels()) * channels; }
   const std::int32_t* offsets_of(int pixel) const {
     return offsets.data() + pixel % width * channels;
   }
@@ -241,27 +239,47 @@ void for_packed(const Shape& s, Move move) {
       }
 }
 
-// The output of each image, from that of the one before it.
 template <int N>
-void changes_forward(const Changes& changes, const float* weights, const float* bias, float* out,
-                     const Shape& s) {
-  constexpr int kTile = kLane * N;  // filters at a time
+std::vector<float> pack(const float* weights, const Shape& s) {
   std::vector<float> packed(static_cast<std::size_t>(s.filters) * s.kernel * s.row());
   for_packed<N>(s, [&](std::size_t i, std::size_t j) { packed[j] = weights[i]; });
+  return packed;
+}
+
+// The output of an image of zeros.
+void fill_with(const float* bias, float* out, const Shape& s) {
+  for (int position = 0; position < s.positions(); ++position)
+    std::copy_n(bias, s.filters, out + position * s.filters);
+}
+
+// output(b): the output of what image b differs from, to which its changes are added.
+template <int N, class Output>
+void add_changes(const Changes& changes, const float* packed, const Shape& s, Output output) {
+  constexpr int kTile = kLane * N;  // filters at a time
   const std::vector<std::int32_t> corners = s.corners();
-  for (int b = 0; b < s.batch; ++b, out += s.output()) {
-    if (b > 0) std::copy_n(out - s.output(), s.output(), out);
-    else
-      for (int position = 0; position < s.positions(); ++position)
-        std::copy_n(bias, s.filters, out + position * s.filters);
+  for (int b = 0; b < s.batch; ++b) {
+    float* const out = output(b);
     for (int tile = 0; tile < s.filters / kTile; ++tile)
       changes.for_rows(s, corners, b, [&](int position, int line, const Entry* first,
                                           const Entry* end, int row_offset) {
         const std::size_t place = line * (s.filters / kTile) + tile;
         add_listed<N>(out + position * s.filters + tile * kTile, first, end,
-                      packed.data() + place * s.row() * kTile - row_offset);
+                      packed + place * s.row() * kTile - row_offset);
       });
   }
+}
+
+// The output of each image, from that of the one before it.
+template <int N>
+void changes_forward(const Changes& changes, const float* weights, const float* bias, float* out,
+                     const Shape& s) {
+  const std::vector<float> packed = pack<N>(weights, s);
+  add_changes<N>(changes, packed.data(), s, [&](int b) {
+    float* const now = out + b * s.output();
+    if (b > 0) std::copy_n(now - s.output(), s.output(), now);
+    else fill_with(bias, now, s);
+    return now;
+  });
 }
 
 // The gradient of the weights. A change stays in all images that follow, and later ones come on top
@@ -415,6 +433,15 @@ int tile_of(int filters) {
   return tile;
 }
 
+// For each image, the one before it; for the first, zeros.
+template <class Array_>
+auto ones_before(const Array_& images, const std::vector<typename Array_::value_type>& zeros) {
+  std::vector<const typename Array_::value_type*> before;
+  for (py::ssize_t b = 0; b < images.shape(0); ++b)
+    before.push_back(b == 0 ? zeros.data() : images.data(b - 1));
+  return before;
+}
+
 // The changes of images with these sizes [B, H, W, C], to be listed.
 Changes changes_with(const Sizes& sizes, int filters) {
   check_multiples(sizes[3], filters);
@@ -423,9 +450,11 @@ Changes changes_with(const Sizes& sizes, int filters) {
 
 Changes changes_of(const Array& images, int filters) {
   Changes changes = changes_with(sizes_of(images), filters);
+  const std::vector<float> zeros(changes.image());
+  const auto before = ones_before(images, zeros);
   const float* x = images.data();
   py::gil_scoped_release released;
-  changes.list(x);
+  changes.list(x, before);
   return changes;
 }
 
@@ -434,9 +463,11 @@ Changes changes_of_blocks(const Pixels& images, int filters) {
   constexpr int block = Changes::kBlock;
   Changes changes = changes_with(
       {sizes[0], sizes[2] / block, sizes[3] / block, sizes[1] * block * block}, filters);
+  const std::vector<std::uint8_t> zeros(sizes[1] * sizes[2] * sizes[3]);
+  const auto before = ones_before(images, zeros);
   const std::uint8_t* x = images.data();
   py::gil_scoped_release released;
-  changes.list_blocks(x, sizes[2], sizes[3]);
+  changes.list_blocks(x, before, sizes[2], sizes[3]);
   return changes;
 }
 
@@ -447,6 +478,125 @@ Shape shape_of(const Changes& changes, const Array& weights, const Array& out, i
   if (tile_of(s.filters) != changes.tile)
     throw py::value_error("the changes must be those for this number of filters");
   return s;
+}
+
+// A convolution of images of several environments. It keeps the last image of each, and its output:
+// the next image differs little, and while the weights stay only the changes are multiplied.
+template <class Number>  // float: images [B, H, W, C]; uint8: [B, C/16, 4H, 4W], as blocks
+class Kept {
+ public:
+  using Images = py::array_t<Number, py::array::c_style>;
+  using Environments = py::array_t<std::int32_t, py::array::c_style>;
+
+  Kept(int environments, const Array& weights, const Images& images, int stride)
+      : shape_(shape_with(sizes_of(weights), images, stride)),
+        image_(images.size()),
+        known_(environments),
+        images_(environments * image_),
+        outputs_(environments * shape_.output()),
+        zeros_(image_) {
+    if constexpr (is_blocks) height_ = images.shape(1), width_ = images.shape(2);
+  }
+
+  void renew(const Array& weights, const Array& bias) {
+    const Sizes w = sizes_of(weights);
+    if (w != Sizes{shape_.filters, shape_.kernel, shape_.kernel, shape_.channels} ||
+        bias.ndim() != 1 || bias.shape(0) != shape_.filters)
+      throw py::value_error("weights and bias must have the shapes of the first ones");
+    const float* x = weights.data();
+    with_tile(shape_.filters, [&](auto n) { packed_ = pack<decltype(n)::value>(x, shape_); });
+    bias_.assign(bias.data(), bias.data() + shape_.filters);
+    std::fill(known_.begin(), known_.end(), 0);
+  }
+
+  std::array<int, 3> output_shape() const {
+    return {shape_.out_height, shape_.out_width, shape_.filters};
+  }
+
+  // environments [B]: of each image, none twice; out [B, H', W', O].
+  void forward(const Images& images, const Environments& environments, Array& out) {
+    Shape s = shape_;
+    s.batch = static_cast<int>(environments.size());
+    if (packed_.empty()) throw py::value_error("renew must come first");
+    if (images.size() != static_cast<py::ssize_t>(s.batch * image_) ||
+        out.size() != static_cast<py::ssize_t>(s.batch * s.output()))
+      throw py::value_error("images and outputs must have a row for each environment");
+    std::vector<std::uint8_t> is_seen(known_.size());
+    for (int b = 0; b < s.batch; ++b) {
+      const auto e = static_cast<std::size_t>(environments.data()[b]);
+      if (e >= is_seen.size() || is_seen[e]++)
+        throw py::value_error("environments must be known, and none there twice");
+    }
+    const Number* x = images.data();
+    const std::int32_t* of = environments.data();
+    float* y = out.mutable_data();
+    with_tile(s.filters, [&](auto n) { add<decltype(n)::value>(x, of, y, s); });
+  }
+
+ private:
+  static Shape shape_with(const Sizes& weights, const Images& images, int stride) {
+    Sizes sizes;
+    if (images.ndim() != 3) throw py::value_error("one image has three dimensions");
+    if constexpr (is_blocks)
+      sizes = {0, static_cast<int>(images.shape(1)) / Changes::kBlock,
+               static_cast<int>(images.shape(2)) / Changes::kBlock,
+               static_cast<int>(images.shape(0)) * Changes::kBlock * Changes::kBlock};
+    else
+      sizes = {0, static_cast<int>(images.shape(0)), static_cast<int>(images.shape(1)),
+               static_cast<int>(images.shape(2))};
+    if (stride < 1) throw py::value_error("the stride must be positive");
+    const int kernel = weights[1];
+    return shape_of(sizes, weights,
+                    {0, (sizes[1] - kernel) / stride + 1, (sizes[2] - kernel) / stride + 1,
+                     weights[0]},
+                    stride);
+  }
+
+  template <int N>
+  void add(const Number* images, const std::int32_t* environments, float* out, const Shape& s) {
+    std::vector<const Number*> before;
+    for (int b = 0; b < s.batch; ++b)
+      before.push_back(known_[environments[b]] ? &images_[environments[b] * image_]
+                                               : zeros_.data());
+    Changes changes(s.batch, s.height, s.width, s.channels, kLane * N);
+    if constexpr (is_blocks)
+      changes.list_blocks(images, before, height_, width_);
+    else
+      changes.list(images, before);
+    add_changes<N>(changes, packed_.data(), s, [&](int b) {
+      float* const kept = &outputs_[environments[b] * s.output()];
+      if (!known_[environments[b]]) fill_with(bias_.data(), kept, s);
+      return kept;
+    });
+    for (int b = 0; b < s.batch; ++b) {
+      const int e = environments[b];
+      std::copy_n(&outputs_[e * s.output()], s.output(), out + b * s.output());
+      std::copy_n(images + b * image_, image_, &images_[e * image_]);
+      known_[e] = 1;
+    }
+  }
+
+  static constexpr bool is_blocks = std::is_same_v<Number, std::uint8_t>;
+  const Shape shape_;  // of no images
+  const std::size_t image_;
+  std::vector<std::uint8_t> known_;  // by environment, since the weights were renewed
+  std::vector<Number> images_;
+  std::vector<float> outputs_;
+  std::vector<float> packed_, bias_;
+  const std::vector<Number> zeros_;
+  int height_ = 0, width_ = 0;  // of an image of blocks, in pixels
+};
+
+template <class Number>
+void define_kept(py::module_& module, const char* name) {
+  using K = Kept<Number>;
+  py::class_<K>(module, name)
+      .def(py::init<int, const Array&, const typename K::Images&, int>(), py::arg("environments"),
+           py::arg("weights").noconvert(), py::arg("image").noconvert(), py::arg("stride"))
+      .def_property_readonly("output_shape", &K::output_shape)
+      .def("renew", &K::renew, py::arg("weights").noconvert(), py::arg("bias").noconvert())
+      .def("forward", &K::forward, py::arg("images").noconvert(),
+           py::arg("environments").noconvert(), py::arg("out").noconvert());
 }
 
 void py_changes_forward(const Changes& changes, const Array& weights, const Array& bias, Array& out,
@@ -485,6 +635,8 @@ void py_weights_grad(const Array& images, const Array& out_grad, Array& grad, in
 }  // namespace
 
 PYBIND11_MODULE(_sparse_conv, module) {
+  define_kept<float>(module, "Kept");
+  define_kept<std::uint8_t>(module, "KeptBlocks");
   py::class_<Changes>(module, "Changes")
       .def(py::init(&changes_of), py::arg("images").noconvert(), py::arg("filters"))
       .def_static("of_blocks", &changes_of_blocks, py::arg("images").noconvert(),
