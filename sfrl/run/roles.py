@@ -7,6 +7,7 @@ of start-up and 200 MB.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from sfrl.workers.worker import Worker
 
 log = own_logger(__name__)
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class Shared(NamedTuple):
@@ -201,6 +204,7 @@ def make_learner(
     config, block = shared.config, shared.block
     torch.set_num_threads(1)  # for each of the learner's threads: see sfrl/nets/pieces.py
     torch.manual_seed(config.seed)
+    keep_freed_memory()
     algorithm, model = _make_model(shared, config.device)
     precision = _choose_precision(shared, model)
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -242,6 +246,18 @@ def make_learner(
         learner.warm_up()
     learner.publish()
     return learner
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what this process frees, for its next tensors.
+
+    Each minibatch has the same ones, of megabytes. Given back, they come from fresh pages each
+    time, which the kernel clears (docs/experiments.md, "Keeping the allocator's memory").
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # both are the most that it takes
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _make_model(shared: Shared, device: str) -> tuple[Algorithm, Network]:

@@ -2,6 +2,8 @@
 
 import re
 import resource
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -72,3 +74,23 @@ def test_a_target_network_needs_memory_as_well(make_shared, monkeypatch):
     assert model > 100
     # The second copy in shared memory, which has two of each, and the target itself.
     assert total - without == pytest.approx(3 * model, abs=3)
+
+
+def test_a_learners_tensors_come_from_pages_that_it_has():
+    """Of 20 MB each, more of them than glibc keeps on its own."""
+    code = (
+        "import resource, torch\n"
+        "from sfrl.run.roles import keep_freed_memory\n"
+        "KEEP\n"
+        "def pages():\n"
+        "    tensors = [torch.ones(5_000_000) for _ in range(5)]\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "pages()\n"
+        "before = pages()\n"
+        "print(pages() - before)"
+    )
+    fresh = {}
+    for keep in ("keep_freed_memory()", ""):
+        command = [sys.executable, "-c", code.replace("KEEP", keep)]
+        fresh[keep] = int(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert fresh["keep_freed_memory()"] < 100 < 10_000 < fresh[""]
