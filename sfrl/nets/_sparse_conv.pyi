@@ -44,13 +44,20 @@ class Kept:
     ) -> None: ...
     @property
     def output_shape(self) -> tuple[int, int, int]: ...  # H', W', O
-    def renew(self, weights: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+    def renew(self, weights: NDArray[np.float32]) -> None:
         """Compute with these; what was kept is forgotten."""
     def forward(
         self,
         images: NDArray[np.float32],  # [B, H, W, C]
         environments: NDArray[np.int32],  # [B], none twice
         out: NDArray[np.float32],  # [B, H', W', O]
+    ) -> bool:
+        """False, with nothing done, if nothing is kept of one of the environments."""
+    def keep(
+        self,
+        images: NDArray[np.float32],
+        environments: NDArray[np.int32],
+        out: NDArray[np.float32],  # what the present weights and the bias make of the images
     ) -> None: ...
 
 class KeptBlocks:
@@ -65,10 +72,16 @@ class KeptBlocks:
     ) -> None: ...
     @property
     def output_shape(self) -> tuple[int, int, int]: ...
-    def renew(self, weights: NDArray[np.float32], bias: NDArray[np.float32]) -> None: ...
+    def renew(self, weights: NDArray[np.float32]) -> None: ...
     def forward(
         self,
         images: NDArray[np.uint8],  # [B, C/16, 4H, 4W]
+        environments: NDArray[np.int32],
+        out: NDArray[np.float32],
+    ) -> bool: ...
+    def keep(
+        self,
+        images: NDArray[np.uint8],
         environments: NDArray[np.int32],
         out: NDArray[np.float32],
     ) -> None: ...

@@ -34,12 +34,12 @@ _LITTLE = 0.4  # of the numbers
 
 
 class Environments:
-    """Whose images a network sees that acts: each is nearly the last one of its environment.
+    """Those that a network acts for, by number from 0 on.
 
     Attributes:
-        rows: the environments of the next batch's rows, [B] int32, none twice; None: of others,
-            of which nothing is kept.
-        renewals: how often the weights have changed.
+        rows: of each row of the next batch the environment, [B] int32, none twice; None: the rows
+            are of no environments here.
+        renewals: goes up whenever the weights may have changed.
     """
 
     def __init__(self, count: int) -> None:
@@ -51,7 +51,8 @@ class Environments:
 class Kept:
     """What a layer made of each environment's last image.
 
-    While the weights stay, an output is the last one and what the changes add.
+    While the weights stay, an output is the last one and what the changes add. torch makes the
+    first one.
     """
 
     def __init__(self, environments: Environments) -> None:
@@ -69,10 +70,13 @@ class Kept:
             make = _sparse_conv.KeptBlocks if is_blocks else _sparse_conv.Kept
             self._layer = make(self.environments.count, weights, x[0], stride)
         if self._renewals != self.environments.renewals:
-            self._layer.renew(weights, bias.numpy())
+            self._layer.renew(weights)
             self._renewals = self.environments.renewals
         out = torch.empty(len(x), *self._layer.output_shape)
-        self._layer.forward(x, self.environments.rows, out.numpy())
+        if not self._layer.forward(x, self.environments.rows, out.numpy()):
+            whole = pixel_blocks(images, torch.float32) if is_blocks else images
+            out = _channels_last(F.conv2d(whole, weight, bias, stride))
+            self._layer.keep(x, self.environments.rows, out.numpy())
         return out.permute(0, 3, 1, 2)
 
 
@@ -91,7 +95,7 @@ class Convolution(nn.Conv2d):
 
     @property
     def kept(self) -> Kept | None:
-        """For the next batch; None: of its environments nothing is kept."""
+        """For the next batch; None: its rows are of no environments that are kept."""
         is_known = self._kept is not None and self._kept.environments.rows is not None
         return self._kept if is_known else None
 

@@ -213,8 +213,7 @@ class Network(nn.Module):
             threads: that take some of the rows each, on a CPU. A user's encoder has one: it may
                 write to itself, draw random numbers, or detach what it gives.
         """
-        is_users = any(isinstance(module, UserEncoder) for module in self.modules())
-        self.precision, self._threads = precision, 1 if is_users else threads
+        self.precision, self._threads = precision, 1 if self._is_users() else threads
         self._casts_weights = precision != torch.float32
 
     def inference_copy(self, precision: torch.dtype) -> Self:
@@ -234,14 +233,19 @@ class Network(nn.Module):
     def keep_images(self, environments: Environments) -> None:
         """Of a copy to act with: layers may keep what they made of each environment's last image.
 
-        Tell `environments` whose images the next batch has, and when weights were loaded.
+        Not those of a user's encoder, which may call one twice. Tell `environments` whose images
+        the next batch has, and when weights were loaded.
         """
         is_on_cpu = next(self.parameters()).device.type == "cpu"
         are_pixels = all(leaf.dtype == "uint8" for leaf in self.leaves if leaf.kind == "image")
-        if is_on_cpu and are_pixels and self.precision == torch.float32:
+        if is_on_cpu and are_pixels and self.precision == torch.float32 and not self._is_users():
             for layer in self.modules():
                 if isinstance(layer, Convolution):
                     layer.keep(environments)
+
+    def _is_users(self) -> bool:
+        """Whether an encoder is a user's."""
+        return any(isinstance(module, UserEncoder) for module in self.modules())
 
 
 def check_memory(weights: Mapping[str, Tensor], memory: MemorySpec | None) -> None:

@@ -41,6 +41,7 @@ _MEASURED = 3  # to be raised when costs that were kept before mean something el
 
 _ENVS = (2, 8)  # of a split step that is timed: two points of a line
 _BATCHES = (8, 32, 64)  # of an inference that is timed
+_ROWS = 8  # one after the other, since images that stay would cost less
 _THREADS = (2, 4, 8)  # of the learner, where there are cores for them
 # Of learning, what threads divide among them: between what two cores measure in float32 and in
 # bfloat16. Below two cores, for the estimate of what twice as many would give.
@@ -325,8 +326,8 @@ def _measure_networks(
     elif not machine()["cpu_bfloat16"]:
         precisions = ("float32",)
     trajectories = max(1, min(config.batch_size, _MINIBATCH) // config.rollout_length)
-    one_row = dataclasses.replace(_one_split(config, 1), rollout_length=1, batch_size=1)
-    acting = components.inference(one_row, spec, _BATCHES, 0.3, precisions, ready=start.wait)
+    few_rows = dataclasses.replace(_one_split(config, 1), rollout_length=_ROWS, batch_size=_ROWS)
+    acting = components.inference(few_rows, spec, _BATCHES, 0.3, precisions, ready=start.wait)
     one_batch = dataclasses.replace(_one_split(config, trajectories), torch_threads=1)
     learning = components.learner(one_batch, spec, 0.4, _in_question(acting))
     costs = []

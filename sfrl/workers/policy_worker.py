@@ -72,7 +72,8 @@ class PolicyWorker:
         self.generator.manual_seed(config.seed * 1_000_003 + index + restarts * 104_729)
         self._is_frozen_in_unrolls = SYSTEMS[config.system].pull == "unroll"
         self.environments = Environments(served * self.num_envs)
-        model.keep_images(self.environments)
+        if not config.serial:  # which is repeatable to the bit, wherever it was interrupted
+            model.keep_images(self.environments)
         # [splits, N]: their numbers there, of the splits served.
         before = np.cumsum(np.array(slots.policy) == index) - 1
         numbers = before[:, None] * self.num_envs + np.arange(self.num_envs)
@@ -234,7 +235,6 @@ class PolicyWorker:
         return splits, torch.stack([self.valid[slot, t] for slot, t, _ in requests])
 
     def state(self) -> dict[str, NDArray[Any]]:
-        self.environments.renewals += 1  # a resumed run has kept nothing, and sums have an order
         return {
             "generator": self.generator.get_state().numpy(),
             "rnn_states": self.rnn_states.cpu().numpy().copy(),

@@ -93,4 +93,4 @@ def test_a_learners_tensors_come_from_pages_that_it_has():
     for keep in ("keep_freed_memory()", ""):
         command = [sys.executable, "-c", code.replace("KEEP", keep)]
         fresh[keep] = int(subprocess.run(command, capture_output=True, check=True).stdout)
-    assert fresh["keep_freed_memory()"] < 100 < 10_000 < fresh[""]
+    assert 10 * fresh["keep_freed_memory()"] < fresh[""]

@@ -15,6 +15,7 @@ from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.topology import Role
 from sfrl.nets import convolve
 from sfrl.nets.distributions import Categorical
+from sfrl.nets.encoders import NatureCNN
 from sfrl.run.roles import make_learner, make_policy_worker
 from sfrl.workers.inference import HostBatch
 from tests.actors import Actors
@@ -36,6 +37,16 @@ CARTPOLE = {
     "precision": "float32",
     "debug_buffers": True,
 }
+
+
+class Users(NatureCNN):
+    """A user's encoder made of ours."""
+
+    def __init__(self, obs_shape):
+        super().__init__(obs_shape, obs_scale=1.0)
+
+    def forward(self, obs):
+        return super().forward(obs, torch.float32)
 
 
 @pytest.fixture
@@ -265,13 +276,38 @@ def test_images_that_are_kept_act_as_others_do(make_policy, monkeypatch):
     assert [sorted(batch) for batch in numbers] == [first + second, every, third, every]
 
 
-def test_bfloat16_keeps_no_images(make_policy, monkeypatch):
+@pytest.mark.parametrize(
+    ("settings", "precision", "is_kept"),
+    [
+        ({}, torch.float32, True),
+        ({}, torch.bfloat16, False),
+        ({"model": "tests.workers.test_policy_worker:Users"}, torch.float32, False),
+    ],
+    ids=["ours in float32", "ours in bfloat16", "a user's"],
+)
+@needs_extension
+def test_which_networks_keep_images(make_policy, monkeypatch, settings, precision, is_kept):
     monkeypatch.setattr(convolve, "PAYS", True)
-    _, model, policy = make_policy(env="Pong", frameskip=4, model="nature_cnn")
-    low = model.inference_copy(torch.bfloat16)
-    low.keep_images(policy.environments)
+    _, model, policy = make_policy(
+        **{"env": "Pong", "frameskip": 4, "model": "nature_cnn"} | settings
+    )
+    actor = model.inference_copy(precision)
+    actor.keep_images(policy.environments)
     policy.environments.rows = np.arange(N, dtype=np.int32)
-    assert low.encoder.conv1.kept is None
+    layers = [layer for layer in actor.modules() if isinstance(layer, convolve.Convolution)]
+    assert [layer.kept is not None for layer in layers] == [is_kept] * 3
+
+
+@needs_extension
+def test_a_serial_run_keeps_no_images(make_policy, monkeypatch):
+    """Where it was interrupted would show in the last bits."""
+    monkeypatch.setattr(convolve, "PAYS", True)
+    shared, _, _ = make_policy(env="Pong", frameskip=4, model="nature_cnn")
+    serial = shared._replace(config=dataclasses.replace(shared.config, serial=True))
+    for objects, is_kept in ((shared, True), (serial, False)):
+        policy = make_policy_worker(objects, 0)
+        policy.environments.rows = np.arange(N, dtype=np.int32)
+        assert (policy.model.encoder.conv2.kept is not None) == is_kept
 
 
 def test_recurrent_state_is_kept_by_split_and_reset_after_an_invalid_row(make_policy):

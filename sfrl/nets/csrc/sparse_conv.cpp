@@ -246,12 +246,6 @@ std::vector<float> pack(const float* weights, const Shape& s) {
   return packed;
 }
 
-// The output of an image of zeros.
-void fill_with(const float* bias, float* out, const Shape& s) {
-  for (int position = 0; position < s.positions(); ++position)
-    std::copy_n(bias, s.filters, out + position * s.filters);
-}
-
 // output(b): the output of what image b differs from, to which its changes are added.
 template <int N, class Output>
 void add_changes(const Changes& changes, const float* packed, const Shape& s, Output output) {
@@ -277,7 +271,9 @@ void changes_forward(const Changes& changes, const float* weights, const float* 
   add_changes<N>(changes, packed.data(), s, [&](int b) {
     float* const now = out + b * s.output();
     if (b > 0) std::copy_n(now - s.output(), s.output(), now);
-    else fill_with(bias, now, s);
+    else
+      for (int position = 0; position < s.positions(); ++position)
+        std::copy_n(bias, s.filters, now + position * s.filters);
     return now;
   });
 }
@@ -481,7 +477,8 @@ Shape shape_of(const Changes& changes, const Array& weights, const Array& out, i
 }
 
 // A convolution of images of several environments. It keeps the last image of each, and its output:
-// the next image differs little, and while the weights stay only the changes are multiplied.
+// the next image differs little, and while the weights stay only the changes are multiplied. A first
+// output is made elsewhere.
 template <class Number>  // float: images [B, H, W, C]; uint8: [B, C/16, 4H, 4W], as blocks
 class Kept {
  public:
@@ -493,19 +490,16 @@ class Kept {
         image_(images.size()),
         known_(environments),
         images_(environments * image_),
-        outputs_(environments * shape_.output()),
-        zeros_(image_) {
+        outputs_(environments * shape_.output()) {
     if constexpr (is_blocks) height_ = images.shape(1), width_ = images.shape(2);
   }
 
-  void renew(const Array& weights, const Array& bias) {
-    const Sizes w = sizes_of(weights);
-    if (w != Sizes{shape_.filters, shape_.kernel, shape_.kernel, shape_.channels} ||
-        bias.ndim() != 1 || bias.shape(0) != shape_.filters)
-      throw py::value_error("weights and bias must have the shapes of the first ones");
+  void renew(const Array& weights) {
+    if (sizes_of(weights) !=
+        Sizes{shape_.filters, shape_.kernel, shape_.kernel, shape_.channels})
+      throw py::value_error("weights must have the shape of the first ones");
     const float* x = weights.data();
     with_tile(shape_.filters, [&](auto n) { packed_ = pack<decltype(n)::value>(x, shape_); });
-    bias_.assign(bias.data(), bias.data() + shape_.filters);
     std::fill(known_.begin(), known_.end(), 0);
   }
 
@@ -513,24 +507,28 @@ class Kept {
     return {shape_.out_height, shape_.out_width, shape_.filters};
   }
 
-  // environments [B]: of each image, none twice; out [B, H', W', O].
-  void forward(const Images& images, const Environments& environments, Array& out) {
-    Shape s = shape_;
-    s.batch = static_cast<int>(environments.size());
+  // environments [B]: of each image, none twice; out [B, H', W', O]. False, and nothing is done, if
+  // one has no image with these weights.
+  bool forward(const Images& images, const Environments& environments, Array& out) {
+    const Shape s = checked(images, environments, out);
     if (packed_.empty()) throw py::value_error("renew must come first");
-    if (images.size() != static_cast<py::ssize_t>(s.batch * image_) ||
-        out.size() != static_cast<py::ssize_t>(s.batch * s.output()))
-      throw py::value_error("images and outputs must have a row for each environment");
-    std::vector<std::uint8_t> is_seen(known_.size());
-    for (int b = 0; b < s.batch; ++b) {
-      const auto e = static_cast<std::size_t>(environments.data()[b]);
-      if (e >= is_seen.size() || is_seen[e]++)
-        throw py::value_error("environments must be known, and none there twice");
-    }
-    const Number* x = images.data();
     const std::int32_t* of = environments.data();
+    if (!std::all_of(of, of + s.batch, [&](int e) { return known_[e]; })) return false;
+    const Number* x = images.data();
     float* y = out.mutable_data();
     with_tile(s.filters, [&](auto n) { add<decltype(n)::value>(x, of, y, s); });
+    return true;
+  }
+
+  // The outputs of these images with the present weights.
+  void keep(const Images& images, const Environments& environments, const Array& out) {
+    const Shape s = checked(images, environments, out);
+    for (int b = 0; b < s.batch; ++b) {
+      const int e = environments.data()[b];
+      std::copy_n(out.data() + b * s.output(), s.output(), &outputs_[e * s.output()]);
+      keep_image(images.data() + b * image_, e);
+      known_[e] = 1;
+    }
   }
 
  private:
@@ -552,27 +550,40 @@ class Kept {
                     stride);
   }
 
+  // The shape of this batch.
+  Shape checked(const Images& images, const Environments& environments, const Array& out) const {
+    Shape s = shape_;
+    s.batch = static_cast<int>(environments.size());
+    if (images.size() != static_cast<py::ssize_t>(s.batch * image_) ||
+        out.size() != static_cast<py::ssize_t>(s.batch * s.output()))
+      throw py::value_error("images and outputs must have a row for each environment");
+    std::vector<std::uint8_t> is_seen(known_.size());
+    for (int b = 0; b < s.batch; ++b) {
+      const auto e = static_cast<std::size_t>(environments.data()[b]);
+      if (e >= is_seen.size() || is_seen[e]++)
+        throw py::value_error("environments must be known, and none there twice");
+    }
+    return s;
+  }
+
+  void keep_image(const Number* image, int environment) {
+    std::copy_n(image, image_, &images_[environment * image_]);
+  }
+
   template <int N>
   void add(const Number* images, const std::int32_t* environments, float* out, const Shape& s) {
     std::vector<const Number*> before;
-    for (int b = 0; b < s.batch; ++b)
-      before.push_back(known_[environments[b]] ? &images_[environments[b] * image_]
-                                               : zeros_.data());
+    for (int b = 0; b < s.batch; ++b) before.push_back(&images_[environments[b] * image_]);
     Changes changes(s.batch, s.height, s.width, s.channels, kLane * N);
     if constexpr (is_blocks)
       changes.list_blocks(images, before, height_, width_);
     else
       changes.list(images, before);
-    add_changes<N>(changes, packed_.data(), s, [&](int b) {
-      float* const kept = &outputs_[environments[b] * s.output()];
-      if (!known_[environments[b]]) fill_with(bias_.data(), kept, s);
-      return kept;
-    });
+    const auto kept = [&](int b) { return &outputs_[environments[b] * s.output()]; };
+    add_changes<N>(changes, packed_.data(), s, kept);
     for (int b = 0; b < s.batch; ++b) {
-      const int e = environments[b];
-      std::copy_n(&outputs_[e * s.output()], s.output(), out + b * s.output());
-      std::copy_n(images + b * image_, image_, &images_[e * image_]);
-      known_[e] = 1;
+      std::copy_n(kept(b), s.output(), out + b * s.output());
+      keep_image(images + b * image_, environments[b]);
     }
   }
 
@@ -582,8 +593,7 @@ class Kept {
   std::vector<std::uint8_t> known_;  // by environment, since the weights were renewed
   std::vector<Number> images_;
   std::vector<float> outputs_;
-  std::vector<float> packed_, bias_;
-  const std::vector<Number> zeros_;
+  std::vector<float> packed_;
   int height_ = 0, width_ = 0;  // of an image of blocks, in pixels
 };
 
@@ -594,9 +604,11 @@ void define_kept(py::module_& module, const char* name) {
       .def(py::init<int, const Array&, const typename K::Images&, int>(), py::arg("environments"),
            py::arg("weights").noconvert(), py::arg("image").noconvert(), py::arg("stride"))
       .def_property_readonly("output_shape", &K::output_shape)
-      .def("renew", &K::renew, py::arg("weights").noconvert(), py::arg("bias").noconvert())
+      .def("renew", &K::renew, py::arg("weights").noconvert())
       .def("forward", &K::forward, py::arg("images").noconvert(),
-           py::arg("environments").noconvert(), py::arg("out").noconvert());
+           py::arg("environments").noconvert(), py::arg("out").noconvert())
+      .def("keep", &K::keep, py::arg("images").noconvert(), py::arg("environments").noconvert(),
+           py::arg("out").noconvert());
 }
 
 void py_changes_forward(const Changes& changes, const Array& weights, const Array& bias, Array& out,
