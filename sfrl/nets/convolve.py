@@ -85,13 +85,14 @@ class Convolution(nn.Conv2d):
 
     _kept: Kept | None = None
 
-    def keep(self, environments: Environments) -> None:
-        """To act: keep what is made of these environments' images, where that pays.
+    def keep(self, environments: Environments) -> bool:
+        """To act: keep what is made of these environments' images, where that pays; say whether.
 
         Not of pixels that can be NaN, which would stay.
         """
         if PAYS and HAS_EXTENSION and _has_lanes(self.weight):
             self._kept = Kept(environments)
+        return self._kept is not None
 
     @property
     def kept(self) -> Kept | None:

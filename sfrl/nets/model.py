@@ -230,18 +230,21 @@ class Network(nn.Module):
         model.precision, model._casts_weights, model._threads = precision, False, 1
         return model
 
-    def keep_images(self, environments: Environments) -> None:
-        """Of a copy to act with: layers may keep what they made of each environment's last image.
+    def keep_images(self, environments: Environments) -> bool:
+        """Of a copy to act with: have layers keep what they make of each environment's last image.
 
         Not those of a user's encoder, which may call one twice. Tell `environments` whose images
         the next batch has, and when weights were loaded.
+
+        Returns:
+            Whether any layer does.
         """
         is_on_cpu = next(self.parameters()).device.type == "cpu"
         are_pixels = all(leaf.dtype == "uint8" for leaf in self.leaves if leaf.kind == "image")
+        layers: list[Convolution] = []
         if is_on_cpu and are_pixels and self.precision == torch.float32 and not self._is_users():
-            for layer in self.modules():
-                if isinstance(layer, Convolution):
-                    layer.keep(environments)
+            layers = [layer for layer in self.modules() if isinstance(layer, Convolution)]
+        return sum(layer.keep(environments) for layer in layers) > 0  # each of them is asked
 
     def _is_users(self) -> bool:
         """Whether an encoder is a user's."""

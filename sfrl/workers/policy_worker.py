@@ -72,8 +72,8 @@ class PolicyWorker:
         self.generator.manual_seed(config.seed * 1_000_003 + index + restarts * 104_729)
         self._is_frozen_in_unrolls = SYSTEMS[config.system].pull == "unroll"
         self.environments = Environments(served * self.num_envs)
-        if not config.serial:  # which is repeatable to the bit, wherever it was interrupted
-            model.keep_images(self.environments)
+        # A serial run is repeatable to the bit, wherever it was interrupted: it keeps nothing.
+        self._keeps_images = not config.serial and model.keep_images(self.environments)
         # [splits, N]: their numbers there, of the splits served.
         before = np.cumsum(np.array(slots.policy) == index) - 1
         numbers = before[:, None] * self.num_envs + np.arange(self.num_envs)
@@ -165,8 +165,9 @@ class PolicyWorker:
             assert now is not None, "as when it was made"
             self._host_exploration.copy_(torch.from_numpy(now))
             self._exploration[:-1].copy_(self._host_exploration, non_blocking=True)
-        splits = [self.split_of[slot] for slot, _, _ in requests]
-        self.environments.rows = self._numbers[splits].ravel()
+        if self._keeps_images:
+            splits = [self.split_of[slot] for slot, _, _ in requests]
+            self.environments.rows = self._numbers[splits].ravel()
         batch.load(rows, *self._split_inputs(requests))
         self.timer.lap("gather")
         batch.compute()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sfrl import envs
+from sfrl.algorithms import make_algorithm
 from sfrl.commands import bench
 from sfrl.commands import train as cli
 from sfrl.settings import defaults, machine
@@ -226,6 +227,28 @@ def test_made_up_images_change_as_little_as_those_of_a_game(make_shared):
     assert 0.005 < changes.mean() < 0.025
     assert changes.any((3, 4, 5)).all()
     assert len(np.unique(rows[:, 0])) == 256
+
+
+def test_acting_is_timed_on_images_that_change(make_shared):
+    """Those that stay cost less where a processor has AVX2 alone."""
+    shared = make_shared(
+        env="Pong",
+        num_workers=1,
+        num_splits=1,
+        envs_per_worker=2,
+        rollout_length=tuner._ROWS,
+        batch_size=2 * tuner._ROWS,
+        minibatches=1,
+        model="nature_cnn",
+    )
+    shared.weights.publish(make_algorithm(shared.config, shared.env).make_model(), version=3)
+    step = components._inference_step(shared)
+    for _ in range(tuner._ROWS + 1):
+        step()
+    [acted] = {
+        slot for slot in range(shared.buffer.num_slots) if shared.buffer.policy_version[slot].any()
+    }
+    assert (shared.buffer.policy_version[acted][: tuner._ROWS] == 3).all()
 
 
 def test_bfloat16_must_be_a_tenth_faster():
