@@ -22,13 +22,15 @@ class Changes:
         self,
         weights: NDArray[np.float32],  # [O, K, K, C]
         bias: NDArray[np.float32],  # [O]
-        out: NDArray[np.float32],  # [B, H', W', O]
+        out: NDArray[np.float32],  # [B, H', W', O], behind the relu
         stride: int,
     ) -> None: ...
     def weights_grad(
         self,
         out_grad: NDArray[np.float32],  # [B, H', W', O]
+        out: NDArray[np.float32],  # as `forward` made it
         grad: NDArray[np.float32],  # [O, K, K, C]
+        bias_grad: NDArray[np.float32],  # [O]
         stride: int,
     ) -> None: ...
 
@@ -50,14 +52,14 @@ class Kept:
         self,
         images: NDArray[np.float32],  # [B, H, W, C]
         environments: NDArray[np.int32],  # [B], none twice
-        out: NDArray[np.float32],  # [B, H', W', O]
+        out: NDArray[np.float32],  # [B, H', W', O], behind the relu
     ) -> bool:
         """False, with nothing done, if nothing is kept of one of the environments."""
     def keep(
         self,
         images: NDArray[np.float32],
         environments: NDArray[np.int32],
-        out: NDArray[np.float32],  # what the present weights and the bias make of the images
+        sums: NDArray[np.float32],  # what weights and bias make of the images, before the relu
     ) -> None: ...
 
 class KeptBlocks:
@@ -83,18 +85,46 @@ class KeptBlocks:
         self,
         images: NDArray[np.uint8],
         environments: NDArray[np.int32],
-        out: NDArray[np.float32],
+        sums: NDArray[np.float32],
     ) -> None: ...
 
 def images_grad(
     out_grad: NDArray[np.float32],  # [B, H', W', O]
+    out: NDArray[np.float32],  # [B, H', W', O], behind the relu
     weights: NDArray[np.float32],  # [O, K, K, C]
-    grad: NDArray[np.float32],  # [B, H, W, C], zeros
+    grad: NDArray[np.float32],  # [B, H, W, C]
     stride: int,
 ) -> None: ...
 def weights_grad(
     images: NDArray[np.float32],  # [B, H, W, C]
     out_grad: NDArray[np.float32],  # [B, H', W', O]
+    out: NDArray[np.float32],  # [B, H', W', O], behind the relu
     grad: NDArray[np.float32],  # [O, K, K, C]
+    bias_grad: NDArray[np.float32],  # [O]
     stride: int,
+) -> None: ...
+
+class RowChanges:
+    """How each row of a linear layer differs from the one before it."""
+
+    def __init__(self, rows: NDArray[np.float32]) -> None: ...  # [B, K]
+
+def linear_forward(
+    changes: RowChanges,
+    weights: NDArray[np.float32],  # [O, K]
+    bias: NDArray[np.float32],  # [O]
+    out: NDArray[np.float32],  # [B, O], behind the relu
+) -> None: ...
+def linear_weights_grad(
+    changes: RowChanges,
+    out_grad: NDArray[np.float32],  # [B, O]
+    out: NDArray[np.float32],  # [B, O], as `linear_forward` made it
+    grad: NDArray[np.float32],  # [O, K]
+    bias_grad: NDArray[np.float32],  # [O]
+) -> None: ...
+def linear_rows_grad(
+    out_grad: NDArray[np.float32],  # [B, O]
+    out: NDArray[np.float32],  # [B, O], behind the relu
+    weights: NDArray[np.float32],  # [O, K]
+    grad: NDArray[np.float32],  # [B, K]
 ) -> None: ...

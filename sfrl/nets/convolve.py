@@ -1,4 +1,4 @@
-"""Convolutions that leave out what need not be multiplied, where a processor has AVX2 alone.
+"""Layers with a relu that leave out what need not be multiplied, where there is AVX2 alone.
 
 An image is nearly the one of the decision before: an output is that one's and what the changes add.
 A learner has both in its minibatch; where a policy acts, the layers keep each environment's last
@@ -31,6 +31,8 @@ if _WIDTH.startswith("AVX"):  # it is made for AVX2, and must not be loaded wher
         HAS_EXTENSION = True
 _SAMPLE = 5  # images
 _LITTLE = 0.4  # of the numbers
+_MANY = 0.5  # likewise, of a linear layer
+_SIDE = 64  # of which inputs and outputs of a linear layer must be multiples
 
 
 class Environments:
@@ -77,11 +79,12 @@ class Kept:
             whole = pixel_blocks(images, torch.float32) if is_blocks else images
             out = _channels_last(F.conv2d(whole, weight, bias, stride))
             self._layer.keep(x, self.environments.rows, out.numpy())
+            out.relu_()
         return out.permute(0, 3, 1, 2)
 
 
 class Convolution(nn.Conv2d):
-    """torch's layer, without padding, by `convolve`."""
+    """torch's layer, without padding, and a relu behind it, by `convolve`."""
 
     _kept: Kept | None = None
 
@@ -111,7 +114,7 @@ def convolve(
     stride: int = 1,
     kept: Kept | None = None,
 ) -> Tensor:
-    """`F.conv2d(images, weight, bias, stride)`, for a relu to follow.
+    """`F.relu(F.conv2d(images, weight, bias, stride))`.
 
     Results and gradients are those of torch but for the order of sums. They take the less time, the
     more an image is like the one before it, and the more of the output's gradient is 0. They cannot
@@ -126,7 +129,7 @@ def convolve(
     if kept is not None and bias is not None:
         return kept.convolve(images, weight, bias, stride)
     if bias is None or images.dtype != torch.float32 or not _skips_zeros(images, weight):
-        return F.conv2d(images, weight, bias, stride)
+        return F.conv2d(images, weight, bias, stride).relu_()
     if not _changes_little(images):
         result: Tensor = _ByZeros.apply(images, weight, bias, stride)  # type: ignore[no-untyped-call]
         return result
@@ -164,6 +167,10 @@ def _by_changes(
 
 
 def _skips_zeros(images: Tensor, weight: Tensor) -> bool:
+    return _learns_here(images, weight) and _has_lanes(weight)
+
+
+def _learns_here(images: Tensor, weight: Tensor) -> bool:
     return (
         PAYS
         and HAS_EXTENSION
@@ -172,7 +179,6 @@ def _skips_zeros(images: Tensor, weight: Tensor) -> bool:
         and weight.dtype == torch.float32
         and images.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and _has_lanes(weight)
     )
 
 
@@ -180,6 +186,48 @@ def _has_lanes(weight: Tensor) -> bool:
     """Whether filters and channels fill the extension's vectors."""
     filters, channels, _, _ = weight.shape
     return filters % 8 == channels % 8 == 0
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`F.relu(F.linear(rows, weight, bias))`, as `convolve` is of `F.conv2d`.
+
+    Args:
+        rows: [B, K].
+        weight: [O, K].
+        bias: [O].
+    """
+    skips = _learns_here(rows, weight) and all(size % _SIDE == 0 for size in weight.shape)
+    if not skips or rows.dtype != torch.float32 or not _changes_little(rows, _MANY):
+        return F.linear(rows, weight, bias).relu_()
+    result: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    """Output and gradient of the weights from the changes; that of the rows by the zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.changes = _sparse_conv.RowChanges(rows.detach().contiguous().numpy())
+        out = torch.empty(len(rows), len(weight))
+        weights, biases = (x.detach().contiguous().numpy() for x in (weight, bias))
+        _sparse_conv.linear_forward(ctx.changes, weights, biases, out.numpy())
+        ctx.save_for_backward(weight, out)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, out, out_grad = (x.detach().contiguous() for x in (*ctx.saved_tensors, grad))
+        outs = out_grad.numpy(), out.numpy()
+        rows_grad = None
+        if ctx.needs_input_grad[0]:
+            rows_grad = torch.empty(len(out), weight.shape[1])
+            _sparse_conv.linear_rows_grad(*outs, weight.numpy(), rows_grad.numpy())
+        weight_grad, bias_grad = torch.empty_like(weight), torch.empty(len(weight))
+        grads = weight_grad.numpy(), bias_grad.numpy()
+        _sparse_conv.linear_weights_grad(ctx.changes, *outs, *grads)
+        return rows_grad, weight_grad, bias_grad
 
 
 class _ByChanges(torch.autograd.Function):
@@ -195,27 +243,26 @@ class _ByChanges(torch.autograd.Function):
         changes: _sparse_conv.Changes,
     ) -> Tensor:
         ctx.stride, ctx.changes = stride, changes
-        ctx.save_for_backward(weight)
         batch_size, *sides, _ = changes.shape
         filters, size = len(weight), weight.shape[2]
         height, width = ((side - size) // stride + 1 for side in sides)
-        shape = (batch_size, filters, height, width)
-        out = torch.empty(shape, memory_format=torch.channels_last)
+        last = torch.empty(batch_size, height, width, filters)
         weights = _channels_last(weight).numpy()
-        changes.forward(weights, bias.detach().numpy(), out.permute(0, 2, 3, 1).numpy(), stride)
+        changes.forward(weights, bias.detach().numpy(), last.numpy(), stride)
+        out = last.permute(0, 3, 1, 2)
+        ctx.save_for_backward(weight, out)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = (_channels_last(saved) for saved in ctx.saved_tensors)
-        out_grad = _channels_last(grad)
+        weight, out, out_grad = (_channels_last(x) for x in (*ctx.saved_tensors, grad))
         images_grad = None
         if ctx.needs_input_grad[0]:
-            images_grad = _images_grad(out_grad, weight, ctx.changes.shape, ctx.stride)
-        weight_grad = torch.empty_like(weight)
-        ctx.changes.weights_grad(out_grad.numpy(), weight_grad.numpy(), ctx.stride)
-        bias_grad = out_grad.sum((0, 1, 2))
+            images_grad = _images_grad(out_grad, out, weight, ctx.changes.shape, ctx.stride)
+        weight_grad, bias_grad = torch.empty_like(weight), torch.empty(len(weight))
+        grads = weight_grad.numpy(), bias_grad.numpy()
+        ctx.changes.weights_grad(out_grad.numpy(), out.numpy(), *grads, ctx.stride)
         return images_grad, weight_grad.permute(0, 3, 1, 2), bias_grad, None, None
 
 
@@ -225,40 +272,45 @@ class _ByZeros(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
         ctx.stride = stride
-        ctx.save_for_backward(images, weight)
-        return F.conv2d(images, weight, bias, stride)
+        out = F.conv2d(images, weight, bias, stride).relu_()
+        ctx.save_for_backward(images, weight, out)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        images, weight = (_channels_last(saved) for saved in ctx.saved_tensors)
-        out_grad = _channels_last(grad)
+        images, weight, out, out_grad = (_channels_last(x) for x in (*ctx.saved_tensors, grad))
         images_grad = None
         if ctx.needs_input_grad[0]:
-            images_grad = _images_grad(out_grad, weight, images.shape, ctx.stride)
-        weight_grad = torch.empty_like(weight)
-        _sparse_conv.weights_grad(images.numpy(), out_grad.numpy(), weight_grad.numpy(), ctx.stride)
-        return images_grad, weight_grad.permute(0, 3, 1, 2), out_grad.sum((0, 1, 2)), None
+            images_grad = _images_grad(out_grad, out, weight, images.shape, ctx.stride)
+        weight_grad, bias_grad = torch.empty_like(weight), torch.empty(len(weight))
+        grads = weight_grad.numpy(), bias_grad.numpy()
+        outs = out_grad.numpy(), out.numpy()
+        _sparse_conv.weights_grad(images.numpy(), *outs, *grads, ctx.stride)
+        return images_grad, weight_grad.permute(0, 3, 1, 2), bias_grad, None
 
 
-def _images_grad(out_grad: Tensor, weight: Tensor, shape: tuple[int, ...], stride: int) -> Tensor:
+def _images_grad(
+    out_grad: Tensor, out: Tensor, weight: Tensor, shape: tuple[int, ...], stride: int
+) -> Tensor:
     """The gradient of the images, [B, C, H, W].
 
     Args:
-        out_grad: [B, H', W', O].
+        out_grad, out: [B, H', W', O].
         weight: [O, K, K, C].
         shape: B, H, W, C.
     """
-    images_grad = out_grad.new_zeros(shape)
-    _sparse_conv.images_grad(out_grad.numpy(), weight.numpy(), images_grad.numpy(), stride)
+    images_grad = torch.empty(shape)
+    outs, weights = (out_grad.numpy(), out.numpy()), weight.numpy()
+    _sparse_conv.images_grad(*outs, weights, images_grad.numpy(), stride)
     return images_grad.permute(0, 3, 1, 2)
 
 
-def _changes_little(images: Tensor) -> bool:
-    """Whether few numbers differ from those of the image before, by a sample."""
+def _changes_little(images: Tensor, share: float = _LITTLE) -> bool:
+    """Whether fewer numbers differ from those of the image before, by a sample."""
     sample = images[:_SAMPLE]
     changes = (sample[1:] != sample[:-1]).count_nonzero().item()
-    return changes < _LITTLE * sample[1:].numel()
+    return changes < share * sample[1:].numel()
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sfrl.envs import Leaf
 from sfrl.envs.classes import class_at
 from sfrl.nets.choose import CNN_SIZES, JOINT_SIZE, MLPS, MODELS, encoder_of, seen
-from sfrl.nets.convolve import Convolution, convolve_blocks
+from sfrl.nets.convolve import Convolution, convolve_blocks, linear
 from sfrl.nets.images import BLOCK
 
 HIDDEN_GAIN = math.sqrt(2)
@@ -122,12 +122,12 @@ class NatureCNN(CenteredCNN):
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
         # The pixels' scale is put on the 8k weights rather than on the image.
         weight = self.conv1.weight.to(dtype) / self.obs_scale
-        x = convolve_blocks(obs, weight, self.conv1.bias, self.conv1.kept).relu_()
-        x = self.conv2(x).relu_()
+        x = convolve_blocks(obs, weight, self.conv1.bias, self.conv1.kept)
+        x = self.conv2(x)  # each with a relu
         if self.conv3 is not None:
-            x = self.conv3(x).relu_()
+            x = self.conv3(x)
         # Flattened in the order of channels_last, the one it lies in; no copy.
-        return F.relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+        return linear(x.permute(0, 2, 3, 1).flatten(1), self.linear.weight, self.linear.bias)
 
 
 class A3CCNN(NatureCNN):

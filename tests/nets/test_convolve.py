@@ -1,7 +1,8 @@
-"""Convolutions that skip zeros and what does not change: those of torch, whatever that is."""
+"""Convolutions that skip zeros and what does not change: torch's, and a relu, whatever that is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfrl.nets import convolve as convolve_module
-from sfrl.nets.convolve import Environments, convolve, convolve_blocks
+from sfrl.nets.convolve import Environments, convolve, convolve_blocks, linear
 from sfrl.nets.encoders import NatureCNN
 from sfrl.nets.images import pixel_blocks
 
@@ -48,11 +49,25 @@ def case(
     return images.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
 
 
-def gradients(out: Tensor, leaves: tuple[Tensor, ...], density: float) -> tuple[Tensor, ...]:
+def linear_case(
+    batch: int, inputs: int, outputs: int, changes: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [batch, inputs], weights and biases, all leaves."""
+    images, weight, bias = case((inputs, 1, 1), outputs, 1, changes=changes, batch=max(batch, 1))
+    leaves = images[:batch].flatten(1), weight.flatten(1), bias
+    rows, weight, bias = (leaf.detach().contiguous().requires_grad_() for leaf in leaves)
+    return rows, weight, bias
+
+
+def gradients(
+    out: Tensor, sums: Tensor, leaves: tuple[Tensor, ...], density: float
+) -> tuple[Tensor, ...]:
+    """Of `out`, the relu of `sums`, where these are not so near to 0 that their order decides."""
     random = torch.Generator().manual_seed(2)
     grad = torch.randn(out.shape, generator=random)
     grad *= torch.rand(out.shape, generator=random) < density
-    return torch.autograd.grad(out, leaves, grad)
+    grad *= sums.abs() > 1e-3
+    return torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
 
 @pytest.fixture
@@ -81,11 +96,14 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     note_calls(extension.Changes, "weights_grad", "changes_weights_grad")
     note_calls(extension, "images_grad", "images_grad")
     note_calls(extension, "weights_grad", "weights_grad")
+    for name in LINEAR:
+        note_calls(extension, name, name)
     return names
 
 
 BY_CHANGES = ["changes_forward", "images_grad", "changes_weights_grad"]
 BY_ZEROS = ["images_grad", "weights_grad"]
+LINEAR = ["linear_forward", "linear_rows_grad", "linear_weights_grad"]
 
 
 @needs_extension
@@ -103,11 +121,12 @@ def test_results_and_gradients_are_those_of_torch(
     called: list[str],
 ) -> None:
     leaves = case(shape, filters, size, changes=changes)
-    out, expected = convolve(*leaves, stride), F.conv2d(*leaves, stride)
+    out, sums = convolve(*leaves, stride), F.conv2d(*leaves, stride)
+    expected = sums.relu()
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * float(expected.detach().max()))
-    found = gradients(out, leaves, density)
+    found = gradients(out, sums, leaves, density)
     assert called == (BY_CHANGES if changes < 0.4 else BY_ZEROS)
-    for ours, theirs in zip(found, gradients(expected, leaves, density), strict=True):
+    for ours, theirs in zip(found, gradients(expected, sums, leaves, density), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
     assert (density == 0) == (not found[1].any())
 
@@ -127,10 +146,10 @@ def test_where_nothing_changes_results_are_the_same_to_the_bit(
 @pytest.mark.parametrize("batch", [0, 1])
 def test_batches_without_an_image_before(batch: int, skips_zeros: None) -> None:
     leaves = case((64, 9, 9), 64, 3, batch=batch)
-    out, expected = convolve(*leaves), F.conv2d(*leaves)
-    torch.testing.assert_close(out, expected)
+    out, sums = convolve(*leaves), F.conv2d(*leaves)
+    torch.testing.assert_close(out, sums.relu())
     for ours, theirs in zip(
-        gradients(out, leaves, 0.5), gradients(expected, leaves, 0.5), strict=True
+        *(gradients(relu, sums, leaves, 0.5) for relu in (out, sums.relu())), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
 
@@ -139,9 +158,10 @@ def test_batches_without_an_image_before(batch: int, skips_zeros: None) -> None:
 def test_images_that_need_no_gradient_get_none(skips_zeros: None, called: list[str]) -> None:
     images, weight, bias = case((64, 9, 9), 64, 3)
     images = images.detach()
+    sums = F.conv2d(images, weight, bias)
     ours, theirs = (
-        gradients(out, (weight, bias), 0.5)
-        for out in (convolve(images, weight, bias), F.conv2d(images, weight, bias))
+        gradients(out, sums, (weight, bias), 0.5)
+        for out in (convolve(images, weight, bias), sums.relu())
     )
     assert called == ["weights_grad"]
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
@@ -149,20 +169,29 @@ def test_images_that_need_no_gradient_get_none(skips_zeros: None, called: list[s
 
 @needs_extension
 @pytest.mark.parametrize("changes", [0.1, 1.0])
-@pytest.mark.parametrize("where", ["gradient", "images"])
-def test_nan_is_not_skipped(where: str, changes: float, skips_zeros: None) -> None:
-    images, weight, bias = case((64, 9, 9), 64, 3, changes=changes)
+@pytest.mark.parametrize("where", ["gradient", "inputs"])
+@pytest.mark.parametrize("layer", [convolve, linear])
+def test_nan_is_not_skipped(
+    layer: Callable[[Tensor, Tensor, Tensor], Tensor],
+    where: str,
+    changes: float,
+    skips_zeros: None,
+) -> None:
+    if layer is linear:
+        inputs, weight, bias = linear_case(6, 128, 64, changes)
+    else:
+        inputs, weight, bias = case((64, 9, 9), 64, 3, changes=changes)
     with torch.no_grad():
-        if where == "images":
-            images[0, 5, 3, 3] = np.nan
-    out = convolve(images, weight, bias)
-    assert out[0].isnan().any() == (where == "images")
+        if where == "inputs":
+            inputs[0, 5] = np.nan
+    out = layer(inputs, weight, bias)
+    assert out[0].isnan().any() == (where == "inputs")
     grad = torch.ones_like(out)
     if where == "gradient":
-        grad[1, 7, 2, 2] = np.nan
-    images_grad, weight_grad, _ = torch.autograd.grad(out, (images, weight, bias), grad)
+        grad[1][out[1] == out[1].max()] = np.nan  # where the relu lets it through
+    inputs_grad, weight_grad, _ = torch.autograd.grad(out, (inputs, weight, bias), grad)
     assert weight_grad.isnan().any()
-    assert images_grad.isnan().any() == (where == "gradient")
+    assert inputs_grad.isnan().any() == (where == "gradient")
 
 
 @needs_extension
@@ -208,15 +237,106 @@ def test_arrays_that_do_not_fit_are_refused(
     from sfrl.nets import _sparse_conv
 
     arrays = [np.zeros(shape, np.float32) for shape in (images, weights, out)]
-    with pytest.raises(ValueError, match="must"):
-        _sparse_conv.weights_grad(arrays[0], arrays[2], arrays[1], 1)
-    with pytest.raises(ValueError, match="must"):
-        _sparse_conv.images_grad(arrays[2], arrays[1], arrays[0], 1)
-    with pytest.raises(ValueError, match="must"):
-        _sparse_conv.Changes(arrays[0], weights[0]).weights_grad(arrays[2], arrays[1], 1)
     bias = np.zeros(weights[0], np.float32)
     with pytest.raises(ValueError, match="must"):
+        _sparse_conv.weights_grad(arrays[0], *arrays[2:] * 2, arrays[1], bias, 1)
+    with pytest.raises(ValueError, match="must"):
+        _sparse_conv.images_grad(*arrays[2:] * 2, arrays[1], arrays[0], 1)
+    rest = (*arrays[2:] * 2, arrays[1], bias, 1)
+    with pytest.raises(ValueError, match="must"):
+        _sparse_conv.Changes(arrays[0], weights[0]).weights_grad(*rest)
+    with pytest.raises(ValueError, match="must"):
         _sparse_conv.Changes(arrays[0], weights[0]).forward(arrays[1], bias, arrays[2], 1)
+
+
+@needs_extension
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("batch", "changes"), [(6, 0.0), (6, 0.1), (40, 0.3), (1, 1.0), (0, 1.0)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(3136, 512), (64, 64), (128, 192), (192, 64)])
+def test_linear_results_and_gradients_are_those_of_torch(
+    inputs: int,
+    outputs: int,
+    batch: int,
+    changes: float,
+    density: float,
+    skips_zeros: None,
+    called: list[str],
+) -> None:
+    leaves = linear_case(batch, inputs, outputs, changes)
+    out, sums = linear(*leaves), F.linear(*leaves)
+    torch.testing.assert_close(out, sums.relu(), rtol=0, atol=1e-5 * size_of(sums))
+    found = gradients(out, sums, leaves, density)
+    assert called == (LINEAR if batch > 1 else [])
+    for ours, theirs in zip(found, gradients(sums.relu(), sums, leaves, density), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * size_of(theirs))
+
+
+def size_of(x: Tensor) -> float:
+    return float(x.detach().abs().max()) if x.numel() else 0.0
+
+
+@needs_extension
+def test_a_linear_layer_whose_rows_do_not_change_has_the_same_outputs_to_the_bit(
+    skips_zeros: None, called: list[str]
+) -> None:
+    out = linear(*linear_case(20, 128, 64, 0.0))
+    assert called == ["linear_forward"]
+    assert (out == out[:1]).all()
+
+
+@needs_extension
+def test_rows_that_need_no_gradient_get_none(skips_zeros: None, called: list[str]) -> None:
+    rows, weight, bias = linear_case(6, 128, 64, 0.1)
+    linear(rows.detach(), weight, bias).sum().backward()
+    assert called == ["linear_forward", "linear_weights_grad"]
+    assert weight.grad is not None
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "changes"), [(96, 64, 0.1), (64, 96, 0.1), (64, 64, 1.0)]
+)
+def test_other_linear_layers_are_left_to_torch(
+    inputs: int, outputs: int, changes: float, skips_zeros: None, called: list[str]
+) -> None:
+    """And those whose rows change much, that act, or that are in another precision."""
+    leaves = linear_case(6, inputs, outputs, changes)
+    assert torch.equal(linear(*leaves), F.linear(*leaves).relu())
+    same = linear_case(6, 64, 64, 0.1)
+    with torch.no_grad():
+        assert torch.equal(linear(*same), F.linear(*same).relu())
+    linear(*(leaf.bfloat16() for leaf in same))
+    assert called == []
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("rows", "weights", "bias", "out"),
+    [
+        ((2, 96), (64, 96), (64,), (2, 64)),
+        ((2, 128, 1), (64, 128), (64,), (2, 64)),
+        ((2, 128), (32, 128), (32,), (2, 32)),
+        ((2, 128), (64, 64), (64,), (2, 64)),
+        ((2, 128), (64, 128, 1), (64,), (2, 64)),
+        ((2, 128), (64, 128), (32,), (2, 64)),
+        ((2, 128), (64, 128), (64,), (3, 64)),
+        ((2, 128), (64, 128), (64,), (2, 128)),
+        ((2, 128), (64, 128), (64,), (128,)),
+    ],
+)
+def test_arrays_that_do_not_fit_a_linear_layer_are_refused(
+    rows: tuple[int, ...], weights: tuple[int, ...], bias: tuple[int, ...], out: tuple[int, ...]
+) -> None:
+    from sfrl.nets import _sparse_conv
+
+    x, w, c, y = (np.zeros(shape, np.float32) for shape in (rows, weights, bias, out))
+    with pytest.raises(ValueError, match="must"):
+        _sparse_conv.linear_forward(_sparse_conv.RowChanges(x), w, c, y)
+    with pytest.raises(ValueError, match="must"):
+        _sparse_conv.linear_weights_grad(_sparse_conv.RowChanges(x), y, y, w, c)
+    if bias == (64,):
+        with pytest.raises(ValueError, match="must"):
+            _sparse_conv.linear_rows_grad(y, y, w, x)
 
 
 def acting(layer: convolve_module.Convolution, num_environments: int) -> Environments:
@@ -247,11 +367,11 @@ def test_what_acts_keeps_outputs_as_long_as_the_weights_stay(
         seen = images[torch.from_numpy(environments.rows).long()]
         if pixels == "blocks":
             out = convolve_blocks(seen, layer.weight, layer.bias, layer.kept)
-            expected = F.conv2d(pixel_blocks(seen, torch.float32), layer.weight, layer.bias)
+            sums = F.conv2d(pixel_blocks(seen, torch.float32), layer.weight, layer.bias)
         else:
-            out, expected = layer(seen.float()), F.conv2d(seen.float(), layer.weight, layer.bias)
-        size = float(expected.abs().max())
-        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * size)
+            out, sums = layer(seen.float()), F.conv2d(seen.float(), layer.weight, layer.bias)
+        size = float(sums.abs().max())
+        torch.testing.assert_close(out, sums.relu(), rtol=0, atol=1e-5 * size)
         new = torch.from_numpy(random.integers(0, 256, shape, np.uint8))
         images = torch.where(torch.rand(shape) < changes, new, images)
 
@@ -268,7 +388,7 @@ def test_what_acts_multiplies_changes_alone(skips_zeros: None) -> None:
     layer.weight.zero_()
     assert (layer(images) == before).all()
     environments.renewals += 1
-    assert not (layer(images) - layer.bias[:, None, None]).any()
+    assert not (layer(images) - layer.bias.relu()[:, None, None]).any()
 
 
 @needs_extension
@@ -276,7 +396,7 @@ def test_nothing_is_kept_of_rows_whose_environments_are_not_known(skips_zeros: N
     layer = convolve_module.Convolution(64, 32, 2)
     acting(layer, 2)
     images = torch.rand(3, 64, 5, 5)
-    assert torch.equal(layer(images), F.conv2d(images, layer.weight, layer.bias))
+    assert torch.equal(layer(images), F.conv2d(images, layer.weight, layer.bias).relu())
 
 
 @needs_extension
@@ -294,19 +414,29 @@ def test_rows_of_no_environment_or_of_one_twice_are_refused(
 def test_images_smaller_than_the_kernel_are_refused() -> None:
     from sfrl.nets import _sparse_conv
 
-    shapes = ((2, 2, 2, 64), (2, 1, 1, 64), (64, 3, 3, 64))
+    shapes = ((2, 2, 2, 64), (2, 1, 1, 64), (64, 3, 3, 64), (64,))
+    images, out, weights, bias = (np.zeros(shape, np.float32) for shape in shapes)
     with pytest.raises(ValueError, match="images must be"):
-        _sparse_conv.weights_grad(*(np.zeros(shape, np.float32) for shape in shapes), 2)
+        _sparse_conv.weights_grad(images, out, out, weights, bias, 2)
 
 
 @needs_extension
-def test_biases_that_do_not_fit_are_refused() -> None:
+def test_biases_and_outputs_that_do_not_fit_are_refused() -> None:
     from sfrl.nets import _sparse_conv
 
-    changes = _sparse_conv.Changes(np.zeros((2, 9, 9, 64), np.float32), 64)
-    shapes = ((64, 3, 3, 64), (63,), (2, 7, 7, 64))
+    shapes = ((2, 9, 9, 64), (2, 7, 7, 64), (64, 3, 3, 64))
+    images, out, weights = (np.zeros(shape, np.float32) for shape in shapes)
+    changes = _sparse_conv.Changes(images, 64)
+    bias, short = np.zeros(64, np.float32), np.zeros(63, np.float32)
+    for of, of_bias, message in ((out, short, "bias must be"), (out[:1], bias, "same shape")):
+        with pytest.raises(ValueError, match=message):
+            changes.weights_grad(out, of, weights, of_bias, 1)
+        with pytest.raises(ValueError, match=message):
+            _sparse_conv.weights_grad(images, out, of, weights, of_bias, 1)
     with pytest.raises(ValueError, match="bias must be"):
-        changes.forward(*(np.zeros(shape, np.float32) for shape in shapes), 1)
+        changes.forward(weights, short, out, 1)
+    with pytest.raises(ValueError, match="same shape"):
+        _sparse_conv.images_grad(out, out[:1], weights, images, 1)
 
 
 @needs_extension
@@ -314,9 +444,10 @@ def test_changes_are_of_use_for_as_many_filters_as_they_were_listed_for() -> Non
     from sfrl.nets import _sparse_conv
 
     changes = _sparse_conv.Changes(np.zeros((2, 9, 9, 64), np.float32), 64)
-    out_grad, grad = (np.zeros(shape, np.float32) for shape in ((2, 7, 7, 32), (32, 3, 3, 64)))
+    shapes = ((2, 7, 7, 32), (32, 3, 3, 64), (32,))
+    out, grad, bias_grad = (np.zeros(shape, np.float32) for shape in shapes)
     with pytest.raises(ValueError, match="this number of filters"):
-        changes.weights_grad(out_grad, grad, 1)
+        changes.weights_grad(out, out, grad, bias_grad, 1)
 
 
 # Sides that are no multiple of 4 lose the rest; 1 or 3 channels are 16 or 48 of blocks.
@@ -340,12 +471,13 @@ def test_blocks_of_pixels_are_convolved_as_if_they_were_made(
     weight = torch.randn(32, 16 * shape[0], 2, 2, generator=random).requires_grad_()
     bias = torch.randn(32, generator=random).requires_grad_()
     out = convolve_blocks(images, weight, bias)
-    expected = F.conv2d(pixel_blocks(images, torch.float32), weight, bias)
+    sums = F.conv2d(pixel_blocks(images, torch.float32), weight, bias)
+    expected = sums.relu()
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * float(expected.detach().max()))
-    found = gradients(out, (weight, bias), 0.5)
+    found = gradients(out, sums, (weight, bias), 0.5)
     by_changes = ["of_blocks", "changes_forward", "changes_weights_grad"]
     assert called == (by_changes if changes < 0.4 else ["weights_grad"])
-    for ours, theirs in zip(found, gradients(expected, (weight, bias), 0.5), strict=True):
+    for ours, theirs in zip(found, gradients(expected, sums, (weight, bias), 0.5), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
 
 
@@ -353,7 +485,7 @@ def test_blocks_of_pixels_are_convolved_as_if_they_were_made(
 def test_images_in_float32_become_blocks_first(skips_zeros: None) -> None:
     images = torch.rand(1, 4, 84, 84).repeat(3, 1, 1, 1)
     weight, bias = torch.randn(32, 64, 2, 2, requires_grad=True), torch.zeros(32)
-    expected = F.conv2d(pixel_blocks(images, torch.float32), weight, bias)
+    expected = F.conv2d(pixel_blocks(images, torch.float32), weight, bias).relu()
     torch.testing.assert_close(convolve_blocks(images, weight, bias), expected, rtol=0, atol=1e-4)
 
 
@@ -371,10 +503,11 @@ def test_pixels_become_blocks_where_changes_do_not_pay(
 
 
 @needs_extension
-def test_all_convolutions_of_nature_cnn_learn_by_it(skips_zeros: None, called: list[str]) -> None:
+def test_all_layers_of_nature_cnn_learn_by_it(skips_zeros: None, called: list[str]) -> None:
     encoder = NatureCNN((4, 84, 84))
     obs = torch.full((3, 4, 84, 84), 100, dtype=torch.uint8)
     obs[1, 3, 40:50, 40:50] = 0
     encoder(obs, torch.float32).sum().backward()
     assert called.count("changes_forward") == called.count("changes_weights_grad") == 3
     assert called.count("images_grad") == 2
+    assert [name for name in called if name in LINEAR] == LINEAR

@@ -1,6 +1,7 @@
-// Convolutions in float32 that leave out what need not be multiplied: numbers of an image that are
-// those of the image before it, and zeros of a gradient, half of it behind a relu. The module
-// sfrl.nets._sparse_conv; sfrl/nets/convolve.py says when it is used.
+// Convolutions and linear layers in float32, each with its relu, that leave out what need not be
+// multiplied: numbers of an image that are those of the image before it, and the zeros of a
+// gradient, half of it behind a relu. The module sfrl.nets._sparse_conv; sfrl/nets/convolve.py says
+// when it is used.
 //
 // All work in the same way: a list has the numbers that count, and for each of them a vector is
 // added, times the number, to a sum. Memory lies as in torch's channels_last: images [B, H, W, C],
@@ -15,6 +16,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -27,6 +29,7 @@ using Pixels = py::array_t<std::uint8_t, py::array::c_style>;
 
 constexpr int kLane = 8;        // float32 in a register
 constexpr int kPositions = 64;  // of an output, in a list: what they see stays in the L1 cache
+constexpr int kSide = 64;       // of a linear layer's block of weights, which stays there, too
 
 // A number of a list, and where its vector begins.
 struct Entry {
@@ -92,6 +95,18 @@ Entry* list_nonzero(Load load, const std::int32_t* offsets, int count, Entry* ou
 // For list_nonzero: what lies in memory.
 auto numbers_from(const float* numbers) {
   return [numbers](int i) { return _mm256_loadu_ps(numbers + i); };
+}
+
+// The relu of count numbers, a multiple of 8. NaN stays NaN.
+void rectify(const float* in, std::size_t count, float* out) {
+  for (std::size_t i = 0; i < count; i += kLane)
+    _mm256_storeu_ps(out + i, _mm256_max_ps(_mm256_setzero_ps(), _mm256_loadu_ps(in + i)));
+}
+
+// Eight numbers of a gradient before the relu: 0 where it made its output 0.
+__m256 through_relu(const float* out_grad, const float* out) {
+  const __m256 passes = _mm256_cmp_ps(_mm256_loadu_ps(out), _mm256_setzero_ps(), _CMP_NLE_UQ);
+  return _mm256_and_ps(passes, _mm256_loadu_ps(out_grad));
 }
 
 // sum [8 * N] += number * vectors[offset:], for each entry. Not inlined: its loop needs all
@@ -246,49 +261,49 @@ std::vector<float> pack(const float* weights, const Shape& s) {
   return packed;
 }
 
-// output(b): the output of what image b differs from, to which its changes are added.
-template <int N, class Output>
-void add_changes(const Changes& changes, const float* packed, const Shape& s, Output output) {
+// sums [H', W', O] of the image that image b differs from, before the relu -> those of image b.
+template <int N>
+void add_changes(const Changes& changes, const float* packed, const Shape& s,
+                 const std::vector<std::int32_t>& corners, int b, float* sums) {
   constexpr int kTile = kLane * N;  // filters at a time
-  const std::vector<std::int32_t> corners = s.corners();
-  for (int b = 0; b < s.batch; ++b) {
-    float* const out = output(b);
-    for (int tile = 0; tile < s.filters / kTile; ++tile)
-      changes.for_rows(s, corners, b, [&](int position, int line, const Entry* first,
-                                          const Entry* end, int row_offset) {
-        const std::size_t place = line * (s.filters / kTile) + tile;
-        add_listed<N>(out + position * s.filters + tile * kTile, first, end,
-                      packed + place * s.row() * kTile - row_offset);
-      });
-  }
+  for (int tile = 0; tile < s.filters / kTile; ++tile)
+    changes.for_rows(s, corners, b, [&](int position, int line, const Entry* first,
+                                        const Entry* end, int row_offset) {
+      const std::size_t place = line * (s.filters / kTile) + tile;
+      add_listed<N>(sums + position * s.filters + tile * kTile, first, end,
+                    packed + place * s.row() * kTile - row_offset);
+    });
 }
 
-// The output of each image, from that of the one before it.
+// The output of each image, from the sums of the one before it.
 template <int N>
 void changes_forward(const Changes& changes, const float* weights, const float* bias, float* out,
                      const Shape& s) {
   const std::vector<float> packed = pack<N>(weights, s);
-  add_changes<N>(changes, packed.data(), s, [&](int b) {
-    float* const now = out + b * s.output();
-    if (b > 0) std::copy_n(now - s.output(), s.output(), now);
-    else
-      for (int position = 0; position < s.positions(); ++position)
-        std::copy_n(bias, s.filters, now + position * s.filters);
-    return now;
-  });
+  const std::vector<std::int32_t> corners = s.corners();
+  std::vector<float> sums(s.output());
+  for (int position = 0; position < s.positions(); ++position)
+    std::copy_n(bias, s.filters, &sums[position * s.filters]);
+  for (int b = 0; b < s.batch; ++b, out += s.output()) {
+    add_changes<N>(changes, packed.data(), s, corners, b, sums.data());
+    rectify(sums.data(), s.output(), out);
+  }
 }
 
-// The gradient of the weights. A change stays in all images that follow, and later ones come on top
-// of it. So it is multiplied by the sum of the gradients of all their outputs.
+// The gradients of weights and bias. A change stays in all images that follow, and later ones come
+// on top of it. So it is multiplied by the sum of the gradients of all their outputs.
 template <int N>
-void changes_weights_grad(const Changes& changes, const float* out_grad, float* grad,
-                          const Shape& s) {
+void changes_weights_grad(const Changes& changes, const float* out_grad, const float* out,
+                          float* grad, float* bias_grad, const Shape& s) {
   constexpr int kTile = kLane * N;  // filters at a time
   std::vector<float> packed(static_cast<std::size_t>(s.filters) * s.kernel * s.row());
   std::vector<float> following(s.output());
   const std::vector<std::int32_t> corners = s.corners();
   for (int b = s.batch - 1; b >= 0; --b) {
-    for (std::size_t i = 0; i < s.output(); ++i) following[i] += out_grad[b * s.output() + i];
+    for (std::size_t i = 0, at = b * s.output(); i < s.output(); i += kLane, at += kLane) {
+      const __m256 more = through_relu(out_grad + at, out + at);
+      _mm256_storeu_ps(&following[i], _mm256_add_ps(_mm256_loadu_ps(&following[i]), more));
+    }
     for (int tile = 0; tile < s.filters / kTile; ++tile)
       changes.for_rows(s, corners, b, [&](int position, int line, const Entry* first,
                                           const Entry* end, int row_offset) {
@@ -298,12 +313,14 @@ void changes_weights_grad(const Changes& changes, const float* out_grad, float* 
       });
   }
   for_packed<N>(s, [&](std::size_t i, std::size_t j) { grad[i] = packed[j]; });
+  std::fill_n(bias_grad, s.filters, 0.0f);
+  for (std::size_t i = 0; i < s.output(); ++i) bias_grad[i % s.filters] += following[i];
 }
 
-// The gradient of the images, which must be 0 before; from a list for each position of the filters
-// whose gradient is not 0.
+// The gradient of the images, from a list for each position of the filters whose gradient is not 0.
 template <int N>
-void images_grad(const float* out_grad, const float* weights, float* grad, const Shape& s) {
+void images_grad(const float* out_grad, const float* out, const float* weights, float* grad,
+                 const Shape& s) {
   constexpr int kTile = kLane * N;  // numbers of a row at a time
   const int row = s.row(), tiles = s.kernel * row / kTile;
   std::vector<float> packed(static_cast<std::size_t>(s.filters) * tiles * kTile);
@@ -317,10 +334,13 @@ void images_grad(const float* out_grad, const float* weights, float* grad, const
   std::vector<Entry> lists(s.output() + kLane);
   std::vector<Entry*> start(s.positions() + 1, lists.data());
 
-  for (int b = 0; b < s.batch; ++b, out_grad += s.output(), grad += s.image()) {
-    for (int position = 0; position < s.positions(); ++position)
-      start[position + 1] = list_nonzero(numbers_from(out_grad + position * s.filters),
-                                         offsets.data(), s.filters, start[position]);
+  for (int b = 0; b < s.batch; ++b, out_grad += s.output(), out += s.output(), grad += s.image()) {
+    std::fill_n(grad, s.image(), 0.0f);
+    for (int position = 0; position < s.positions(); ++position) {
+      const int at = position * s.filters;
+      const auto load = [&](int i) { return through_relu(out_grad + at + i, out + at + i); };
+      start[position + 1] = list_nonzero(load, offsets.data(), s.filters, start[position]);
+    }
     const float* tile = packed.data();
     for (int line = 0; line < s.kernel; ++line)
       for (int part = 0; part < row; part += kTile, tile += kTile * s.filters)
@@ -332,22 +352,29 @@ void images_grad(const float* out_grad, const float* weights, float* grad, const
 
 int round_up(int count) { return (count + kLane - 1) / kLane * kLane; }
 
-// in [count, 8 of `stride`] -> out [8, kPositions]; columns up to the next multiple of 8 become 0.
-void transpose(const float* in, int stride, int count, float* out) {
+// The gradient before the relu, [count, 8 of `stride`] -> [8, kPositions]; columns up to the next
+// multiple of 8 become 0.
+void transpose(const float* out_grad, const float* out, int stride, int count, float* turned) {
   for (int i = 0; i < round_up(count); i += 4)
     for (int j = 0; j < kLane; j += 4) {
       __m128 rows[4];
-      for (int k = 0; k < 4; ++k)
-        rows[k] = i + k < count ? _mm_loadu_ps(in + (i + k) * stride + j) : _mm_setzero_ps();
+      for (int k = 0; k < 4; ++k) {
+        rows[k] = _mm_setzero_ps();
+        if (i + k >= count) continue;
+        const int at = (i + k) * stride + j;
+        const __m128 passes = _mm_cmpnle_ps(_mm_loadu_ps(out + at), rows[k]);
+        rows[k] = _mm_and_ps(passes, _mm_loadu_ps(out_grad + at));
+      }
       _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
-      for (int k = 0; k < 4; ++k) _mm_storeu_ps(out + (j + k) * kPositions + i, rows[k]);
+      for (int k = 0; k < 4; ++k) _mm_storeu_ps(turned + (j + k) * kPositions + i, rows[k]);
     }
 }
 
-// The gradient of the weights, from a list for each filter of the positions whose gradient is not
-// 0.
+// The gradients of weights and bias, from a list for each filter of the positions whose gradient is
+// not 0.
 template <int N>
-void weights_grad(const float* images, const float* out_grad, float* grad, const Shape& s) {
+void weights_grad(const float* images, const float* out_grad, const float* out, float* grad,
+                  float* bias_grad, const Shape& s) {
   constexpr int kTile = kLane * N;  // numbers of a row at a time
   const int row = s.row(), tiles = s.kernel * row / kTile;
   const int blocks = (s.positions() + kPositions - 1) / kPositions;
@@ -359,16 +386,22 @@ void weights_grad(const float* images, const float* out_grad, float* grad, const
   std::vector<Entry*> ends(s.filters);
   std::int32_t offsets[kPositions] = {};
   float by_filter[kLane * kPositions];
+  std::fill_n(bias_grad, s.filters, 0.0f);
 
-  for (int b = 0; b < s.batch; ++b, images += s.image(), out_grad += s.output())
+  for (int b = 0; b < s.batch;
+       ++b, images += s.image(), out_grad += s.output(), out += s.output())
     for (int first = 0; first < s.positions(); first += block) {
       const int count = std::min(block, s.positions() - first);
       for (int i = 0; i < count; ++i) offsets[i] = corners[first + i] * s.channels;
       for (int filter = 0; filter < s.filters; ++filter) {
-        if (filter % kLane == 0)
-          transpose(out_grad + first * s.filters + filter, s.filters, count, by_filter);
-        ends[filter] = list_nonzero(numbers_from(by_filter + filter % kLane * kPositions), offsets,
-                                    round_up(count), &lists[filter * room]);
+        if (filter % kLane == 0) {
+          const int at = first * s.filters + filter;
+          transpose(out_grad + at, out + at, s.filters, count, by_filter);
+        }
+        const float* numbers = by_filter + filter % kLane * kPositions;
+        bias_grad[filter] = std::accumulate(numbers, numbers + count, bias_grad[filter]);
+        ends[filter] = list_nonzero(numbers_from(numbers), offsets, round_up(count),
+                                    &lists[filter * room]);
       }
       float* sum = packed.data();
       for (int line = 0; line < s.kernel; ++line)
@@ -382,6 +415,145 @@ void weights_grad(const float* images, const float* out_grad, float* grad, const
     for (int tile = 0; tile < tiles; ++tile, grad += kTile)
       std::copy_n(&packed[(static_cast<std::size_t>(tile) * s.filters + filter) * kTile], kTile,
                   grad);
+}
+
+// A linear layer: rows [batch, inputs], weights [outputs, inputs], outputs [batch, outputs]. It is
+// computed by blocks of weights, for all rows each; the rows' sums of 64 stay in the L2 cache.
+struct Layer {
+  int batch, inputs, outputs;
+
+  std::size_t at(int output, int input) const {
+    return static_cast<std::size_t>(output) * inputs + input;
+  }
+};
+
+// Numbers of rows [batch, blocks * 64] that are not 0, by block and then by row, as they are needed.
+class Lists {
+ public:
+  // load(b, i): of row b, eight numbers from the i-th on.
+  template <class Load>
+  Lists(int batch, int size, Load load) : batch(batch), blocks_(size / kSide) {
+    std::array<std::int32_t, kSide> offsets;
+    for (int i = 0; i < kSide; ++i) offsets[i] = i * kSide;
+    std::array<Entry, kSide + kLane> found;
+    for (OfBlock& block : blocks_) block.ends.push_back(0);
+    for (int b = 0; b < batch; ++b)
+      for (std::size_t i = 0; i < blocks_.size(); ++i) {
+        const auto of_block = [&](int j) { return load(b, static_cast<int>(i) * kSide + j); };
+        const Entry* end = list_nonzero(of_block, offsets.data(), kSide, found.data());
+        const Entry* first = found.data();
+        blocks_[i].entries.insert(blocks_[i].entries.end(), first, end);
+        blocks_[i].ends.push_back(static_cast<std::int32_t>(blocks_[i].entries.size()));
+      }
+  }
+
+  // call(b, its entries of this block, their end), for the rows that have some.
+  template <class Call>
+  void for_rows(int block, Call call) const {
+    const Entry* entries = blocks_[block].entries.data();
+    const std::int32_t* ends = blocks_[block].ends.data();
+    for (int b = 0; b < batch; ++b)
+      if (ends[b] != ends[b + 1]) call(b, entries + ends[b], entries + ends[b + 1]);
+  }
+
+  int size() const { return static_cast<int>(blocks_.size()) * kSide; }
+
+  const int batch;
+
+ private:
+  struct OfBlock {
+    std::vector<Entry> entries;
+    std::vector<std::int32_t> ends;
+  };
+  std::vector<OfBlock> blocks_;
+};
+
+using Block = std::array<float, kSide * kSide>;
+constexpr int kLanes = kSide / kLane;
+
+// in [64 of `in_stride`, 64] -> out [64 of `out_stride`, 64], turned.
+void turn(const float* in, int in_stride, float* out, int out_stride) {
+  for (int i = 0; i < kSide; i += 4)
+    for (int j = 0; j < kSide; j += 4) {
+      __m128 rows[4];
+      for (int k = 0; k < 4; ++k) rows[k] = _mm_loadu_ps(in + (i + k) * in_stride + j);
+      _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
+      for (int k = 0; k < 4; ++k) _mm_storeu_ps(out + (j + k) * out_stride + i, rows[k]);
+    }
+}
+
+void add(const float* numbers, float* sums) {
+  for (int i = 0; i < kSide; ++i) sums[i] += numbers[i];
+}
+
+// What each row's changes add, and from that its outputs.
+void linear_forward(const Lists& changes, const float* weights, const float* bias, float* out,
+                    const Layer& s) {
+  std::vector<float> parts(static_cast<std::size_t>(s.batch) * kSide);
+  Block packed;
+  for (int output = 0; output < s.outputs; output += kSide) {
+    std::fill(parts.begin(), parts.end(), 0.0f);
+    for (int input = 0; input < s.inputs; input += kSide) {
+      turn(weights + s.at(output, input), s.inputs, packed.data(), kSide);
+      changes.for_rows(input / kSide, [&](int b, const Entry* first, const Entry* end) {
+        add_listed<kLanes>(&parts[b * kSide], first, end, packed.data());
+      });
+    }
+    std::array<float, kSide> sums;
+    std::copy_n(bias + output, kSide, sums.data());
+    for (int b = 0; b < s.batch; ++b) {
+      add(&parts[b * kSide], sums.data());
+      rectify(sums.data(), kSide, out + b * s.outputs + output);
+    }
+  }
+}
+
+// As `changes_weights_grad`.
+void linear_weights_grad(const Lists& changes, const float* out_grad, const float* out,
+                         float* grad, float* bias_grad, const Layer& s) {
+  std::vector<float> following(static_cast<std::size_t>(s.batch) * kSide);
+  Block packed;
+  for (int output = 0; output < s.outputs; output += kSide) {
+    std::array<float, kSide> sums = {};
+    for (int b = s.batch - 1; b >= 0; --b) {
+      const std::size_t at = static_cast<std::size_t>(b) * s.outputs + output;
+      for (int i = 0; i < kSide; i += kLane)
+        _mm256_storeu_ps(&sums[i], _mm256_add_ps(_mm256_loadu_ps(&sums[i]),
+                                                 through_relu(out_grad + at + i, out + at + i)));
+      std::copy_n(sums.data(), kSide, &following[b * kSide]);
+    }
+    std::copy_n(sums.data(), kSide, bias_grad + output);
+    for (int input = 0; input < s.inputs; input += kSide) {
+      packed.fill(0.0f);
+      changes.for_rows(input / kSide, [&](int b, const Entry* first, const Entry* end) {
+        add_to_listed<kLanes>(&following[b * kSide], first, end, packed.data());
+      });
+      turn(packed.data(), kSide, grad + s.at(output, input), s.inputs);
+    }
+  }
+}
+
+// The gradient of the rows, from a list for each of the outputs whose gradient is not 0.
+void linear_rows_grad(const float* out_grad, const float* out, const float* weights, float* grad,
+                      const Layer& s) {
+  const Lists lists(s.batch, s.outputs, [&](int b, int i) {
+    const std::size_t at = static_cast<std::size_t>(b) * s.outputs + i;
+    return through_relu(out_grad + at, out + at);
+  });
+  std::vector<float> sums(static_cast<std::size_t>(s.batch) * kSide);
+  Block packed;
+  for (int input = 0; input < s.inputs; input += kSide) {
+    std::fill(sums.begin(), sums.end(), 0.0f);
+    for (int output = 0; output < s.outputs; output += kSide) {
+      for (int i = 0; i < kSide; ++i)
+        std::copy_n(weights + s.at(output + i, input), kSide, &packed[i * kSide]);
+      lists.for_rows(output / kSide, [&](int b, const Entry* first, const Entry* end) {
+        add_listed<kLanes>(&sums[b * kSide], first, end, packed.data());
+      });
+    }
+    for (int b = 0; b < s.batch; ++b)
+      std::copy_n(&sums[b * kSide], kSide, grad + static_cast<std::size_t>(b) * s.inputs + input);
+  }
 }
 
 using Sizes = std::array<int, 4>;
@@ -467,6 +639,21 @@ Changes changes_of_blocks(const Pixels& images, int filters) {
   return changes;
 }
 
+// How rows [B, K] differ from those before them.
+Lists changes_of_rows(const Array& rows) {
+  if (rows.ndim() != 2 || rows.shape(1) % kSide)
+    throw py::value_error("rows must be [B, K], K a multiple of 64");
+  const int batch = static_cast<int>(rows.shape(0)), size = static_cast<int>(rows.shape(1));
+  const float* x = rows.data();
+  const std::vector<float> zeros(size);
+  py::gil_scoped_release released;
+  return {batch, size, [&](int b, int i) {
+            const float* now = x + static_cast<std::size_t>(b) * size;
+            const float* before = b == 0 ? zeros.data() : now - size;
+            return _mm256_sub_ps(_mm256_loadu_ps(now + i), _mm256_loadu_ps(before + i));
+          }};
+}
+
 Sizes sizes_of(const Changes& c) { return {c.batch, c.height, c.width, c.channels}; }
 
 Shape shape_of(const Changes& changes, const Array& weights, const Array& out, int stride) {
@@ -476,9 +663,9 @@ Shape shape_of(const Changes& changes, const Array& weights, const Array& out, i
   return s;
 }
 
-// A convolution of images of several environments. It keeps the last image of each, and its output:
-// the next image differs little, and while the weights stay only the changes are multiplied. A first
-// output is made elsewhere.
+// A convolution of images of several environments. It keeps the last image of each, and its sums,
+// those before the relu: the next image differs little, and while the weights stay only the changes
+// are multiplied. The first sums are made elsewhere.
 template <class Number>  // float: images [B, H, W, C]; uint8: [B, C/16, 4H, 4W], as blocks
 class Kept {
  public:
@@ -490,7 +677,7 @@ class Kept {
         image_(images.size()),
         known_(environments),
         images_(environments * image_),
-        outputs_(environments * shape_.output()) {
+        sums_(environments * shape_.output()) {
     if constexpr (is_blocks) height_ = images.shape(1), width_ = images.shape(2);
   }
 
@@ -520,12 +707,12 @@ class Kept {
     return true;
   }
 
-  // The outputs of these images with the present weights.
-  void keep(const Images& images, const Environments& environments, const Array& out) {
-    const Shape s = checked(images, environments, out);
+  // sums: of these images with the present weights.
+  void keep(const Images& images, const Environments& environments, const Array& sums) {
+    const Shape s = checked(images, environments, sums);
     for (int b = 0; b < s.batch; ++b) {
       const int e = environments.data()[b];
-      std::copy_n(out.data() + b * s.output(), s.output(), &outputs_[e * s.output()]);
+      std::copy_n(sums.data() + b * s.output(), s.output(), &sums_[e * s.output()]);
       keep_image(images.data() + b * image_, e);
       known_[e] = 1;
     }
@@ -579,10 +766,11 @@ class Kept {
       changes.list_blocks(images, before, height_, width_);
     else
       changes.list(images, before);
-    const auto kept = [&](int b) { return &outputs_[environments[b] * s.output()]; };
-    add_changes<N>(changes, packed_.data(), s, kept);
+    const std::vector<std::int32_t> corners = s.corners();
     for (int b = 0; b < s.batch; ++b) {
-      std::copy_n(kept(b), s.output(), out + b * s.output());
+      float* const sums = &sums_[environments[b] * s.output()];
+      add_changes<N>(changes, packed_.data(), s, corners, b, sums);
+      rectify(sums, s.output(), out + b * s.output());
       keep_image(images + b * image_, environments[b]);
     }
   }
@@ -592,7 +780,7 @@ class Kept {
   const std::size_t image_;
   std::vector<std::uint8_t> known_;  // by environment, since the weights were renewed
   std::vector<Number> images_;
-  std::vector<float> outputs_;
+  std::vector<float> sums_;
   std::vector<float> packed_;
   int height_ = 0, width_ = 0;  // of an image of blocks, in pixels
 };
@@ -608,40 +796,108 @@ void define_kept(py::module_& module, const char* name) {
       .def("forward", &K::forward, py::arg("images").noconvert(),
            py::arg("environments").noconvert(), py::arg("out").noconvert())
       .def("keep", &K::keep, py::arg("images").noconvert(), py::arg("environments").noconvert(),
-           py::arg("out").noconvert());
+           py::arg("sums").noconvert());
+}
+
+void check_bias(const Array& bias, int outputs) {
+  if (bias.ndim() != 1 || bias.shape(0) != outputs) throw py::value_error("bias must be [O]");
+}
+
+void check_same(const Array& out_grad, const Array& out) {
+  if (sizes_of(out_grad) != sizes_of(out))
+    throw py::value_error("outputs and their gradient must have the same shape");
 }
 
 void py_changes_forward(const Changes& changes, const Array& weights, const Array& bias, Array& out,
                         int stride) {
   const Shape s = shape_of(changes, weights, out, stride);
-  if (bias.ndim() != 1 || bias.shape(0) != s.filters) throw py::value_error("bias must be [O]");
+  check_bias(bias, s.filters);
   const float *w = weights.data(), *c = bias.data();
   float* y = out.mutable_data();
   with_tile(s.filters, [&](auto n) { changes_forward<decltype(n)::value>(changes, w, c, y, s); });
 }
 
-void py_changes_weights_grad(const Changes& changes, const Array& out_grad, Array& grad,
-                             int stride) {
+void py_changes_weights_grad(const Changes& changes, const Array& out_grad, const Array& out,
+                             Array& grad, Array& bias_grad, int stride) {
   const Shape s = shape_of(changes, grad, out_grad, stride);
-  const float* dy = out_grad.data();
-  float* dw = grad.mutable_data();
+  check_same(out_grad, out);
+  check_bias(bias_grad, s.filters);
+  const float *dy = out_grad.data(), *y = out.data();
+  float *dw = grad.mutable_data(), *dc = bias_grad.mutable_data();
   with_tile(s.filters, [&](auto n) {
-    changes_weights_grad<decltype(n)::value>(changes, dy, dw, s);
+    changes_weights_grad<decltype(n)::value>(changes, dy, y, dw, dc, s);
   });
 }
 
-void py_images_grad(const Array& out_grad, const Array& weights, Array& grad, int stride) {
+void py_images_grad(const Array& out_grad, const Array& out, const Array& weights, Array& grad,
+                    int stride) {
   const Shape s = shape_of(sizes_of(grad), sizes_of(weights), sizes_of(out_grad), stride);
-  const float *dy = out_grad.data(), *w = weights.data();
+  check_same(out_grad, out);
+  const float *dy = out_grad.data(), *y = out.data(), *w = weights.data();
   float* dx = grad.mutable_data();
-  with_tile(s.row(), [&](auto n) { images_grad<decltype(n)::value>(dy, w, dx, s); });
+  with_tile(s.row(), [&](auto n) { images_grad<decltype(n)::value>(dy, y, w, dx, s); });
 }
 
-void py_weights_grad(const Array& images, const Array& out_grad, Array& grad, int stride) {
+void py_weights_grad(const Array& images, const Array& out_grad, const Array& out, Array& grad,
+                     Array& bias_grad, int stride) {
   const Shape s = shape_of(sizes_of(images), sizes_of(grad), sizes_of(out_grad), stride);
-  const float *x = images.data(), *dy = out_grad.data();
-  float* dw = grad.mutable_data();
-  with_tile(s.row(), [&](auto n) { weights_grad<decltype(n)::value>(x, dy, dw, s); });
+  check_same(out_grad, out);
+  check_bias(bias_grad, s.filters);
+  const float *x = images.data(), *dy = out_grad.data(), *y = out.data();
+  float *dw = grad.mutable_data(), *dc = bias_grad.mutable_data();
+  with_tile(s.row(), [&](auto n) { weights_grad<decltype(n)::value>(x, dy, y, dw, dc, s); });
+}
+
+Layer layer_of(const Array& weights, int batch) {
+  if (weights.ndim() != 2 || weights.shape(0) % kSide || weights.shape(1) % kSide)
+    throw py::value_error("weights must be [O, K], multiples of 64");
+  return {batch, static_cast<int>(weights.shape(1)), static_cast<int>(weights.shape(0))};
+}
+
+void check_rows(const Array& rows, int batch, int size) {
+  if (rows.ndim() != 2 || rows.shape(0) != batch || rows.shape(1) != size)
+    throw py::value_error("rows must be [B, K], outputs and their gradient [B, O]");
+}
+
+Layer layer_of(const Lists& changes, const Array& weights, const Array& bias) {
+  const Layer s = layer_of(weights, changes.batch);
+  check_bias(bias, s.outputs);
+  if (changes.size() != s.inputs)
+    throw py::value_error("the changes must be those of rows [B, K]");
+  return s;
+}
+
+void py_linear_forward(const Lists& changes, const Array& weights, const Array& bias,
+                       Array& out) {
+  const Layer s = layer_of(changes, weights, bias);
+  check_rows(out, s.batch, s.outputs);
+  const float *w = weights.data(), *c = bias.data();
+  float* y = out.mutable_data();
+  py::gil_scoped_release released;
+  linear_forward(changes, w, c, y, s);
+}
+
+void py_linear_weights_grad(const Lists& changes, const Array& out_grad, const Array& out,
+                            Array& grad, Array& bias_grad) {
+  const Layer s = layer_of(changes, grad, bias_grad);
+  check_rows(out_grad, s.batch, s.outputs);
+  check_rows(out, s.batch, s.outputs);
+  const float *dy = out_grad.data(), *y = out.data();
+  float *dw = grad.mutable_data(), *dc = bias_grad.mutable_data();
+  py::gil_scoped_release released;
+  linear_weights_grad(changes, dy, y, dw, dc, s);
+}
+
+void py_linear_rows_grad(const Array& out_grad, const Array& out, const Array& weights,
+                         Array& grad) {
+  const Layer s = layer_of(weights, static_cast<int>(out.shape(0)));
+  check_rows(out_grad, s.batch, s.outputs);
+  check_rows(out, s.batch, s.outputs);
+  check_rows(grad, s.batch, s.inputs);
+  const float *dy = out_grad.data(), *y = out.data(), *w = weights.data();
+  float* dx = grad.mutable_data();
+  py::gil_scoped_release released;
+  linear_rows_grad(dy, y, w, dx, s);
 }
 
 }  // namespace
@@ -658,9 +914,23 @@ PYBIND11_MODULE(_sparse_conv, module) {
       .def("forward", &py_changes_forward, py::arg("weights").noconvert(),
            py::arg("bias").noconvert(), py::arg("out").noconvert(), py::arg("stride"))
       .def("weights_grad", &py_changes_weights_grad, py::arg("out_grad").noconvert(),
-           py::arg("grad").noconvert(), py::arg("stride"));
+           py::arg("out").noconvert(), py::arg("grad").noconvert(),
+           py::arg("bias_grad").noconvert(), py::arg("stride"));
   module.def("images_grad", &py_images_grad, py::arg("out_grad").noconvert(),
-             py::arg("weights").noconvert(), py::arg("grad").noconvert(), py::arg("stride"));
+             py::arg("out").noconvert(), py::arg("weights").noconvert(),
+             py::arg("grad").noconvert(), py::arg("stride"));
   module.def("weights_grad", &py_weights_grad, py::arg("images").noconvert(),
-             py::arg("out_grad").noconvert(), py::arg("grad").noconvert(), py::arg("stride"));
+             py::arg("out_grad").noconvert(), py::arg("out").noconvert(),
+             py::arg("grad").noconvert(), py::arg("bias_grad").noconvert(), py::arg("stride"));
+  py::class_<Lists>(module, "RowChanges")
+      .def(py::init(&changes_of_rows), py::arg("rows").noconvert());
+  module.def("linear_forward", &py_linear_forward, py::arg("changes"),
+             py::arg("weights").noconvert(), py::arg("bias").noconvert(),
+             py::arg("out").noconvert());
+  module.def("linear_weights_grad", &py_linear_weights_grad, py::arg("changes"),
+             py::arg("out_grad").noconvert(), py::arg("out").noconvert(),
+             py::arg("grad").noconvert(), py::arg("bias_grad").noconvert());
+  module.def("linear_rows_grad", &py_linear_rows_grad, py::arg("out_grad").noconvert(),
+             py::arg("out").noconvert(), py::arg("weights").noconvert(),
+             py::arg("grad").noconvert());
 }
