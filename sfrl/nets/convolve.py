@@ -107,6 +107,13 @@ class Convolution(nn.Conv2d):
         return convolve(input, self.weight, self.bias, self.stride[0], self.kept)
 
 
+class Linear(nn.Linear):
+    """torch's layer, and a relu behind it, by `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
 def convolve(
     images: Tensor,
     weight: Tensor,
@@ -118,7 +125,7 @@ def convolve(
 
     Results and gradients are those of torch but for the order of sums. They take the less time, the
     more an image is like the one before it, and the more of the output's gradient is 0. They cannot
-    be differentiated again. NaN of an image may reach those after it.
+    be differentiated again. NaN and infinity of an image may reach those after it.
 
     Args:
         images: [B, C, H, W], best in channels_last.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sfrl.envs import Leaf
 from sfrl.envs.classes import class_at
 from sfrl.nets.choose import CNN_SIZES, JOINT_SIZE, MLPS, MODELS, encoder_of, seen
-from sfrl.nets.convolve import Convolution, convolve_blocks, linear
+from sfrl.nets.convolve import Convolution, Linear, convolve_blocks
 from sfrl.nets.images import BLOCK
 
 HIDDEN_GAIN = math.sqrt(2)
@@ -116,7 +116,7 @@ class NatureCNN(CenteredCNN):
         if len(filters) > 2:
             self.conv3 = Convolution(filters[1], filters[2], 3)
             height, width = height - 2, width - 2
-        self.linear = nn.Linear(filters[-1] * height * width, num_features)
+        self.linear = Linear(filters[-1] * height * width, num_features)
         init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,7 +127,8 @@ class NatureCNN(CenteredCNN):
         if self.conv3 is not None:
             x = self.conv3(x)
         # Flattened in the order of channels_last, the one it lies in; no copy.
-        return linear(x.permute(0, 2, 3, 1).flatten(1), self.linear.weight, self.linear.bias)
+        features: Tensor = self.linear(x.permute(0, 2, 3, 1).flatten(1))
+        return features
 
 
 class A3CCNN(NatureCNN):
