@@ -120,10 +120,10 @@ class NatureCNN(CenteredCNN):
         init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        # The pixels' scale is put on the 8k weights rather than on the image.
+        # Each layer has a relu. The pixels' scale is put on 8k weights rather than on the image.
         weight = self.conv1.weight.to(dtype) / self.obs_scale
         x = convolve_blocks(obs, weight, self.conv1.bias, self.conv1.kept)
-        x = self.conv2(x)  # each with a relu
+        x = self.conv2(x)
         if self.conv3 is not None:
             x = self.conv3(x)
         # Flattened in the order of channels_last, the one it lies in; no copy.
