@@ -138,7 +138,7 @@ def test_slots_go_back_when_the_gpu_has_copied_them(make_shared):
     assert same(model.state_dict(), bench.model.state_dict())
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["adam", "muon", "rmsprop"])
 @pytest.mark.parametrize(("first", "second"), [("cpu", "cuda"), ("cuda", "cpu")])
 def test_a_checkpoint_goes_on_on_another_device(make_shared, first, second, optimizer):
     settings = {**SMALL, "optimizer": optimizer}
@@ -151,7 +151,7 @@ def test_a_checkpoint_goes_on_on_another_device(make_shared, first, second, opti
     assert after.learner.learner_steps == before.learner.learner_steps == 12
     for bench in (before, after):
         train(bench, batches=3)
-    assert after.learner._update.is_captured == (second == "cuda" and optimizer == "adam")
+    assert after.learner._update.is_captured == (second == "cuda" and optimizer != "rmsprop")
     for name, weights in before.weights().items():
         torch.testing.assert_close(weights.cpu(), after.weights()[name].cpu(), rtol=0, atol=5e-3)
 

@@ -184,6 +184,13 @@ class Network(nn.Module):
         """
         return [list(self.parameters())]
 
+    def matrices(self) -> list[nn.Parameter]:
+        """Weights [outputs, ...] of the encoders' linear layers and convolutions."""
+        encoders = [e for e in (self.encoder, self.value_encoder) if e is not None]
+        layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        weights = [m.weight for e in encoders for m in e.modules() if isinstance(m, layers)]
+        return [w for w in weights if isinstance(w, nn.Parameter)]  # none that is computed
+
     def center_weights(self, share: Tensor | float = 1.0) -> None:
         """Of all `CenteredCNN`. It edits parameters in place: never between a forward pass and its
         backward pass.

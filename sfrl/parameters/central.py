@@ -98,7 +98,9 @@ class CentralParameters:
         self._target = Target(config, model, target_weights)
         self._max_grad_norm = config.max_grad_norm
         self._networks = model.networks()
-        self.optimizer = make_optimizer(config, self._networks)
+        self.optimizer = make_optimizer(config, self._networks, model.matrices())
+        is_adam, device = isinstance(self.optimizer, torch.optim.Adam), self._networks[0][0].device
+        self._skips_on_device = is_adam and device.type == "cuda"
 
     @property
     def target(self) -> nn.Module | None:
@@ -116,7 +118,7 @@ class CentralParameters:
         loss.backward()
         grad_norm = clip_gradients(self._networks, self._max_grad_norm)
         applied = torch.isfinite(loss.detach()) & torch.isfinite(grad_norm)
-        if isinstance(self.optimizer, torch.optim.Adam):
+        if self._skips_on_device:
             # As torch.amp.GradScaler tells a fused Adam, on the device, to leave everything alone.
             self.optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
             self.optimizer.step()

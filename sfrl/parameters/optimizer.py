@@ -1,9 +1,9 @@
-"""Adam, RMSprop and SGD of torch, without its compiler, and with a state for any device."""
+"""Adam, RMSprop and SGD of torch, without its compiler, Muon, and a state for any device."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,13 @@ from sfrl.settings.config import Config
 
 # Of an optimizer's groups: those of the device; and the learning rate is the config's to say.
 _OWN_SETTINGS = ("lr", "rate_factor", "capturable", "fused", "foreach")
+
+# Muon's: momentum; the widest matrix made orthogonal at once; Jordan's iteration.
+_MOMENTUM = 0.9
+_WIDEST = 64
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+_LEAST = 1e-30  # of a sum of squares: far below any gradient, and its root is no infinity
 
 
 class _Uncompiled(torch.optim.Optimizer):
@@ -39,14 +46,130 @@ class _SGD(_Uncompiled, torch.optim.SGD):
     step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
 
+class Muon(_Adam):
+    """Steps in all directions of a weight matrix alike; Adam's for what is no such matrix.
+
+    The mean of the gradients, Nesterov's (momentum 0.9), is replaced by the nearest matrix whose
+    singular values are all 1: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural
+    networks". A gradient has a few large directions, those that the inputs have in common, and
+    those decide Adam's steps; here the small ones count as much. At each step a weight changes by
+    about the learning rate, as a root mean square. By Adam's steps, where gradients are mostly
+    noise, it changes by a quarter of that: so Muon takes lower rates.
+
+    A large matrix is cut into blocks of 64 columns, each of which is made orthogonal by itself:
+    then NatureCNN's layer of 512 takes an eighth of the multiplications. There a block is what one
+    place of the image has. Products must be float32's: with torch's TF32 small directions explode.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], matrices: Sequence[nn.Parameter], **settings: Any
+    ) -> None:
+        """
+        Args:
+            matrices: those of the groups' parameters that get such steps, [M, ...]; what follows
+                the first dimension counts as columns.
+        """
+        super().__init__(groups, **settings)
+        self._matrices = {id(p) for p in matrices}
+
+    def check_names(self, parameter: nn.Parameter, state: Mapping[str, Any]) -> None:
+        """Raises ValueError: its state is none that this optimizer makes of the parameter."""
+        if ("momentum" in state) != (id(parameter) in self._matrices):
+            raise ValueError(f"a parameter {list(parameter.shape)} has {', '.join(state)}")
+
+    # Adam's expects of each parameter the state that it makes itself.
+    __setstate__ = torch.optim.Optimizer.__setstate__
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """The gradients of the matrices are used up."""
+        was_infinite = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if id(parameter) in self._matrices and gradient is not None:
+                    self._edit(parameter, gradient, group["lr"], was_infinite)
+                    parameter.grad = None
+        super().step()
+
+    def _edit(
+        self,
+        parameter: nn.Parameter,
+        gradient: Tensor,
+        rate: Tensor | float,
+        was_infinite: Tensor | None,
+    ) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"]
+        if was_infinite is not None:  # leave all as it is, without asking the device
+            gradient = torch.where(was_infinite.bool(), momentum, gradient)
+            rate = rate * (1 - was_infinite)
+        momentum.lerp_(gradient, 1 - _MOMENTUM)
+        mean = gradient.lerp_(momentum, _MOMENTUM)
+        change = orthogonal(mean.flatten(1)).view_as(mean)
+        parameter.addcmul_(change, torch.as_tensor(rate), value=-1.0)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """U V^T of the blocks U S V^T of a matrix [M, N], times the root of M; of N if M is below 64.
+
+    So its root mean square is about 1, and less where directions are missing. Singular values
+    become 0.7 to 1.2; those below a thousandth of the largest less, and 0 stays 0.
+    """
+    rows, columns = matrix.shape
+    result = torch.empty_like(matrix, memory_format=torch.contiguous_format)
+    if rows <= min(_WIDEST, columns):
+        _write_orthogonal(matrix.T[None], result.T[None])
+        return result
+    whole = columns - columns % _WIDEST
+    if whole:
+        blocks, results = (
+            m[:, :whole].unflatten(1, (-1, _WIDEST)).transpose(0, 1) for m in (matrix, result)
+        )
+        _write_orthogonal(blocks, results)
+    if whole < columns:
+        _write_orthogonal(matrix[None, :, whole:], result[None, :, whole:])
+    return result
+
+
+def _write_orthogonal(blocks: Tensor, results: Tensor) -> None:
+    """Of blocks [B, M, K], by the iteration of Newton and Schulz on their K x K products.
+
+    All that happens to a block is a multiplication from the right, with a polynomial of X^T X: so
+    only the first and the last product are of its size.
+    """
+    products = blocks.mT @ blocks
+    squared = products.diagonal(dim1=1, dim2=2).sum(1).clamp(min=_LEAST)[:, None, None]
+    products = products / squared
+    factor = change = _polynomial(products)
+    for _ in range(_ITERATIONS - 1):
+        products = change @ products @ change
+        change = _polynomial(products)
+        factor = factor @ change
+    torch.bmm(blocks, factor * (blocks.shape[1] / squared).sqrt(), out=results)
+
+
+def _polynomial(products: Tensor) -> Tensor:
+    """a + b P + c P^2 of matrices P [B, K, K]."""
+    a, b, c = _COEFFICIENTS
+    result = torch.baddbmm(products, products, products, beta=b, alpha=c)
+    result.diagonal(dim1=1, dim2=2).add_(a)
+    return result
+
+
 def make_optimizer(
-    config: Config, networks: Sequence[Sequence[nn.Parameter]]
+    config: Config,
+    networks: Sequence[Sequence[nn.Parameter]],
+    matrices: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """As `config.optimizer` says: Adam (Kingma and Ba 2015, arXiv:1412.6980), RMSprop or SGD.
+    """As `config.optimizer` says: Adam (Kingma and Ba 2015, arXiv:1412.6980), Muon, RMSprop or SGD.
 
     Args:
         networks: as `Network.networks`. The second one's learning rate, that of a separate
             value network, is `value_lr_factor` times that of the first.
+        matrices: as `Network.matrices`, for Muon.
 
     On a GPU all of its state and settings stay there, as a captured CUDA graph needs it.
     """
@@ -66,6 +189,9 @@ def make_optimizer(
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":
         optimizer = _Adam(groups, eps=config.optimizer_eps, fused=True, capturable=on_gpu)
+    elif config.optimizer == "muon":
+        settings = {"eps": config.optimizer_eps, "fused": True, "capturable": on_gpu}
+        optimizer = Muon(groups, matrices, **settings)
     elif config.optimizer == "rmsprop":
         optimizer = _RMSprop(groups, alpha=0.99, eps=config.optimizer_eps, capturable=on_gpu)
     else:
@@ -110,7 +236,10 @@ def load_portable_state(optimizer: torch.optim.Optimizer, state: dict[str, Any])
     optimizer.load_state_dict({**state, "param_groups": groups})
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            for name, value in optimizer.state[parameter].items():
+            saved = optimizer.state[parameter]
+            if isinstance(optimizer, Muon) and saved:
+                optimizer.check_names(parameter, saved)
+            for name, value in saved.items():
                 if not isinstance(value, Tensor) or value.shape not in ((), parameter.shape):
                     raise ValueError(
                         f"{name} of a parameter {list(parameter.shape)} is {value!r:.40}"

@@ -24,7 +24,7 @@ from sfrl.settings.machine import available_memory, available_processes
 # The least that a process has been seen to need: a run below it cannot work.
 _ROLLOUT_BYTES, _NETWORK_BYTES = 25 * MIB, 150 * MIB
 _NETWORK_ADDRESSES, _NETWORK_DATA = 800 * MIB, 250 * MIB  # likewise, with torch's libraries
-_LEARNER_COPIES = 4  # of the weights: themselves, their gradients, and two of Adam's
+_LEARNER_COPIES = 4  # of the weights: themselves, their gradients, and two at most of the optimizer
 _THREADS = 4  # of the trainer, for its output, and a process of multiprocessing's
 _PLENTY = 10_000  # processes: of a limit above nobody counts how many there are
 # Open files of the trainer, the process with the most: shared arrays, mailboxes, sentinels.

@@ -28,6 +28,13 @@ _BODIES = {
 _PROXIMAL_DECAY = 0.889
 # Choices by vectors: a look farther ahead, for which more must be tried (docs/experiments.md).
 _VECTORS = {"gamma": 0.995, "entropy_coef": 0.02}
+# What it was tried with, and takes fewer frames to a score (docs/experiments.md, "Muon").
+_MUON_TRIED = {
+    "model": ("auto", "nature_cnn"),
+    "rnn": ("none",),
+    "value_encoder": ("shared",),
+    "correction": ("vtrace",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +113,10 @@ class ActorCriticConfig(Config):
                 "value_encoder": "shared" if _has_large_images(spec) else "separate",
                 "normalize_returns": True,  # rewards come in all sizes here
             }
+        elif given.get("loss", "appo") == "appo":
+            was_tried = all(given.get(name, of[0]) in of for name, of in _MUON_TRIED.items())
+            if given.get("optimizer", "muon" if was_tried else "adam") == "muon":
+                values = {"optimizer": "muon", "lr_schedule": "root"}
         if spec.kind == "vector" and not spec.actions.low:
             values |= _VECTORS
         if spec.actions.low:  # numbers come with states of all units

@@ -1,7 +1,8 @@
 """Every setting of a run, in one frozen dataclass: what all algorithms have, group by group.
 
 Each algorithm's class adds its own (actor_critic.py); algorithms.py knows them all. The defaults
-are Atari's; defaults.py has them by kind of environment and size of machine.
+are Atari's, but for those that other settings decide; defaults.py has them by kind of environment
+and size of machine.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class Config(
         unused: dict[str, str] = {}
         if self.optimizer == "sgd":
             unused["optimizer_eps"] = (
-                "is for adam and rmsprop, and optimizer=sgd has no denominator"
+                "is for adam, muon and rmsprop, and optimizer=sgd has no denominator"
             )
         if not self.has_bundles:
             of_shared = ("updates", "optimizer_statistics")

@@ -40,7 +40,7 @@ class DQNConfig(ReplayConfig, QConfig):
     envs_per_worker: Count = 8
     batch_size: Count = 128
     learning_rate: Positive = 2.5e-4
-    lr_schedule: Literal["linear", "constant"] = "constant"
+    lr_schedule: Literal["linear", "root", "constant"] = "constant"
     optimizer_eps: Positive = 1.5e-4
     max_grad_norm: Positive = 10.0
 

@@ -10,14 +10,18 @@ from sfrl.settings.fields import USUAL, Count, Positive, Settings
 class OptimizerSettings(Settings):
     """The optimizer."""
 
-    optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
-    """adam, IMPALA's rmsprop, or sgd: the gradient times the learning rate."""
+    optimizer: Literal["adam", "muon", "rmsprop", "sgd"] = "adam"
+    """adam; muon, for the encoder's weights, which go in all directions alike, with adam for the
+    rest; IMPALA's rmsprop; or sgd: the gradient times the learning rate. Atari's games have muon
+    and --lr-schedule=root, with --loss=appo and nature_cnn; --optimizer=adam gives them the
+    settings of before, with a linear schedule."""
     optimizer_eps: Positive = 1e-5
     """Added to the denominator of the update. IMPALA's rmsprop uses 0.01."""
     learning_rate: Annotated[Positive, USUAL] = 1e-3
     """At the start, or throughout if the schedule is constant."""
-    lr_schedule: Literal["linear", "constant"] = "linear"
-    """linear: falls to 0 at --train-frames, counted in frames, so that a resumed run goes on."""
+    lr_schedule: Literal["linear", "root", "constant"] = "linear"
+    """linear: falls to 0 at --train-frames. root: is divided by the root of 1 + frames / 250,000,
+    wherever the run ends. Both count frames, so that a resumed run goes on."""
     max_grad_norm: Positive = 0.5
     """Gradients are scaled down to this norm."""
     updates: Literal["racy", "locked"] = "racy"

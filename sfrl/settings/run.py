@@ -30,7 +30,7 @@ class RunSettings(Settings):
     """Stop after this many seconds of this start, start-up included. 0: no limit."""
     train_frames: Annotated[int, at_least(0), USUAL] = 40_000_000
     """Stop after this many emulated frames, resumed ones included; the linear learning-rate
-    schedule ends here. 0: no limit (then the schedule must be constant)."""
+    schedule ends here. 0: no limit (then the schedule must not be linear)."""
     serial: bool = False
     """Run all workers in one thread, in turn: slow, but the same seed gives the same weights."""
 

@@ -41,7 +41,7 @@ class SACConfig(ReplayConfig):
     action_bounds: Literal["clip", "tanh"] = "tanh"
     reward_clip: Literal["sign", "none"] = "none"
     learning_rate: Positive = 3e-4
-    lr_schedule: Literal["linear", "constant"] = "constant"
+    lr_schedule: Literal["linear", "root", "constant"] = "constant"
     optimizer_eps: Positive = 1e-8
     max_grad_norm: Positive = 1e6
 
@@ -87,6 +87,10 @@ class SACConfig(ReplayConfig):
 
     def problems(self) -> list[str]:
         problems = super().problems()
+        if self.optimizer == "muon" and self.model == "flat":
+            problems.append(
+                "optimizer=muon is for an encoder's weights, and model=flat has none; use adam"
+            )
         if self.action_bounds != "tanh":
             problems.append(
                 f"action_bounds={self.action_bounds} must be tanh: clipped actions have no density "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ from sfrl.workers.statistics import UpdateStatistics
 log = own_logger(__name__)
 
 REPORT_INTERVAL_S = 0.2
+ROOT_FRAMES = 250_000  # after which a schedule of the root begins to fall
 
 
 class _Training(NamedTuple):
@@ -255,11 +257,15 @@ class Learner:
             )
 
     def learning_rate(self) -> float:
-        """Now. A linear schedule counts emulated frames of the whole run, resumed ones included."""
-        config = self.config
-        if config.lr_schedule == "constant":
-            return config.learning_rate
-        return config.learning_rate * max(0.0, 1 - self.progress.env_frames / config.train_frames)
+        """Now. Schedules count emulated frames of the whole run, resumed ones included."""
+        config, frames = self.config, self.progress.env_frames
+        match config.lr_schedule:
+            case "linear":
+                return config.learning_rate * max(0.0, 1 - frames / config.train_frames)
+            case "root":
+                return config.learning_rate / math.sqrt(1 + frames / ROOT_FRAMES)
+            case "constant":
+                return config.learning_rate
 
     def publish(self) -> None:
         """Make the present weights those that the policy workers act with."""

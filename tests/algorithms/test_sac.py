@@ -208,6 +208,13 @@ def test_actions_are_random_until_learning_starts():
     assert not config.exploration(400).any()
 
 
+def test_muon_needs_an_encoder_with_weights():
+    settings = {"frameskip": 1, "run_dir": "x", "optimizer": "muon"}
+    with pytest.raises(ConfigError, match=r"optimizer=muon .* model=flat has none; use adam"):
+        SACConfig(model="flat", **settings)
+    assert SACConfig(model="norm_mlp", **settings).optimizer == "muon"
+
+
 @pytest.mark.parametrize("model", ["flat", "norm_mlp"])
 def test_the_size_of_the_model_is_known_without_it(model):
     algorithm, network = make(model=model)

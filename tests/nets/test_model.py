@@ -351,6 +351,27 @@ def test_separate_networks_share_no_parameter(name: str, memory: MemorySpec | No
         assert not any(p.grad is not None and p.grad.any() for p in other)
 
 
+@pytest.mark.parametrize(
+    ("name", "value_encoder", "count"),
+    [("nature_cnn", "shared", 4), ("norm_mlp", "separate", 4), ("flat", "shared", 0)],
+)
+def test_matrices_are_the_weights_of_the_encoders_layers(
+    name: str, value_encoder: str, count: int
+) -> None:
+    memory = MemorySpec("gru", 8, 1)
+    model = make(name, memory=memory, value_encoder=value_encoder)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = [names[id(p)] for p in model.matrices()]
+    assert len(found) == count
+    assert all("encoder." in name and name.endswith(".weight") for name in found)
+
+
+def test_matrices_leave_out_a_weight_that_is_computed() -> None:
+    model = make("mlp")
+    torch.nn.utils.parametrizations.weight_norm(model.encoder.linear1)
+    assert model.matrices() == [model.encoder.linear2.weight]
+
+
 @pytest.mark.parametrize(("value_encoder", "size"), [("shared", 1.0), ("separate", 10.0)])
 def test_the_value_loss_is_in_units_of_the_size_or_of_the_layers_outputs(
     value_encoder: str, size: float

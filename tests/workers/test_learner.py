@@ -531,6 +531,17 @@ def test_the_linear_learning_rate_follows_the_frames_of_all_starts(make_bench):
     assert bench.learner.learning_rate() == 0
 
 
+@pytest.mark.parametrize(
+    ("frames", "expected"), [(0, 0.01), (750_000, 0.005), (2_000_000, 0.01 / 3)]
+)
+def test_a_learning_rate_falls_with_the_root_of_the_frames(make_bench, frames, expected):
+    bench = make_bench(lr_schedule="root", learning_rate=0.01, train_frames=0)
+    bench.shared.progress.frameskip = 4
+    bench.shared.progress.env_steps[0] = frames // 4
+    bench.fill(0, 1)
+    assert bench.train(0, 1)["learning_rate"] == pytest.approx(expected)
+
+
 def test_a_constant_learning_rate_stays(make_bench):
     bench = make_bench(lr_schedule="constant", learning_rate=0.01)
     bench.shared.progress.env_steps[0] = 10**9
@@ -660,7 +671,7 @@ def test_the_published_weights_are_the_models_with_learner_steps_as_version(make
 # --- checkpoints ---
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["adam", "muon", "rmsprop"])
 @pytest.mark.parametrize(
     "settings", [{}, {"normalize_returns": True, "normalize_obs": True, **MEMORIES[2]}]
 )
