@@ -110,9 +110,9 @@ class CentralParameters:
         """Nothing: the model's are the newest."""
 
     def step(self, loss: Tensor, after_update: Callable[[Network, Tensor], None]) -> Step:
-        """It reads no result, so that it can be captured as a CUDA graph.
+        """On a GPU it reads no result, so that it can be captured as a CUDA graph.
 
-        RMSprop cannot: it has no `found_inf`, so that the host has to branch.
+        RMSprop's cannot: it has no `found_inf`, so that the host has to branch, as on a CPU.
         """
         self.drop_gradients()
         loss.backward()

@@ -54,7 +54,7 @@ class Muon(_Adam):
     networks". A gradient has a few large directions, those that the inputs have in common, and
     those decide Adam's steps; here the small ones count as much. At each step a weight changes by
     about the learning rate, as a root mean square. By Adam's steps, where gradients are mostly
-    noise, it changes by a quarter of that: so Muon takes lower rates.
+    noise, it changes by a quarter of that: so Muon needs a lower rate, or one that falls.
 
     A large matrix is cut into blocks of 64 columns, each of which is made orthogonal by itself:
     then NatureCNN's layer of 512 takes an eighth of the multiplications. There a block is what one
@@ -113,10 +113,11 @@ class Muon(_Adam):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """U V^T of the blocks U S V^T of a matrix [M, N], times the root of M; of N if M is below 64.
+    """U V^T of each block U S V^T of a matrix [M, N], times the root of its longer side.
 
-    So its root mean square is about 1, and less where directions are missing. Singular values
-    become 0.7 to 1.2; those below a thousandth of the largest less, and 0 stays 0.
+    A block is 64 columns, or the whole matrix where M is at most 64 and at most N. The factor makes
+    the root mean square about 1, less where directions are missing. U V^T is approximate: its
+    singular values are 0.7 to 1.2; less for those of S below a thousandth of the largest; 0 for 0.
     """
     rows, columns = matrix.shape
     result = torch.empty_like(matrix, memory_format=torch.contiguous_format)
