@@ -116,7 +116,9 @@ class ActorCriticConfig(Config):
         elif given.get("loss", "appo") == "appo":
             was_tried = all(given.get(name, of[0]) in of for name, of in _MUON_TRIED.items())
             if given.get("optimizer", "muon" if was_tried else "adam") == "muon":
-                values = {"optimizer": "muon", "lr_schedule": "root"}
+                values = {"optimizer": "muon", "lr_schedule": "root", "epochs": 1}
+                if given.get("epochs", 1) == 1:  # half as many steps, and twice as far
+                    values["learning_rate"] = 2e-3
         if spec.kind == "vector" and not spec.actions.low:
             values |= _VECTORS
         if spec.actions.low:  # numbers come with states of all units

@@ -304,23 +304,25 @@ def test_policy_and_value_share_an_encoder_of_large_images_alone(shape, value_en
 @pytest.mark.parametrize(
     ("env", "given", "values"),
     [
-        ("Pong", {}, ("muon", "root", 1e-3)),
-        ("Pong", {"model": "nature_cnn"}, ("muon", "root", 1e-3)),
-        ("Pong", {"model": "nature_cnn", "rnn": "gru"}, ("adam", "linear", 1e-3)),
-        ("Pong", {"optimizer": "adam"}, ("adam", "linear", 1e-3)),
-        ("Pong", {"model": "impala_resnet"}, ("adam", "linear", 1e-3)),
-        ("Pong", {"model": "impala_resnet", "optimizer": "muon"}, ("muon", "root", 1e-3)),
-        ("Pong", {"loss": "vtrace"}, ("adam", "linear", 3e-4)),
-        ("Pong", {"system": "impala"}, ("adam", "linear", 3e-4)),
-        ("Pong", {"system": "a3c"}, ("rmsprop", "linear", 3e-4)),
-        ("CartPole-v1", {}, ("adam", "linear", 1e-3)),
+        ("Pong", {}, ("muon", "root", 2e-3, 1)),
+        ("Pong", {"model": "nature_cnn"}, ("muon", "root", 2e-3, 1)),
+        ("Pong", {"model": "nature_cnn", "rnn": "gru"}, ("adam", "linear", 1e-3, 2)),
+        ("Pong", {"epochs": 1}, ("muon", "root", 2e-3, 1)),
+        ("Pong", {"epochs": 2}, ("muon", "root", 1e-3, 2)),
+        ("Pong", {"optimizer": "adam"}, ("adam", "linear", 1e-3, 2)),
+        ("Pong", {"model": "impala_resnet"}, ("adam", "linear", 1e-3, 2)),
+        ("Pong", {"model": "impala_resnet", "optimizer": "muon"}, ("muon", "root", 2e-3, 1)),
+        ("Pong", {"loss": "vtrace"}, ("adam", "linear", 3e-4, 2)),
+        ("Pong", {"system": "impala"}, ("adam", "linear", 3e-4, 2)),
+        ("Pong", {"system": "a3c"}, ("rmsprop", "linear", 3e-4, 1)),
+        ("CartPole-v1", {}, ("adam", "linear", 1e-3, 4)),
     ],
 )
 def test_muon_is_the_default_where_it_was_tried(env, given, values):
     config = defaults.defaults_for(env, given)
     # What is given is laid over the defaults, which depend on it.
     settings = dataclasses.asdict(config) | given
-    names = ("optimizer", "lr_schedule", "learning_rate")
+    names = ("optimizer", "lr_schedule", "learning_rate", "epochs")
     assert tuple(settings[name] for name in names) == values
 
 
