@@ -31,6 +31,8 @@ class Loss(NamedTuple):
     """[T, C], what the values were to be; of windows [C]."""
     mask: Tensor
     """[T, C] bool, the rows that were learned from."""
+    reach: Tensor | None = None
+    """Scalar without gradient, 0 to 1: see `Parameters.step`. None: all the way."""
 
 
 class Algorithm(Protocol):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfrl.nets.model import Network
 from sfrl.parameters.optimizer import (
+    Muon,
     load_portable_state,
     make_optimizer,
     portable_state,
@@ -109,7 +110,12 @@ class CentralParameters:
     def pull(self) -> None:
         """Nothing: the model's are the newest."""
 
-    def step(self, loss: Tensor, after_update: Callable[[Network, Tensor], None]) -> Step:
+    def step(
+        self,
+        loss: Tensor,
+        after_update: Callable[[Network, Tensor], None],
+        reach: Tensor | None = None,
+    ) -> Step:
         """On a GPU it reads no result, so that it can be captured as a CUDA graph.
 
         RMSprop's cannot: it has no `found_inf`, so that the host has to branch, as on a CPU.
@@ -118,6 +124,8 @@ class CentralParameters:
         loss.backward()
         grad_norm = clip_gradients(self._networks, self._max_grad_norm)
         applied = torch.isfinite(loss.detach()) & torch.isfinite(grad_norm)
+        if isinstance(self.optimizer, Muon):
+            self.optimizer.reach = 1.0 if reach is None else reach
         if self._skips_on_device:
             # As torch.amp.GradScaler tells a fused Adam, on the device, to leave everything alone.
             self.optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]

@@ -59,7 +59,12 @@ class Muon(_Adam):
     A large matrix is cut into blocks of 64 columns, each of which is made orthogonal by itself:
     then NatureCNN's layer of 512 takes an eighth of the multiplications. There a block is what one
     place of the image has. Products must be float32's: with torch's TF32 small directions explode.
+
+    Attributes:
+        reach: how much of their steps the matrices take, 0 to 1.
     """
+
+    reach: Tensor | float = 1.0
 
     def __init__(
         self, groups: list[dict[str, Any]], matrices: Sequence[nn.Parameter], **settings: Any
@@ -88,7 +93,7 @@ class Muon(_Adam):
             for parameter in group["params"]:
                 gradient = parameter.grad
                 if id(parameter) in self._matrices and gradient is not None:
-                    self._edit(parameter, gradient, group["lr"], was_infinite)
+                    self._edit(parameter, gradient, group["lr"] * self.reach, was_infinite)
                     parameter.grad = None
         super().step()
 

@@ -28,12 +28,19 @@ class Parameters(Protocol):
     def pull(self) -> None:
         """Make the model's weights the newest there are."""
 
-    def step(self, loss: Tensor, after_update: Callable[[Network, Tensor], None]) -> Step:
+    def step(
+        self,
+        loss: Tensor,
+        after_update: Callable[[Network, Tensor], None],
+        reach: Tensor | None = None,
+    ) -> Step:
         """One optimizer step down the gradient of `loss`, unless one of them is not finite.
 
         Args:
             after_update: edits the model whose weights have changed in place, told whether they
                 have.
+            reach: scalar, 0 to 1, how much of its step a method takes whose steps do not grow with
+                the gradient: Muon. Others have what remains of the gradient for that.
         """
 
     def drop_gradients(self) -> None: ...

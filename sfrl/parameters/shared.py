@@ -95,7 +95,12 @@ class SharedParameters:
             for own, shared in self._pairs:
                 own.copy_(shared)
 
-    def step(self, loss: Tensor, after_update: Callable[[Network, Tensor], None]) -> Step:
+    def step(
+        self,
+        loss: Tensor,
+        after_update: Callable[[Network, Tensor], None],
+        reach: Tensor | None = None,
+    ) -> Step:
         """The gradient is that of `model`; the step, and what edits after it, are the block's."""
         self.drop_gradients()
         loss.backward()

@@ -238,6 +238,7 @@ class Learner:
         applied, grad_norm = self.parameters.step(
             loss.total,
             lambda model, applied: self.algorithm.after_update(model, batch, loss, applied),
+            loss.reach,
         )
         own = {"total_loss": loss.total.detach(), "grad_norm": grad_norm}
         self.statistics.add(own | loss.statistics, applied)

@@ -10,6 +10,7 @@ from torch import nn
 from sfrl.nets.encoders import NatureCNN
 from sfrl.parameters.optimizer import (
     _WIDEST,
+    Muon,
     load_portable_state,
     make_optimizer,
     orthogonal,
@@ -160,6 +161,23 @@ def test_muon_moves_matrices_by_its_rate_and_the_rest_as_adam() -> None:
             optimizer.zero_grad(set_to_none=True)
         assert (models[0].weight - expected).abs().max() < 1e-5
         assert torch.equal(models[0].bias, models[1].bias)
+
+
+def test_muons_reach_shortens_the_steps_of_matrices_alone() -> None:
+    torch.manual_seed(0)
+    models = [nn.Linear(40, 30), nn.Linear(40, 30)]
+    models[1].load_state_dict(models[0].state_dict())
+    weights = models[0].weight.detach().clone()
+    for model, reach in zip(models, (1.0, torch.tensor(0.25)), strict=True):
+        config = ActorCriticConfig(run_dir="x", optimizer="muon", learning_rate=0.01)
+        optimizer = make_optimizer(config, [list(model.parameters())], [model.weight])
+        assert isinstance(optimizer, Muon)
+        optimizer.reach = reach
+        gradients(model, 0)
+        optimizer.step()
+    whole, quarter = (model.weight.detach() - weights for model in models)
+    torch.testing.assert_close(quarter, 0.25 * whole)
+    assert torch.equal(models[0].bias, models[1].bias)
 
 
 def test_muon_leaves_all_as_it_is_where_a_gradient_is_not_finite() -> None:

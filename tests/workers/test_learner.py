@@ -322,6 +322,21 @@ def test_ppo_clips_around_the_target_network(make_bench, correction):
         != (((log_probs - batch.acted["log_probs"]).exp() - 1).abs() > 0.1)[mask].float().mean()
     )
     torch.testing.assert_close(loss.statistics["ppo_clipped_fraction"], share)
+    assert 0 < share < 1
+    torch.testing.assert_close(loss.reach, (1 - share) ** 2)
+
+
+@pytest.mark.parametrize("loss", ["appo", "vtrace"])
+def test_muon_stays_where_ppo_clips_all_rows(make_bench, loss):
+    bench = make_bench(**ONE_UPDATE, optimizer="muon", loss=loss)
+    bench.fill(0, 1)
+    bench.buffer.acted["log_probs"] -= 5  # each action has become far likelier
+    before = bench.weights()
+    bench.train(0, 1)
+    stayed = [n for n, p in bench.model.named_parameters() if torch.equal(p, before[n])]
+    matrices = {id(p) for p in bench.model.matrices()}
+    names = [n for n, p in bench.model.named_parameters() if id(p) in matrices]
+    assert stayed == (names if loss == "appo" else [])
 
 
 def loss_of_two_arms(bench, rewards, value=0.0, entropy_coef=0.0):
