@@ -258,7 +258,7 @@ def test_a_policy_is_too_old_after_as_many_rounds_on_any_machine():
     for num_workers in (1, 2, 15):
         config = defaults.defaults_for("Pong", {"num_workers": num_workers})
         limits[num_workers] = config.lag_limit
-    assert limits == {1: 25 * 4, 2: 25 * 8, 15: 25 * 15}  # 16, 32 and 60 environments
+    assert limits == {1: 25 * 2, 2: 25 * 4, 15: 25 * 8}  # 16, 32 and 60 environments
     assert dataclasses.replace(config, max_policy_lag=7).lag_limit == 7
 
 
