@@ -329,9 +329,11 @@ class ActorCritic:
                 "approx_kl": losses.masked_mean(rhos - 1 - log_rhos, mask),
                 "explained_variance": losses.explained_variance(values[:-1], returns.vs, mask),
             }
-            # PPO's clip takes away gradients, which makes a step of a set length no shorter.
-            reach = (1 - statistics["ppo_clipped_fraction"]).square()
-        return Loss(total, statistics, returns.vs, mask, reach if config.loss == "appo" else None)
+            reach = None
+            if config.loss == "appo" and config.correction != "filter":
+                # The clip takes gradients away, and a step of Muon gets no shorter by that.
+                reach = (1 - statistics["ppo_clipped_fraction"]).square()
+        return Loss(total, statistics, returns.vs, mask, reach)
 
     def after_update(
         self, model: ActorCriticNetwork, batch: Minibatch, loss: Loss, applied: Tensor

@@ -32,7 +32,7 @@ class Loss(NamedTuple):
     mask: Tensor
     """[T, C] bool, the rows that were learned from."""
     reach: Tensor | None = None
-    """Scalar without gradient, 0 to 1: see `Parameters.step`. None: all the way."""
+    """Scalar without gradient, 0 to 1: see `Parameters.step`. None: 1."""
 
 
 class Algorithm(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from sfrl.parameters.optimizer import (
     portable_state,
     set_learning_rate,
 )
-from sfrl.parameters.parameters import Step
+from sfrl.parameters.parameters import Edit, Step
 from sfrl.parameters.weights import Weights, WeightsReader
 from sfrl.settings.config import Config
 
@@ -110,12 +110,7 @@ class CentralParameters:
     def pull(self) -> None:
         """Nothing: the model's are the newest."""
 
-    def step(
-        self,
-        loss: Tensor,
-        after_update: Callable[[Network, Tensor], None],
-        reach: Tensor | None = None,
-    ) -> Step:
+    def step(self, loss: Tensor, after_update: Edit, reach: Tensor | None = None) -> Step:
         """On a GPU it reads no result, so that it can be captured as a CUDA graph.
 
         RMSprop's cannot: it has no `found_inf`, so that the host has to branch, as on a CPU.

@@ -61,7 +61,7 @@ class Muon(_Adam):
     place of the image has. Products must be float32's: with torch's TF32 small directions explode.
 
     Attributes:
-        reach: how much of their steps the matrices take, 0 to 1.
+        reach: multiplies the steps of the matrices, 0 to 1.
     """
 
     reach: Tensor | float = 1.0

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from sfrl.nets.model import Network
 
+# Changes a model in place after a step, told whether the step was applied.
+Edit = Callable[[Network, Tensor], None]
+
 
 class Step(NamedTuple):
     """The outcome of an optimizer step, on the device."""
@@ -28,19 +31,14 @@ class Parameters(Protocol):
     def pull(self) -> None:
         """Make the model's weights the newest there are."""
 
-    def step(
-        self,
-        loss: Tensor,
-        after_update: Callable[[Network, Tensor], None],
-        reach: Tensor | None = None,
-    ) -> Step:
+    def step(self, loss: Tensor, after_update: Edit, reach: Tensor | None = None) -> Step:
         """One optimizer step down the gradient of `loss`, unless one of them is not finite.
 
         Args:
             after_update: edits the model whose weights have changed in place, told whether they
                 have.
-            reach: scalar, 0 to 1, how much of its step a method takes whose steps do not grow with
-                the gradient: Muon. Others have what remains of the gradient for that.
+            reach: scalar, 0 to 1, multiplies Muon's steps of the matrices, which do not get shorter
+                as the gradient gets smaller. None: 1. Other optimizers do without it.
         """
 
     def drop_gradients(self) -> None: ...

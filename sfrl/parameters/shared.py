@@ -9,7 +9,6 @@ that two updates at the same time may lose more of each other than there.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate, pairwise
 from typing import Any
@@ -21,7 +20,7 @@ from sfrl.ipc.shared_memory import StopFlag
 from sfrl.nets.model import Network
 from sfrl.parameters.block import ParameterBlock
 from sfrl.parameters.central import Target, clip_gradients
-from sfrl.parameters.parameters import Step
+from sfrl.parameters.parameters import Edit, Step
 from sfrl.parameters.weights import Weights
 from sfrl.settings.config import Config
 
@@ -95,12 +94,7 @@ class SharedParameters:
             for own, shared in self._pairs:
                 own.copy_(shared)
 
-    def step(
-        self,
-        loss: Tensor,
-        after_update: Callable[[Network, Tensor], None],
-        reach: Tensor | None = None,
-    ) -> Step:
+    def step(self, loss: Tensor, after_update: Edit, reach: Tensor | None = None) -> Step:
         """The gradient is that of `model`; the step, and what edits after it, are the block's."""
         self.drop_gradients()
         loss.backward()

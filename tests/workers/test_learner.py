@@ -326,9 +326,10 @@ def test_ppo_clips_around_the_target_network(make_bench, correction):
     torch.testing.assert_close(loss.reach, (1 - share) ** 2)
 
 
-@pytest.mark.parametrize("loss", ["appo", "vtrace"])
-def test_muon_stays_where_ppo_clips_all_rows(make_bench, loss):
-    bench = make_bench(**ONE_UPDATE, optimizer="muon", loss=loss)
+@pytest.mark.parametrize("method", ["appo", "vtrace", "filter"])
+def test_muon_stays_where_ppo_clips_all_rows(make_bench, method):
+    settings = {"correction": method} if method == "filter" else {"loss": method}
+    bench = make_bench(**ONE_UPDATE, optimizer="muon", **settings)
     bench.fill(0, 1)
     bench.buffer.acted["log_probs"] -= 5  # each action has become far likelier
     before = bench.weights()
@@ -336,7 +337,7 @@ def test_muon_stays_where_ppo_clips_all_rows(make_bench, loss):
     stayed = [n for n, p in bench.model.named_parameters() if torch.equal(p, before[n])]
     matrices = {id(p) for p in bench.model.matrices()}
     names = [n for n, p in bench.model.named_parameters() if id(p) in matrices]
-    assert stayed == (names if loss == "appo" else [])
+    assert stayed == (names if method == "appo" else [])
 
 
 def loss_of_two_arms(bench, rewards, value=0.0, entropy_coef=0.0):
