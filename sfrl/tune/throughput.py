@@ -9,12 +9,15 @@ learner with K threads of whose work a share f divides among them, so that l = (
     inference  P / (a/b + c)
     learning   1 / l
 
-Each would be the throughput if it were the only limit. All are less by `_CROWDED` where threads of
-the learner share cores with other processes. tuner.py measures the costs.
+Each would be the throughput if it were the only limit. With a single split (W = S = 1) either the
+worker or the policy worker works: with K + 1 cores nobody waits for one, and the first is no limit.
+All are less by `_CROWDED` where threads of the learner share cores with other processes. tuner.py
+measures the costs.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from sfrl.records.bottleneck import Bottleneck
@@ -84,13 +87,14 @@ def predict(config: Config, costs: Costs, cores: float) -> Rates:
     learn *= 1 - costs.parallel + costs.parallel / threads
     w, s, n = config.num_workers, config.num_splits, config.envs_per_split
     most = max(n, min(w * s * n // config.num_policy_workers, config.policy_batch_size))
+    waits_for_cores = w * s > 1 or cores < 1 + threads
     for b in range(n, most + 1, n):
         act = a / b + c
         on_cores = e + p / n + (0 if costs.on_gpu else act + threads * learn)
         # A round takes a worker's own work, or one split's way there and back if that is longer.
         round_us = max(s * (n * e + p), (n * e + p) + (a + c * b))
         rates = Rates(
-            cores=1e6 * cores / on_cores,
+            cores=1e6 * cores / on_cores if waits_for_cores else math.inf,
             rollout=1e6 * min(w, cores) * s * n / round_us,
             inference=1e6 * config.num_policy_workers / act,
             learning=1e6 / learn,
