@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sfrl.envs import EnvSpec
 from sfrl.envs.logs import printable
@@ -372,9 +373,22 @@ def _one_split(config: Config, num_envs: int) -> Config:
 
 
 def _line(sizes: Sequence[int], times_us: Sequence[float]) -> tuple[float, float]:
-    """Slope and intercept, above 0, of the line with the least relative error."""
-    slope, intercept = np.polyfit(sizes, times_us, 1, w=1 / np.array(times_us)).tolist()
+    """Slope and intercept of the line, neither of them below 0, with the least relative error.
+
+    Where many cost more than as many times one, as in a busy moment, it goes through the origin.
+    """
+    weights = 1 / np.array(times_us)
+    slope, intercept = np.polyfit(sizes, times_us, 1, w=weights).tolist()
+    if intercept < 0:
+        slope, intercept = _factor(np.array(sizes) * weights), 0.0
+    elif slope < 0:
+        slope, intercept = 0.0, _factor(weights)
     return max(slope, 0.01), max(intercept, 0.01)
+
+
+def _factor(shares: NDArray[np.float64]) -> float:
+    """What brings all of them nearest to 1, by least squares."""
+    return float(shares.sum() / (shares @ shares))
 
 
 # --- the start of a run ---

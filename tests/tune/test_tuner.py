@@ -81,6 +81,18 @@ def test_a_split_that_is_alone_waits_for_no_core(costs, num_workers, frames_per_
     assert predict(dataclasses.replace(alone, torch_threads=2), costs, 2).cores < math.inf
 
 
+@pytest.mark.parametrize(
+    ("times_us", "slope", "intercept"),
+    [
+        ([300.0, 900.0], 100.0, 100.0),
+        ([600.0, 3_120.0], 333.3, 0.01),  # 8 in a busy moment: 390 each, and 2 of them 300
+        ([900.0, 300.0], 0.01, 360.0),
+    ],
+)
+def test_costs_of_which_one_would_be_below_0_are_fitted_without_it(times_us, slope, intercept):
+    assert tuner._line([2, 8], times_us) == pytest.approx((slope, intercept), rel=1e-3)
+
+
 def test_where_cores_are_free_a_second_split_hides_the_wait_for_actions():
     one, two = (
         predict(dataclasses.replace(arranged(4, s, 16), num_policy_workers=4), SLOW_REPLIES, 16)
