@@ -10,7 +10,7 @@ learner with K threads of whose work a share f divides among them, so that l = (
     learning   1 / l
 
 Each would be the throughput if it were the only limit. With a single split (W = S = 1) either the
-worker or the policy worker works: with K + 1 cores nobody waits for one, and the first is no limit.
+worker or the policy worker works: with K + 1 cores nobody waits for one, and cores are no limit.
 All are less by `_CROWDED` where threads of the learner share cores with other processes. tuner.py
 measures the costs.
 """

@@ -373,9 +373,10 @@ def _one_split(config: Config, num_envs: int) -> Config:
 
 
 def _line(sizes: Sequence[int], times_us: Sequence[float]) -> tuple[float, float]:
-    """Slope and intercept of the line, neither of them below 0, with the least relative error.
+    """Slope and intercept of the line with the least relative error, both above 0.
 
-    Where many cost more than as many times one, as in a busy moment, it goes through the origin.
+    The intercept would be below 0 if a larger size cost more for each of its items than a smaller
+    one, as it may in a busy moment. Then the best line through the origin stands for it.
     """
     weights = 1 / np.array(times_us)
     slope, intercept = np.polyfit(sizes, times_us, 1, w=weights).tolist()
@@ -387,7 +388,7 @@ def _line(sizes: Sequence[int], times_us: Sequence[float]) -> tuple[float, float
 
 
 def _factor(shares: NDArray[np.float64]) -> float:
-    """What brings all of them nearest to 1, by least squares."""
+    """The factor that brings `shares` nearest to 1, by least squares."""
     return float(shares.sum() / (shares @ shares))
 
 
