@@ -76,13 +76,10 @@ def greedy_return(run_dir) -> float:
     return json.loads(played.stdout.splitlines()[-1])["episode_return_mean"]
 
 
-@pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.parametrize(
     ("env", "frames", "score"),
-    [
-        ("tests.tiny_envs:Catch-v0", 200_000, 0.9),
-        pytest.param("CartPole-v1", 1_000_000, 475, marks=pytest.mark.learning),
-    ],
+    [("tests.tiny_envs:Catch-v0", 200_000, 0.9), ("CartPole-v1", 1_000_000, 475)],
 )
 def test_n_step_q_is_learned_where_its_best_actions_are_taken(tmp_path, env, frames, score):
     """In training a third of the environments takes every second action at random."""
@@ -162,8 +159,10 @@ def test_lunar_lander_lands_within_a_million_decisions(tmp_path, seed):
 @pytest.mark.parametrize(
     ("env", "score", "flags"),
     [
-        ("tests.tiny_envs:Mixed-v0", 34, ()),  # the best is 40, random play has 24.5
-        ("tests.tiny_envs:Pointer-v0", -0.2, ()),  # the middle of the square has -0.77
+        # The best is 40, random play has 24.5.
+        pytest.param("tests.tiny_envs:Mixed-v0", 34, (), marks=pytest.mark.learning),
+        # The middle of the square has -0.77.
+        pytest.param("tests.tiny_envs:Pointer-v0", -0.2, (), marks=pytest.mark.learning),
         ("tests.tiny_envs:TMaze-v0", 3.9, ("--rnn=gru",)),  # a guess has 1.95
         ("MountainCarContinuous-v0", 90, ()),
     ],
