@@ -67,7 +67,9 @@ def main(args: Args) -> None:
     config = config_from(state["config"], str(path))
     encoder = Player(config, state["model"], seed=0).policy.model.encoder
     if not isinstance(encoder, NatureCNN):
-        raise SystemExit(f"{path} has --model={config.model}; this needs nature_cnn or a3c_cnn")
+        raise SystemExit(
+            f"{path} has --model={config.model}; this needs a3c_cnn, nature_cnn or pooled_cnn"
+        )
     print(f"{config.env}, {state['counters']['env_steps']:,} decisions")
     for name, (alive, count) in live_features(encoder, observations(config)).items():
         print(f"{name:8} {alive:4} of {count} alive")

@@ -7,11 +7,15 @@ from typing import Literal, NamedTuple
 
 from sfrl.envs import Leaf
 
-MODELS = ("a3c_cnn", "nature_cnn", "impala_resnet", "small_cnn", "mlp", "norm_mlp", "flat")
+MODELS = (
+    *("a3c_cnn", "nature_cnn", "pooled_cnn", "impala_resnet", "small_cnn"),
+    *("mlp", "norm_mlp", "flat"),
+)
 MLPS = ("mlp", "norm_mlp", "flat")
 CNN_SIZES = {  # the CNNs, and the least side of their images: below it convolutions leave nothing
     "a3c_cnn": 36,
     "nature_cnn": 36,
+    "pooled_cnn": 36,
     "impala_resnet": 1,
     "small_cnn": 5,
 }
@@ -48,7 +52,7 @@ def encoder_of(model: str, leaf: Leaf) -> str:
 
 def usual_encoder(leaf: Leaf) -> str:
     """The one that a leaf has unless --model says otherwise; of an image, the first that fits."""
-    return next((name for name in ("nature_cnn", "small_cnn") if _fits(name, leaf)), "norm_mlp")
+    return next((name for name in ("pooled_cnn", "small_cnn") if _fits(name, leaf)), "norm_mlp")
 
 
 def _fits(cnn: str, leaf: Leaf) -> bool:

@@ -522,7 +522,7 @@ def slower_than_need_be(config: Config, spec: envs.EnvSpec) -> list[str]:
         leaf.kind == "image" and max(leaf.shape[1:]) == config.image_size for leaf in spec.leaves
     ):  # one that has been made smaller, it seems
         stand_ins["sfrl.envs._areas"] = "NumPy"
-    if config.model in ("a3c_cnn", "nature_cnn") and "cuda" not in config.device:
+    if config.model in ("a3c_cnn", "nature_cnn", "pooled_cnn") and "cuda" not in config.device:
         stand_ins["sfrl.nets._images"] = "torch"
     return [
         f"{extension} could not be built, and {stand_in} does its work, slower; "

@@ -17,7 +17,7 @@ from sfrl.envs import OBS
 from sfrl.envs.spaces import observation_parts
 from sfrl.nets import images
 from sfrl.nets.choose import MODELS, MemorySpec
-from sfrl.nets.encoders import A3CCNN, CenteredCNN, ImpalaResNet, NatureCNN
+from sfrl.nets.encoders import A3CCNN, CenteredCNN, ImpalaResNet, NatureCNN, PooledCNN
 from sfrl.nets.heads import ValueHead
 from sfrl.nets.model import pick_precision, try_model
 from sfrl.settings.config import ConfigError
@@ -87,7 +87,16 @@ def random_obs(model: ActorCriticNetwork, *leading: int) -> dict[str, Tensor]:
 
 each_memory = pytest.mark.parametrize("memory", [None, GRU, MemorySpec("lstm", 8, 2)])
 each_encoder = pytest.mark.parametrize(
-    "name", ["a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp", f"{__name__}:TinyCNN"]
+    "name",
+    [
+        "a3c_cnn",
+        "nature_cnn",
+        "pooled_cnn",
+        "impala_resnet",
+        "mlp",
+        "norm_mlp",
+        f"{__name__}:TinyCNN",
+    ],
 )
 
 
@@ -148,7 +157,7 @@ class CenteredTinyCNN(CenteredCNN, TinyCNN):
 
 
 @pytest.mark.parametrize(
-    "name", ["a3c_cnn", "nature_cnn", "impala_resnet", f"{__name__}:CenteredTinyCNN"]
+    "name", ["a3c_cnn", "nature_cnn", "pooled_cnn", "impala_resnet", f"{__name__}:CenteredTinyCNN"]
 )
 def test_filters_do_not_see_what_all_their_inputs_have_in_common(name: str) -> None:
     """At the start, and once `after_optimizer_step` has followed a step."""
@@ -209,7 +218,7 @@ def test_blocks_from_the_extension_equal_torchs(
     torch.testing.assert_close(blocks, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("encoder_class", [NatureCNN, ImpalaResNet])
+@pytest.mark.parametrize("encoder_class", [NatureCNN, PooledCNN, ImpalaResNet])
 def test_pixels_are_scaled_to_the_unit_range(
     encoder_class: type[NatureCNN | ImpalaResNet],
 ) -> None:
@@ -383,7 +392,7 @@ def test_the_value_loss_is_in_units_of_the_size_or_of_the_layers_outputs(
 
 
 @pytest.mark.parametrize(
-    "name", ["a3c_cnn", "nature_cnn", "impala_resnet", "mlp", "norm_mlp", "own"]
+    "name", ["a3c_cnn", "nature_cnn", "pooled_cnn", "impala_resnet", "mlp", "norm_mlp", "own"]
 )
 def test_pixels_are_divided_by_the_largest_that_the_space_allows(
     name: str,
@@ -662,10 +671,26 @@ def test_lazy_layers_find_their_sizes_in_both_encoders() -> None:
     assert resolve(config, envs.describe("CartPole-v1")) == config
 
 
-@pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet"])
+@pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "pooled_cnn", "impala_resnet"])
 def test_cnn_for_vectors_is_an_error_that_names_the_remedy(name: str) -> None:
     with pytest.raises(ValueError, match="choose --model=norm_mlp"):
         make_model(name, (vector(4),), discrete(2))
+
+
+@pytest.mark.parametrize(("size", "places"), [((84, 84), 16), ((84, 140), 28), ((36, 36), 1)])
+def test_pooled_cnn_averages_what_nature_cnn_flattens(size: tuple[int, int], places: int) -> None:
+    nature, pooled = NatureCNN((4, *size)), PooledCNN((4, *size))
+    assert pooled.linear.weight.shape == (512, 64 * places)
+    images: list[Tensor] = []
+    pooled.conv3.register_forward_hook(lambda _, __, output: images.append(output))
+    features = pooled(torch.randint(0, 256, (3, 4, *size), dtype=torch.uint8), torch.float32)
+    [image] = images
+    assert nature.linear.weight.shape == (512, image[0].numel())
+    # At the border a square may be cut: the mean is of the places that there are.
+    squares = [rows.split(2, 3) for rows in image.split(2, 2)]
+    means = torch.stack([square.mean((2, 3)) for row in squares for square in row], 1) * 1.5
+    expected = (means.flatten(1) @ pooled.linear.weight.T + pooled.linear.bias).relu()
+    torch.testing.assert_close(features, expected)
 
 
 def test_too_small_image_for_nature_cnn_is_an_error() -> None:
@@ -681,7 +706,7 @@ def test_observations_of_another_shape_or_dtype_raise() -> None:
             model.step({OBS: wrong})
 
 
-@pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "impala_resnet"])
+@pytest.mark.parametrize("name", ["a3c_cnn", "nature_cnn", "pooled_cnn", "impala_resnet"])
 def test_images_of_floats_are_seen_as_those_of_pixels(name: str) -> None:
     pixels, floats = (
         make_model(name, (dataclasses.replace(image(*IMAGE), dtype=dtype),), discrete(NUM_ACTIONS))

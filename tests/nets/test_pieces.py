@@ -15,6 +15,7 @@ from tests.leaves import discrete, image, vector
 
 CASES = {
     "nature_cnn": (image(4, 84, 84),),
+    "pooled_cnn": (image(4, 84, 84),),
     "small_cnn": (image(4, 10, 10),),
     "norm_mlp": (vector(6),),
     "of several leaves": (image(4, 84, 84, name="obs.camera"), vector(3, name="obs.speed")),

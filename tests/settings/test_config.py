@@ -306,6 +306,7 @@ def test_policy_and_value_share_an_encoder_of_large_images_alone(shape, value_en
     [
         ("Pong", {}, ("muon", "root", 2e-3, 1)),
         ("Pong", {"model": "nature_cnn"}, ("muon", "root", 2e-3, 1)),
+        ("Pong", {"model": "pooled_cnn"}, ("muon", "root", 2e-3, 1)),
         ("Pong", {"model": "nature_cnn", "rnn": "gru"}, ("adam", "linear", 1e-3, 2)),
         ("Pong", {"epochs": 1}, ("muon", "root", 2e-3, 1)),
         ("Pong", {"epochs": 2}, ("muon", "root", 1e-3, 2)),
@@ -437,8 +438,8 @@ def test_tanh_without_any_bound_is_refused_but_of_sac_which_has_nothing_else():
 @pytest.mark.parametrize(
     ("shapes", "model"),
     [
-        ([(4, 84, 84), (3, 7, 7)], "nature_cnn"),
-        ([(3, 7, 7), (4, 84, 84)], "nature_cnn"),
+        ([(4, 84, 84), (3, 7, 7)], "pooled_cnn"),
+        ([(3, 7, 7), (4, 84, 84)], "pooled_cnn"),
         ([(3, 7, 7), (1, 4, 9)], "small_cnn"),
         ([(1, 4, 9)], "norm_mlp"),
         ([], "norm_mlp"),
