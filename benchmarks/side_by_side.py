@@ -6,7 +6,7 @@
 
 Run it on an otherwise idle machine. A shared machine's speed changes by the hour, so only figures
 of one pair may be compared: ours, peer, ours, peer. Start-up is left out by the same rule for both
-(`runs.throughput`). Both have NatureCNN. The last line printed is JSON, with machine and commit.
+(`runs.throughput`). The last line printed is JSON, with machine and commit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from benchmarks.runs import read_metrics, throughput
 from benchmarks.sample_factory import SETTINGS
 
 ROOT = Path(__file__).parents[1]
-PEERS_MODEL = "nature_cnn"  # ours has pooled_cnn, which takes less
 IDLE_LOAD = 0.5  # processes that are ready to run, averaged over the last minute
 
 
@@ -75,7 +74,6 @@ def run(command: Sequence[str]) -> str:
 def measure_ours(args: Args) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         flags = [f"--env={args.env}", f"--train-seconds={args.seconds}", f"--run-dir={scratch}/run"]
-        flags.append(f"--model={PEERS_MODEL}")
         run([sys.executable, "train.py", *flags, *shlex.split(args.ours)])
         points = read_metrics(Path(scratch) / "run" / "metrics.jsonl")
         return throughput(points[:-1])  # the last interval holds the shutdown

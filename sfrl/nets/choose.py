@@ -52,7 +52,7 @@ def encoder_of(model: str, leaf: Leaf) -> str:
 
 def usual_encoder(leaf: Leaf) -> str:
     """The one that a leaf has unless --model says otherwise; of an image, the first that fits."""
-    return next((name for name in ("pooled_cnn", "small_cnn") if _fits(name, leaf)), "norm_mlp")
+    return next((name for name in ("nature_cnn", "small_cnn") if _fits(name, leaf)), "norm_mlp")
 
 
 def _fits(cnn: str, leaf: Leaf) -> bool:

@@ -23,8 +23,8 @@ from sfrl.nets.convolve import Convolution, Linear, convolve_blocks
 from sfrl.nets.images import BLOCK
 
 HIDDEN_GAIN = math.sqrt(2)
-# About what averaging takes: the root mean square of four relus' mean is 1 to 1.43 times smaller,
-# the more so the less they have in common.
+# About what averaging takes: the mean of four relus has a root mean square 1 to 1.43 times smaller
+# than one relu's; the less the four are alike, the smaller.
 _POOLED_SCALE = 1.5
 
 
@@ -153,9 +153,9 @@ class A3CCNN(NatureCNN):
 class PooledCNN(NatureCNN):
     """NatureCNN whose last images are averaged over squares of 2x2 places before its layer of 512.
 
-    Of 84x84 pixels 16 places are left of 49, and that layer has a third of its weights. As average
-    pooling in place of flattening does for deep networks (Trumpp et al. 2025, arXiv:2503.05546), it
-    takes fewer frames to a score (docs/experiments.md).
+    Of 84x84 pixels 16 places are left of 49, and that layer has a third of its weights. Trumpp et
+    al. 2025 (arXiv:2503.05546) average over all places. Breakout is learned sooner with squares,
+    other games are not (docs/experiments.md, "Average pooling").
     """
 
     def __init__(self, obs_shape: tuple[int, ...], obs_scale: float = 255.0) -> None:

@@ -65,6 +65,8 @@ def _encoder(model: str, leaf: Leaf) -> tuple[int, int]:
     if len(filters) > 2:
         size += _conv(filters[1], filters[2], 3)
         height, width = height - 2, width - 2
+    if model == "pooled_cnn":
+        height, width = (height + 1) // 2, (width + 1) // 2
     return size + linear_size(filters[-1] * height * width, features), features
 
 

@@ -30,7 +30,7 @@ _PROXIMAL_DECAY = 0.889
 _VECTORS = {"gamma": 0.995, "entropy_coef": 0.02}
 # What it was tried with, and takes fewer frames to a score (docs/experiments.md, "Muon").
 _MUON_TRIED = {
-    "model": ("auto", "pooled_cnn", "nature_cnn"),
+    "model": ("auto", "nature_cnn", "pooled_cnn"),
     "rnn": ("none",),
     "value_encoder": ("shared",),
     "correction": ("vtrace",),
@@ -218,4 +218,4 @@ class ActorCriticConfig(Config):
 
 
 def _has_large_images(spec: envs.EnvSpec) -> bool:
-    return any(usual_encoder(leaf) == "pooled_cnn" for leaf in spec.leaves)
+    return any(usual_encoder(leaf) == "nature_cnn" for leaf in spec.leaves)

@@ -190,7 +190,7 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
 def usual_model(spec: envs.EnvSpec) -> str:
     """What `model=auto` means in this environment."""
     usual = {usual_encoder(leaf) for leaf in seen(spec.leaves)}
-    return next(name for name in ("pooled_cnn", "small_cnn", "norm_mlp") if name in usual)
+    return next(name for name in ("nature_cnn", "small_cnn", "norm_mlp") if name in usual)
 
 
 def _encoder_problems(config: Config, spec: envs.EnvSpec) -> list[str]:

@@ -98,7 +98,7 @@ class Serial:
             assert learned == self.learner.num_decisions, "the learner's own count"
 
 
-# The work is loops: with a stride of 3 each line of them still comes, in one of their rounds.
+# By default every third line; with -m kills each.
 STRIDES = pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.kills)])
 
 
@@ -124,7 +124,7 @@ def test_a_worker_may_die_at_any_line(make_shared, stride):
                 pass
         assert_accounts_are_right(shared)
         shared.progress.restarts[0] += 1
-        if killed_at(line % 200, run.start_worker, SOURCES):
+        if killed_at(line % 199, run.start_worker, SOURCES):
             assert_accounts_are_right(shared)
             shared.progress.restarts[0] += 1
             run.start_worker()
@@ -169,7 +169,7 @@ def test_a_process_that_plays_acts_and_learns_may_die_at_any_line(make_shared, s
     while killed_at(line, live, (*SOURCES, slot_inbox)):
         assert_accounts_are_right(shared)
         shared.progress.restarts[0] += 1
-        if killed_at(line % 150, start, SOURCES):
+        if killed_at(line % 149, start, SOURCES):
             assert_accounts_are_right(shared)
             shared.progress.restarts[0] += 1
             start()

@@ -235,6 +235,8 @@ NUMBERS = {"low": (-1.0, -math.inf), "high": (1.0, 0.0)}
     [
         ("a3c_cnn", (image(4, 36, 40),)),
         ("nature_cnn", (image(3, 50, 61),)),
+        ("pooled_cnn", (image(3, 50, 61),)),
+        ("pooled_cnn", (image(4, 84, 84),)),
         ("impala_resnet", (image(1, 9, 10),)),
         ("small_cnn", (image(1, 9, 10),)),
         ("mlp", (image(3, 8, 8),)),

@@ -438,8 +438,8 @@ def test_tanh_without_any_bound_is_refused_but_of_sac_which_has_nothing_else():
 @pytest.mark.parametrize(
     ("shapes", "model"),
     [
-        ([(4, 84, 84), (3, 7, 7)], "pooled_cnn"),
-        ([(3, 7, 7), (4, 84, 84)], "pooled_cnn"),
+        ([(4, 84, 84), (3, 7, 7)], "nature_cnn"),
+        ([(3, 7, 7), (4, 84, 84)], "nature_cnn"),
         ([(3, 7, 7), (1, 4, 9)], "small_cnn"),
         ([(1, 4, 9)], "norm_mlp"),
         ([], "norm_mlp"),
