@@ -34,7 +34,8 @@ from tests.test_spaces import settings_of
 
 NUM_STEPS = 12
 CASES: dict[str, dict[str, Any]] = {
-    "atari": {"env": "Pong", "frameskip": 4, "model": "pooled_cnn", "rnn": "gru", "rnn_size": 9},
+    "atari": {"env": "Pong", "frameskip": 4, "model": "nature_cnn", "rnn": "gru", "rnn_size": 9},
+    "pooled": {"env": "Pong", "frameskip": 4, "model": "pooled_cnn"},
     "screens": {
         "env": "tests.test_export:Screens-v0",
         "image_size": 50,

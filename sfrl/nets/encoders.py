@@ -23,8 +23,8 @@ from sfrl.nets.convolve import Convolution, Linear, convolve_blocks
 from sfrl.nets.images import BLOCK
 
 HIDDEN_GAIN = math.sqrt(2)
-# About what averaging takes: the mean of four relus has a root mean square 1 to 1.43 times smaller
-# than one relu's; the less the four are alike, the smaller.
+# About what averaging takes: the mean of four outputs of a relu has a smaller root mean square than
+# each of them, by a factor of 1 where they are equal, and of 1.43 where they are independent.
 _POOLED_SCALE = 1.5
 
 
@@ -103,7 +103,7 @@ class NatureCNN(CenteredCNN):
         obs_scale: float = 255.0,
         filters: tuple[int, ...] = (32, 64, 64),  # of the convolutions; the third may be missing
         num_features: int = 512,
-        pool: int = 1,  # side of the squares of places that are averaged
+        averages: bool = False,  # the last image over squares of 2x2 places
     ) -> None:
         super().__init__()
         self.obs_scale = obs_scale
@@ -121,8 +121,9 @@ class NatureCNN(CenteredCNN):
         if len(filters) > 2:
             self.conv3 = Convolution(filters[1], filters[2], 3)
             height, width = height - 2, width - 2
-        self.pool = pool
-        height, width = (math.ceil(size / pool) for size in (height, width))
+        self.averages = averages
+        if averages:
+            height, width = (height + 1) // 2, (width + 1) // 2
         self.linear = Linear(filters[-1] * height * width, num_features)
         init_orthogonal(self, HIDDEN_GAIN)
 
@@ -133,8 +134,8 @@ class NatureCNN(CenteredCNN):
         x = self.conv2(x)
         if self.conv3 is not None:
             x = self.conv3(x)
-        if self.pool > 1:
-            x = F.avg_pool2d(x, self.pool, ceil_mode=True) * _POOLED_SCALE
+        if self.averages:
+            x = F.avg_pool2d(x, 2, ceil_mode=True) * _POOLED_SCALE
         # Flattened in the order of channels_last, the one it lies in; no copy.
         features: Tensor = self.linear(x.permute(0, 2, 3, 1).flatten(1))
         return features
@@ -151,15 +152,15 @@ class A3CCNN(NatureCNN):
 
 
 class PooledCNN(NatureCNN):
-    """NatureCNN whose last images are averaged over squares of 2x2 places before its layer of 512.
+    """NatureCNN with the output of its third convolution averaged over squares of 2x2 places.
 
-    Of 84x84 pixels 16 places are left of 49, and that layer has a third of its weights. Trumpp et
-    al. 2025 (arXiv:2503.05546) average over all places. Breakout is learned sooner with squares,
-    other games are not (docs/experiments.md, "Average pooling").
+    Of 84x84 pixels 16 places are left of 49, and the layer of 512 has a third of its weights.
+    Trumpp et al. 2025 (arXiv:2503.05546) average over all places. With squares of 2x2 Breakout is
+    learned sooner, and MsPacman later (docs/experiments.md, "Average pooling").
     """
 
     def __init__(self, obs_shape: tuple[int, ...], obs_scale: float = 255.0) -> None:
-        super().__init__(obs_shape, obs_scale, pool=2)
+        super().__init__(obs_shape, obs_scale, averages=True)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -286,8 +286,8 @@ def make_encoders(
     """Fresh encoders on the CPU, float32, initialized from torch's global generator.
 
     Args:
-        name: "a3c_cnn", "nature_cnn", "pooled_cnn", "impala_resnet", "mlp", "norm_mlp", or your
-            own as "module:Class". Leaves that it is not for get the usual ones (choose.py).
+        name: one of choose.py's MODELS, or your own as "module:Class". Leaves that it is not for
+            get the usual ones.
         num_encoders: two, if the value has one of its own.
         normalize_obs: vectors come normalized, and are not to be scaled.
 

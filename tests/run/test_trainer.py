@@ -67,13 +67,15 @@ def test_what_makes_a_run_slower_is_told(tmp_path, monkeypatch):
         settings |= {"env": env, "frameskip": spec.frameskip}
         return slower_than_need_be(config(tmp_path, **settings), spec)
 
-    assert told("Pong", model="nature_cnn") == []
+    for model in ("nature_cnn", "pooled_cnn"):
+        assert told("Pong", model=model) == []
     for module in ("sfrl.envs._areas", "sfrl.envs._screen", "sfrl.nets._images"):
         monkeypatch.setitem(sys.modules, module, None)  # importing it fails
     assert told("CartPole-v1") == []  # needs none of them
-    screen, images = told("Pong", model="nature_cnn")
-    assert screen.startswith("sfrl.envs._screen could not be built, and NumPy")
-    assert images.startswith("sfrl.nets._images could not be built, and torch")
+    for model in ("nature_cnn", "pooled_cnn"):
+        screen, images = told("Pong", model=model)
+        assert screen.startswith("sfrl.envs._screen could not be built, and NumPy")
+        assert images.startswith("sfrl.nets._images could not be built, and torch")
     (screen,) = told("Pong", model="impala_resnet")
     assert screen.startswith("sfrl.envs._screen")
     (areas,) = told("Doom-v0", doom, model="impala_resnet")
