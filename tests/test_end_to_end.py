@@ -150,6 +150,8 @@ DQN_PONG = {
         {**STICKY_PONG, "rnn": "gru", "rnn_size": 8},
         {**PONG, "rnn": "lstm", "rnn_size": 4, "rnn_layers": 2, **SEEN_LAST},
         {**STICKY_PONG, "system": "n-step-q", "target_every": 3, "epsilon_frames": 8000},
+        # Acts with older weights until an unroll ends.
+        {**STICKY_PONG, "num_splits": 1, "system": "impala"},
         POINTER,
         DQN_PONG,
     ],

@@ -235,19 +235,34 @@ class PolicyWorker:
         splits = torch.tensor([self.split_of[slot] for slot, _, _ in requests])
         return splits, torch.stack([self.valid[slot, t] for slot, t, _ in requests])
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        return {
+    def state(self) -> dict[str, Any]:
+        """Between two steps, as a checkpoint holds it.
+
+        A policy that is frozen for an unroll is in no other place: the learner's is newer.
+        """
+        state: dict[str, Any] = {
             "generator": self.generator.get_state().numpy(),
             "rnn_states": self.rnn_states.cpu().numpy().copy(),
         }
+        if self._is_frozen_in_unrolls:
+            tensors = self.model.state_dict().items()
+            state["model"] = {name: value.float().cpu().numpy() for name, value in tensors}
+            state["version"] = self.weights.version
+        return state
 
-    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         generator = torch.from_numpy(state["generator"])
         if len(generator) == len(self.generator.get_state()):
             self.generator.set_state(generator)
         else:
             log.info("the checkpoint is of another device: actions are drawn from another seed")
         self.rnn_states.copy_(torch.from_numpy(state["rnn_states"]))
+        if "model" in state:
+            for name, value in self.model.state_dict().items():
+                value.copy_(torch.from_numpy(state["model"][name]))
+            self.weights.version = state["version"]
+        else:  # the newest ones; a checkpoint of before they were saved has none for an unroll
+            self.weights.refresh(self.model)
 
     def wait(self, timeout_s: float, others: Sequence[IndexQueue] = ()) -> None:
         self.inbox.wait(timeout_s, others)
