@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfrl.nets import convolve as convolve_module
 from sfrl.nets.convolve import Environments, convolve, convolve_blocks, linear
-from sfrl.nets.encoders import NatureCNN
+from sfrl.nets.encoders import NatureCNN, PooledCNN
 from sfrl.nets.images import pixel_blocks
 
 needs_extension = pytest.mark.skipif(
@@ -503,10 +503,13 @@ def test_pixels_become_blocks_where_changes_do_not_pay(
 
 
 @needs_extension
-def test_all_layers_of_nature_cnn_learn_by_it(skips_zeros: None, called: list[str]) -> None:
-    encoder = NatureCNN((4, 84, 84))
+@pytest.mark.parametrize("encoder_class", [NatureCNN, PooledCNN])
+def test_all_layers_of_nature_cnn_learn_by_it(
+    skips_zeros: None, called: list[str], encoder_class: type[NatureCNN]
+) -> None:
+    encoder = encoder_class((4, 84, 84))
     obs = torch.full((3, 4, 84, 84), 100, dtype=torch.uint8)
-    obs[1, 3, 40:50, 40:50] = 0
+    obs[1, 3, :8, :8] = 0  # little of any layer's output
     encoder(obs, torch.float32).sum().backward()
     assert called.count("changes_forward") == called.count("changes_weights_grad") == 3
     assert called.count("images_grad") == 2

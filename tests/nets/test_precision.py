@@ -27,7 +27,6 @@ PONG = {
     "batch_size": T * N,
     "minibatches": 1,
     "epochs": 1,
-    "model": "nature_cnn",
     "loss": "vtrace",
 }
 
@@ -51,6 +50,7 @@ def outcome(shared):
     return [x.detach().float().cpu() for x in (log_probs, values, loss.targets, gradient)]
 
 
+@pytest.mark.parametrize("model", ["nature_cnn", "pooled_cnn"])
 @pytest.mark.parametrize(
     ("device", "precision"),
     [
@@ -59,9 +59,12 @@ def outcome(shared):
         pytest.param("cuda", "float32", marks=needs_gpu),
     ],
 )
-def test_a_batch_gives_nearly_the_same_as_in_float32_on_a_cpu(make_shared, device, precision):
-    exact = outcome(make_shared(**PONG, device="cpu", precision="float32"))
-    rounded = outcome(make_shared(**PONG, device=device, precision=precision))
+def test_a_batch_gives_nearly_the_same_as_in_float32_on_a_cpu(
+    make_shared, device, precision, model
+):
+    settings = {**PONG, "model": model}
+    exact = outcome(make_shared(**settings, device="cpu", precision="float32"))
+    rounded = outcome(make_shared(**settings, device=device, precision=precision))
     log_prob_limit, value_limit, angle_limit = TOLERANCES[precision]
     assert exact[0].exp().std() > 0.1, "probabilities that differ"
     assert (exact[0] - rounded[0]).abs().max() < log_prob_limit
