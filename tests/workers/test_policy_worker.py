@@ -248,6 +248,21 @@ def test_weights_published_between_batches_act_from_the_next_one_on(make_policy)
     assert (shared.buffer.acted["log_probs"][[0, 2], 1] == 0).all(), "no doubt about the action"
 
 
+def test_a_frozen_policy_is_saved_and_a_checkpoint_without_one_has_the_newest(make_policy):
+    shared, model, policy = make_policy(system="impala", num_splits=1, envs_per_worker=N)
+    policy.weights.refresh(policy.model)
+    state = policy.state()
+    with torch.no_grad():
+        model.policy_head.bias[1] = 1000
+    shared.weights.publish(model, version=11)
+    for has_policy, version, bias in ((True, 3, 0), (False, 11, 1000)):
+        resumed = make_policy_worker(shared, 0)
+        of_policy = () if has_policy else ("model", "version")
+        resumed.load_state({name: value for name, value in state.items() if name not in of_policy})
+        assert resumed.weights.version == version
+        assert resumed.model.policy_head.bias[1] == bias
+
+
 @needs_extension
 def test_images_that_are_kept_act_as_others_do(make_policy, monkeypatch):
     """Whoever is in a batch, in whatever order, and with new weights."""
