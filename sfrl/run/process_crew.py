@@ -32,6 +32,7 @@ from sfrl.workers.worker import worker_loop
 log = own_logger(__name__)
 
 _POLL_S = 0.05  # how long the trainer sleeps between looks at its children
+_LOOK_S = 0.005  # and at one that is to end
 _KILL_S = 2.0  # for a killed process to end
 _UNKILLABLE = "it does not even end when it is killed: the kernel waits, for a disk or a driver"
 
@@ -243,7 +244,7 @@ class ProcessCrew:
                         tell_of_saving(shared, now - started_s)
                 elif now - last_saving_s >= limit_s:
                     break
-                process.join(_POLL_S)  # not longer: see `advance`
+                _wait_for_end(process, _POLL_S)
             if process.exitcode is None:
                 if not self._is_killed:
                     log.warning("%s did not stop within %.0f s; killing it", role.name, limit_s)
@@ -296,9 +297,16 @@ def _killed(process: SpawnProcess) -> bool:
         os.kill(process.pid, signal.SIGSTOP)  # or it starts more of them while they are listed
         orphans = descendants(process.pid)
     process.kill()
-    process.join(_KILL_S)
+    _wait_for_end(process, _KILL_S)
     terminate(orphans)
     return process.exitcode is not None
+
+
+def _wait_for_end(process: SpawnProcess, timeout_s: float) -> None:
+    """Not by `join`: once an environment has closed the sentinel it waits without limit."""
+    end_s = time.monotonic() + timeout_s
+    while process.exitcode is None and (left_s := end_s - time.monotonic()) > 0:
+        time.sleep(min(_LOOK_S, left_s))
 
 
 def members_body(

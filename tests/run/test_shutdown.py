@@ -1,15 +1,19 @@
 """However a run ends: the right exit code, a checkpoint, and nothing left behind."""
 
 import json
+import os
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import sfrl
+from sfrl.ipc.topology import Role
 from sfrl.records import checkpoint
+from sfrl.run.process_crew import ProcessCrew
 from sfrl.run.trainer import STOP_TIMEOUT_S
 from tests.runs import (
     TINY,
@@ -258,3 +262,27 @@ def seconds_of_impatience(process: subprocess.Popen[str]) -> float:
 
     wait_for(has_ended, timeout_s=20)
     return time.monotonic() - started_s
+
+
+def closing_body(*_: object) -> None:
+    """What an environment may do that turns its process into a daemon."""
+    os.closerange(3, 1024)
+    time.sleep(60)
+
+
+def ending_body(*_: object) -> None:
+    pass
+
+
+def test_a_worker_that_has_closed_all_files_is_stopped_in_time(make_shared, caplog):
+    """Its sentinel tells that it has ended, and it has not."""
+    kinds = {"rollout": closing_body, "policy": ending_body, "learner": ending_body}
+    crew = ProcessCrew(make_shared(env="CartPole-v1", frameskip=1, num_workers=1), kinds)
+    crew.start(None)
+    process = psutil.Process(crew.pids[Role("rollout", 0)])
+    wait_for(lambda: len(process.open_files()) == 0 and process.num_fds() <= 3)
+    begun_s = time.monotonic()
+    assert crew.stop(1.0) == []
+    assert time.monotonic() - begun_s < 10
+    assert "rollout-0 did not stop within 1 s; killing it" in caplog.text
+    assert not process.is_running()
