@@ -61,6 +61,8 @@ def run(command: str, argv: Sequence[str], prog: str) -> NoReturn:
     # Not sys.exit: a module that is being imported may catch the exception.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: os._exit(0))
+    # Of a parent that ignores it we would inherit that, and never learn how a child ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _look_where_the_user_stands()
     try:
         module = importlib.import_module(f"sfrl.commands.{command}")

@@ -19,7 +19,7 @@ from sfrl.ipc.shared_memory import Stopped, unlink_segments
 from sfrl.records import run_folder
 from sfrl.run import limits
 from sfrl.run.child import serves_a_run
-from sfrl.run.signals import signals_to
+from sfrl.run.signals import children_noticed, signals_to
 from sfrl.run.trainer import Summary, Trainer
 from sfrl.settings.algorithms import all_settings
 from sfrl.settings.fields import Setting
@@ -55,7 +55,8 @@ def train(*, callbacks: Sequence[Callback] = (), **settings: Any) -> Summary:
         WorkerError: a component of the run failed. The text tells which, and its traceback.
         OSError: the run's folder cannot be written.
         TypeError: `callbacks` is no list, or one of them is no callback.
-        RuntimeError: this process trains already; or it serves a run, and imports what calls this.
+        RuntimeError: this process trains already; or it serves a run, and imports what calls this;
+            or it ignores SIGCHLD, and this is not its main thread.
     """
     started_s = time.monotonic()
     signals: list[int] = []
@@ -68,7 +69,7 @@ def train(*, callbacks: Sequence[Callback] = (), **settings: Any) -> Summary:
     def note(signum: int) -> None:
         give_up(signum) if signals else signals.append(signum)
 
-    with only_run(), signals_to(note):
+    with only_run(), children_noticed(), signals_to(note):
         try:
             known = all_settings()
             given = {name: _plain(value, known.get(name)) for name, value in settings.items()}

@@ -230,6 +230,49 @@ def test_one_process_has_one_run_at_a_time():
             second.result()
 
 
+IGNORES_CHILDREN = f"""{CALL}
+import signal, threading
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+train(**settings)
+assert signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+errors = []
+
+
+def work():
+    try:
+        train(**settings)
+    except RuntimeError as error:
+        errors.append(str(error))
+
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(*errors)
+"""
+
+
+IGNORES_AND_BECOMES = """
+import os, signal, sys
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_the_end_of_children_is_noticed_in_a_program_that_ignores_it():
+    """As some supervisors and servers do; what they start inherits it."""
+    ended = run_python("-c", IGNORES_CHILDREN)
+    assert ended.returncode == 0, ended.stderr
+    assert "did not stop within" not in ended.stderr
+    assert "SIGCHLD is ignored in this process, so that nobody would learn" in ended.stdout
+    flags = [*TINY, "--tune=off", "--train-frames=300"]
+    ended = run_python("-c", IGNORES_AND_BECOMES, str(ROOT / "train.py"), *flags)
+    assert ended.returncode == 0, ended.stderr
+    assert "did not stop within" not in ended.stderr
+
+
 def test_workers_and_the_importing_program_are_spared_of_what_they_do_not_need():
     names = "{'torch', 'wandb', 'sfrl.settings.flags', 'sfrl.run.trainer'}"
     look = f"print(*sorted({names} & set(sys.modules)))"
