@@ -17,7 +17,7 @@ from sfrl.ipc.index_queue import LockFreeQueue
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.ipc.messages import CheckpointRequest, Failure, Report
 from sfrl.ipc.topology import Role
-from sfrl.records.timing import Kind
+from sfrl.records.timing import LEARNER_STAGES, Kind
 from sfrl.run.child import run_child
 from sfrl.run.crew import SAVING_TOLD_AGAIN_S, SAVING_TOLD_S, WorkerError, tell_of_saving
 from sfrl.run.helpers import Helpers
@@ -34,6 +34,7 @@ log = own_logger(__name__)
 _POLL_S = 0.05  # how long the trainer sleeps between looks at its children
 _LOOK_S = 0.005  # and at one that is to end
 _KILL_S = 2.0  # for a killed process to end
+_TRAIN = LEARNER_STAGES.index("train")
 _UNKILLABLE = "it does not even end when it is killed: the kernel waits, for a disk or a driver"
 
 Body = Callable[[Shared, Role, Mailbox[Report], Mailbox[CheckpointRequest], str | None], None]
@@ -64,7 +65,6 @@ class ProcessCrew:
         self._helpers = Helpers()
         self._histories: defaultdict[Role, RestartHistory] = defaultdict(RestartHistory)
         self._due_s: dict[Role, float] = {}  # who waits to be started again -> until when
-        self._learner_steps_before = shared.progress.learner_steps
         self._steps_before: dict[Role, int] = {}  # restarted, and no decision yet -> those before
         self._is_killed = self._is_ending = False
         self._told: set[Role] = set()  # whose end has been told
@@ -153,8 +153,7 @@ class ProcessCrew:
         """
         now_s, history = time.monotonic(), self._histories[role]
         delay_s = history.failed(now_s, why)
-        has_learned = self._shared.progress.learner_steps > self._learner_steps_before
-        if history.num_repeats >= MAX_REPEATS and not (has_learned or is_kill):
+        if history.num_repeats >= MAX_REPEATS and not (self._has_learned() or is_kill):
             raise WorkerError(
                 f"{role.name} failed {MAX_REPEATS} times in a row in the same way, before anything "
                 f"was learned:\n{why}"
@@ -175,6 +174,12 @@ class ProcessCrew:
         del self._processes[role]
         self._watchdog.forget(role)
         self._due_s[role] = now_s + delay_s
+
+    def _has_learned(self) -> bool:
+        """In this start of the run."""
+        progress = self._shared.progress
+        learners = progress.topology.of_kind("learner")
+        return any(progress.stage_seconds(role)[_TRAIN] > 0 for role in learners)
 
     def _restart_those_due(self) -> None:
         now_s = time.monotonic()

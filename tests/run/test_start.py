@@ -309,16 +309,24 @@ def test_a_run_that_never_trained_leaves_its_reason_and_a_free_folder(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("env", "error"),
+    ("env", "error", "learned_before"),
     [
-        ("Raises", "RuntimeError: the pole broke"),
-        ("AllowsNothing", "its observation is {'obs': array(["),
+        ("Raises", "RuntimeError: the pole broke", False),
+        ("Raises", "RuntimeError: the pole broke", True),
+        ("AllowsNothing", "its observation is {'obs': array([", False),
     ],
 )
-def test_one_failure_three_times_before_anything_is_learned_ends_the_run(env, error, tmp_path):
+def test_one_failure_three_times_before_anything_is_learned_ends_the_run(
+    env, error, learned_before, tmp_path
+):
+    """Whatever an earlier start of the run has learned."""
     run_dir = tmp_path / "run"
     slow = ("--rollout-length=64", "--batch-size=512")  # it breaks down in the 51st step
     flags = [*TINY[1:], *slow, f"--env=tests.faulty_env:{env}-v0"]
+    if learned_before:
+        whole = (*TINY[1:], f"--env=tests.faulty_env:{env}-v0", "--train-frames=200")
+        assert run_training(run_dir, *whole).code == 0
+        flags = ["--resume", *slow, "--train-frames=1000000"]
     with training(run_dir, *flags, cwd=tmp_path) as process:
         ended = finish(process)
     assert ended.code == 1
