@@ -19,7 +19,11 @@ from gymnasium.envs.classic_control import CartPoleEnv
 import sfrl
 from sfrl.api import only_run
 from sfrl.commands import train as cli
+from sfrl.records.checkpoint import CheckpointError, save_config
+from sfrl.records.run_folder import RunFolderError, is_locked
+from sfrl.run.trainer import Trainer
 from sfrl.settings.algorithms import all_settings, load_config, type_problems
+from sfrl.settle import settle
 from sfrl.tune.children import MeasureError, in_child
 from tests.runs import ROOT, TIMEOUT_S, TINY, has_trained, segments, wait_for
 
@@ -221,6 +225,23 @@ def test_a_process_that_may_start_no_others_says_so(monkeypatch):
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
     with pytest.raises(sfrl.ConfigError, match="this process may start none"):
         sfrl.train(env="Pong")
+
+
+def test_a_run_that_could_not_begin_keeps_no_folder_locked():
+    """Whoever keeps the error, as notebooks do, keeps all that it was raised from."""
+    settings = {"env": "CartPole-v1", "run_dir": "run", "serial": True, "tune": "off"}
+    config, spec = settle(settings)
+    trainer = Trainer(config, spec=spec)
+    Path("run/checkpoints").mkdir(parents=True)
+    Path("run/checkpoints/latest-000000000400.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(RunFolderError, match="already holds a run") as of_new:
+        trainer.run()
+    assert not is_locked(Path("run"))
+    save_config(config, Path("run"))
+    with pytest.raises(CheckpointError, match="no checkpoint that can be read") as of_resumed:
+        sfrl.train(run_dir="run", resume=True)
+    assert not is_locked(Path("run"))
+    del of_new, of_resumed
 
 
 def test_one_process_has_one_run_at_a_time():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -49,6 +49,14 @@ class OwnedFolder:
 
     def unlock(self) -> None:
         self._unlock()
+
+    @contextmanager
+    def unlocked_on_failure(self) -> Iterator[None]:
+        """Of the block. An error that somebody keeps would keep this object, and the lock."""
+        with ExitStack() as stack:
+            stack.callback(self.unlock)
+            yield
+            stack.pop_all()
 
     def owns(self) -> bool:
         """Whether what is at the path now is this run's."""

@@ -120,23 +120,25 @@ class Trainer:
         self.metrics = RunMetrics(start_s=self._started_s, statistics=config.STATISTICS)
         self.resumed = None
         self.folder = OwnedFolder(config)
-        if config.resume:
-            self.folder.lock()
-            self.resumed = checkpoint.load_latest(self.run_dir)
-            self._check_memory(*self.resumed)
-        if spec is None:
-            spec = describe(
-                *(config.env, config.env_options, config.env_timeout, signals or ()),
-                is_serial=config.serial,
-            )
-            self.config = _resolved(config, spec)
+        with self.folder.unlocked_on_failure():
+            if config.resume:
+                self.folder.lock()
+                self.resumed = checkpoint.load_latest(self.run_dir)
+                self._check_memory(*self.resumed)
+            if spec is None:
+                spec = describe(
+                    *(config.env, config.env_options, config.env_timeout, signals or ()),
+                    is_serial=config.serial,
+                )
+                self.config = _resolved(config, spec)
+            self.shared = self._make_shared(spec)
+            self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
+            self._best_saved = checkpoint.best_score(self.run_dir) if config.resume else None
         self._caveats = caveats(config.env, spec)
         self._callbacks = callbacks
         self._changed = changed
         self._listening: list[Callback] = []  # those that have begun
         self._ended_by = ""  # who has asked for the end
-        self.shared = self._make_shared(spec)
-        self.crew: Crew = (SerialCrew if config.serial else ProcessCrew)(self.shared)
         self._first_frame = self.shared.progress.env_frames
         # Those received. The handler only appends, the loop acts.
         self._signals: list[int] = [] if signals is None else signals
@@ -144,7 +146,6 @@ class Trainer:
         self._lag_counts = np.zeros(1, np.int64)
         self._write_failures = 0
         self._write_problems: dict[str, str] = {}  # the latest reason, by what was not written
-        self._best_saved = checkpoint.best_score(self.run_dir) if config.resume else None
         self._last_checkpoint = str(self.resumed.path) if self.resumed else None
         self._is_last_saved = False
 
@@ -189,18 +190,18 @@ class Trainer:
         """
         config = self.config
         output = output or Output(sys.stdout, sys.stderr)
-        if not config.resume:
-            with suppress(FileExistsError):
-                run_folder.make(self.run_dir)
-            with run_folder.problems_told(self.run_dir):
-                self.folder.lock()
-            run_folder.check_new(self.run_dir)
         resume_frames = self._first_frame if self.resumed else None
         resume_path = str(self.resumed.path) if self.resumed else None
         with ExitStack() as stack:
             stack.callback(run_folder.remove_empty)
             stack.callback(self.folder.unlock)
             stack.callback(unlink_segments)
+            if not config.resume:
+                with suppress(FileExistsError):
+                    run_folder.make(self.run_dir)
+                with run_folder.problems_told(self.run_dir):
+                    self.folder.lock()
+                run_folder.check_new(self.run_dir)
             stack.enter_context(signals_to(self._note_signal))
             display = stack.enter_context(self._make_display(output))
             if isinstance(display, PanelDisplay):
