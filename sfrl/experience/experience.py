@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,8 +56,13 @@ class Experience(Protocol):
     def state(self) -> dict[str, NDArray[Any]]:
         """All that decides what the next minibatches are, besides slots and `rng`; no copies."""
 
-    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
-        """Go on from there. Raises what `checkpoint.MISMATCHES` lists if it does not fit."""
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there. Raises what `checkpoint.MISMATCHES` lists if it does not fit.
+
+        Args:
+            state: as `state` gives it; an array may come in blocks of rows, read as they are asked
+                for.
+        """
 
 
 def make_experience(

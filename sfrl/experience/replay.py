@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -239,33 +239,63 @@ class Replay:
         observed: Tensor = stacks.flatten(places.ndim, places.ndim + 1)
         return observed
 
-    _STATE = ("written", "is_acted", "is_valid", "is_start", "reach")
+    _STATE = ("written", "is_acted", "is_valid", "reach")
 
     def state(self) -> dict[str, Any]:
         """Only rows that have been written. Arrays may be the memory's own."""
-        number = min(int(self._written.max()) + 1, self._length)
+        number = self._num_written(self._written)
         rows = {_row(name): self._ring(name)[:number].cpu().numpy() for name in self._rows}
         own = {name: getattr(self, f"_{name}") for name in self._STATE}
         due = np.array([self._due.numerator, self._due.denominator])
         return {**rows, **own, "due": due}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, also with windows of another length.
+
+        Args:
+            state: an array may come in blocks, which are read one after the other.
+
+        Raises ValueError if it is another memory's, and KeyError if a part is missing; nothing
+        counts as written then.
+        """
         own = {name: getattr(self, f"_{name}") for name in self._STATE}
-        rings = {_row(name): self._ring(name) for name in self._rows}
+        saved = {name: np.concatenate(list(_blocks(state[name]))) for name in own}
         for name, array in own.items():
-            if state[name].shape != array.shape:
-                raise ValueError(f"{name} is {state[name].shape} and must be {array.shape}")
-        for name, ring in rings.items():
-            if state[name].shape[1:] != ring.shape[1:] or len(state[name]) > len(ring):
-                raise ValueError(f"{name} is {state[name].shape}, of a memory of {ring.shape}")
-        numerator, denominator = state["due"].tolist()
-        self._due = Fraction(numerator, denominator)
+            if saved[name].shape != array.shape:
+                raise ValueError(f"{name} is {saved[name].shape} and must be {array.shape}")
+        numerator, denominator = np.concatenate(list(_blocks(state["due"]))).tolist()
+        due = Fraction(numerator, denominator)
+        number = self._num_written(saved["written"])
+        for name in self._rows:
+            self._load_rows(name, number, _blocks(state[_row(name)]))
+        self._due = due
         for name, array in own.items():
-            array[:] = state[name]
-        for name, ring in rings.items():
-            ring[: len(state[name])] = torch.from_numpy(state[name])
+            array[:] = saved[name]
         self._num_decisions = int((self._is_valid & self._is_acted).sum())
-        self._num_starts = int(self._is_start.sum())
+        for split, written in enumerate(self._written.tolist()):
+            columns = slice(split * self._num_envs, (split + 1) * self._num_envs)
+            self._find_starts(np.arange(written + 1, written + 1 + self._length), columns)
+
+    def _load_rows(self, name: str, number: int, blocks: Iterable[NDArray[Any]]) -> None:
+        ring, first = self._ring(name), 0
+        for block in blocks:
+            last = first + len(block)
+            if block.shape[1:] != ring.shape[1:] or last > number:
+                raise ValueError(
+                    f"{_row(name)} is {block.shape}, of {number} rows of {ring.shape[1:]}"
+                )
+            ring[first:last] = torch.from_numpy(block)
+            first = last
+        if first < number:
+            raise ValueError(f"{_row(name)} has {first} rows, and must have {number}")
+
+    def _num_written(self, written: NDArray[np.int64]) -> int:
+        """Rows of the ring, of all columns, in which there may be something."""
+        return min(int(written.max()) + 1, self._length)
+
+
+def _blocks(rows: NDArray[Any] | Iterable[NDArray[Any]]) -> Iterable[NDArray[Any]]:
+    return [rows] if isinstance(rows, np.ndarray) else rows
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> Tensor:

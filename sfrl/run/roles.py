@@ -237,14 +237,16 @@ def make_learner(
         saves_alone=None if block is None else block.saving_lock,
         acts_in_process=not acts_elsewhere,
     )
+    has_memory = False
     if resume_path is not None and index == 0 and not has_weights:
         saved = checkpoint.load(resume_path)
         learner.load_state(saved)
-        if config.replay is not None and saved.get("workers") is None:
-            learner.load_memory()
+        has_memory = config.replay is not None and saved.get("workers") is None
     if learner.device.type != "cpu":
         learner.warm_up()
     learner.publish()
+    if has_memory:  # gigabytes, for which those who wait for the weights need not wait
+        learner.load_memory()
     return learner
 
 

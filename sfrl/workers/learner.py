@@ -342,10 +342,10 @@ class Learner:
         """What was written at the run's end; else it is filled again, before learning goes on."""
         path = memory_file.path_in(self.config.run_dir)
         try:
-            saved = memory_file.load(self.config.run_dir, self.learner_steps)
-            if saved is None:
-                return
-            self.experience.load_state(saved)
+            with memory_file.opened(self.config.run_dir, self.learner_steps) as saved:
+                if saved is None:
+                    return
+                self.experience.load_state(saved)
             log.info("the memory goes on from %s", path)
         except (memory_file.MemoryFileError, *checkpoint.MISMATCHES) as error:
             log.warning("%s is not used: %s; the memory is filled again", path, error)

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+import tracemalloc
 from collections import Counter
 from fractions import Fraction
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from sfrl.envs import Leaf
 from sfrl.experience.replay import Replay
 from sfrl.experience.trajectory_buffer import SlotSpec
 from sfrl.ipc.topology import Role
+from sfrl.records import memory_file
 from sfrl.run import restarts
 from sfrl.run.process_crew import ProcessCrew
 from sfrl.settings.config import RowField
@@ -138,21 +140,32 @@ def picture(frames):
 def test_windows_are_those_of_a_slow_model_whatever_ends_restarts_or_is_overwritten(data):
     number = st.integers(1, 3)
     num_splits, num_envs, span = data.draw(number), data.draw(number), data.draw(number)
+    earlier_span = data.draw(number)  # of a run that is resumed
     rollout_length = data.draw(st.integers(1, 5))
-    length = rollout_length + span + 2 + 2 * FRAMES + data.draw(st.integers(0, 9))
+    length = (
+        rollout_length + max(span, earlier_span) + 2 + 2 * FRAMES + data.draw(st.integers(0, 9))
+    )
     slots = Slots(
         num_splits, num_envs, rollout_length, data.draw(st.randoms(use_true_random=False))
     )
-    spec = ReplaySpec(num_splits * num_envs * length, 0, 1.0, span)
-    replays = [Replay(spec, 8, slots.buffer, range(num_splits), CPU) for _ in range(2)]
+    specs = [
+        ReplaySpec(num_splits * num_envs * length, 0, 1.0, each)
+        for each in (earlier_span, span, span)
+    ]
+    earlier, *replays = [Replay(spec, 8, slots.buffer, range(num_splits), CPU) for spec in specs]
+    has_ended = data.draw(st.integers(0, 30))  # after so many slots it is resumed
     history = data.draw(
         st.lists(st.tuples(st.integers(0, num_splits - 1), st.integers(0, 4)), max_size=30)
     )
-    for split, dice in history:
+    for i, (split, dice) in enumerate(history):
+        if i == has_ended:
+            replays[1].load_state(earlier.state())
         slots.fill(split, starts=dice == 0)
-        replays[0].load([split])
-        replays[0].take()
-    replays[1].load_state(replays[0].state())
+        for replay in (replays[0], earlier if i < has_ended else replays[1]):
+            replay.load([split])
+            replay.take()
+    if len(history) <= has_ended:
+        replays[1].load_state(earlier.state())
     expected = {}
     for column in range(num_splits * num_envs):
         for first, window in slots.windows(column, length, span).items():
@@ -244,6 +257,33 @@ def test_a_memory_takes_as_much_as_has_been_written():
     replay = Replay(ReplaySpec(6_000_000, 0, 1.0), 8, slots.buffer, range(2), CPU)
     assert sum(rows.nbytes for rows in replay._rows.values()) > 200 << 20
     assert process.memory_info().rss - before < 50 << 20
+
+
+def test_a_saved_memory_is_read_block_by_block_into_the_only_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_file, "_BLOCK_BYTES", 1 << 15)
+    memory_file.path_in(tmp_path).parent.mkdir()
+    slots = Slots(1, 40, 50, random.Random(0))
+    old, new = (Replay(ReplaySpec(40 * 1500, 0, 1.0), 8, slots.buffer, [0], CPU) for _ in range(2))
+    for _ in range(20):
+        slots.fill(0, starts=False)
+        taken(old, 0)
+    memory_file.save(tmp_path, old.state(), 7)
+    size = memory_file.path_in(tmp_path).stat().st_size
+    tracemalloc.start()
+    try:
+        with memory_file.opened(tmp_path, 7) as saved:
+            assert len(saved["row obs.c"].entries) > 5
+            new.load_state(saved)
+            _, peak = tracemalloc.get_traced_memory()
+            saved["row obs.c"].entries.pop()
+            with pytest.raises(ValueError, match=r"row obs.c has \d+ rows, and must have 1003"):
+                new.load_state(saved)
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.75 * size  # of which the windows take most
+    assert new.num_decisions == old.num_decisions > 2000
+    for name, rows in old._rows.items():
+        assert torch.equal(rows, new._rows[name])
 
 
 # --- through real processes, killed at any moment ---
