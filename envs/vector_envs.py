@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -63,6 +63,7 @@ from sfrl.envs.vec_env import (
     StepResult,
     VecEnv,
     env_seeds,
+    random_actions,
 )
 
 Vector: TypeAlias = gymnasium.vector.VectorEnv[Any, Any, Any]
@@ -413,16 +414,15 @@ class GymnasiumVector:
         self._actions = self._layout.own(actions)
 
     def recv(self) -> StepResult:
-        vector, space = self._open(), self._layout.space
-        actions: Any = create_empty_array(space, self.num_envs)
-        actions = concatenate(space, self._actions, actions)
+        vector = self._open()
         self._num_steps += 1
         to_reset = self._ended if self._resets and self._ended.any() else None
         self.stepping[0] = 0
         with _told(f"in step {self._num_steps} of {self._rules.env_id}"):
             if to_reset is not None:
-                vector.reset(options={"reset_mask": to_reset.copy()})
-            observations, *outcome, infos = vector.step(actions)
+                began = vector.reset(options={"reset_mask": to_reset.copy()})
+                self._make_legal(to_reset, *began)
+            observations, *outcome, infos = vector.step(self._batch(self._actions))
             end_if_forked()
             rewards = self._column("rewards", outcome[0], np.float32)
             terminated = self._column("terminations", outcome[1], np.bool_)
@@ -444,6 +444,20 @@ class GymnasiumVector:
         self._check(obs, rewards, ended)
         self._ended, self._infos = ended, infos
         return StepResult(obs, rewards, terminated, truncated)
+
+    def _batch(self, actions: Sequence[Any]) -> Any:
+        """As one value of the vector's action space."""
+        space = self._layout.space
+        batch: Any = create_empty_array(space, self.num_envs)
+        return concatenate(space, actions, batch)
+
+    def _make_legal(self, where: NDArray[np.bool_], observations: Any, infos: Infos) -> None:
+        """The actions there: those sent were drawn at the ends of episodes, where all is legal."""
+        if self._mask_place:
+            obs = self._read(observations, infos, ~where)
+            legal = self._layout.own(random_actions(self.actions, obs, np.random.default_rng(0)))
+            for i in np.flatnonzero(where).tolist():
+                self._actions[i] = legal[i]
 
     def _column(self, name: str, values: object, dtype: type[np.generic]) -> NDArray[Any]:
         array = np.asarray(values)

@@ -103,9 +103,10 @@ def test_what_is_no_mask_is_told(space, mask):
 
 
 class Masked(gymnasium.Env):
-    """A clock: at step t of four, action t % 3 alone is legal. Says so as `place` tells."""
+    """A clock: at step t, of four, action t % 3 alone is legal. Says so as `place` tells."""
 
     place = "info"
+    length = 4
     last = None  # the mask of an episode's last step; none if "none", as always if None
     is_truncated = False
     masks: dict[int, object] = {}  # noqa: RUF012  other ones, by step
@@ -127,13 +128,13 @@ class Masked(gymnasium.Env):
     def step(self, action):
         assert action == self.time % 3, "an illegal action"
         self.time += 1
-        is_last = self.time == 4
+        is_last = self.time == self.length
         observation, info = self._told()
         ends = (is_last and not self.is_truncated, is_last and self.is_truncated)
         return observation, 1.0, *ends, info
 
     def _mask(self):
-        if self.time == 4 and self.last is not None:
+        if self.time == self.length and self.last is not None:
             return self.last
         return self.masks.get(self.time, np.arange(3) == self.time % 3)
 
@@ -149,9 +150,9 @@ class Masked(gymnasium.Env):
 gymnasium.register("Masked-v0", Masked, order_enforce=False)
 
 
-def rows(num_steps=9, **settings):
+def rows(num_steps=9, env_id="Masked-v0", **settings):
     """The masks and the results of two copies played by what the masks allow."""
-    env = envs.make_vec_env("Masked-v0", 2, seed=0, options=envs.EnvOptions(**settings))
+    env = envs.make_vec_env(env_id, 2, seed=0, options=envs.EnvOptions(**settings))
     obs, rng = env.reset(), np.random.default_rng(0)
     masks = [obs["action_mask"].copy()]
     for _ in range(num_steps):
@@ -208,6 +209,30 @@ def test_a_wrong_mask_is_told_by_copy_and_step(place, step, mask, text, monkeypa
         envs.EnvError, match=f"^Masked-v0, env 0, step {step}: its action mask {text}"
     ):
         rows()
+
+
+class Longer(Masked):
+    length = 5
+
+
+def two_lengths(num_envs, mode):
+    return SyncVectorEnv([Masked, Longer][:num_envs], autoreset_mode=mode)
+
+
+for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED):
+    gymnasium.register(f"Masked{mode.name}-v0", vector_entry_point=partial(two_lengths, mode=mode))
+
+
+@pytest.mark.parametrize("place", ["info", "observation"])
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "DISABLED"])
+def test_a_vector_is_given_legal_actions_alone(mode, place, monkeypatch):
+    """Also in the step that an environment of a DISABLED one plays unseen."""
+    monkeypatch.setattr(Masked, "place", place)
+    _, masks = rows(40, env_id=f"Masked{mode}-v0")
+    for copy, length in enumerate((4, 5)):
+        for step, mask in enumerate(masks):
+            time = step % (length + 1)
+            assert mask[copy].tolist() == (np.arange(3) == time % 3).tolist()
 
 
 class Late(Masked):
