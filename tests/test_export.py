@@ -296,11 +296,12 @@ def save(run_dir, **settings):
     return run_dir
 
 
-def test_the_command_writes_what_the_loop_of_the_page_plays(run_dir, capsys):
-    assert export.main([run_dir.name, "--onnx", "policy.onnx"], "sfrl export") == 0
+def test_the_command_writes_what_the_loop_of_the_page_plays(run_dir, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    assert export.main([run_dir.name, "--onnx", "~/policy.onnx"], "sfrl export") == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {
-        "onnx": "policy.onnx",
+        "onnx": "~/policy.onnx",
         "inputs": {"obs": "float32[batch, 4]", "state": "float32[batch, 4]"},
         "outputs": {
             "action": "int64[batch]",

@@ -10,7 +10,6 @@ import atexit
 import dataclasses
 import importlib.util
 import math
-import os
 import signal
 import statistics
 import sys
@@ -27,6 +26,7 @@ from sfrl.commands import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from sfrl.commands.train import read_more_flags
 from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
+from sfrl.records import run_folder
 from sfrl.records.checkpoint import CheckpointError
 from sfrl.run.crew import WorkerError
 from sfrl.run.trainer import slower_than_need_be
@@ -123,10 +123,9 @@ def _read(argv: Sequence[str], prog: str) -> tuple[Args, Config, envs.EnvSpec]:
     args, given = read_more_flags(flags, Args(part=part), f"{prog} [PART]", text)
     if not 0 < args.seconds < math.inf:
         raise ValueError(f"--seconds={args.seconds:g} must be above 0, and finite")
-    for file in (Path(name) for name in (args.json, args.plot) if name):
-        place = file if file.exists() else file.parent
-        if file.is_dir() or not os.access(place, os.W_OK):
-            raise ValueError(f"{file} cannot be written; name a file in a folder of yours")
+    files = {name: path for name, path in (("json", args.json), ("plot", args.plot)) if path}
+    full = {name: str(run_folder.file_to_write(name, path)) for name, path in files.items()}
+    args = dataclasses.replace(args, json=full.get("json", ""), plot=full.get("plot", ""))
     if args.plot:
         if part in ("queue", "inference", "learner"):
             raise ValueError(f"--plot draws simulation, sampling and training, not {part}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import sys
@@ -110,10 +109,7 @@ def _read(argv: Sequence[str], prog: str) -> tuple[Path | None, dict[str, Any]]:
     given.setdefault("report_seconds", given["train_seconds"] / _RECORDS)
     if not args.file:
         return None, given
-    file = Path(run_folder.expanded("file", args.file)).absolute()
-    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise ValueError(f"file={file} cannot be written; name a file in a folder of yours")
-    return file, given
+    return run_folder.file_to_write("file", args.file), given
 
 
 def _write(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Generator, Sequence
@@ -91,8 +90,10 @@ class Args(ScreenArgs, EpisodeArgs, AgentArgs):
                 problems.append(
                     f"video={path} must end in {' or '.join(VIDEO_ENDINGS)}, its two formats"
                 )
-            if path.is_dir() or not os.access(path.parent, os.W_OK):
-                problems.append(f"video={path} cannot be written; name a file in a folder of yours")
+            try:
+                run_folder.file_to_write("video", self.video, is_replaced=True)
+            except run_folder.RunFolderError as error:
+                problems.append(str(error))
         if problems:
             raise ValueError("\n".join(problems))
 

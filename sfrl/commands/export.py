@@ -32,15 +32,13 @@ class Args:
     checkpoint: str = "latest"
     """latest, best, or the path of a checkpoint, which may be of any run."""
 
-    def check(self) -> None:
-        """Raises ValueError."""
+    def file(self) -> Path:
+        """Raises ValueError: it cannot be written, or none is named."""
         if not self.onnx:
             raise ValueError("name the file to write: --onnx=FILE.onnx")
-        path = Path(self.onnx)
-        if path.suffix != ".onnx":
+        if not self.onnx.endswith(".onnx"):
             raise ValueError(f"onnx={self.onnx} must name a file that ends in .onnx")
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise ValueError(f"onnx={path} cannot be written; name a file in a folder of yours")
+        return run_folder.file_to_write("onnx", self.onnx, is_replaced=True)
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -59,8 +57,7 @@ def main(argv: Sequence[str], prog: str) -> int:
             "the newest run there if none is named."
         )
         args = parse_flags(flags, Args(), synonyms.OF_EXPORT, f"{prog} [RUN]", text)
-        path = Path(run_folder.expanded("onnx", args.onnx)).absolute()
-        args.check()
+        path = args.file()
         if run_dir:
             run_dir = str(reader.find(run_dir))
         content, told = _exported(run_dir, args.checkpoint)

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from sfrl.commands import EXIT_FAILURE, EXIT_FOUND, EXIT_USAGE
 from sfrl.commands.train import read_more_flags
 from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import Stopped
+from sfrl.records import run_folder
 from sfrl.run.signals import signals_to
 from sfrl.trial.facts import facts
 from sfrl.trial.page import page
@@ -113,8 +114,6 @@ def _read(argv: Sequence[str], prog: str) -> tuple[Args, Mapping[str, Any]]:
     if refused := [f"{name} is not for sfrl try: {_OURS[name]}" for name in _OURS if name in given]:
         raise ValueError("; ".join(refused))
     if args.json not in ("", _STDOUT):
-        file = Path(args.json)
-        place = file if file.exists() else file.parent
-        if file.is_dir() or not os.access(place, os.W_OK):
-            raise ValueError(f"{file} cannot be written; name a file in a folder of yours")
+        file = run_folder.file_to_write("json", args.json)
+        args = dataclasses.replace(args, json=str(file))
     return args, given

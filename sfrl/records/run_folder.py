@@ -82,6 +82,24 @@ def expanded(setting: str, path: str) -> str:
     return found
 
 
+def file_to_write(setting: str, path: str, *, is_replaced: bool = False) -> Path:
+    """The file in full, with the home folder for `~`.
+
+    Args:
+        is_replaced: one that is there is not written into, but gives way to another.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    file = Path(expanded(setting, path)).absolute()
+    place = file if file.exists() and not is_replaced else file.parent
+    if file.is_dir() or not os.access(place, os.W_OK):
+        raise RunFolderError(
+            f"{setting}={path} cannot be written; name a file in a folder of yours"
+        )
+    return file
+
+
 def make(run_dir: Path) -> None:
     """A new folder. `remove_empty` removes it if nothing comes into it.
 

@@ -41,11 +41,12 @@ def catch(tmp_path_factory) -> Tried:
     flags = [
         "--seconds=60",
         "--tune=off",
-        f"--json={folder / 'facts.json'}",
+        "--json=~/facts.json",
         "--train-frames=10_000",
         *TINY[1:],
     ]
-    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+    places = {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **places}
     done = subprocess.run(
         [*command, *flags], cwd=folder, env=environment, capture_output=True, text=True, timeout=90
     )
