@@ -165,50 +165,54 @@ class ActorCritic:
         exploration: Tensor | None,
         generator: torch.Generator,
     ) -> Acted:
-        noise = None
-        if self._num_noises:
-            noise = self._noise(obs, rnn_state, exploration, generator)
-            rnn_state = None if rnn_state is None else self._memory_of(model, rnn_state)
-        logits, rnn_state = model.preferences(obs, rnn_state)
+        memory, before = self._parts_of(model, obs, rnn_state)
+        logits, memory = model.preferences(obs, memory)
         policy = model.policy(logits, obs)
-        if noise is None:
+        noise = None
+        if before is None:
             actions = policy.sample(generator)
         else:
             assert isinstance(policy, Gaussian | Joint), "which have numbers"
+            noise = self._noise(before, exploration, generator)
             actions = policy.sample(generator, noise)
-            rnn_state = noise if rnn_state is None else torch.cat([rnn_state, noise], dim=1)
-        return Acted({"actions": actions, "log_probs": policy.log_prob(actions)}, rnn_state)
+        fields = {"actions": actions, "log_probs": policy.log_prob(actions)}
+        return Acted(fields, _joined(memory, noise))
+
+    def _parts_of(
+        self, model: ActorCriticNetwork, obs: dict[str, Tensor], state: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What acting keeps: the network's memory, [B, H], and the last noise, [B, D].
+
+        Each is None if there is none to keep. Noise of zeros was not drawn: an episode begins, or
+        the actions before were the likeliest.
+        """
+        if not self._num_noises:
+            return state, None
+        if state is None:
+            first = next(iter(obs.values()))
+            return None, torch.zeros(len(first), self._num_noises, device=first.device)
+        return self._memory_of(model, state), state[:, -self._num_noises :]
 
     def _memory_of(self, model: ActorCriticNetwork, state: Tensor) -> Tensor | None:
         """The network's part of what acting keeps, [B, H]; None without a memory."""
         return state[:, : model.state_size] if model.state_size else None
 
     def _noise(
-        self,
-        obs: dict[str, Tensor],
-        state: Tensor | None,
-        exploration: Tensor | None,
-        generator: torch.Generator,
+        self, before: Tensor, exploration: Tensor | None, generator: torch.Generator
     ) -> Tensor:
-        """[B, D] of a standard Gaussian, which resembles that of the row before, after `state`.
-
-        A state of zeros is that before an episode, where nothing was drawn yet.
-        """
+        """[B, D] of a standard Gaussian, which resembles `before` where that was drawn."""
         assert exploration is not None, "`ActorCriticConfig.exploration` gives the correlations"
-        num_rows = len(next(iter(obs.values())))
-        fresh = torch.empty(num_rows, self._num_noises, device=generator.device)
+        fresh = torch.empty_like(before)
         fresh.normal_(generator=generator)
-        if state is None:
-            return fresh
-        before = state[:, -self._num_noises :]
         share = exploration.unsqueeze(1) * before.any(dim=1, keepdim=True)
         return share * before + (1 - share.square()).sqrt() * fresh
 
     def greedy(
         self, model: ActorCriticNetwork, obs: dict[str, Tensor], rnn_state: Tensor | None
     ) -> Acted:
-        logits, rnn_state = model.preferences(obs, rnn_state)
-        return Acted({"actions": model.policy(logits, obs).mode()}, rnn_state)
+        memory, noise = self._parts_of(model, obs, rnn_state)
+        logits, memory = model.preferences(obs, memory)
+        return Acted({"actions": model.policy(logits, obs).mode()}, _joined(memory, noise))
 
     def outputs(
         self, model: ActorCriticNetwork, obs: dict[str, Tensor], rnn_state: Tensor | None
@@ -340,6 +344,13 @@ class ActorCritic:
     ) -> None:
         model.after_optimizer_step(loss.targets, loss.mask, applied)
         model.update_normalizers(batch.obs, batch.valid & applied)
+
+
+def _joined(memory: Tensor | None, noise: Tensor | None) -> Tensor | None:
+    """What acting keeps, of `ActorCritic._parts_of`'s parts."""
+    if memory is None or noise is None:
+        return noise if memory is None else memory
+    return torch.cat([memory, noise], dim=1)
 
 
 def make_model(

@@ -88,6 +88,34 @@ def test_noise_after_a_state_of_zeros_is_that_of_a_first_row():
     torch.testing.assert_close(after[1::2], 0.9 * before[1::2] + (1 - 0.81) ** 0.5 * first[1::2])
 
 
+@pytest.mark.parametrize("memory", [{}, {"rnn": "gru", "rnn_size": 4}], ids=str)
+@pytest.mark.parametrize("actions", [ActionSpec(**BOUNDS), discrete(3)], ids=["numbers", "choices"])
+def test_the_likeliest_actions_may_take_turns_with_drawn_ones(actions, memory):
+    """The likeliest leave the noise as it was, and remember as the drawn ones do."""
+    algorithm = make_algorithm(config_of(0.9, **memory), spec_of(actions))
+    torch.manual_seed(0)
+    model = algorithm.make_model()
+    share = torch.full((ROWS,), 0.9)
+    generator = torch.Generator().manual_seed(0)
+    state = own = None
+    for is_drawn in (False, False, True, True, False, False, True):
+        obs = {OBS: torch.randn(ROWS, 3, generator=generator)}
+        before = state
+        with torch.inference_mode():
+            logits, own = model.preferences(obs, own)
+            expected = model.policy(logits, obs).mode()
+            if is_drawn:
+                _, state = algorithm.act(model, obs, state, share, generator)
+                continue
+            acted, state = algorithm.greedy(model, obs, state)
+        torch.testing.assert_close(acted["actions"], expected)
+        if own is not None:
+            torch.testing.assert_close(state[:, : model.state_size], own)
+        if actions.num_numbers:
+            noise = torch.zeros(ROWS, 2) if before is None else before[:, -2:]
+            torch.testing.assert_close(state[:, -2:], noise)
+
+
 def test_without_numbers_there_is_no_noise_to_remember():
     for actions in (discrete(4), ActionSpec(choices=(2, 3))):
         spec = spec_of(actions)
