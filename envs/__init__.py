@@ -46,6 +46,7 @@ from sfrl.envs.names import (
     atari_game,
     gymnasium_id,
     in_one_line,
+    is_same,
 )
 from sfrl.envs.observe_last import ObserveLast, observing_last
 from sfrl.envs.options import DEFAULT_OPTIONS, EnvOptions, parse_kwargs, parse_wrappers
@@ -91,6 +92,7 @@ __all__ = [
     "gymnasium_id",
     "in_one_line",
     "is_ready",
+    "is_same",
     "make_env",
     "make_vec_env",
     "parse_kwargs",

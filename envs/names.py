@@ -73,6 +73,11 @@ def atari_game(name: str) -> str | None:
     return games.get(name.lower().replace("_", ""))
 
 
+def is_same(name: str, other: str) -> bool:
+    """Whether both mean one environment: of an Atari game there are several spellings."""
+    return name == other or None is not atari_game(name) == atari_game(other)
+
+
 def gymnasium_id(name: str) -> str:
     """The registered id that a name means, once its module, if it names one, is imported.
 

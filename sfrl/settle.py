@@ -225,6 +225,8 @@ def _conflicts(saved: Config, given: Mapping[str, Any]) -> dict[str, str]:
             f"one, as it was set; leave one of the two out"
         )
     values = dataclasses.asdict(saved)
+    if "env" in given and envs.is_same(given["env"], saved.env):
+        values["env"] = given["env"]
     fixed = {name: values[name] for name in saved.FIXED_ON_RESUME if name in values}
     return {
         name: f"{name}={given[name]} differs from the saved run's {value}, on which its checkpoint "

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sfrl.envs import is_same
 from sfrl.envs.logs import own_logger
 from sfrl.records.metrics import metrics_problem
 from sfrl.records.run_folder import LATEST_NAME, open_new
@@ -333,7 +334,8 @@ def newest_run(root: Path | str = "runs", env: str | None = None) -> Path:
             config = run_dir / "config.json"
             started_ns[run_dir] = (config if _is_file(config) else paths[0]).stat().st_mtime_ns
     for run_dir in sorted(started_ns, key=started_ns.__getitem__, reverse=True):
-        if env is None or _env_of(run_dir) == env:
+        of_run = None if env is None else _env_of(run_dir)
+        if env is None or (of_run is not None and is_same(of_run, env)):
             return run_dir
     wanted = "run" if env is None else f"run of --env={env}"
     raise CheckpointError(

@@ -147,8 +147,8 @@ class Config(
             workers = "" if self.has_bundles else "num_workers * "
             problems.append(
                 f"batch_size={self.batch_size} must be {size} with system={self.system}: a round "
-                f"of {whose} environments ({workers}envs_per_worker * rollout_length); leave it "
-                f"out"
+                f"of {whose} environments ({workers}envs_per_worker * rollout_length); set "
+                f"batch_size={size}"
             )
         return problems
 
@@ -161,6 +161,10 @@ class Config(
         if self.optimizer == "sgd":
             unused["optimizer_eps"] = (
                 "is for adam, muon and rmsprop, and optimizer=sgd has no denominator"
+            )
+        if self.has_actors:
+            unused["worker_nice"] = (
+                f"is for workers without a network, and those of system={self.system} have one"
             )
         if not self.has_bundles:
             of_shared = ("updates", "optimizer_statistics")
@@ -247,6 +251,12 @@ class Config(
             problems.append(
                 "train_frames=0 sets no end, and lr_schedule=linear needs one, where the rate "
                 "reaches 0; try lr_schedule=constant, or set train_frames"
+            )
+        if 0 < self.max_policy_lag <= self.forced_lag:
+            problems.append(
+                f"max_policy_lag={self.max_policy_lag} must be above "
+                f"forced_lag={self.forced_lag}, which all rows have: none would be learned from; "
+                f"leave it out"
             )
         return problems
 

@@ -141,7 +141,7 @@ def training_batch(
         slots = max(slots, -(-step // (envs_per_split * rollout_length)))
     trajectories = slots * envs_per_split
     if not minibatches:
-        most = max(1, trajectories * rollout_length // step)
+        most = max(1, min(trajectories, trajectories * rollout_length // step))
         minibatches = next(n for n in range(most, 0, -1) if trajectories % n == 0)
     unit = rollout_length * envs_per_split // math.gcd(minibatches, envs_per_split)
     batch_size = nearest_multiple(trajectories * rollout_length // minibatches, unit)
@@ -167,6 +167,11 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
             f"out"
         )
     problems += config.problems_in(spec)
+    has_weights = model != "flat" or len(leaves) > 1 or leaves[0].kind == "choice"
+    if config.optimizer == "muon" and not has_weights:
+        problems.append(
+            "optimizer=muon is for an encoder's weights, and model=flat has none; use adam"
+        )
     if ":" in model:
         problems += _encoder_problems(dataclasses.replace(config, model=model), spec)
     elif model not in MODELS:

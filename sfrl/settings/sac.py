@@ -87,10 +87,6 @@ class SACConfig(ReplayConfig):
 
     def problems(self) -> list[str]:
         problems = super().problems()
-        if self.optimizer == "muon" and self.model == "flat":
-            problems.append(
-                "optimizer=muon is for an encoder's weights, and model=flat has none; use adam"
-            )
         if self.action_bounds != "tanh":
             problems.append(
                 f"action_bounds={self.action_bounds} must be tanh: clipped actions have no density "

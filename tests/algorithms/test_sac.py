@@ -209,10 +209,10 @@ def test_actions_are_random_until_learning_starts():
 
 
 def test_muon_needs_an_encoder_with_weights():
-    settings = {"frameskip": 1, "run_dir": "x", "optimizer": "muon"}
+    flags = ["--env=Pendulum-v1", "--system=sac", "--run-dir=x", "--optimizer=muon"]
     with pytest.raises(ConfigError, match=r"optimizer=muon .* model=flat has none; use adam"):
-        SACConfig(model="flat", **settings)
-    assert SACConfig(model="norm_mlp", **settings).optimizer == "muon"
+        cli.parse([*flags, "--model=flat"])
+    assert cli.parse([*flags, "--model=norm_mlp"]).optimizer == "muon"
 
 
 @pytest.mark.parametrize("model", ["flat", "norm_mlp"])

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -412,6 +413,21 @@ def test_resume_refuses_what_the_checkpoint_depends_on(flag, text, capsys):
     assert cli.main(["--resume", "--run-dir=x", flag], "train.py") == cli.EXIT_USAGE
     assert text in capsys.readouterr().err
     assert cli.parse(["--resume", "--run-dir=x", "--model=auto"]).model == "norm_mlp"
+
+
+def test_a_game_that_is_spelled_otherwise_is_the_saved_one():
+    saved_run("x", "--env=Pong")
+    for name in ("pong", "ALE/Pong-v5"):
+        assert cli.parse(["--resume", "--run-dir=x", f"--env={name}"]).resume
+    with pytest.raises(ConfigError, match="env=breakout differs from the saved run's Pong"):
+        cli.parse(["--resume", "--run-dir=x", "--env=breakout"])
+
+
+def test_a_rollout_beyond_all_memory_is_refused_at_once():
+    began_s = time.process_time()
+    with pytest.raises(ConfigError, match="rollout_length=100000000000"):
+        cli.parse(["--env=CartPole-v1", "--run-dir=x", "--rollout-length=100000000000"])
+    assert time.process_time() - began_s < 10
 
 
 def test_resume_without_a_checkpoint_exits_with_2(capsys):

@@ -343,7 +343,8 @@ def test_newest_run_is_the_one_started_last(tmp_path):
     stopped_early = make_run(tmp_path, "c", "Breakout", 4000)
     (stopped_early / "checkpoints" / "latest-000000000001.pt").unlink()
     assert checkpoint.newest_run(tmp_path) == breakout
-    assert checkpoint.newest_run(tmp_path, "Pong") == pong
+    for name in ("Pong", "pong", "ALE/Pong-v5"):
+        assert checkpoint.newest_run(tmp_path, name) == pong
 
 
 def test_a_run_with_a_damaged_config_is_passed_over_with_a_warning(tmp_path, caplog):

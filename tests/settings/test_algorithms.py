@@ -208,6 +208,15 @@ def test_the_list_of_systems_names_each_with_its_paper(capsys):
             "a2c-sync --num-workers=2 --envs-per-worker=4 --batch-size=128",
             ["batch_size=128 must be 256 with system=a2c-sync: a round of all environments"],
         ),
+        (
+            "impala --worker-nice=2",
+            ["worker_nice=2 is for workers without a network, and those of system=impala have one"],
+        ),
+        ("appo --optimizer=muon --model=flat", ["optimizer=muon is for an encoder's weights, and"]),
+        (
+            "appo --forced-lag=50 --max-policy-lag=50",
+            ["max_policy_lag=50 must be above forced_lag=50, which all rows have"],
+        ),
     ],
 )
 def test_what_a_system_fixes_is_refused_with_the_reason(flags, problems):
