@@ -61,9 +61,11 @@ def bench(args: Args, part: str, flags: Sequence[str]) -> dict[str, Any]:
 def settings_found(whole: dict[str, Any]) -> list[str]:
     """Flags for what the first part's tuner has chosen, so that the other parts need not tune."""
     settings = whole["machine"]["settings"]
-    names = ("num_workers", "envs_per_worker", "num_splits", "num_policy_workers", "precision")
-    flags = [f"--{name.replace('_', '-')}={settings[name]}" for name in names]
-    return ["--tune=off", *flags, f"--batch-size={settings['batch_size']}"]
+    names = (
+        *("num_workers", "envs_per_worker", "num_splits", "num_policy_workers", "torch_threads"),
+        *("precision", "batch_size", "minibatches"),
+    )
+    return ["--tune=off", *(f"--{name.replace('_', '-')}={settings[name]}" for name in names)]
 
 
 def network_cores(training: dict[str, Any]) -> float:

@@ -59,6 +59,7 @@ class Arrangement(NamedTuple):
     num_splits: int
     envs_per_worker: int
     num_policy_workers: int
+    torch_threads: int
     precision: str
 
     def flags(self) -> list[str]:
@@ -78,7 +79,8 @@ def tuned(args: Args) -> Config:
 
 
 def grid(args: Args, config: Config) -> list[Arrangement]:
-    """The arrangements that can be trained with `config`'s training batch, in its precision."""
+    """The arrangements that can be trained as `config` is: in its training batch, precision and
+    the learner's threads."""
     found = []
     for w, s, n in itertools.product(args.workers, args.splits, args.envs):
         if w * n > (args.max_envs or math.inf):
@@ -93,14 +95,19 @@ def grid(args: Args, config: Config) -> list[Arrangement]:
     return found
 
 
+def flags_of(args: Args, config: Config, arrangement: Arrangement) -> list[str]:
+    """Of train.py, for `arrangement` with `config`'s training batch."""
+    return [
+        *(f"--env={args.env}", f"--train-seconds={args.seconds}", "--report-seconds=1"),
+        *("--tune=off", f"--batch-size={config.batch_size}", f"--minibatches={config.minibatches}"),
+        *(*shlex.split(args.flags), *arrangement.flags()),
+    ]
+
+
 def frames_per_s(args: Args, config: Config, arrangement: Arrangement) -> float:
     """One run's throughput, start-up and shutdown left out."""
     with tempfile.TemporaryDirectory() as scratch:
-        flags = [
-            *(f"--env={args.env}", f"--train-seconds={args.seconds}", f"--run-dir={scratch}/run"),
-            *("--tune=off", f"--batch-size={config.batch_size}", "--report-seconds=1"),
-            *(*shlex.split(args.flags), *arrangement.flags()),
-        ]
+        flags = [*flags_of(args, config, arrangement), f"--run-dir={scratch}/run"]
         run([sys.executable, "train.py", *flags])
         return throughput(read_metrics(Path(scratch, "run", "metrics.jsonl"))[:-1])
 

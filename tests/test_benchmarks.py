@@ -97,6 +97,17 @@ def test_the_grid_has_every_arrangement_that_makes_up_the_training_batch() -> No
     assert {a[:3] for a in grid.grid(few, config)} == {(w, s, n) for w, s, n in found if w * n <= 8}
 
 
+def test_every_run_of_the_grid_is_trained_as_the_tuners_choice_is() -> None:
+    sizes = ["--env=CartPole-v1", "--run-dir=x", "--num-workers=2", "--torch-threads=2"]
+    config = cli.parse(sizes)
+    args = grid.Args(env="CartPole-v1", workers=(1, 3), splits=(1, 2), envs=(8, 16))
+    for arrangement in [grid.arrangement_of(config), *grid.grid(args, config)]:
+        trained = cli.parse(["--run-dir=x", *grid.flags_of(args, config, arrangement)])
+        assert grid.arrangement_of(trained) == arrangement
+        for name in ("batch_size", "minibatches", "epochs", "torch_threads", "precision"):
+            assert getattr(trained, name) == getattr(config, name), name
+
+
 def test_sample_factory_that_fails_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,7 +360,8 @@ def test_gpu_comparison_runs_until_the_score_or_the_end_of_its_time() -> None:
 
 
 def test_gpu_comparison_goes_on_with_the_settings_that_were_found() -> None:
-    config = cli.parse(["--env=Pong", "--tune=off", "--num-workers=3", "--run-dir=x"])
+    sizes = ["--num-workers=3", "--minibatches=8", "--torch-threads=2"]
+    config = cli.parse(["--env=Pong", "--tune=off", "--run-dir=x", *sizes])
     flags = gpu.settings_found({"machine": {"settings": dataclasses.asdict(config)}})
     again = cli.parse(["--env=Pong", *flags, "--run-dir=x"])
     assert again == config
