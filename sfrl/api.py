@@ -56,7 +56,7 @@ def train(*, callbacks: Sequence[Callback] = (), **settings: Any) -> Summary:
         OSError: the run's folder cannot be written.
         TypeError: `callbacks` is no list, or one of them is no callback.
         RuntimeError: this process trains already; or it serves a run, and imports what calls this;
-            or it ignores SIGCHLD, and this is not its main thread.
+            or it ignores SIGCHLD, this is not its main thread, and the run is not serial.
     """
     started_s = time.monotonic()
     signals: list[int] = []
@@ -77,6 +77,8 @@ def train(*, callbacks: Sequence[Callback] = (), **settings: Any) -> Summary:
             if not signals:
                 with own_output() as output:
                     summary = trainer.run(output)
+            else:
+                trainer.folder.unlock()  # who keeps what is raised keeps the trainer
         except (Stopped, KeyboardInterrupt):
             if not signals:
                 raise

@@ -24,7 +24,7 @@ from sfrl.run.helpers import Helpers
 from sfrl.run.limits import memory_shortage_explained
 from sfrl.run.restarts import MAX_REPEATS, RestartHistory
 from sfrl.run.roles import Shared, make_members, pin_and_nice
-from sfrl.run.spawning import descendants, spawn, terminate
+from sfrl.run.spawning import descendants, spawn, terminate, wait_for_end
 from sfrl.run.watchdog import Watchdog
 from sfrl.workers.members import Members
 from sfrl.workers.worker import worker_loop
@@ -32,7 +32,6 @@ from sfrl.workers.worker import worker_loop
 log = own_logger(__name__)
 
 _POLL_S = 0.05  # how long the trainer sleeps between looks at its children
-_LOOK_S = 0.005  # and at one that is to end
 _KILL_S = 2.0  # for a killed process to end
 _TRAIN = LEARNER_STAGES.index("train")
 _UNKILLABLE = "it does not even end when it is killed: the kernel waits, for a disk or a driver"
@@ -70,6 +69,12 @@ class ProcessCrew:
         self._told: set[Role] = set()  # whose end has been told
 
     def start(self, resume_path: str | None) -> None:
+        """Raises RuntimeError if nobody would learn of a worker's end."""
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            raise RuntimeError(
+                "SIGCHLD is ignored in this process, so that nobody would learn of a worker's end; "
+                "first call signal.signal(signal.SIGCHLD, signal.SIG_DFL) in the main thread"
+            )
         for role in self._mailboxes:
             self._bodies[role] = self._body(role, resume_path)
         learners_in = self._shared.topology.learners_in
@@ -249,7 +254,7 @@ class ProcessCrew:
                         tell_of_saving(shared, now - started_s)
                 elif now - last_saving_s >= limit_s:
                     break
-                _wait_for_end(process, _POLL_S)
+                wait_for_end(process, _POLL_S)
             if process.exitcode is None:
                 if not self._is_killed:
                     log.warning("%s did not stop within %.0f s; killing it", role.name, limit_s)
@@ -302,16 +307,9 @@ def _killed(process: SpawnProcess) -> bool:
         os.kill(process.pid, signal.SIGSTOP)  # or it starts more of them while they are listed
         orphans = descendants(process.pid)
     process.kill()
-    _wait_for_end(process, _KILL_S)
+    wait_for_end(process, _KILL_S)
     terminate(orphans)
     return process.exitcode is not None
-
-
-def _wait_for_end(process: SpawnProcess, timeout_s: float) -> None:
-    """Not by `join`: once an environment has closed the sentinel it waits without limit."""
-    end_s = time.monotonic() + timeout_s
-    while process.exitcode is None and (left_s := end_s - time.monotonic()) > 0:
-        time.sleep(min(_LOOK_S, left_s))
 
 
 def members_body(

@@ -100,17 +100,12 @@ def signals_to(handle: Callable[[int], None]) -> Iterator[None]:
 def children_noticed() -> Iterator[None]:
     """SIGCHLD is not ignored: else the kernel tells nobody that a worker has ended, nor how.
 
-    Raises:
-        RuntimeError: it is ignored, and this is not the main thread, which alone can change that.
+    In another thread than the main one, which alone can change that, it stays as it is.
     """
-    if signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN:
+    is_main = threading.current_thread() is threading.main_thread()
+    if signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN or not is_main:
         yield
         return
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError(
-            "SIGCHLD is ignored in this process, so that nobody would learn of a worker's end; "
-            "first call signal.signal(signal.SIGCHLD, signal.SIG_DFL) in the main thread"
-        )
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield

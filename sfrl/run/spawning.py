@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.context import SpawnProcess
@@ -22,6 +23,7 @@ ROOT = str(Path(__file__).parents[2])
 _SPAWN = multiprocessing.get_context("spawn")
 
 _TERMINATE_S = 1.0
+_LOOK_S = 0.005  # how long to sleep between looks at a process that is to end
 _THREAD_LIMITS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -143,6 +145,13 @@ def _variables_set(variables: Mapping[str, str]) -> Iterator[list[str]]:
     finally:
         for name in added:
             del os.environ[name]
+
+
+def wait_for_end(process: SpawnProcess, timeout_s: float) -> None:
+    """Not by `join`: where an environment has closed the sentinel that waits without limit."""
+    end_s = time.monotonic() + timeout_s
+    while process.exitcode is None and (left_s := end_s - time.monotonic()) > 0:
+        time.sleep(min(_LOOK_S, left_s))
 
 
 def descendants(pid: int) -> list[psutil.Process]:

@@ -18,8 +18,9 @@ from sfrl.ipc.shared_memory import sweep_stale_segments
 from sfrl.run.child import die_with_parent
 from sfrl.run.leaving import leave_after
 from sfrl.run.signals import leave_stopping_to_the_trainer
-from sfrl.run.spawning import spawn
+from sfrl.run.spawning import spawn, wait_for_end
 
+_END_S = 2.0  # for a process that has closed its pipe
 SPAWN = multiprocessing.get_context("spawn")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,10 +72,10 @@ def in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
                 try:
                     results[ready] = ready.recv()
                 except EOFError:
-                    children[ready].join()
-                    raise MeasureError(
-                        f"a measuring process exited with {children[ready].exitcode}"
-                    ) from None
+                    wait_for_end(children[ready], _END_S)
+                    code = children[ready].exitcode
+                    how = "closed its files" if code is None else f"exited with {code}"
+                    raise MeasureError(f"a measuring process {how}") from None
         return [results[receiver] for receiver in children]
     finally:
         for child in children.values():

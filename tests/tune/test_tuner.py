@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sfrl.settings import defaults, machine
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.algorithms import load_config
 from sfrl.settings.config import Config
+from sfrl.tune import children as measuring
 from sfrl.tune import components, tuner
 from sfrl.tune.throughput import Costs, predict
 from tests.runs import children, finish, interrupt, run_training, segments, training, wait_for
@@ -555,6 +557,18 @@ def test_an_environment_that_breaks_leaves_the_defaults_and_is_told_of(capfd):
     assert untuned.tuned.startswith(told)
     assert "the pole broke" in capfd.readouterr().err
     assert not tuner.cache_path().exists()
+
+
+def closes_its_files():
+    os.closerange(3, 1024)
+    time.sleep(60)
+
+
+def test_an_environment_that_closes_all_files_is_waited_for_no_longer_than_others():
+    began_s = time.monotonic()
+    with pytest.raises(measuring.MeasureError, match="a measuring process closed its files"):
+        measuring.in_child(closes_its_files)
+    assert time.monotonic() - began_s < 20
 
 
 def test_ctrl_c_while_measuring_ends_at_once_and_quietly(tmp_path):
