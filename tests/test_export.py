@@ -301,7 +301,7 @@ def test_the_command_writes_what_the_loop_of_the_page_plays(run_dir, capsys, mon
     assert export.main([run_dir.name, "--onnx", "~/policy.onnx"], "sfrl export") == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {
-        "onnx": "~/policy.onnx",
+        "onnx": str(Path.cwd() / "policy.onnx"),
         "inputs": {"obs": "float32[batch, 4]", "state": "float32[batch, 4]"},
         "outputs": {
             "action": "int64[batch]",

@@ -79,7 +79,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         temporary.unlink(missing_ok=True)
         print(printable(f"{prog}: {path} cannot be written: {error.strerror}"), file=sys.stderr)
         return EXIT_FAILURE
-    print(json.dumps({"onnx": args.onnx, **told}))
+    print(json.dumps({"onnx": run_folder.expanded("onnx", args.onnx), **told}))
     return 0
 
 

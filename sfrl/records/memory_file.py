@@ -7,7 +7,7 @@ large as the memory itself, for which there is room once.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +51,11 @@ def save(run_dir: Path | str, arrays: Mapping[str, NDArray[Any]], learner_steps:
 
 @contextmanager
 def opened(
-    run_dir: Path | str, learner_steps: int
+    run_dir: Path | str, learner_steps: int, told: Callable[[], None] = lambda: None
 ) -> Iterator[Mapping[str, Iterable[NDArray[Any]]] | None]:
     """What was saved with the checkpoint of so many steps: name -> blocks of rows, in order.
 
-    Each is read when it is asked for. None: there is no such file.
+    Each is read when it is asked for, and `told` is called then. None: there is no such file.
 
     Raises:
         MemoryFileError: there is one that cannot be used; also within the block, where it is read.
@@ -80,18 +80,20 @@ def opened(
             name, _, number = entry.rpartition("/")
             is_whole = not (name and number.isdigit())  # as older files have them
             entries.setdefault(entry if is_whole else name, []).append(entry)
-        yield {name: _Blocks(archive, parts) for name, parts in entries.items()}
+        yield {name: _Blocks(archive, parts, told) for name, parts in entries.items()}
 
 
 @dataclass(frozen=True)
 class _Blocks:
     archive: Mapping[str, NDArray[Any]]
     entries: Sequence[str]
+    told: Callable[[], None]
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         for entry in self.entries:
             with _damage_told():
                 block = self.archive[entry]
+            self.told()
             yield block
 
 

@@ -139,6 +139,11 @@ class Config(
             for name, reason in self.unused_in(spec).items()
             if getattr(self, name) != getattr(neutral, name)
         ]
+        if 0 < self.max_policy_lag < self.forced_lag and not self.resume:
+            problems.append(
+                f"max_policy_lag={self.max_policy_lag} must be at least "
+                f"forced_lag={self.forced_lag}: hardly a row would be learned from; leave it out"
+            )
         num_slots = self.num_slots // self.num_learners
         is_round = SYSTEMS[self.system].is_synchronous or self.has_bundles
         if is_round and self.slots_per_batch != num_slots:
@@ -251,12 +256,6 @@ class Config(
             problems.append(
                 "train_frames=0 sets no end, and lr_schedule=linear needs one, where the rate "
                 "reaches 0; try lr_schedule=constant, or set train_frames"
-            )
-        if 0 < self.max_policy_lag <= self.forced_lag:
-            problems.append(
-                f"max_policy_lag={self.max_policy_lag} must be above "
-                f"forced_lag={self.forced_lag}, which all rows have: none would be learned from; "
-                f"leave it out"
             )
         return problems
 

@@ -11,7 +11,7 @@ from typing import Any
 from sfrl import envs
 from sfrl.nets.choose import CNN_SIZES, MODELS, encoder_of, seen, usual_encoder
 from sfrl.settings.algorithms import class_of, make_config, memory_of
-from sfrl.settings.config import Config, ConfigError
+from sfrl.settings.config import MAX_INDEX, Config, ConfigError
 from sfrl.settings.fields import nearest_multiple
 from sfrl.settings.machine import available_cores
 from sfrl.settings.replay import ReplayConfig
@@ -141,7 +141,7 @@ def training_batch(
         slots = max(slots, -(-step // (envs_per_split * rollout_length)))
     trajectories = slots * envs_per_split
     if not minibatches:
-        most = max(1, min(trajectories, trajectories * rollout_length // step))
+        most = max(1, min(trajectories, MAX_INDEX, trajectories * rollout_length // step))
         minibatches = next(n for n in range(most, 0, -1) if trajectories % n == 0)
     unit = rollout_length * envs_per_split // math.gcd(minibatches, envs_per_split)
     batch_size = nearest_multiple(trajectories * rollout_length // minibatches, unit)
@@ -168,7 +168,7 @@ def resolve(config: Config, spec: envs.EnvSpec) -> Config:
         )
     problems += config.problems_in(spec)
     has_weights = model != "flat" or len(leaves) > 1 or leaves[0].kind == "choice"
-    if config.optimizer == "muon" and not has_weights:
+    if config.optimizer == "muon" and not (has_weights or config.resume):
         problems.append(
             "optimizer=muon is for an encoder's weights, and model=flat has none; use adam"
         )

@@ -49,7 +49,8 @@ class WorkerSettings(Settings):
     pin_workers: bool = False
     """Bind rollout worker i to core i (modulo the cores this process may use)."""
     worker_nice: Annotated[int, between(0, 19)] = 5
-    """Niceness of rollout workers: above 0 the networks go first where cores are short."""
+    """Niceness of rollout workers: above 0 the networks go first where cores are short. Not for
+    systems whose workers have a network, such as impala and a3c."""
     debug_buffers: bool = False
     """Poison free slots and check ownership on every write to the trajectory buffer. Slow."""
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -342,7 +343,10 @@ class Learner:
         """What was written at the run's end; else it is filled again, before learning goes on."""
         path = memory_file.path_in(self.config.run_dir)
         try:
-            with memory_file.opened(self.config.run_dir, self.learner_steps) as saved:
+            run_dir, steps = self.config.run_dir, self.learner_steps
+            # Laps tell the watchdog that it gets on.
+            told = partial(self.timer.lap, "checkpoint")
+            with memory_file.opened(run_dir, steps, told) as saved:
                 if saved is None:
                     return
                 self.experience.load_state(saved)

@@ -214,8 +214,8 @@ def test_the_list_of_systems_names_each_with_its_paper(capsys):
         ),
         ("appo --optimizer=muon --model=flat", ["optimizer=muon is for an encoder's weights, and"]),
         (
-            "appo --forced-lag=50 --max-policy-lag=50",
-            ["max_policy_lag=50 must be above forced_lag=50, which all rows have"],
+            "appo --forced-lag=50 --max-policy-lag=49",
+            ["max_policy_lag=49 must be at least forced_lag=50: hardly a row would be learned"],
         ),
     ],
 )
@@ -225,6 +225,14 @@ def test_what_a_system_fixes_is_refused_with_the_reason(flags, problems):
     lines = str(refusal.value).splitlines()
     assert len(lines) == len(problems), lines
     assert all(line.startswith(problem) for line, problem in zip(lines, problems, strict=True))
+
+
+def test_a_saved_run_whose_optimizer_has_no_weights_of_its_own_goes_on():
+    """It was not refused once, and is not another run now."""
+    settings = {"env": "CartPole-v1", "run_dir": "saved", "frameskip": 1}
+    saved_run(ActorCriticConfig(optimizer="muon", model="flat", **settings))
+    config = cli.parse(["--resume", "--run-dir=saved"])
+    assert (config.optimizer, config.model) == ("muon", "flat")
 
 
 @pytest.mark.parametrize(
