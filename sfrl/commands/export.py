@@ -32,8 +32,8 @@ class Args:
     checkpoint: str = "latest"
     """latest, best, or the path of a checkpoint, which may be of any run."""
 
-    def file(self) -> Path:
-        """Raises ValueError: it cannot be written, or none is named."""
+    def check(self) -> Path:
+        """The file to write, in full. Raises ValueError: it cannot be written, or none is named."""
         if not self.onnx:
             raise ValueError("name the file to write: --onnx=FILE.onnx")
         if not self.onnx.endswith(".onnx"):
@@ -57,7 +57,7 @@ def main(argv: Sequence[str], prog: str) -> int:
             "the newest run there if none is named."
         )
         args = parse_flags(flags, Args(), synonyms.OF_EXPORT, f"{prog} [RUN]", text)
-        path = args.file()
+        path = args.check()
         if run_dir:
             run_dir = str(reader.find(run_dir))
         content, told = _exported(run_dir, args.checkpoint)
