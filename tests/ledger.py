@@ -65,6 +65,7 @@ class CheckingLearner:
             self.slots.give_back([slot])
         if slots:
             self.updates[0] += 1
+            self.timer.lap("train")  # by which the crew knows that something was learned
             self._publish()
         return bool(slots)
 
