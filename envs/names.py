@@ -75,7 +75,8 @@ def atari_game(name: str) -> str | None:
 
 def is_same(name: str, other: str) -> bool:
     """Whether both mean one environment: of an Atari game there are several spellings."""
-    return name == other or None is not atari_game(name) == atari_game(other)
+    game = atari_game(name)
+    return name == other or (game is not None and game == atari_game(other))
 
 
 def gymnasium_id(name: str) -> str:

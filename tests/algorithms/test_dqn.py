@@ -15,14 +15,17 @@ from sfrl.algorithms import make_algorithm
 from sfrl.commands import train as cli
 from sfrl.envs import ACTION_MASK, OBS, ActionSpec, EnvSpec, Leaf
 from sfrl.experience.minibatch import Minibatch
+from sfrl.experience.replay import Replay
 from sfrl.parameters.model_size import model_size
 from sfrl.records import checkpoint, memory_file
+from sfrl.records.timing import StageTimer
 from sfrl.run import limits
 from sfrl.run.trainer import Trainer
 from sfrl.settings.algorithms import make_config
 from sfrl.settings.config import ConfigError
 from sfrl.settings.defaults import defaults_for
 from sfrl.settings.dqn import DQNConfig
+from sfrl.workers.learner import Learner
 from tests.leaves import vector
 from tests.runs import run_training
 
@@ -216,6 +219,32 @@ def test_a_memory_is_written_at_the_end_and_filled_again_without_it(tmp_path, ca
     steps_until(2000, resume=True, replay_size=3000)
     assert "memory goes on" not in caplog.text
     assert path.is_file()
+
+
+def test_a_memory_is_read_after_the_weights_are_there_and_the_watchdog_hears_of_it(
+    tmp_path, monkeypatch
+):
+    settings = {**defaults_for("CartPole-v1", {"system": "dqn"}).__dict__, "model": "norm_mlp"}
+    sizes = {"learning_starts": 300, "replay_size": 2000, "serial": True, "num_workers": 1}
+    settings |= {**sizes, "run_dir": str(tmp_path)}
+    Trainer(make_config(settings | {"train_frames": 600})).run()
+    events = []
+
+    def noting(owner, name, text=None):
+        original = getattr(owner, name)
+
+        def noted(self, *args):
+            events.append(text or args[0])
+            return original(self, *args)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    noting(Learner, "publish", "publish")
+    noting(Replay, "load_state", "load")
+    noting(StageTimer, "lap")
+    Trainer(make_config(settings | {"train_frames": 700, "resume": True})).run()
+    begins = events.index("publish")
+    assert events[begins : begins + 3] == ["publish", "load", "checkpoint"]
 
 
 def read(run_dir, learner_steps):

@@ -206,7 +206,10 @@ def test_the_list_of_systems_names_each_with_its_paper(capsys):
         ("a2c-sync --epochs=2", ["epochs=2 must be 1 with system=a2c-sync: after one pass"]),
         (
             "a2c-sync --num-workers=2 --envs-per-worker=4 --batch-size=128",
-            ["batch_size=128 must be 256 with system=a2c-sync: a round of all environments"],
+            [
+                "batch_size=128 must be 256 with system=a2c-sync: a round of all environments "
+                "(num_workers * envs_per_worker * rollout_length); set batch_size=256"
+            ],
         ),
         (
             "impala --worker-nice=2",
