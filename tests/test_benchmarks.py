@@ -360,7 +360,7 @@ def test_gpu_comparison_runs_until_the_score_or_the_end_of_its_time() -> None:
 
 
 def test_gpu_comparison_goes_on_with_the_settings_that_were_found() -> None:
-    sizes = ["--num-workers=3", "--minibatches=8", "--torch-threads=2"]
+    sizes = ["--num-workers=3", "--batch-size=256", "--minibatches=2", "--torch-threads=2"]
     config = cli.parse(["--env=Pong", "--tune=off", "--run-dir=x", *sizes])
     flags = gpu.settings_found({"machine": {"settings": dataclasses.asdict(config)}})
     again = cli.parse(["--env=Pong", *flags, "--run-dir=x"])
