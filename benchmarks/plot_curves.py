@@ -1,19 +1,22 @@
 """Learning curves: score against frames and against minutes, and when a score is reached.
 
     python -m benchmarks.plot_curves --out=docs/pong.png --score=18 \\
-        ours=runs/pong-1,runs/pong-2,runs/pong-3 "Sample Factory=runs/sf"
+        "ours=runs/pong-[1-3],runs/pong-7" "Sample Factory=runs/sf"
 
-Each argument is a name and the folders of its runs, one per seed: of train.py (metrics.jsonl) or of
-`benchmarks.sample_factory` (sf_log.txt). The score is the mean return of the last 100 episodes; our
-curves begin when there are as many. Minutes are of the whole run, start-up included.
+Each argument is a name and the folders of its runs, or patterns of folders, one per seed: of
+train.py (metrics.jsonl) or of `benchmarks.sample_factory` (sf_log.txt). The score is the mean
+return of the last 100 episodes; our curves begin when there are as many. Minutes are of the whole
+run, start-up included.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +34,7 @@ from matplotlib import pyplot as plt
 @dataclass(frozen=True, kw_only=True)
 class Args:
     curves: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """NAME=RUN_DIR,RUN_DIR,..."""
+    """NAME=RUN_DIR,RUN_DIR,... where a RUN_DIR may be a pattern, runs/pong-?"""
     out: Path = Path("curves.png")
     """The picture."""
     score: float = 18.0
@@ -50,13 +53,17 @@ def read_run(run_dir: Path) -> list[Point]:
 
 
 def read_curves(arguments: Sequence[str]) -> dict[str, dict[Path, list[Point]]]:
-    """Name -> run's folder -> its points, of arguments NAME=RUN_DIR,RUN_DIR,..."""
+    """Name -> run's folder -> its points, of arguments NAME=RUN_DIR,RUN_DIR,...
+
+    Raises ValueError for another form, and for a folder that holds no run.
+    """
     curves = {}
     for argument in arguments:
         name, separator, folders = argument.partition("=")
         if not (name and separator and folders):
             raise ValueError(f"{argument!r} must be NAME=RUN_DIR,RUN_DIR,...")
-        curves[name] = {Path(folder): read_run(Path(folder)) for folder in folders.split(",")}
+        matches = (sorted(glob.glob(folder)) or [folder] for folder in folders.split(","))
+        curves[name] = {Path(found): read_run(Path(found)) for found in chain(*matches)}
     return curves
 
 

@@ -194,6 +194,14 @@ def test_falling_curve_is_not_extrapolated() -> None:
     assert plot_curves.extrapolate(points, 18) is None
 
 
+def test_the_runs_of_a_curve_can_be_a_pattern(tmp_path: Path) -> None:
+    runs = [write_metrics(tmp_path / f"pong-{i}", [(60, 1000, 100, i)]) for i in (2, 1, 10)]
+    [curve] = plot_curves.read_curves([f"ours={tmp_path}/pong-?,{runs[2]}"]).values()
+    assert [*curve] == [runs[1], runs[0], runs[2]]
+    with pytest.raises(ValueError, match=r"pong-3\* holds none"):
+        plot_curves.read_curves([f"ours={tmp_path}/pong-3*"])
+
+
 def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds none of metrics\.jsonl, sf_log\.txt"):
         plot_curves.read_curves([f"ours={tmp_path}"])

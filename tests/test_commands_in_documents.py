@@ -218,8 +218,8 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
 
 def put_runs(command: str, folder: Path, run: Path) -> None:
     """What the command takes for granted: runs that it names, or one that may go on."""
-    runs = {EXAMPLE_RUN, *re.findall(r"\bruns/([\w-]+)", command)}
-    places = [folder / "runs" / name for name in runs]
+    runs = {EXAMPLE_RUN, *re.findall(r"\bruns/([\w/?-]+)", command)}
+    places = [folder / "runs" / name.replace("?", "1") for name in runs]
     places += [folder / name / run.name for name in re.findall(r" ([\w-]+)/(?= |$)", command)]
     for place in places:
         if not place.exists():
