@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sfrl.envs import EnvSpec, Leaf
 from sfrl.ipc.index_queue import Message, pack, unpack
+from sfrl.ipc.messages import EndsRun
 from sfrl.ipc.shared_memory import Field, SharedArray, segment_bytes
 from sfrl.settings.config import Config, RowField
 
@@ -46,7 +47,7 @@ def slot_spec(config: Config, env: EnvSpec) -> SlotSpec:
     )
 
 
-class OwnershipError(RuntimeError):
+class OwnershipError(EndsRun):
     """A slot was written or handed over by somebody who does not own it."""
 
 

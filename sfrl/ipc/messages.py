@@ -44,6 +44,10 @@ class Notice(NamedTuple):
     text: str
 
 
+class EndsRun(RuntimeError):
+    """Another process in the place of the one that raises it would fail alike: none is started."""
+
+
 class Failure(NamedTuple):
     """What a child says before it exits with code 1."""
 

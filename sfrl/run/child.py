@@ -19,7 +19,7 @@ from sfrl.envs import NonFiniteError, TrainsOnImportError
 from sfrl.envs.forks import end_if_forked, forks_noticed
 from sfrl.envs.logs import logging_to
 from sfrl.ipc.mailbox import DELIVERY_TIMEOUT_S, Mailbox
-from sfrl.ipc.messages import Failure, Notice, Report
+from sfrl.ipc.messages import EndsRun, Failure, Notice, Report
 from sfrl.ipc.shared_memory import ShortageError, Stopped
 from sfrl.records.checkpoint import CheckpointError
 from sfrl.run.leaving import leave
@@ -56,7 +56,7 @@ def run_child(name: str, reports: Mailbox[Report], body: Callable[[], None]) -> 
             # Not of our code: the user needs no traceback.
             is_told = isinstance(error, ShortageError | CheckpointError | TrainsOnImportError)
             text = str(error) if is_told else traceback.format_exc()[-_MAX_TEXT:]
-            failure = Failure(text, ends_run=isinstance(error, NonFiniteError))
+            failure = Failure(text, ends_run=isinstance(error, NonFiniteError | EndsRun))
             try:
                 reports.put(failure, DELIVERY_TIMEOUT_S)
             except OSError:  # an environment has closed what it did not open

@@ -23,7 +23,7 @@ from sfrl.experience.trajectory_buffer import TrajectoryBuffer
 from sfrl.ipc.channels import Channels
 from sfrl.ipc.index_queue import IndexQueue
 from sfrl.ipc.mailbox import Mailbox
-from sfrl.ipc.messages import CheckpointRequest, LearnerReport, Report
+from sfrl.ipc.messages import CheckpointRequest, EndsRun, LearnerReport, Report
 from sfrl.ipc.progress import Progress
 from sfrl.ipc.shared_memory import Stopped
 from sfrl.ipc.topology import Role
@@ -50,7 +50,7 @@ class _Training(NamedTuple):
     orders: deque[Tensor]  # [2, C] each, see `Experience.orders`
 
 
-class LearnerError(RuntimeError):
+class LearnerError(EndsRun):
     """Training cannot go on: the loss or its gradient stays non-finite."""
 
 

@@ -146,6 +146,17 @@ def test_a_learner_that_fails_in_a_serial_run_is_told(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_learner_that_fails_where_it_plays_ends_the_run_at_once(tmp_path):
+    """No other process could learn from the same weights either."""
+    flags = ["--env=CartPole-v1", "--system=hogwild", "--num-workers=2", "--value-coef=1e38"]
+    with training(tmp_path / "run", *flags) as process:
+        ended = finish(process)
+    assert ended.code == 1
+    assert "LearnerError: 20 optimizer steps in a row" in ended.stderr
+    assert "starting it again" not in ended.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "component"), [("HangsWhenLearning", "learner"), ("HangsWhenActing", "policy-0")]
 )
