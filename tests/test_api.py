@@ -1,6 +1,7 @@
 """`sfrl.train`: in whatever program it is called, and with the same settings as the command."""
 
 import dataclasses
+import gc
 import math
 import multiprocessing
 import runpy
@@ -9,11 +10,13 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 
 import sfrl
@@ -259,6 +262,32 @@ def test_ctrl_c_while_a_run_is_made_ready_leaves_its_folder_unlocked(monkeypatch
         sfrl.train(run_dir="run", resume=True)
     assert not is_locked(Path("run"))
     del kept
+
+
+def test_a_serial_run_leaves_torch_and_the_table_of_files_as_they_were():
+    before = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(3)
+    torch.manual_seed(123)
+    drawn_next = torch.rand(1, generator=torch.Generator().set_state(torch.get_rng_state()))
+    try:
+        sfrl.train(
+            env="CartPole-v1", system="a3c", updates="locked", serial=True, train_frames=3000
+        )
+        assert torch.get_num_threads() == 3
+        assert torch.rand(1) == drawn_next
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_rng_state(before[1])
+    gc.collect()
+    assert [name for name in open_files() if name.endswith("-lock (deleted)")] == []
+
+
+def open_files() -> list[str]:
+    links = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that lists them
+            links.append(str(link.readlink()))
+    return links
 
 
 def test_one_process_has_one_run_at_a_time():

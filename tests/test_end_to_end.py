@@ -152,6 +152,7 @@ DQN_PONG = {
         {**STICKY_PONG, "system": "n-step-q", "target_every": 3, "epsilon_frames": 8000},
         # Acts with older weights until an unroll ends.
         {**STICKY_PONG, "num_splits": 1, "system": "impala"},
+        {**PONG, "system": "a3c"},  # whose policy acts with the learner's own weights
         POINTER,
         DQN_PONG,
     ],

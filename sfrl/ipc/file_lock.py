@@ -29,5 +29,9 @@ class FileLock:
         assert self._descriptor is not None
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_descriptor": None}

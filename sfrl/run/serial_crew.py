@@ -55,6 +55,9 @@ class SerialCrew:
 
         shared = self._shared
         topology = shared.topology
+        # What the learner sets is the caller's, too (`sfrl.train`): it has its own back at the end.
+        self._settings.callback(torch.set_num_threads, torch.get_num_threads())
+        self._settings.callback(torch.set_rng_state, torch.get_rng_state())
         self._learners = [
             make_learner(shared, self._mailbox, self._requests, resume_path, role.index)
             for role in topology.of_kind("learner")
@@ -128,6 +131,8 @@ class SerialCrew:
         for part, saved in parts:
             part.load_state(saved)
         self._learner.slots.waiting.extend(state["full_slots"])
+        for learner in self._learners:
+            learner.parameters.pull()  # policies with weights of this version do not have it done
 
     def advance(self) -> None:
         """One round: every worker does what is ready."""
