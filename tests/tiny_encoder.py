@@ -12,6 +12,18 @@ class Tiny(nn.Sequential):
         super().__init__(nn.Conv2d(obs_shape[0], 8, 8, stride=8), nn.ReLU(), nn.Flatten())
 
 
+class Counting(nn.Sequential):
+    """Counts its passes in a buffer, which no encoder should have."""
+
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        super().__init__(nn.Linear(obs_shape[0], 8), nn.Tanh())
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return super().forward(x)
+
+
 class HangsWhenLearning(nn.Sequential):
     """One linear layer, whose tenth pass with gradients does not end."""
 

@@ -67,7 +67,9 @@ class SharedParameters:
         self._squares = squares if config.optimizer_statistics == "shared" else squares.clone()
         self._first_squares = squares  # what a private copy begins with
         # The model whose parameters are the block's: what edits parameters in place edits them.
-        self.shared_model = copy.deepcopy(model).requires_grad_(False)
+        # Its buffers, which no step edits, are those of `model`.
+        buffers = {id(buffer): buffer for buffer in model.buffers()}
+        self.shared_model = copy.deepcopy(model, buffers).requires_grad_(False)
         shared = [p for network in self.shared_model.networks() for p in network]
         self._pairs = list(zip(self._parameters, shared, strict=True))
         places = self._weights.split([p.numel() for p in self._parameters])

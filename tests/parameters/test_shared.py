@@ -217,6 +217,24 @@ def test_a_checkpoint_has_the_block_whoever_writes_it(make_shared):
         later.parameters.load_state({**state, "optimizer": {"squares": torch.zeros(3)}})
 
 
+def test_a_checkpoint_has_the_buffers_of_whoever_writes_it(make_shared):
+    """Not those of the model's beginning."""
+    first, second = (
+        make_shared(**A3C | {"model": "tests.tiny_encoder:Counting"}, seed=seed) for seed in (1, 2)
+    )
+    writer, reader = Learner(first, 0), Learner(second, 0)
+    for learner in (writer, reader):
+        learner.parameters.publish(0)
+    for buffer in writer.model.buffers():
+        buffer += 7
+    state = writer.parameters.state()
+    names = {name for name in state["model"] if name.endswith("passes")}
+    assert len(names) == 2
+    assert all(state["model"][name] >= 7 for name in names)
+    reader.parameters.load_state(state | {"counters": {"learner_steps": 0}})
+    assert all(reader.model.state_dict()[name] == state["model"][name] for name in names)
+
+
 def test_the_first_renews_the_target_of_all(make_shared):
     sizes = {name: value for name, value in SIZES.items() if name != "value_encoder"}
     settings = {**sizes, "system": "async-qn", "epochs": 1, "optimizer": "rmsprop"}
