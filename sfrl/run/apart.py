@@ -130,12 +130,13 @@ def apart(
                 [[ROOT], sys.path, target, title, sender.fileno(), os.getpid(), *given]
             )
             process = _start(told, [sender.fileno(), *inherited], printed, purpose)
+        side = Apart(process, receiver, printed)
         try:
-            yield Apart(process, receiver, printed)
+            yield side
         finally:
             orphans = descendants(process.pid) if process.poll() is None else []
             process.kill()
-            process.wait()
+            side.wait()  # not for ever: where the kernel holds it, it ends when that lets it go
             terminate(orphans)
 
 

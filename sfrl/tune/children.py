@@ -79,9 +79,10 @@ def in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
         return [results[receiver] for receiver in children]
     finally:
         for child in children.values():
-            if len(results) < len(children):
-                child.kill()
-            child.join()
+            if len(results) == len(children):
+                wait_for_end(child, _END_S)
+            child.kill()
+            wait_for_end(child, _END_S)
             sweep_stale_segments(child.pid)
 
 

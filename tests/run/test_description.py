@@ -1,6 +1,9 @@
 """The look at an environment, in a process of its own, and what constructors may do to a run."""
 
+import ctypes
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +20,7 @@ from sfrl import envs
 from sfrl.commands import train as cli
 from sfrl.ipc.shared_memory import Stopped
 from sfrl.records import checkpoint
+from sfrl.run.apart import apart
 from sfrl.run.description import describe
 from sfrl.run.trainer import Trainer
 from sfrl.settings.actor_critic import ActorCriticConfig
@@ -172,3 +176,29 @@ def test_in_a_serial_run_an_unruly_environment_keeps_neither_end_nor_folder_nor_
     )
     assert json.loads(played.stdout.splitlines()[-1])["video"] == "game.gif"
     assert (unruly / "game.gif").stat().st_size > 0
+
+
+TRACER = """import ctypes, sys, time
+assert ctypes.CDLL(None).ptrace(0x4206, int(sys.argv[1]), None, None) == 0  # PTRACE_SEIZE
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def let_itself_be_held(told: connection.Connection, trainer: int) -> None:
+    ctypes.CDLL(None).prctl(0x59616D61, -1, 0, 0, 0)  # PR_SET_PTRACER: by anybody
+    told.send(os.getpid())
+    time.sleep(60)
+
+
+def test_a_process_that_does_not_end_when_it_is_killed_holds_nobody_up():
+    """A debugger keeps it here, as a hung disk would."""
+    with apart("tests.run.test_description:let_itself_be_held", "held", "is held") as side:
+        line = [sys.executable, "-c", TRACER, str(side.receive(TIMEOUT_S))]
+        tracer = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+        assert tracer.stdout.readline() == "held\n"
+        start_s = time.monotonic()
+    assert 1 < time.monotonic() - start_s < 10, "it was not held, or held the test up"
+    with tracer:
+        tracer.kill()
+    assert side.process.wait(TIMEOUT_S) == -signal.SIGKILL
