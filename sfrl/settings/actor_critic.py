@@ -133,7 +133,7 @@ class ActorCriticConfig(Config):
             # Unlike PPO's ratio it has no clip that ends the pull of rows used before: with 4
             # epochs CartPole is learned more slowly than with 2, and Pong needs a lower rate as
             # well (docs/experiments.md).
-            values |= {"loss": "vtrace", "epochs": 2}
+            values |= {"loss": "vtrace", "epochs": 2, "ppo_clip": cls.ppo_clip}
             if spec.kind == "atari":
                 values["learning_rate"] = 3e-4
         return values
@@ -189,6 +189,8 @@ class ActorCriticConfig(Config):
             unused["noise_correlation"] = f"is for a Box of actions, and {self.env} has none"
         if self.value_encoder == "shared":
             unused["value_lr_factor"] = "is for value_encoder=separate, and it is shared"
+        if self.loss == "vtrace":
+            unused["ppo_clip"] = "is for loss=appo, and it is vtrace"
         return unused
 
     def problems(self) -> list[str]:

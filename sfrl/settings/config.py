@@ -168,9 +168,9 @@ class Config(
                 "is for adam, muon and rmsprop, and optimizer=sgd has no denominator"
             )
         if self.has_actors:
-            unused["worker_nice"] = (
-                f"is for workers without a network, and those of system={self.system} have one"
-            )
+            have_one = f"and those of system={self.system} have one"
+            unused["worker_nice"] = f"is for workers without a network, {have_one}"
+            unused["policy_batch_size"] = f"is for policies that serve several workers, {have_one}"
         if not self.has_bundles:
             of_shared = ("updates", "optimizer_statistics")
             unused |= dict.fromkeys(of_shared, "is for systems whose learners share their weights")

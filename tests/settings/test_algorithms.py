@@ -215,6 +215,9 @@ def test_the_list_of_systems_names_each_with_its_paper(capsys):
             "impala --worker-nice=2",
             ["worker_nice=2 is for workers without a network, and those of system=impala have one"],
         ),
+        ("a3c --policy-batch-size=17", ["policy_batch_size=17 is for policies that serve several"]),
+        ("impala --ppo-clip=0.9", ["ppo_clip=0.9 is for loss=appo, and it is vtrace; leave it"]),
+        ("appo --loss=vtrace --ppo-clip=0.2", ["ppo_clip=0.2 is for loss=appo, and it is vtrace"]),
         ("appo --optimizer=muon --model=flat", ["optimizer=muon is for an encoder's weights, and"]),
         (
             "appo --forced-lag=50 --max-policy-lag=49",
