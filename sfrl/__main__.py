@@ -57,10 +57,12 @@ def run(command: str, argv: Sequence[str], prog: str) -> NoReturn:
         prog: what the user has called. The command's errors begin with it.
     """
     _open_what_is_closed()
-    # Ctrl-C while the imports run ends it quietly; from then on the command handles signals.
+    # Ctrl-C while the imports run ends it quietly; from then on the command handles signals. A
+    # training that has not begun has ended in order; what the others are called for is not done.
     # Not sys.exit: a module that is being imported may catch the exception.
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: os._exit(0))
+        code = 0 if command == "train" else 128 + signum
+        signal.signal(signum, lambda *_, code=code: os._exit(code))
     # Of a parent that ignores it we would inherit that, and never learn how a child ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _look_where_the_user_stands()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +21,12 @@ import sfrl
 
 assert str(pathlib.Path(sfrl.__file__).parents[1]) == os.environ["SFRL_IS_IN"], sfrl.__file__
 assert "PYTHONSAFEPATH" not in os.environ
+"""
+INTERRUPTED = """
+import importlib, os, sys
+from sfrl import __main__
+importlib.import_module = lambda name: os.kill(os.getpid(), int(sys.argv[2]))
+__main__.run(sys.argv[1], [], "sfrl")
 """
 PROJECT = {
     "envs/__init__.py": CHECKS_WHERE_SFRL_IS,
@@ -46,6 +53,16 @@ print(*(extension.name for extension in run_setup("setup.py", stop_after="init")
 """
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 FLAGS = (*TINY[1:], "--env=envs.my_env:MyEnv-v0", "--tune=off", "--train-frames=500")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_interrupted_before_it_begins_is_not_done(command, signum):
+    """But for a training: that has ended in order."""
+    line = [sys.executable, "-c", INTERRUPTED, command, str(int(signum))]
+    ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert ended.returncode == (0 if command == "train" else 128 + signum)
+    assert ended.stderr == ""
 
 
 @pytest.mark.parametrize(

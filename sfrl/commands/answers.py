@@ -54,7 +54,7 @@ def answer(
         work: what it does. ValueError is the user's fault, OSError the disk's.
         names: how --help writes the arguments that are no flags.
     """
-    # The program's handler, until here, ends it as if all were done.
+    # The program's handler, until here, gives nobody the time to end in order.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         called = f"{prog} {names}"

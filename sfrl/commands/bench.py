@@ -16,13 +16,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 from sfrl import envs
 from sfrl.bench import queue, report
 from sfrl.bench.report import Figures
 from sfrl.bench.run import measure_run, recycler_body
-from sfrl.commands import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
+from sfrl.commands import EXIT_FAILURE, EXIT_USAGE
 from sfrl.commands.train import read_more_flags
 from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
@@ -73,13 +74,17 @@ def main(argv: Sequence[str], prog: str) -> int:
     Args:
         prog: what the user has called, for `--help` and errors.
     """
+
+    def interrupt(signum: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(signum)
+
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.default_int_handler)
+        signal.signal(signum, interrupt)
     atexit.register(unlink_segments)
     try:
         return _main(argv, prog)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as interrupted:
+        return 128 + int(interrupted.args[0])
 
 
 def _main(argv: Sequence[str], prog: str) -> int:

@@ -98,22 +98,26 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """While processes start, Ctrl-C waits: one half started could not be ended in order.
+    """While processes start, Ctrl-C and SIGTERM wait: one half started could not end in order.
 
     To block the signal is not enough: it may reach another thread of this process, one of NumPy's.
-    Where this is not the main thread Ctrl-C does not come.
+    Where this is not the main thread they do not come.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     received: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda signum, _frame: received.append(signum))
+    previous = {
+        signum: signal.signal(signum, lambda signum, _frame: received.append(signum))
+        for signum in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
     if received:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(received[0])
 
 
 def _run_body(body: Callable[[], R], sender: connection.Connection) -> NoReturn:

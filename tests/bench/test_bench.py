@@ -120,20 +120,24 @@ def test_of_an_atari_game_the_bare_emulator_is_measured_as_well():
         )
 
 
+COMPONENTS = {"learner", "policy-0", "rollout-0"}
+terminate = subprocess.Popen.terminate  # it alone, where Ctrl-C is told to its children, too
+
+
 @pytest.mark.parametrize(
-    ("part", "is_measuring"),
+    ("part", "end", "code", "is_measuring"),
     [
         # One on every core, and multiprocessing's resource tracker.
-        ("simulation", lambda pid: len(children(pid)) == 1 + available_cores()),
-        ("training", lambda pid: components(pid).keys() >= {"learner", "policy-0", "rollout-0"}),
+        ("simulation", terminate, 143, lambda pid: len(children(pid)) == 1 + available_cores()),
+        ("training", interrupt, 130, lambda pid: components(pid).keys() >= COMPONENTS),
     ],
 )
-def test_ctrl_c_leaves_nothing_behind(part, is_measuring):
+def test_a_signal_leaves_nothing_behind(part, end, code, is_measuring):
     process = start_bench(part, "--env=CartPole-v1", "--seconds=1", *SMALL)
     wait_for(lambda: is_measuring(process.pid) or process.poll() is not None)
-    interrupt(process)
+    end(process)
     _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in stderr
     wait_for(lambda: not group(process.pid), timeout_s=5)
     assert not segments(process.pid)
