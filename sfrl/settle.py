@@ -240,6 +240,7 @@ def _with_run_dir(config: Config, runs: Path) -> Config:
     """Name the run's folder, and see that no other run's is written over."""
     if config.run_dir:
         if not config.resume:
+            run_folder.check_unused(Path(config.run_dir))
             run_folder.check_new(Path(config.run_dir))
         return config
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -19,14 +21,14 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tu
 from torch import Tensor, nn
 
 from sfrl import load, train
-from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, export
+from sfrl.commands import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, export
 from sfrl.envs.atari_env import AtariEnv
 from sfrl.envs.observe_last import flat_actions
 from sfrl.envs.options import EnvOptions
 from sfrl.export import ExportError, _check, _metadata, to_onnx
 from sfrl.graph import Graph, Input
 from sfrl.policy import Policy, PolicyState
-from sfrl.records import checkpoint
+from sfrl.records import checkpoint, run_folder
 from tests.commands.test_diagnose import SMALL
 from tests.fresh import fresh_policy, weights_of
 from tests.runs import ROOT
@@ -338,6 +340,35 @@ def test_wrong_flags_are_told_and_nothing_is_written(run_dir, capsys, flags, tex
     assert export.main([str(run_dir), *flags], "sfrl export") == EXIT_USAGE
     assert text in capsys.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["runs"]
+
+
+def test_ctrl_c_is_no_success(run_dir):
+    line = [sys.executable, "-m", "sfrl", "export", str(run_dir), "--onnx=policy.onnx"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr.readline().startswith(b"CartPole-v1 by ")
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate()
+    assert (process.returncode, *rest) == (EXIT_INTERRUPTED, b"", b"")
+    assert [path.name for path in Path().iterdir()] == ["runs"]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    """A limit of the process's stands for a full disk."""
+    path = tmp_path / "policy.onnx"
+    path.symlink_to("elsewhere.onnx")
+    run_folder.write_whole(path, b"older")
+    code = f"""import pathlib, resource, signal
+from sfrl.records import run_folder
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+run_folder.write_whole(pathlib.Path({str(path)!r}), bytes(5000))"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stderr.endswith(f"File too large: '{path.resolve()}'\n")
+    assert path.is_symlink()
+    assert path.read_bytes() == b"older"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere.onnx", "policy.onnx"]
+    run_folder.write_whole(Path("/dev/null"), b"gone")
+    assert Path("/dev/null").is_char_device()
 
 
 def test_a_run_that_is_not_there_is_told(run_dir, capsys):

@@ -109,7 +109,7 @@ def _read(argv: Sequence[str], prog: str) -> tuple[Path | None, dict[str, Any]]:
     given.setdefault("report_seconds", given["train_seconds"] / _RECORDS)
     if not args.file:
         return None, given
-    return run_folder.file_to_write("file", args.file), given
+    return run_folder.file_to_write("file", args.file, is_replaced=True), given
 
 
 def _write(
@@ -146,7 +146,7 @@ def _write(
         machine=_machine(),
         command=shlex.join(["sfrl", "train", "--resume", f"--run-dir={run.folder}"]),
     )
-    file.write_text(text, encoding="utf-8")
+    run_folder.write_whole(file, text.encode())
     return {
         "file": str(file),
         "run_dir": summary.run_dir,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,6 +55,7 @@ def main(argv: Sequence[str], prog: str) -> int:
             "Write a trained network to an ONNX file: of RUN, a folder or its name in runs/; of "
             "the newest run there if none is named."
         )
+        run_folder.started_in()
         args = parse_flags(flags, Args(), synonyms.OF_EXPORT, f"{prog} [RUN]", text)
         path = args.check()
         if run_dir:
@@ -71,12 +71,9 @@ def main(argv: Sequence[str], prog: str) -> int:
             raise
         print(printable(f"{prog}: {error}"), file=sys.stderr)
         return EXIT_FAILURE
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        run_folder.write_whole(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         print(printable(f"{prog}: {path} cannot be written: {error.strerror}"), file=sys.stderr)
         return EXIT_FAILURE
     print(json.dumps({"onnx": run_folder.expanded("onnx", args.onnx), **told}))

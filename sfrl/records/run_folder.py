@@ -153,12 +153,22 @@ def lock(run_dir: Path) -> int:
         # Whoever only looks (`is_locked`) shares its lock, and lets go at once.
         if not _has_locked(descriptor, fcntl.LOCK_SH):
             os.close(descriptor)
-            raise RunFolderError(
-                f"run_dir={run_dir} is in use by a run that still goes on; stop that one first, or "
-                f"name another folder with --run-dir"
-            )
+            raise _in_use(run_dir)
     _locks.add(descriptor)
     return descriptor
+
+
+def check_unused(run_dir: Path) -> None:
+    """Raises RunFolderError: a trainer is at work in it."""
+    if os.access(run_dir, os.R_OK) and run_dir.is_dir() and is_locked(run_dir):
+        raise _in_use(run_dir)
+
+
+def _in_use(run_dir: Path) -> RunFolderError:
+    return RunFolderError(
+        f"run_dir={run_dir} is in use by a run that still goes on; stop that one first, or name "
+        f"another folder with --run-dir"
+    )
 
 
 def is_locked(run_dir: Path) -> bool:
@@ -342,6 +352,22 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 def _is_of_a_run(name: str) -> bool:
     name = name.removesuffix(".tmp")
     return name in (*_FILES, "checkpoints") or name.startswith("events.out.tfevents.")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """All of it or, where there is no room, nothing. Raises OSError, which names the file."""
+    if path.exists() and not path.is_file():  # a pipe or a device
+        path.write_bytes(content)
+        return
+    path = path.resolve()  # what a link leads to, which stays one
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def open_new(path: Path) -> BinaryIO:

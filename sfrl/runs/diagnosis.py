@@ -92,7 +92,9 @@ def _killed(run: Run) -> Finding | None:
 def _going_on(run: Run) -> str:
     if run.checkpoints:
         return "--resume goes on from the last checkpoint"
-    return "it has no checkpoint yet, so --config starts anew from its config.json"
+    if run.settings:
+        return "it has no checkpoint yet, so --config starts anew from its config.json"
+    return "it has left its log alone, and begins anew with the flags that it had"
 
 
 def _nan(run: Run) -> Finding | None:

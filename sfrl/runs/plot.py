@@ -3,12 +3,14 @@ matplotlib."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from sfrl.records.run_folder import write_whole
 from sfrl.runs.comparison import Group
 
 _AXES = {  # name of a metric: what the axis says, and by what it is divided
@@ -36,4 +38,6 @@ def draw(groups: Sequence[Group], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("score, mean of 100 episodes")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=150)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format=path.suffix[1:])
+    write_whole(path, content.getvalue())

@@ -138,10 +138,14 @@ def test_a_step_is_timed_without_the_start_and_without_settings(found):
 
 def test_a_killed_run_is_resumed_if_it_has_a_checkpoint(found):
     run = read(found["folder"] / "restarts")
-    for checkpoints, flag in ((), "--config"), ([run.folder], "--resume"):
-        told = diagnosed(replace(run, checkpoints=checkpoints))
+    for what_is_left, flags in (
+        ({"checkpoints": ()}, ["--config"]),
+        ({"checkpoints": [run.folder]}, ["--resume"]),
+        ({"checkpoints": (), "settings": {}}, []),  # of a run that has not learned
+    ):
+        told = diagnosed(replace(run, **what_is_left))
         [killed] = [finding for finding in told if finding.name == "killed"]
-        assert re.findall(r"--(?:resume|config)", killed.remedy) == [flag]
+        assert re.findall(r"--(?:resume|config)", killed.remedy) == flags
 
 
 def test_a_run_that_is_well_is_told_so(found, capsys):

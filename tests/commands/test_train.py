@@ -283,6 +283,17 @@ def test_a_folder_with_anything_of_a_run_is_refused_without_resume(left, remedy,
     unlink_segments()
 
 
+def test_nobody_is_told_to_delete_what_a_live_run_has():
+    Path("x").mkdir()
+    Path("x/log.txt").touch()
+    lock = run_folder.lock(Path("x"))
+    try:
+        with pytest.raises(run_folder.RunFolderError, match="in use by a run that still goes on"):
+            cli.parse(["--run-dir=x", "--env=CartPole-v1"])
+    finally:
+        run_folder.unlock(lock)
+
+
 def test_a_run_may_begin_beside_files_of_others():
     Path("x").mkdir()
     Path("x/notes.txt").touch()
