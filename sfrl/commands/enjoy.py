@@ -118,24 +118,45 @@ def main(argv: Sequence[str], prog: str) -> int:
             print(printable(f"{prog}: {error}"), file=sys.stderr)
             return EXIT_USAGE
         # `_prepare` has imported torch.
-        from sfrl.show import evaluation
         from sfrl.show.player import VideoError
 
         try:
-            outcomes = _play(player, screens, args, signals)
-        except (envs.EnvError, gymnasium.error.Error, VideoError) as error:
+            summary = _summary(_play(player, screens, args, signals))
+            stack.close()  # only now is there a film
+            has_film = args.video and (started_in / args.video).exists()
+            _tell(json.dumps(summary | {"video": args.video if has_film else None}))
+        except (envs.EnvError, gymnasium.error.Error, VideoError, _UnreadError) as error:
             print(printable(f"{prog}: {error}"), file=sys.stderr)
             return EXIT_FAILURE
+    return 0
+
+
+class _UnreadError(OSError):
+    """Nobody reads what is printed, or there is no room for it."""
+
+
+def _tell(text: str) -> None:
+    """Raises _UnreadError."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        raise _UnreadError(f"the scores cannot be printed: {error.strerror}") from error
+
+
+def _summary(outcomes: Sequence[Outcome]) -> dict[str, object]:
+    """What the last line holds; of several episodes a line for people is printed as well."""
+    from sfrl.show import evaluation
+
     returns = [outcome.score for outcome in outcomes]
     lengths = [outcome.steps for outcome in outcomes]
     interval = evaluation.mean_interval(returns)
     if interval is not None:
-        print(
+        _tell(
             f"score {np.mean(returns):.4g}, 95% interval {interval[0]:.4g} to {interval[1]:.4g}; "
             f"{len(returns)} episodes of {min(lengths)} to {max(lengths)} decisions, "
             f"{np.mean(lengths):.4g} on average"
         )
-    summary = {
+    return {
         "episodes": len(returns),
         "episode_return_mean": float(np.mean(returns)) if returns else None,
         "episode_return_interval": interval,
@@ -143,10 +164,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         "episode_returns": returns,
         "episode_length_mean": float(np.mean(lengths)) if lengths else None,
         "episode_lengths": lengths,
-        "video": args.video if args.video and (started_in / args.video).exists() else None,
     }
-    print(json.dumps(summary))
-    return 0
 
 
 def _prepare(args: Args, stack: ExitStack) -> tuple[Player, list[Screen]]:
@@ -199,7 +217,7 @@ def _play(player: Player, screens: list[Screen], args: Args, signals: list[int])
             for outcome in new:
                 outcomes.append(outcome)
                 what = f"{outcome.score:g} in {outcome.steps} decisions"
-                print(f"episode {len(outcomes)}: {what}", flush=True)
+                _tell(f"episode {len(outcomes)}: {what}")
     return outcomes
 
 

@@ -354,7 +354,8 @@ def _env_of(run_dir: Path) -> str | None:
     except (OSError, ValueError, RecursionError, CheckpointError) as error:
         log.warning("%s is not JSON (%s); passing over this run", path, error)
         return None
-    return config.get("env") if isinstance(config, dict) else None
+    env = config.get("env") if isinstance(config, dict) else None
+    return env if isinstance(env, str) else None
 
 
 def save_config(config: Config, run_dir: Path, starts: Sequence[Start] = ()) -> None:

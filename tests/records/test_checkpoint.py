@@ -353,6 +353,9 @@ def test_a_run_with_a_damaged_config_is_passed_over_with_a_warning(tmp_path, cap
     (damaged / "config.json").write_text('{"env": "Po')
     assert checkpoint.newest_run(tmp_path, "Pong") == pong
     assert "damaged" in caplog.text
+    for content in ('{"env": 5}', '{"env": ["Pong"]}', "[]"):
+        (damaged / "config.json").write_text(content)
+        assert checkpoint.newest_run(tmp_path, "Pong") == pong
 
 
 def test_a_config_that_leads_nowhere_hides_no_other_run(tmp_path, caplog):

@@ -17,6 +17,7 @@ import torch
 
 from sfrl import envs
 from sfrl.algorithms import make_algorithm
+from sfrl.commands import EXIT_FAILURE
 from sfrl.records import checkpoint
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.n_step_q import NStepQConfig
@@ -142,6 +143,19 @@ def test_the_newest_run_is_played_and_the_last_line_is_a_summary(trained):
     assert summary["episode_length_mean"] == pytest.approx(np.mean(returns))
     assert min(returns) >= 8  # what CartPole's poorest episodes have
     assert summary["video"] is None
+
+
+def test_who_reads_no_further_ends_it_and_is_told(trained):
+    line = [sys.executable, "-m", "sfrl", "enjoy", "--episodes=500"]
+    with subprocess.Popen(
+        line, cwd=trained, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline().startswith("episode 1: ")
+        process.stdout.close()
+        told = process.stderr.read()
+    assert process.returncode == EXIT_FAILURE
+    assert told.splitlines()[-1] == "sfrl enjoy: the scores cannot be printed: Broken pipe"
+    assert "Traceback" not in told
 
 
 def test_the_same_seed_gives_the_same_returns_however_flags_are_spelled(trained):
