@@ -22,6 +22,7 @@ from sfrl.run.child import serves_a_run
 from sfrl.run.signals import children_noticed, signals_to
 from sfrl.run.trainer import Summary, Trainer
 from sfrl.settings.algorithms import all_settings
+from sfrl.settings.config import ConfigError
 from sfrl.settings.fields import Setting
 from sfrl.settle import changes, settle, tuned
 from sfrl.show.output import own_output
@@ -95,7 +96,7 @@ def _plain(value: object, setting: Setting | None) -> object:
     The arguments of an environment may be a dict; flags and files have them as JSON.
     """
     if isinstance(value, dict) and setting and setting.name == "env_kwargs":
-        return json.dumps(value)
+        return _as_json(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, np.generic):
@@ -103,6 +104,23 @@ def _plain(value: object, setting: Setting | None) -> object:
     if isinstance(value, float) and value.is_integer() and setting and setting.type is int:
         return int(value)
     return value
+
+
+def _as_json(value: object) -> str:
+    """Raises ConfigError: it holds what JSON has no form for."""
+
+    def of_numpys(part: object) -> object:
+        if isinstance(part, np.generic | np.ndarray):
+            return part.tolist()
+        raise TypeError(f"{part!r} is none of these")
+
+    try:
+        return json.dumps(value, default=of_numpys)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"env_kwargs={value!r} must hold numbers, texts, True, False, None, lists and dicts "
+            f"alone, which config.json can hold: {error}"
+        ) from error
 
 
 def prepare(

@@ -157,6 +157,10 @@ def test_a_signal_ends_the_run_in_order_and_then_does_what_it_does_in_the_progra
         ({"env": "__main__:Mine-v0"}, "env=__main__:Mine-v0 is registered in this program alone"),
         ({"env": "Mine-v0"}, "put it into a module, and name it as module:Mine-v0"),
         (
+            {"env": "CartPole-v1", "env_kwargs": {"render_mode": {1}}},
+            "env_kwargs={'render_mode': {1}} must hold numbers, texts, True, False, None, lists",
+        ),
+        (
             {"env": "CartPole-v1", "model": "__main__:Net"},
             "model=__main__:Net is defined in this program alone, which workers, processes of "
             "their own, do not run; put it into a module, and name it as module:Net",
@@ -183,6 +187,7 @@ def test_numbers_may_be_of_numpy_and_whole_ones_floats():
         train_frames=1e2,
         learning_rate=np.float32(0.001),
         gamma=np.float64(0.5),
+        env_kwargs={"max_episode_steps": np.int64(50)},
     )
     saved = load_config(Path("run/config.json"))
     assert (saved.train_frames, saved.envs_per_worker, saved.minibatches) == (100, 8, 2)

@@ -251,10 +251,14 @@ class Trainer:
             self._listening.append(callback)
 
     def _tell(self, event: Literal["report", "episode", "checkpoint"], *what: Any) -> None:
-        """The callbacks. If one raises an error, which ends the run, nothing more is told."""
+        """The callbacks, each with dicts of its own.
+
+        If one raises an error, which ends the run, nothing more is told.
+        """
         listening, self._listening = self._listening, []
         for callback in listening:
-            if getattr(callback, event)(*what):
+            own = [dict(part) if isinstance(part, Mapping) else part for part in what]
+            if getattr(callback, event)(*own):
                 self._ended_by = f"{type(callback).__name__}.{event} has returned True"
         self._listening = listening
 

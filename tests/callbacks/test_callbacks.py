@@ -122,6 +122,19 @@ def test_callbacks_are_told_of_every_episode_checkpoint_and_report(tmp_path):
     assert first.has_ended
 
 
+class Tidying(Callback):
+    """Keeps what it is told in a form of its own."""
+
+    def report(self, record):
+        record.clear()
+
+
+def test_what_a_callback_does_to_a_record_nobody_else_sees(tmp_path):
+    second = Counting()
+    train(tmp_path, callbacks=[Tidying(), second], train_frames=2000)
+    assert second.frames == [record["env_frames"] for record in metrics(tmp_path)]
+
+
 @pytest.mark.parametrize("event", ["episode", "checkpoint", "report"])
 def test_a_callback_ends_the_run_by_returning_true(tmp_path, event):
     callback = Counting(lambda told: told == event)
