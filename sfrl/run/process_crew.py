@@ -232,6 +232,9 @@ class ProcessCrew:
         try:
             self._shared.stop.set()
             self._shared.channels.wake_all()
+            for process in self._processes.values():
+                if process.exitcode is None and process.pid is not None:
+                    os.kill(process.pid, signal.SIGCONT)  # who was stopped is to save, or to end
             return self._wait_for_the_end(timeout_s)
         finally:
             for role, process in self._processes.items():

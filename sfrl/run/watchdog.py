@@ -84,6 +84,8 @@ class Watchdog:
             if self._still_s[role] >= _SUSPICIOUS_S and self._is_suspended(role):
                 self._count_suspension(role)
                 continue
+            if some_stopped and self._config.updates == "locked":
+                continue  # it may wait for the lock that the stopped one has
             self._still_s[role] += passed_s
             limit_s, flag = self._limit(role)
             if self._still_s[role] >= limit_s:

@@ -26,7 +26,18 @@ from tests.run.test_shutdown import (
     assert_stopped_in_order,
     wait_until_trained,
 )
-from tests.runs import ROOT, TINY, components, finish, has_trained, metrics, training, wait_for
+from tests.runs import (
+    ROOT,
+    SHM_DIR,
+    TINY,
+    components,
+    finish,
+    has_trained,
+    metrics,
+    segments,
+    training,
+    wait_for,
+)
 
 
 def frames_per_s(run_dir) -> float:
@@ -339,6 +350,29 @@ def test_processes_that_are_stopped_go_on_where_they_were(tmp_path):
         ended = finish(process)
     assert ended.code == 0, ended.stderr
     assert metrics(run_dir)[-1]["worker_restarts"] == 0
+    assert checkpoint.latest_paths(run_dir)
+
+
+@pytest.mark.slow
+def test_what_a_stopped_process_has_locked_the_others_wait_for(tmp_path):
+    """This one has the lock for it: a signal seldom meets the moment in which it has it itself."""
+    run_dir = tmp_path / "run"
+    flags = ["--env=CartPole-v1", "--system=a3c", "--updates=locked", "--num-workers=2"]
+    timeouts = ["--env-timeout=2", "--stall-timeout=2"]
+    with training(run_dir, *flags, *timeouts, "--report-seconds=0.2") as process:
+        wait_until_trained(process, run_dir)
+        [folder] = segments(process.pid)
+        [path] = (SHM_DIR / folder).glob("*-updates-lock")
+        components(process.pid)["rollout-1"].suspend()
+        with path.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            time.sleep(5)
+        process.send_signal(signal.SIGINT)  # the stopped one then ends as well
+        ended = finish(process)
+    assert ended.code == 0, ended.stderr
+    assert "starting it again" not in ended.stderr
+    assert "did not stop" not in ended.stderr
+    assert ended.seconds < 8
     assert checkpoint.latest_paths(run_dir)
 
 
