@@ -130,10 +130,17 @@ POINTER = {
     "train_frames": 400,
 }
 SEEN_LAST = {"observe_last": True, "normalize_obs": True}  # which are vectors beside the image
-STICKY_PONG = {**PONG, "sticky_actions": 0.25, "num_workers": 2, "num_splits": 2}
+STICKY_PONG = {
+    **PONG,
+    "sticky_actions": 0.25,
+    "num_workers": 2,
+    "envs_per_worker": 2,  # each of these runs loads as many emulators five times
+    "num_splits": 2,
+}
 DQN_PONG = {
     **STICKY_PONG,
     "system": "dqn",
+    "envs_per_worker": 4,
     "replay_size": 600,  # with stacks of frames
     "learning_starts": 40,
     "updates_per_decision": 0.05,
@@ -167,7 +174,7 @@ def test_a_serial_run_may_be_interrupted_anywhere_and_ends_the_same(
     Trainer(make_config({"run_dir": str(tmp_path / "1"), **settings})).run()
     whole = checkpoint.load_latest(tmp_path / "1").state
     config = make_config({"run_dir": str(tmp_path / "2"), **settings})
-    for rounds in (25, 1, 2, 38, 13, 10_000):
+    for rounds in (25, 2, 39, 10_000):
         config = interrupted(config, monkeypatch, rounds)
     resumed = checkpoint.load_latest(tmp_path / "2").state
     assert whole["counters"] == resumed["counters"]
@@ -400,7 +407,7 @@ def test_synchronous_rows_are_never_of_an_older_policy(tmp_path, system, is_late
 
 @pytest.mark.parametrize("more", [["--serial"], [], ["--system=impala"], ["--system=seed"]])
 def test_a_forced_lag_is_there_and_no_row_is_left_out_for_it(tmp_path, more):
-    ended = run_training(tmp_path / "run", *TINY, "--forced-lag=30", "--train-frames=30000", *more)
+    ended = run_training(tmp_path / "run", *TINY, "--forced-lag=30", "--train-frames=15000", *more)
     assert ended.code == 0, ended.stderr
     records = metrics(tmp_path / "run")
     # Before some 60 steps, 2,000 decisions, there are no weights as old as that; and a record may
