@@ -290,9 +290,9 @@ def test_side_by_side_measures_both_for_real(monkeypatch: pytest.MonkeyPatch) ->
     # On busy cores, threads that wait for each other take seconds.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     args = side_by_side.Args(
-        ours="--tune=off --report-seconds=0.5 --train-frames=30000 --epochs=1",  # ends by frames
+        ours="--tune=off --report-seconds=0.5 --train-frames=16000 --epochs=1",  # ends by frames
         peer="plain-ppo",
-        peer_flags="--num-envs=2 --num-steps=16 --epochs=1 --seconds=10",
+        peer_flags="--num-envs=2 --num-steps=16 --epochs=1 --seconds=7",
         seconds=120,
     )
     assert side_by_side.measure_ours(args) > 0

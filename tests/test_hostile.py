@@ -187,7 +187,7 @@ def some_of(names: Iterable[str]) -> st.SearchStrategy[dict[str, object]]:
 
 
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_settings_are_consistent_or_refused_by_name_value_and_rule(algorithm, data):
     cls = ALGORITHMS[algorithm]
@@ -221,7 +221,7 @@ ANY_JSON = st.recursive(
 )
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.sampled_from(sorted(SETTINGS)), ANY_JSON, max_size=5) | ANY_JSON)
 def test_any_config_json_is_a_config_or_refused(tmp_path, content):
     path = tmp_path / "config.json"
