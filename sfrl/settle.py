@@ -85,6 +85,8 @@ def _settled(
     try:
         kept = {"system": defaults.system, "config": defaults.config}
         config = dataclasses.replace(defaults, **own | kept)
+        if saved is not None and not problems and unfit is None:
+            config = config.without_unused(spec, given=own)
     except ConfigError as error:
         problems.append(str(error))
     if problems:
@@ -129,7 +131,7 @@ def defaults_of(
     is_serial = values.get("serial", Config.serial)
     spec = describe(env, env_options(values), timeout_s, signals, is_serial=is_serial)
     if saved is not None:
-        return saved.without_unused(spec), spec
+        return saved, spec
     return defaults_for(env, given, spec), spec
 
 

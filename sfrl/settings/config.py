@@ -8,7 +8,7 @@ and size of machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
@@ -189,10 +189,15 @@ class Config(
             unused |= dict.fromkeys(of_atari, f"is for Atari games, and {self.env} is none")
         return unused
 
-    def without_unused(self, spec: envs.EnvSpec) -> Self:
-        """The same run. For one that was saved when such settings were not refused yet."""
-        settings = settings_of(type(self))
-        return replace(self, **{name: settings[name].default for name in self.unused_in(spec)})
+    def without_unused(self, spec: envs.EnvSpec, given: Collection[str] = ()) -> Self:
+        """The same run. For one that was saved when such settings were not refused yet, or that
+        goes on with other ones, by which they came to do nothing.
+
+        Args:
+            given: by the user, and to be refused if they do nothing.
+        """
+        settings, unused = settings_of(type(self)), self.unused_in(spec).keys() - {*given}
+        return replace(self, **{name: settings[name].default for name in unused})
 
     def hyperparameters(self) -> dict[str, str | float]:
         """All settings but those that tell where this run is, is shown and came from: what it may

@@ -206,20 +206,23 @@ def _encoder_problems(config: Config, spec: envs.EnvSpec) -> list[str]:
             f"model={name} is defined in this program alone, which workers, processes of their "
             f"own, do not run; put it into a module, and name it as module{name[8:]}"
         ]
+    import torch
+
     from sfrl.nets.model import try_model
 
     precisions: tuple[str, ...] = (config.precision,)
     if config.precision == "auto":  # vectors stay in float32 then
         precisions = ("float32", "bfloat16") if spec.has_pixels else ("float32",)
     try:
-        try_model(
-            name,
-            spec.leaves,
-            precisions,
-            num_encoders=config.num_encoders,
-            normalize_obs=config.normalize_obs,
-            memory=config.memory,
-        )
+        with torch.random.fork_rng(devices=()):  # the caller's, of `sfrl.train`
+            try_model(
+                name,
+                spec.leaves,
+                precisions,
+                num_encoders=config.num_encoders,
+                normalize_obs=config.normalize_obs,
+                memory=config.memory,
+            )
     except ValueError as error:
         return [str(error)]
     return []

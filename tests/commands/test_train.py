@@ -300,6 +300,21 @@ def test_a_run_may_begin_beside_files_of_others():
     assert cli.parse(["--run-dir=x", "--env=CartPole-v1"]).run_dir == os.path.abspath("x")
 
 
+@pytest.mark.parametrize("begin", ["--resume --run-dir=runs/x", "--config=runs/x/config.json"])
+@pytest.mark.parametrize(
+    ("before", "now", "clip"), [("appo", "vtrace", 0.1), ("vtrace", "appo", 0.2)]
+)
+def test_what_another_setting_makes_useless_was_not_given(begin, before, now, clip):
+    """A run of then, with a clip that did nothing, has it where it does something now."""
+    saved = saved_run("runs/x", "--env=CartPole-v1", f"--loss={before}")
+    saved = dataclasses.replace(saved, ppo_clip=0.2)
+    checkpoint.save_config(saved, Path("runs/x"))
+    checkpoint.save("runs/x", make_state() | {"config": dataclasses.asdict(saved)}, 100)
+    assert cli.parse([*begin.split(), f"--loss={now}"]).ppo_clip == clip
+    with pytest.raises(ConfigError, match=r"ppo_clip=0.3 is for loss=appo"):
+        cli.parse([*begin.split(), "--loss=vtrace", "--ppo-clip=0.3"])
+
+
 def test_a_run_without_its_config_goes_on_with_that_of_its_checkpoint(caplog):
     settings = saved_run("runs/x", "--env=CartPole-v1", "--gamma=0.5", "--train-seconds=9")
     state = make_state() | {"config": dataclasses.asdict(settings)}
