@@ -276,7 +276,12 @@ def test_a_serial_run_leaves_torch_and_the_table_of_files_as_they_were():
     drawn_next = torch.rand(1, generator=torch.Generator().set_state(torch.get_rng_state()))
     try:
         sfrl.train(
-            env="CartPole-v1", system="a3c", updates="locked", serial=True, train_frames=3000
+            env="CartPole-v1",
+            model="tests.tiny_encoder:Counting",
+            system="a3c",
+            updates="locked",
+            serial=True,
+            train_frames=3000,
         )
         assert torch.get_num_threads() == 3
         assert torch.rand(1) == drawn_next

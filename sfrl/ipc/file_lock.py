@@ -16,9 +16,9 @@ class FileLock:
     """
 
     def __init__(self, name: str) -> None:
+        self._descriptor: int | None = None  # of this process: one that is shared locks nobody out
         self._path = segment_path(name)
         self._path.touch(mode=0o600)
-        self._descriptor: int | None = None  # of this process: one that is shared locks nobody out
 
     def __enter__(self) -> None:
         if self._descriptor is None:

@@ -67,9 +67,7 @@ class SharedParameters:
         self._squares = squares if config.optimizer_statistics == "shared" else squares.clone()
         self._first_squares = squares  # what a private copy begins with
         # The model whose parameters are the block's: what edits parameters in place edits them.
-        # Its buffers, which no step edits, are those of `model`.
-        buffers = {id(buffer): buffer for buffer in model.buffers()}
-        self.shared_model = copy.deepcopy(model, buffers).requires_grad_(False)
+        self.shared_model = copy.deepcopy(model).requires_grad_(False)
         shared = [p for network in self.shared_model.networks() for p in network]
         self._pairs = list(zip(self._parameters, shared, strict=True))
         places = self._weights.split([p.numel() for p in self._parameters])
@@ -137,10 +135,12 @@ class SharedParameters:
         self._block.set_ready()
         if self.target is not None:
             with self._lock:
+                _copy_buffers(self.model, self.shared_model)
                 self._target.follow(version)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: the block's, whoever asks."""
+        """For a checkpoint: the block's, whoever asks. Only the buffers are its own."""
+        _copy_buffers(self.model, self.shared_model)
         with self._lock:
             weights = self.shared_model.state_dict()
             state: dict[str, Any] = {
@@ -152,6 +152,7 @@ class SharedParameters:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.shared_model.load_weights(state["model"])
+        _copy_buffers(self.shared_model, self.model)
         squares = state["optimizer"]["squares"]
         are_squares = squares.isfinite().all() and (squares >= 0).all()
         if squares.shape != self._squares.shape or not are_squares:
@@ -161,3 +162,10 @@ class SharedParameters:
         self._squares.copy_(squares)
         self._first_squares.copy_(squares)
         self._target.load_state(state)
+
+
+@torch.no_grad()
+def _copy_buffers(source: nn.Module, destination: nn.Module) -> None:
+    """No step edits them, and the block has none."""
+    for mine, new in zip(destination.buffers(), source.buffers(), strict=True):
+        mine.copy_(new)

@@ -57,7 +57,8 @@ class SerialCrew:
         topology = shared.topology
         # What the learner sets is the caller's, too (`sfrl.train`): it has its own back at the end.
         self._settings.callback(torch.set_num_threads, torch.get_num_threads())
-        self._settings.callback(torch.set_rng_state, torch.get_rng_state())
+        gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+        self._settings.enter_context(torch.random.fork_rng(gpus))
         self._learners = [
             make_learner(shared, self._mailbox, self._requests, resume_path, role.index)
             for role in topology.of_kind("learner")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import dataclasses
 import importlib
 import os
@@ -243,10 +244,9 @@ class Trainer:
 
     def _begin_callbacks(self, stack: ExitStack) -> None:
         """Until `stack` ends, after the last report."""
-        settings = self.config.hyperparameters()
-        run = RunStart(self.run_dir, self.config.env, settings, self.folder.starts)
         for callback in self._callbacks:
-            callback.begin(run)
+            settings, starts = self.config.hyperparameters(), copy.deepcopy(self.folder.starts)
+            callback.begin(RunStart(self.run_dir, self.config.env, settings, starts))
             stack.callback(callback.end)
             self._listening.append(callback)
 

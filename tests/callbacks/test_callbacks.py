@@ -125,14 +125,22 @@ def test_callbacks_are_told_of_every_episode_checkpoint_and_report(tmp_path):
 class Tidying(Callback):
     """Keeps what it is told in a form of its own."""
 
+    def begin(self, run):
+        run.settings.clear()
+        run.starts.clear()
+
     def report(self, record):
         record.clear()
 
 
-def test_what_a_callback_does_to_a_record_nobody_else_sees(tmp_path):
-    second = Counting()
-    train(tmp_path, callbacks=[Tidying(), second], train_frames=2000)
-    assert second.frames == [record["env_frames"] for record in metrics(tmp_path)]
+def test_what_a_callback_does_to_what_it_is_told_nobody_else_sees(tmp_path, monkeypatch):
+    monkeypatch.setattr(Noting, "noted", [])
+    train(tmp_path, callbacks=[Tidying(), Noting()], train_frames=2000)
+    begun, *records, _ = Noting.noted
+    assert begun.settings["env"] == "CartPole-v1"
+    assert len(begun.starts) == 1
+    frames = [record["env_frames"] for record in records]
+    assert frames == [record["env_frames"] for record in metrics(tmp_path)]
 
 
 @pytest.mark.parametrize("event", ["episode", "checkpoint", "report"])
