@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
+import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tu
 from torch import Tensor, nn
 
 from sfrl import load, train
-from sfrl.commands import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, export
+from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, export
 from sfrl.envs.atari_env import AtariEnv
 from sfrl.envs.observe_last import flat_actions
 from sfrl.envs.options import EnvOptions
@@ -342,16 +342,6 @@ def test_wrong_flags_are_told_and_nothing_is_written(run_dir, capsys, flags, tex
     assert [path.name for path in Path().iterdir()] == ["runs"]
 
 
-def test_ctrl_c_is_no_success(run_dir):
-    line = [sys.executable, "-m", "sfrl", "export", str(run_dir), "--onnx=policy.onnx"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stderr.readline().startswith(b"CartPole-v1 by ")
-        process.send_signal(signal.SIGINT)
-        rest = process.communicate()
-    assert (process.returncode, *rest) == (EXIT_INTERRUPTED, b"", b"")
-    assert [path.name for path in Path().iterdir()] == ["runs"]
-
-
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     """A limit of the process's stands for a full disk."""
     path = tmp_path / "policy.onnx"
@@ -367,8 +357,21 @@ run_folder.write_whole(pathlib.Path({str(path)!r}), bytes(5000))"""
     assert path.is_symlink()
     assert path.read_bytes() == b"older"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere.onnx", "policy.onnx"]
-    run_folder.write_whole(Path("/dev/null"), b"gone")
-    assert Path("/dev/null").is_char_device()
+
+
+def test_a_file_that_is_written_anew_keeps_its_mode_and_a_pipe_is_written_into(tmp_path):
+    path, pipe = tmp_path / ("x" * 250), tmp_path / "pipe"
+    path.touch(mode=0o600)
+    run_folder.write_whole(path, b"new")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    run_folder.write_whole(
+        run_folder.file_to_write("onnx", str(pipe), is_replaced=True), b"through"
+    )
+    assert os.read(reader, 10) == b"through"
+    os.close(reader)
+    assert pipe.is_fifo()
 
 
 def test_a_run_that_is_not_there_is_told(run_dir, capsys):

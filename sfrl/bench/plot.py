@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from sfrl.bench.report import stages_of
+from sfrl.records.run_folder import write_whole
 
 _PALETTES = {
     "rollout": "Greens",
@@ -38,7 +40,9 @@ def draw(core_us: Mapping[str, Mapping[str, float]], title: str, path: Path) -> 
     axes.set_xlabel("microseconds of core time per decision, all cores together")
     axes.set_title(title, fontsize="medium")
     figure.legend(loc="outside lower center", ncols=4, fontsize="small")
-    figure.savefig(path, dpi=150)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format=path.suffix[1:] or "png")
+    write_whole(path, content.getvalue())
 
 
 def _colors(stages: list[str]) -> dict[str, tuple[float, float, float, float]]:

@@ -35,7 +35,7 @@ from sfrl.ipc.index_queue import IndexQueue, QueueKind, make_index_queue, resolv
 from sfrl.ipc.shared_memory import StopFlag
 from sfrl.run.child import die_with_parent
 from sfrl.run.signals import leave_stopping_to_the_trainer
-from sfrl.run.spawning import spawn
+from sfrl.run.spawning import spawn, wait_for_end
 
 NUM_RUNS = 5
 NUM_ROUND_TRIPS = 1_000
@@ -164,7 +164,8 @@ def run(
     cpu_times, child_end = SPAWN.Pipe(duplex=False)
     child = spawn(_run_body, partial(other_side, child_end, NUM_RUNS + 1))
     figures = [measure(cpu_times) for _ in range(NUM_RUNS + 1)]
-    child.join()
+    wait_for_end(child, TIMEOUT_S)
+    child.kill()  # it has told all that it has measured
     return figures[1:]
 
 

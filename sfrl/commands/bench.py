@@ -101,17 +101,21 @@ def _main(argv: Sequence[str], prog: str) -> int:
         return EXIT_FAILURE
     where = machine()
     result = report.to_json(args.part, figures, where, config, spec)
-    print(*report.describe(where, config), *report.table(figures, spec), sep="\n")
-    if args.plot:
-        from sfrl.bench import plot
+    try:
+        print(*report.describe(where, config), *report.table(figures, spec), sep="\n")
+        print(result, flush=True)
+        if args.json:
+            with Path(args.json).open("a") as file:
+                file.write(result + "\n")
+        if args.plot:
+            from sfrl.bench import plot
 
-        commit = where["commit"] or "unknown"
-        title = f"{config.env} on {where['cores']} cores of {where['cpu']}, commit {commit}"
-        plot.draw(report.core_us(figures), title, Path(args.plot))
-    if args.json:
-        with Path(args.json).open("a") as file:
-            file.write(result + "\n")
-    print(result)
+            commit = where["commit"] or "unknown"
+            title = f"{config.env} on {where['cores']} cores of {where['cpu']}, commit {commit}"
+            plot.draw(report.core_us(figures), title, Path(args.plot))
+    except OSError as error:  # a full disk, or a reader that has gone
+        print(printable(f"{prog}: the figures cannot be written: {error}"), file=sys.stderr)
+        return EXIT_FAILURE
     return 0
 
 

@@ -85,7 +85,11 @@ def main(argv: Sequence[str], prog: str) -> int:
         say("stopped, without a page")
         return EXIT_INTERRUPTED
     say(f"open {file.absolute().as_uri()} in a browser")
-    print(json.dumps(facts))
+    try:
+        print(json.dumps(facts), flush=True)
+    except OSError as error:  # a full disk, or a reader that has gone
+        say(f"the summary cannot be written: {error}")
+        return EXIT_FAILURE
     return 0
 
 

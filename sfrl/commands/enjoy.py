@@ -117,6 +117,8 @@ def main(argv: Sequence[str], prog: str) -> int:
         except REFUSALS as error:
             print(printable(f"{prog}: {error}"), file=sys.stderr)
             return EXIT_USAGE
+        if signals:  # nothing was played, and a film that is there is an older one
+            return 128 + signals[0]
         # `_prepare` has imported torch.
         from sfrl.show.player import VideoError
 

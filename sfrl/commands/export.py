@@ -73,10 +73,11 @@ def main(argv: Sequence[str], prog: str) -> int:
         return EXIT_FAILURE
     try:
         run_folder.write_whole(path, content)
+        print(json.dumps({"onnx": run_folder.expanded("onnx", args.onnx), **told}), flush=True)
     except OSError as error:
-        print(printable(f"{prog}: {path} cannot be written: {error.strerror}"), file=sys.stderr)
+        what = error.filename or "the summary"
+        print(printable(f"{prog}: {what} cannot be written: {error.strerror}"), file=sys.stderr)
         return EXIT_FAILURE
-    print(json.dumps({"onnx": run_folder.expanded("onnx", args.onnx), **told}))
     return 0
 
 

@@ -83,7 +83,7 @@ def _tell(trial: Trial, json_file: str) -> None:
     text = json.dumps(facts(trial)) if json_file else ""
     print(text if json_file == _STDOUT else page(trial), flush=True)
     if json_file not in ("", _STDOUT):
-        Path(json_file).write_text(text + "\n")
+        run_folder.write_whole(Path(json_file), f"{text}\n".encode())
 
 
 def _code(trial: Trial) -> int:
@@ -114,6 +114,6 @@ def _read(argv: Sequence[str], prog: str) -> tuple[Args, Mapping[str, Any]]:
     if refused := [f"{name} is not for sfrl try: {_OURS[name]}" for name in _OURS if name in given]:
         raise ValueError("; ".join(refused))
     if args.json not in ("", _STDOUT):
-        file = run_folder.file_to_write("json", args.json)
+        file = run_folder.file_to_write("json", args.json, is_replaced=True)
         args = dataclasses.replace(args, json=str(file))
     return args, given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ def _web(args: Args) -> int:
 
         token = listening.token_for(sock)
         print(f"{root}/ is shown at {listening.url_of(sock, args.host, token)}", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):  # it is how one ends it
             server.serve(root.absolute(), sock, token)
     return 0

@@ -34,6 +34,7 @@ SCORE, VIDEO, DEMO = "score.png", "video.mp4", "demo.html"
 _CHECKPOINT = re.compile(r"(latest-\d+\.pt(\.left)?|best\.pt|memory\.npz)(\.tmp)?")
 _FILM = re.compile(r"(\d+-(latest|best)|unfinished-\d+)\.mp4")  # of --video-every
 _MAX_LINE = 4096
+_MAX_NAME = 200  # bytes leave room for an ending, in the 255 of file systems
 OLDER_LOG = "log.txt.1"
 # And event files, `latest-*.pt`.
 _FILES = ("config.json", "log.txt", OLDER_LOG, "metrics.jsonl")
@@ -92,8 +93,9 @@ def file_to_write(setting: str, path: str, *, is_replaced: bool = False) -> Path
         RunFolderError: it cannot be written.
     """
     file = Path(expanded(setting, path)).absolute()
-    place = file if file.exists() and not is_replaced else file.parent
-    if file.is_dir() or not os.access(place, os.W_OK):
+    target = file.resolve()
+    place = target if target.exists() and not (is_replaced and target.is_file()) else target.parent
+    if target.is_dir() or not os.access(place, os.W_OK):
         raise RunFolderError(
             f"{setting}={path} cannot be written; name a file in a folder of yours"
         )
@@ -355,19 +357,27 @@ def _is_of_a_run(name: str) -> bool:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """All of it or, where there is no room, nothing. Raises OSError, which names the file."""
-    if path.exists() and not path.is_file():  # a pipe or a device
-        path.write_bytes(content)
-        return
-    path = path.resolve()  # what a link leads to, which stays one
-    temporary = path.with_name(f"{path.name}.tmp")
+    """All of it or, where there is no room, nothing. Raises OSError, which names the file.
+
+    One that is there gives way to another of its mode. What a link leads to is written, and a pipe
+    or a device is written into.
+    """
+    path = path.resolve()
+    temporary = path.with_name(f"{path.name[:_MAX_NAME]}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        with open_new(temporary) as file:
+            file.write(content)
+        if path.exists():
+            temporary.chmod(path.stat().st_mode)
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def open_new(path: Path) -> BinaryIO:

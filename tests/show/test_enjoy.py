@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -146,7 +147,7 @@ def test_the_newest_run_is_played_and_the_last_line_is_a_summary(trained):
 
 
 def test_who_reads_no_further_ends_it_and_is_told(trained):
-    line = [sys.executable, "-m", "sfrl", "enjoy", "--episodes=500"]
+    line = [sys.executable, "-m", "sfrl", "enjoy", "--episodes=5000"]  # more than a pipe holds
     with subprocess.Popen(
         line, cwd=trained, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -241,17 +242,8 @@ def test_ctrl_c_at_start_up_leaves_no_video(tmp_path):
         tmp_path, f"--checkpoint={path}", "--video=game.mp4", PYTHONPATH=str(tmp_path)
     )
     stdout, stderr = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, stderr
-    assert json.loads(stdout) == {
-        "episodes": 0,
-        "episode_return_mean": None,
-        "episode_return_interval": None,
-        "episode_return_std": None,
-        "episode_returns": [],
-        "episode_length_mean": None,
-        "episode_lengths": [],
-        "video": None,
-    }
+    assert (process.returncode, stdout) == (128 + signal.SIGINT, ""), stderr
+    assert "Traceback" not in stderr
     assert not (tmp_path / "game.mp4").exists()
 
 

@@ -24,7 +24,7 @@ OPENS_IN_S = 2.0
 
 
 @contextmanager
-def served(folder, *flags):
+def served(folder, *flags, signum=signal.SIGINT):
     """The URL that `sfrl web` prints; afterwards it is ended as a user ends it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "sfrl", "web", str(folder), "--port=0", *flags],
@@ -36,7 +36,7 @@ def served(folder, *flags):
     try:
         [url] = re.findall(r"http://\S+", process.stdout.readline())
         yield url
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signum)
         assert process.wait(TIMEOUT_S) == 0
         assert process.stderr.read() == ""
     finally:
@@ -58,6 +58,11 @@ def get(url, path="/", **headers):
     body = response.read()
     connection.close()
     return response.status, response.headers, body
+
+
+def test_a_service_manager_ends_it_in_order(folder):
+    with served(folder, signum=signal.SIGTERM) as url:
+        assert get(url)[0] == 200
 
 
 def told(url, what, *runs):
