@@ -165,9 +165,10 @@ def changes(
     if usual.model == "auto":
         usual = dataclasses.replace(usual, model=usual_model(spec))
     changed: dict[str, Change] = {}
+    untold = {*_OF_NO_DEFAULT, *config.unused_in(spec)}
     for name, setting in settings_of(type(config)).items():
         value, default = getattr(config, name), getattr(usual, name)
-        if value == default or setting.is_note or name in _OF_NO_DEFAULT:
+        if value == default or setting.is_note or name in untold:
             continue
         if value != getattr(untuned, name):
             by = "tuner"
