@@ -34,7 +34,6 @@ SCORE, VIDEO, DEMO = "score.png", "video.mp4", "demo.html"
 _CHECKPOINT = re.compile(r"(latest-\d+\.pt(\.left)?|best\.pt|memory\.npz)(\.tmp)?")
 _FILM = re.compile(r"(\d+-(latest|best)|unfinished-\d+)\.mp4")  # of --video-every
 _MAX_LINE = 4096
-_MAX_NAME = 200  # bytes leave room for an ending, in the 255 of file systems
 OLDER_LOG = "log.txt.1"
 # And event files, `latest-*.pt`.
 _FILES = ("config.json", "log.txt", OLDER_LOG, "metrics.jsonl")
@@ -363,7 +362,7 @@ def write_whole(path: Path, content: bytes) -> None:
     or a device is written into.
     """
     path = path.resolve()
-    temporary = path.with_name(f"{path.name[:_MAX_NAME]}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"sfrl-{os.getpid()}.tmp")  # a longer name may be too long
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(content)

@@ -94,7 +94,7 @@ def _going_on(run: Run) -> str:
         return "--resume goes on from the last checkpoint"
     if run.settings:
         return "it has no checkpoint yet, so --config starts anew from its config.json"
-    return "it has left its log alone, and begins anew with the flags that it had"
+    return "it has left nothing but its log: start it anew, with the flags that it had"
 
 
 def _nan(run: Run) -> Finding | None:
