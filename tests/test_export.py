@@ -342,6 +342,24 @@ def test_wrong_flags_are_told_and_nothing_is_written(run_dir, capsys, flags, tex
     assert [path.name for path in Path().iterdir()] == ["runs"]
 
 
+def test_a_summary_that_cannot_be_written_is_told(run_dir):
+    line = [sys.executable, "-m", "sfrl", "export", str(run_dir), "--onnx=policy.onnx"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == EXIT_FAILURE
+    assert ended.stderr.endswith("the summary cannot be written: No space left on device\n")
+    assert "Traceback" not in ended.stderr
+    assert Path("policy.onnx").stat().st_size
+
+
+def test_a_folder_that_is_gone_is_told(run_dir, capsys):
+    Path("gone").mkdir()
+    os.chdir("gone")
+    os.rmdir("../gone")
+    assert export.main([str(run_dir), "--onnx=policy.onnx"], "sfrl export") == EXIT_USAGE
+    assert "the folder where this was started is gone" in capsys.readouterr().err
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     """A limit of the process's stands for a full disk."""
     path = tmp_path / "policy.onnx"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from sfrl.bench.report import stages_of
-from sfrl.records.run_folder import write_whole
+from sfrl.runs.plot import save
 
 _PALETTES = {
     "rollout": "Greens",
@@ -40,9 +39,7 @@ def draw(core_us: Mapping[str, Mapping[str, float]], title: str, path: Path) -> 
     axes.set_xlabel("microseconds of core time per decision, all cores together")
     axes.set_title(title, fontsize="medium")
     figure.legend(loc="outside lower center", ncols=4, fontsize="small")
-    content = io.BytesIO()
-    figure.savefig(content, dpi=150, format=path.suffix[1:] or "png")
-    write_whole(path, content.getvalue())
+    save(figure, path)
 
 
 def _colors(stages: list[str]) -> dict[str, tuple[float, float, float, float]]:

@@ -136,7 +136,7 @@ def apart(
         finally:
             orphans = descendants(process.pid) if process.poll() is None else []
             process.kill()
-            side.wait()  # not for ever: where the kernel holds it, it ends when that lets it go
+            side.wait()  # not for ever: the kernel may hold it, and ends it later
             terminate(orphans)
 
 

@@ -133,7 +133,7 @@ class SerialCrew:
             part.load_state(saved)
         self._learner.slots.waiting.extend(state["full_slots"])
         for learner in self._learners:
-            learner.parameters.pull()  # policies with weights of this version do not have it done
+            learner.parameters.pull()  # its policy has these weights, and does not ask for them
 
     def advance(self) -> None:
         """One round: every worker does what is ready."""

@@ -38,6 +38,11 @@ def draw(groups: Sequence[Group], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("score, mean of 100 episodes")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As the path's suffix says; without one it is a PNG. Raises OSError."""
     content = io.BytesIO()
-    figure.savefig(content, dpi=150, format=path.suffix[1:])
+    figure.savefig(content, dpi=150, format=path.suffix[1:] or "png")
     write_whole(path, content.getvalue())

@@ -190,11 +190,12 @@ class Config(
         return unused
 
     def without_unused(self, spec: envs.EnvSpec, given: Collection[str] = ()) -> Self:
-        """The same run. For one that was saved when such settings were not refused yet, or that
-        goes on with other ones, by which they came to do nothing.
+        """The same run: settings that do nothing in it have their defaults.
+
+        Earlier versions have saved such settings, and another setting can make one useless.
 
         Args:
-            given: by the user, and to be refused if they do nothing.
+            given: names that stay as they are. The user has set them, and is told.
         """
         settings, unused = settings_of(type(self)), self.unused_in(spec).keys() - {*given}
         return replace(self, **{name: settings[name].default for name in unused})

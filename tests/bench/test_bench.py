@@ -120,6 +120,17 @@ def test_of_an_atari_game_the_bare_emulator_is_measured_as_well():
         )
 
 
+def test_figures_that_cannot_be_written_are_told():
+    line = [sys.executable, "-m", "sfrl", "bench", "simulation", "--env=CartPole-v1", *SMALL]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [*line, "--seconds=0.1"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 1
+    assert "sfrl bench: the figures cannot be written: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 COMPONENTS = {"learner", "policy-0", "rollout-0"}
 terminate = subprocess.Popen.terminate  # it alone, where Ctrl-C is told to its children, too
 

@@ -19,6 +19,7 @@ import torch
 from sfrl import envs
 from sfrl.algorithms import make_algorithm
 from sfrl.commands import EXIT_FAILURE
+from sfrl.commands.enjoy import _summary
 from sfrl.records import checkpoint
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.n_step_q import NStepQConfig
@@ -144,6 +145,18 @@ def test_the_newest_run_is_played_and_the_last_line_is_a_summary(trained):
     assert summary["episode_length_mean"] == pytest.approx(np.mean(returns))
     assert min(returns) >= 8  # what CartPole's poorest episodes have
     assert summary["video"] is None
+
+
+def test_the_summary_of_no_episode_has_no_numbers():
+    assert _summary([]) == {
+        "episodes": 0,
+        "episode_return_mean": None,
+        "episode_return_interval": None,
+        "episode_return_std": None,
+        "episode_returns": [],
+        "episode_length_mean": None,
+        "episode_lengths": [],
+    }
 
 
 def test_who_reads_no_further_ends_it_and_is_told(trained):
