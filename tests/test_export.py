@@ -345,7 +345,8 @@ def test_wrong_flags_are_told_and_nothing_is_written(run_dir, capsys, flags, tex
 def test_a_summary_that_cannot_be_written_is_told(run_dir):
     line = [sys.executable, "-m", "sfrl", "export", str(run_dir), "--onnx=policy.onnx"]
     with open("/dev/full", "w") as full:
-        ended = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+        buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # as users have it
+        ended = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, env=buffered)
     assert ended.returncode == EXIT_FAILURE
     assert ended.stderr.endswith("the summary cannot be written: No space left on device\n")
     assert "Traceback" not in ended.stderr
