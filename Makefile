@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-$(VENV)/.installed: requirements.txt pyproject.toml setup.py $(wildcard sfrl/*/csrc/*) $(wildcard envs/csrc/*)
+$(VENV)/.installed: requirements.txt pyproject.toml setup.py $(wildcard sfrl/*/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sfrl needs Python 3.11 or newer")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
