@@ -46,6 +46,9 @@ class Kept:
     ) -> None: ...
     @property
     def output_shape(self) -> tuple[int, int, int]: ...  # H', W', O
+    @property
+    def changes(self) -> int:
+        """Numbers in which the images of the last `forward` differed from those before them."""
     def renew(self, weights: NDArray[np.float32]) -> None:
         """Compute with these; what was kept is forgotten."""
     def forward(
@@ -74,6 +77,8 @@ class KeptBlocks:
     ) -> None: ...
     @property
     def output_shape(self) -> tuple[int, int, int]: ...
+    @property
+    def changes(self) -> int: ...
     def renew(self, weights: NDArray[np.float32]) -> None: ...
     def forward(
         self,

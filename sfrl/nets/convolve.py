@@ -1,9 +1,10 @@
-"""Layers with a relu that leave out what need not be multiplied, where there is AVX2 alone.
+"""Layers with a relu that leave out what need not be multiplied, on processors without AMX.
 
 An image is nearly the one of the decision before: an output is that one's and what the changes add.
 A learner has both in its minibatch; where a policy acts, the layers keep each environment's last
 ones (`Environments`). And a relu makes about half of an output 0, and with it half of the gradient
-that comes back. Nothing is approximated. Wider vectors, and units for bfloat16, multiply for less;
+that comes back. Nothing is approximated, and all of it is float32, whatever the precision is: so
+convolutions take less time than in bfloat16 with AVX-512. Matrix units, AMX, multiply for less;
 there torch's convolutions are kept (docs/experiments.md, "Convolutions that skip zeros").
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from sfrl.nets.images import pixel_blocks
 
 _WIDTH = torch.backends.cpu.get_cpu_capability()  # of its vectors
-PAYS = _WIDTH == "AVX2"
+PAYS = _WIDTH.startswith("AVX") and not torch.cpu._is_amx_tile_supported()
 HAS_EXTENSION = False
 if _WIDTH.startswith("AVX"):  # it is made for AVX2, and must not be loaded where there is none
     try:
@@ -55,12 +56,21 @@ class Kept:
 
     While the weights stay, an output is the last one and what the changes add. torch makes the
     first one.
+
+    Attributes:
+        pays: whether images change little; whoever has seen that they do not asks again when the
+            weights are renewed.
     """
 
     def __init__(self, environments: Environments) -> None:
         self.environments = environments
         self._layer: _sparse_conv.Kept | _sparse_conv.KeptBlocks | None = None
         self._renewals = -1
+        self._pays = True
+
+    @property
+    def pays(self) -> bool:
+        return self._pays or self._renewals != self.environments.renewals
 
     def convolve(self, images: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
         """`convolve` of float32 images, `convolve_blocks` of uint8 ones, without gradients."""
@@ -74,12 +84,14 @@ class Kept:
         if self._renewals != self.environments.renewals:
             self._layer.renew(weights)
             self._renewals = self.environments.renewals
+            self._pays = True
         out = torch.empty(len(x), *self._layer.output_shape)
         if not self._layer.forward(x, self.environments.rows, out.numpy()):
             whole = pixel_blocks(images, torch.float32) if is_blocks else images
             out = _channels_last(F.conv2d(whole, weight, bias, stride))
             self._layer.keep(x, self.environments.rows, out.numpy())
             out.relu_()
+        self._pays = self._layer.changes < _LITTLE * x.size
         return out.permute(0, 3, 1, 2)
 
 
@@ -100,11 +112,15 @@ class Convolution(nn.Conv2d):
     @property
     def kept(self) -> Kept | None:
         """For the next batch; None: its rows are of no environments that are kept."""
-        is_known = self._kept is not None and self._kept.environments.rows is not None
-        return self._kept if is_known else None
+        kept = self._kept
+        return kept if kept and kept.environments.rows is not None and kept.pays else None
 
-    def forward(self, input: Tensor) -> Tensor:
-        return convolve(input, self.weight, self.bias, self.stride[0], self.kept)
+    def forward(self, input: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """
+        Args:
+            dtype: of the network's arithmetic; where changes are multiplied it is float32.
+        """
+        return convolve(input, self.weight, self.bias, self.stride[0], self.kept, dtype)
 
 
 class Linear(nn.Linear):
@@ -120,6 +136,7 @@ def convolve(
     bias: Tensor | None,
     stride: int = 1,
     kept: Kept | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """`F.relu(F.conv2d(images, weight, bias, stride))`.
 
@@ -132,12 +149,18 @@ def convolve(
         weight: [O, C, K, K].
         bias: [O], or none.
         kept: of the layer, where it acts.
+        dtype: in which torch computes, where it does; ours is float32, of float32 images alone.
     """
     if kept is not None and bias is not None:
         return kept.convolve(images, weight, bias, stride)
-    if bias is None or images.dtype != torch.float32 or not _skips_zeros(images, weight):
-        return F.conv2d(images, weight, bias, stride).relu_()
-    if not _changes_little(images):
+    is_float32 = images.dtype == torch.float32
+    skips_zeros = bias is not None and is_float32 and _skips_zeros(images, weight)
+    little = skips_zeros and _changes_little(images)
+    if not skips_zeros or (dtype != torch.float32 and not little):
+        bias = None if bias is None else bias.to(dtype)
+        return F.conv2d(images.to(dtype), weight.to(dtype), bias, stride).relu_()
+    assert bias is not None
+    if not little:
         result: Tensor = _ByZeros.apply(images, weight, bias, stride)  # type: ignore[no-untyped-call]
         return result
     changes = _sparse_conv.Changes(_channels_last(images).numpy(), len(weight))
@@ -145,9 +168,14 @@ def convolve(
 
 
 def convolve_blocks(
-    images: Tensor, weight: Tensor, bias: Tensor | None, kept: Kept | None = None
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kept: Kept | None = None,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
 ) -> Tensor:
-    """`convolve(pixel_blocks(images, weight.dtype), weight, bias)`.
+    """`convolve(pixel_blocks(images, dtype), weight / scale, bias)`.
 
     Where images in uint8 change little, no blocks are made: changes are listed from the pixels.
 
@@ -155,15 +183,16 @@ def convolve_blocks(
         images: [B, C, H, W].
         weight: [O, 16*C, K, K].
         bias: [O], or none.
-        kept: of the layer, where it acts.
+        kept, dtype: as `convolve` has them.
+        scale: of the pixels; it is put on the weights, which are fewer.
     """
     if kept is not None and bias is not None:
-        return kept.convolve(images, weight, bias, 1)
+        return kept.convolve(images, weight / scale, bias, 1)
     is_uint8 = images.dtype == torch.uint8
     if bias is not None and is_uint8 and _skips_zeros(images, weight) and _changes_little(images):
         changes = _sparse_conv.Changes.of_blocks(images.contiguous().numpy(), len(weight))
-        return _by_changes(images, weight, bias, 1, changes)
-    return convolve(pixel_blocks(images, weight.dtype), weight, bias)
+        return _by_changes(images, weight / scale, bias, 1, changes)
+    return convolve(pixel_blocks(images, dtype), weight.to(dtype) / scale, bias, dtype=dtype)
 
 
 def _by_changes(
@@ -185,7 +214,6 @@ def _learns_here(images: Tensor, weight: Tensor) -> bool:
         and weight.requires_grad
         and weight.dtype == torch.float32
         and images.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
     )
 
 

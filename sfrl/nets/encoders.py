@@ -128,16 +128,16 @@ class NatureCNN(CenteredCNN):
         init_orthogonal(self, HIDDEN_GAIN)
 
     def forward(self, obs: Tensor, dtype: torch.dtype) -> Tensor:
-        # Each layer has a relu. The pixels' scale is put on 8k weights rather than on the image.
-        weight = self.conv1.weight.to(dtype) / self.obs_scale
-        x = convolve_blocks(obs, weight, self.conv1.bias, self.conv1.kept)
-        x = self.conv2(x)
+        # Each layer has a relu.
+        weight, bias = self.conv1.weight, self.conv1.bias
+        x = convolve_blocks(obs, weight, bias, self.conv1.kept, dtype, self.obs_scale)
+        x = self.conv2(x, dtype)
         if self.conv3 is not None:
-            x = self.conv3(x)
+            x = self.conv3(x, dtype)
         if self.averages:
             x = F.avg_pool2d(x, 2, ceil_mode=True) * _POOLED_SCALE
         # Flattened in the order of channels_last, the one it lies in; no copy.
-        features: Tensor = self.linear(x.permute(0, 2, 3, 1).flatten(1))
+        features: Tensor = self.linear(x.permute(0, 2, 3, 1).flatten(1).to(dtype))
         return features
 
 

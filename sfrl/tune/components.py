@@ -13,7 +13,6 @@ wall-clock ones assume that nothing else runs on the cores they need.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import time
 from collections import deque
@@ -48,6 +47,7 @@ from sfrl.workers.rollout_worker import Split
 from sfrl.workers.worker import WAIT_TIMEOUT_S, Worker
 
 Precision = Literal["float32", "bfloat16"]
+ROWS = 8  # of a trajectory, which a policy worker acts on with the same weights
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 _WARM_UP = 0.25  # of a window
@@ -119,7 +119,8 @@ def rollout(
     Args:
         ready: called when all is made and the measurement begins.
     """
-    shared = make_shared(_one_worker(config, config.num_splits, config.envs_per_split), spec)
+    shape = config.num_splits, config.envs_per_split, config.rollout_length
+    shared = make_shared(_one_worker(config, *shape), spec)
     _fill(shared)
     reports: Mailbox[Report] = Mailbox()
     worker = make_rollout_worker(shared, 0, reports)
@@ -247,6 +248,9 @@ def inference(
 ) -> list[Inference]:
     """A policy worker's step on a batch, for every batch size and precision, in `seconds` in all.
 
+    Every `ROWS` steps it counts its weights as new, as in a run: what it keeps of images is made
+    with the weights that it has (sfrl/nets/convolve.py).
+
     The batches are measured in turn, so that a busy moment hits all of them alike.
 
     Args:
@@ -257,7 +261,7 @@ def inference(
     all_shared = []
     for precision, size in cases:
         n = num_envs or size
-        one = _one_worker(_in_precision(config, precision), size // n, n)
+        one = _one_worker(_in_precision(config, precision), size // n, n, ROWS)
         all_shared.append(make_shared(dataclasses.replace(one, policy_batch_size=size), spec))
     reports: Mailbox[Report] = Mailbox()
     requests: Mailbox[CheckpointRequest] = Mailbox()
@@ -269,7 +273,7 @@ def inference(
     ready()
     times = _time_in_turn(steps, seconds)
     return [
-        Inference(*case, wall_s * 1e6, host_s * 1e6)
+        Inference(*case, wall_s / ROWS * 1e6, host_s / ROWS * 1e6)
         for case, (wall_s, host_s) in zip(cases, times, strict=True)
     ]
 
@@ -294,7 +298,7 @@ def _in_precision(config: Config, precision: Precision) -> Config:
     return dataclasses.replace(config, precision=precision, debug_buffers=False)
 
 
-def _one_worker(config: Config, num_splits: int, num_envs: int) -> Config:
+def _one_worker(config: Config, num_splits: int, num_envs: int, num_rows: int) -> Config:
     """The same model and environments, for one worker of each kind, with `num_envs` per split."""
     return dataclasses.replace(
         config,
@@ -303,29 +307,30 @@ def _one_worker(config: Config, num_splits: int, num_envs: int) -> Config:
         num_splits=num_splits,
         envs_per_worker=num_splits * num_envs,
         policy_batch_size=num_envs,
+        rollout_length=num_rows,
         minibatches=1,
-        batch_size=num_envs * config.rollout_length,
+        batch_size=num_envs * num_rows,
         debug_buffers=False,
     )
 
 
 def _inference_step(shared: Shared) -> Callable[[], None]:
-    """Its weights have been published. A row after the other, since images that stay cost less."""
+    """All rows, one after the other, since images that stay cost less; weights are published."""
     worker = make_policy_worker(shared, 0)
     _fill(shared)
     [requests], [replies] = shared.channels.action_requests, shared.channels.replies
     slots = shared.topology.slots
     first_slots = [slots.of_split(split)[0] for split in slots.splits_of(0)]
-    rows = itertools.cycle(range(shared.config.rollout_length))
 
     def step() -> None:
-        t = next(rows)
-        for slot in first_slots:
-            requests.put(shared.buffer.message(slot, t))
-        num_answered = 0
-        while num_answered < len(first_slots):  # on a GPU one step begins it, the next answers
-            _work(worker)
-            num_answered += len(replies.get_many(len(first_slots)))
+        worker.environments.renewals += 1
+        for t in range(shared.config.rollout_length):
+            for slot in first_slots:
+                requests.put(shared.buffer.message(slot, t))
+            num_answered = 0
+            while num_answered < len(first_slots):  # on a GPU one step begins it, the next answers
+                _work(worker)
+                num_answered += len(replies.get_many(len(first_slots)))
 
     return step
 

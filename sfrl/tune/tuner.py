@@ -38,11 +38,10 @@ from sfrl.tune import children, components
 from sfrl.tune.throughput import Costs, Rates, is_crowded, predict
 
 TIME_LIMIT_S = 20  # of the whole measurement
-_MEASURED = 4  # to be raised when costs that were kept before mean something else
+_MEASURED = 5  # to be raised when costs that were kept before mean something else
 
 _ENVS = (2, 8)  # of a split step that is timed: two points of a line
 _BATCHES = (8, 32, 64)  # of an inference that is timed
-_ROWS = 8  # one after the other, since images that stay would cost less
 _THREADS = (2, 4, 8)  # of the learner, where there are cores for them
 # Of learning, what threads divide among them: between what two cores measure in float32 and in
 # bfloat16. Below two cores, for the estimate of what twice as many would give.
@@ -275,9 +274,8 @@ def measure_costs(config: Config, spec: EnvSpec, cores: float) -> Costs:
 
 
 def _network_us(costs: _NetworkCosts) -> float:
-    """Per decision. bfloat16 must be 10% faster to be worth its rounding (`pick_precision`)."""
-    us = costs.batch_us / 32 + costs.row_us + costs.learn_us
-    return us / 0.9 if costs.precision == "bfloat16" else us
+    """Per decision."""
+    return costs.batch_us / 32 + costs.row_us + costs.learn_us
 
 
 def _measure_environments(
@@ -327,8 +325,8 @@ def _measure_networks(
     elif not machine()["cpu_bfloat16"]:
         precisions = ("float32",)
     trajectories = max(1, min(config.batch_size, _MINIBATCH) // config.rollout_length)
-    few_rows = dataclasses.replace(_one_split(config, 1), rollout_length=_ROWS, batch_size=_ROWS)
-    acting = components.inference(few_rows, spec, _BATCHES, 0.3, precisions, ready=start.wait)
+    alone = _one_split(config, 1)
+    acting = components.inference(alone, spec, _BATCHES, 0.3, precisions, ready=start.wait)
     one_batch = dataclasses.replace(_one_split(config, trajectories), torch_threads=1)
     learning = components.learner(one_batch, spec, 0.4, _in_question(acting))
     costs = []

@@ -214,13 +214,28 @@ def test_it_stays_out_of_other_precisions_and_of_acting(
 ) -> None:
     images, weight, bias = case((64, 9, 9), 64, 3, changes=0.1)
     with torch.no_grad():
-        assert convolve(images, weight, bias).grad_fn is None
+        convolve(images, weight, bias)
     low = [leaf.bfloat16() for leaf in (images, weight, bias)]
-    convolve(*low).sum().backward()
-    with torch.autocast("cpu", torch.bfloat16):
-        out = convolve(images, weight, bias)
-    out.sum().backward()
+    convolve(*low, dtype=torch.bfloat16).sum().backward()
     assert called == []
+
+
+@needs_extension
+@pytest.mark.parametrize("changes", [0.1, 1.0])
+def test_in_bfloat16_float32_images_are_multiplied_by_what_changes_or_by_torch(
+    changes: float, skips_zeros: None, called: list[str]
+) -> None:
+    leaves = case((64, 9, 9), 64, 3, changes=changes)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = convolve(*leaves, dtype=torch.bfloat16)
+    out.float().sum().backward()
+    assert called == (BY_CHANGES if changes < 0.4 else [])
+    assert out.dtype == (torch.float32 if changes < 0.4 else torch.bfloat16)
+    expected = F.conv2d(*leaves).relu()
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=0.3)  # of up to 100
+    for leaf in leaves:
+        assert leaf.grad is not None
+        assert leaf.grad.dtype == torch.float32
 
 
 @needs_extension
@@ -499,24 +514,57 @@ def test_images_in_float32_become_blocks_first(skips_zeros: None) -> None:
 def test_pixels_become_blocks_where_changes_do_not_pay(
     skips_zeros: None, called: list[str]
 ) -> None:
-    """In acting, and in bfloat16."""
+    """In acting, and in bfloat16 where much changes."""
     images = torch.zeros((3, 4, 84, 84), dtype=torch.uint8)
     weight, bias = torch.zeros(32, 64, 2, 2, requires_grad=True), torch.zeros(32)
     with torch.no_grad():
         convolve_blocks(images, weight, bias)
-    convolve_blocks(images, weight.bfloat16(), bias.bfloat16())
+    images[1] = 1
+    out = convolve_blocks(images, weight, bias, dtype=torch.bfloat16)
     assert called == []
+    assert out.dtype == torch.bfloat16
+    images[1, 1:] = 0
+    assert convolve_blocks(images, weight, bias, dtype=torch.bfloat16).dtype == torch.float32
+    assert called == ["of_blocks", "changes_forward"]
 
 
 @needs_extension
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("encoder_class", [NatureCNN, PooledCNN])
 def test_all_layers_of_nature_cnn_learn_by_it(
-    skips_zeros: None, called: list[str], encoder_class: type[NatureCNN]
+    skips_zeros: None,
+    called: list[str],
+    encoder_class: type[NatureCNN],
+    precision: torch.dtype,
 ) -> None:
+    """In bfloat16 all but the linear one, of which torch then makes less work."""
     encoder = encoder_class((4, 84, 84))
     obs = torch.full((3, 4, 84, 84), 100, dtype=torch.uint8)
     obs[1, 3, :8, :8] = 0  # little of any layer's output
-    encoder(obs, torch.float32).sum().backward()
+    with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+        features = encoder(obs, precision)
+    assert features.dtype == precision
+    features.sum().backward()
     assert called.count("changes_forward") == called.count("changes_weights_grad") == 3
     assert called.count("images_grad") == 2
-    assert [name for name in called if name in LINEAR] == LINEAR
+    linear = [name for name in called if name in LINEAR]
+    assert linear == (LINEAR if precision == torch.float32 else [])
+
+
+@needs_extension
+def test_what_acts_leaves_images_that_change_much_to_torch_until_weights_are_renewed(
+    skips_zeros: None,
+) -> None:
+    actor = NatureCNN((4, 84, 84)).requires_grad_(False)
+    layers = [layer for layer in actor.modules() if isinstance(layer, convolve_module.Convolution)]
+    environments = Environments(2)
+    for layer in layers:
+        layer.keep(environments)
+    environments.rows = np.arange(2, dtype=np.int32)
+    noise, same = torch.randint(0, 256, (2, 2, 4, 84, 84), dtype=torch.uint8)
+    for images, keep in ((same, 3), (same, 3), (noise, 0), (same, 0), (same, 0)):
+        actor(images, torch.float32)
+        assert sum(layer.kept is not None for layer in layers) == keep
+    environments.renewals += 1
+    assert torch.equal(actor(same, torch.float32), actor(same, torch.float32))
+    assert all(layer.kept is not None for layer in layers)

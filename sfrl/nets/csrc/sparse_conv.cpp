@@ -217,6 +217,7 @@ class Changes {
   }
 
   std::size_t image() const { return static_cast<std::size_t>(pixels()) * channels; }
+  std::size_t size() const { return entries.size(); }
 
   static constexpr int kBlock = 4;
   const int batch, height, width, channels, tile;
@@ -694,10 +695,14 @@ class Kept {
     return {shape_.out_height, shape_.out_width, shape_.filters};
   }
 
+  // Numbers in which the last images differed from those before them, where that was asked.
+  std::size_t changes() const { return num_changes_; }
+
   // environments [B]: of each image, none twice; out [B, H', W', O]. False, and nothing is done, if
   // one has no image with these weights.
   bool forward(const Images& images, const Environments& environments, Array& out) {
     const Shape s = checked(images, environments, out);
+    num_changes_ = 0;
     if (packed_.empty()) throw py::value_error("renew must come first");
     const std::int32_t* of = environments.data();
     if (!std::all_of(of, of + s.batch, [&](int e) { return known_[e]; })) return false;
@@ -766,6 +771,7 @@ class Kept {
       changes.list_blocks(images, before, height_, width_);
     else
       changes.list(images, before);
+    num_changes_ = changes.size();
     const std::vector<std::int32_t> corners = s.corners();
     for (int b = 0; b < s.batch; ++b) {
       float* const sums = &sums_[environments[b] * s.output()];
@@ -782,6 +788,7 @@ class Kept {
   std::vector<Number> images_;
   std::vector<float> sums_;
   std::vector<float> packed_;
+  std::size_t num_changes_ = 0;
   int height_ = 0, width_ = 0;  // of an image of blocks, in pixels
 };
 
@@ -792,6 +799,7 @@ void define_kept(py::module_& module, const char* name) {
       .def(py::init<int, const Array&, const typename K::Images&, int>(), py::arg("environments"),
            py::arg("weights").noconvert(), py::arg("image").noconvert(), py::arg("stride"))
       .def_property_readonly("output_shape", &K::output_shape)
+      .def_property_readonly("changes", &K::changes)
       .def("renew", &K::renew, py::arg("weights").noconvert())
       .def("forward", &K::forward, py::arg("images").noconvert(),
            py::arg("environments").noconvert(), py::arg("out").noconvert())
