@@ -26,6 +26,15 @@ settings.register_profile("search", derandomize=False)
 settings.load_profile("suite")
 
 
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """A command that a test calls sets handlers, as programs do: the next test has none of them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def make_shared(tmp_path: Path) -> Iterator[Callable[..., Shared]]:
     """Makes what the processes of a run share, without the processes: `make_shared(seed=3)`."""

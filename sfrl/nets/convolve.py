@@ -105,9 +105,15 @@ class Convolution(nn.Conv2d):
 
         Not of pixels that can be NaN, which would stay.
         """
-        if PAYS and HAS_EXTENSION and _has_lanes(self.weight):
+        if self.multiplies_changes:
             self._kept = Kept(environments)
         return self._kept is not None
+
+    @property
+    def multiplies_changes(self) -> bool:
+        """Whether it learns and acts in float32, from what changes, if little does."""
+        fits = HAS_EXTENSION and _has_lanes(self.weight)
+        return PAYS and fits and self.weight.device.type == "cpu"
 
     @property
     def kept(self) -> Kept | None:
@@ -151,9 +157,9 @@ def convolve(
         kept: of the layer, where it acts.
         dtype: in which torch computes, where it does; ours is float32, of float32 images alone.
     """
-    if kept is not None and bias is not None:
-        return kept.convolve(images, weight, bias, stride)
     is_float32 = images.dtype == torch.float32
+    if kept is not None and bias is not None and is_float32:
+        return kept.convolve(images, weight, bias, stride)
     skips_zeros = bias is not None and is_float32 and _skips_zeros(images, weight)
     little = skips_zeros and _changes_little(images)
     if not skips_zeros or (dtype != torch.float32 and not little):

@@ -6,6 +6,7 @@ of several leaves obs is a dict. docs/adding-a-model.md shows how to bring your 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -365,7 +366,7 @@ class JointEncoder(nn.Module):
         """Have the parameters of images' encoders in `precision`."""
         for encoder, is_image in zip(self.encoders, self.is_image, strict=True):
             if is_image:
-                encoder.to(precision)
+                lower(encoder, precision)
 
 
 class UserEncoder(nn.Module):
@@ -400,6 +401,18 @@ class UserEncoder(nn.Module):
         if leaf.kind == "image":  # its filters' weights need not sum to 0
             x = x - x.mean(tuple(range(1, x.ndim)), keepdim=True)
         return x
+
+
+def lower(encoder: nn.Module, precision: torch.dtype) -> None:
+    """To act: have its parameters in `precision`, but where convolutions compute in float32."""
+    if isinstance(encoder, JointEncoder):
+        encoder.lower(precision)
+        return
+    layers = [m for m in encoder.modules() if isinstance(m, Convolution) and m.multiplies_changes]
+    weights = [copy.deepcopy(layer.state_dict()) for layer in layers]
+    encoder.to(precision)
+    for layer, exact in zip(layers, weights, strict=True):
+        layer.float().load_state_dict(exact)
 
 
 def example(leaf: Leaf, *leading: int) -> Tensor:

@@ -2,8 +2,9 @@
 
 Only the encoder computes in low precision: under `torch.autocast` in the learner, whose parameters
 are float32, and with bfloat16 parameters in the copy that acts (`Network.inference_copy`). Both
-round the same weights in the same places, but for layers that learn from changes (convolve.py) and
-round none. Normalization of observations, memory, heads and everything they return are float32.
+round the same weights in the same places; layers that multiply changes alone (convolve.py) round
+none. Normalization of observations, memory, heads and
+everything they return are float32.
 
 The encoders are in encoders.py. docs/adding-a-model.md shows how to bring your own.
 """
@@ -21,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ from sfrl.envs import Leaf
 from sfrl.envs.classes import ClassError
 from sfrl.nets.choose import MemorySpec, seen
 from sfrl.nets.convolve import Convolution, Environments
-from sfrl.nets.encoders import CenteredCNN, JointEncoder, UserEncoder, example, make_encoder
+from sfrl.nets.encoders import CenteredCNN, UserEncoder, example, lower, make_encoder
 from sfrl.nets.normalizer import RunningNorm
 from sfrl.nets.pieces import Observations, encode_in_pieces
 from sfrl.nets.recurrent import Memory
@@ -230,10 +232,8 @@ class Network(nn.Module):
         """
         model = copy.deepcopy(self).requires_grad_(False).eval()
         for encoder in (model.encoder, model.value_encoder):
-            if isinstance(encoder, JointEncoder):
-                encoder.lower(precision)
-            elif encoder is not None:
-                encoder.to(precision)
+            if encoder is not None:
+                lower(encoder, precision)
         model.precision, model._casts_weights, model._threads = precision, False, 1
         return model
 
@@ -249,7 +249,7 @@ class Network(nn.Module):
         is_on_cpu = next(self.parameters()).device.type == "cpu"
         are_pixels = all(leaf.dtype == "uint8" for leaf in self.leaves if leaf.kind == "image")
         layers: list[Convolution] = []
-        if is_on_cpu and are_pixels and self.precision == torch.float32 and not self._is_users():
+        if is_on_cpu and are_pixels and not self._is_users():
             layers = [layer for layer in self.modules() if isinstance(layer, Convolution)]
         return sum(layer.keep(environments) for layer in layers) > 0  # each of them is asked
 
@@ -367,13 +367,19 @@ def pick_precision(model: Network, obs: Mapping[str, Tensor], repeats: int = 5) 
 
     On a GPU: where it has it, since small batches there take the time of starting kernels, and
     tell nothing of large ones. On a CPU it is measured with leaves [B, *shape]: those with matrix
-    units for bfloat16 take a third of the time, others emulate it. A few tens of milliseconds for
-    an Atari batch.
+    units for bfloat16 take a third of the time, others emulate it. Layers that multiply changes
+    alone are float32 in both, so that the others decide. A few tens of milliseconds for an Atari
+    batch.
     """
     if next(iter(obs.values())).is_cuda:
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bfloat16 else torch.float32
     copies = {dtype: model.inference_copy(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    batch_size = len(next(iter(obs.values())))
+    for actor in copies.values():  # as in a run, where images change little
+        environments = Environments(batch_size)
+        environments.rows = np.arange(batch_size, dtype=np.int32)
+        actor.keep_images(environments)
     seconds = dict.fromkeys(copies, math.inf)
     for _ in range(1 + repeats):  # the first one warms up, and is never the fastest
         for dtype, actor in copies.items():  # in turns, so that a busy moment hits both

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import signal
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -134,8 +133,6 @@ def test_what_cannot_be_shown_is_refused_before_anything_starts(
     flags, text, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGINT)
     assert demo.main(flags, "sfrl demo") == EXIT_USAGE
-    signal.signal(signal.SIGINT, handler)
     assert text in capsys.readouterr().err
     assert not [*tmp_path.glob("runs/*")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from sfrl.nets import convolve as convolve_module
 from sfrl.nets.convolve import Environments, convolve, convolve_blocks, linear
-from sfrl.nets.encoders import NatureCNN, PooledCNN
+from sfrl.nets.encoders import NatureCNN, PooledCNN, lower
 from sfrl.nets.images import pixel_blocks
 
 needs_extension = pytest.mark.skipif(
@@ -552,10 +553,28 @@ def test_all_layers_of_nature_cnn_learn_by_it(
 
 
 @needs_extension
+def test_what_acts_in_bfloat16_keeps_convolutions_in_float32(
+    skips_zeros: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = NatureCNN((4, 84, 84))
+    weights = encoder.state_dict()
+    actor = copy.deepcopy(encoder)
+    lower(actor, torch.bfloat16)
+    for name, weight in actor.state_dict().items():
+        is_exact = name.startswith("conv")
+        assert weight.dtype == (torch.float32 if is_exact else torch.bfloat16)
+        assert torch.equal(weight, weights[name]) or not is_exact
+    monkeypatch.setattr(convolve_module, "PAYS", False)
+    lower(actor, torch.bfloat16)
+    assert {weight.dtype for weight in actor.state_dict().values()} == {torch.bfloat16}
+
+
+@needs_extension
 def test_what_acts_leaves_images_that_change_much_to_torch_until_weights_are_renewed(
     skips_zeros: None,
 ) -> None:
     actor = NatureCNN((4, 84, 84)).requires_grad_(False)
+    lower(actor, torch.bfloat16)
     layers = [layer for layer in actor.modules() if isinstance(layer, convolve_module.Convolution)]
     environments = Environments(2)
     for layer in layers:
@@ -563,8 +582,11 @@ def test_what_acts_leaves_images_that_change_much_to_torch_until_weights_are_ren
     environments.rows = np.arange(2, dtype=np.int32)
     noise, same = torch.randint(0, 256, (2, 2, 4, 84, 84), dtype=torch.uint8)
     for images, keep in ((same, 3), (same, 3), (noise, 0), (same, 0), (same, 0)):
-        actor(images, torch.float32)
+        features = actor(images, torch.bfloat16)
+        assert features.dtype == torch.bfloat16
         assert sum(layer.kept is not None for layer in layers) == keep
     environments.renewals += 1
-    assert torch.equal(actor(same, torch.float32), actor(same, torch.float32))
+    assert torch.equal(actor(same, torch.bfloat16), actor(same, torch.bfloat16))
     assert all(layer.kept is not None for layer in layers)
+    out = layers[1](torch.zeros(2, 32, 20, 20, dtype=torch.bfloat16), torch.bfloat16)
+    assert out.dtype == torch.bfloat16, "the layer before left its images to torch"

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,8 @@ PROGRAMS = {"train.py": cli.main, "enjoy.py": enjoy.main, "sfrl bench": bench.ma
 
 @pytest.fixture(autouse=True)
 def as_the_programs_find_it(tmp_path, monkeypatch):
-    """An empty folder; and the signal handlers, which they set, are put back."""
+    """An empty folder."""
     monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,7 @@ class Terminal:
 def terminal(monkeypatch):
     """Makes one."""
     monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("COLUMNS", raising=False)  # it would count for more than the terminal's size
     made = []
 
     def make(*args, **kwargs):

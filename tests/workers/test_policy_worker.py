@@ -295,7 +295,7 @@ def test_images_that_are_kept_act_as_others_do(make_policy, monkeypatch):
     ("settings", "precision", "is_kept"),
     [
         ({}, torch.float32, True),
-        ({}, torch.bfloat16, False),
+        ({}, torch.bfloat16, True),
         ({"model": "tests.workers.test_policy_worker:Users"}, torch.float32, False),
     ],
     ids=["ours in float32", "ours in bfloat16", "a user's"],
