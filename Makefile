@@ -13,9 +13,10 @@ demo: $(VENV)/.installed  ## train for five minutes, and make a page of it: film
 	$(BIN)/python -m sfrl demo --env=$(DEMO_ENV) $(DEMO_FLAGS)
 
 # Compiled once: where PYTHONDONTWRITEBYTECODE is set, each process of the tests would do it anew.
+# Two at a time, since tests wait much; those of a file one after the other, with its fixtures.
 test: $(VENV)/.installed-dev lint  ## the whole test suite
 	$(BIN)/python -m compileall -q sfrl envs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
