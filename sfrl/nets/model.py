@@ -3,8 +3,7 @@
 Only the encoder computes in low precision: under `torch.autocast` in the learner, whose parameters
 are float32, and with bfloat16 parameters in the copy that acts (`Network.inference_copy`). Both
 round the same weights in the same places; layers that multiply changes alone (convolve.py) round
-none. Normalization of observations, memory, heads and
-everything they return are float32.
+none. Normalization of observations, memory, heads and everything they return are float32.
 
 The encoders are in encoders.py. docs/adding-a-model.md shows how to bring your own.
 """

@@ -248,8 +248,9 @@ def inference(
 ) -> list[Inference]:
     """A policy worker's step on a batch, for every batch size and precision, in `seconds` in all.
 
-    Every `ROWS` steps it counts its weights as new, as in a run: what it keeps of images is made
-    with the weights that it has (sfrl/nets/convolve.py).
+    Every `ROWS` steps it counts its weights as new: what it keeps of images is made with the
+    weights that it has (sfrl/nets/convolve.py). In a run that happens about once a trajectory,
+    which would take too long here.
 
     The batches are measured in turn, so that a busy moment hits all of them alike.
 
