@@ -58,8 +58,8 @@ class AtariVecEnv:
 
     With `episodic_life` a lost life is reported as `terminated`, and the game goes on: instead
     of a reset, the next step plays FIRE (a no-op where the game has no FIRE), whatever its
-    action says, as Baselines' EpisodicLifeEnv and FireResetEnv do. The rewards between two
-    ends are then the score of one life, not of a game.
+    action says, as Baselines' EpisodicLifeEnv and FireResetEnv do. `StepResult.over` says where a
+    game ended: scores are those of whole games.
 
     Raises:
         ValueError: a setting is out of range.
@@ -117,12 +117,13 @@ class AtariVecEnv:
             self.stepping[0] = i
             outcomes.append(game.step(self._actions[i], self._obs[i]))
         self.stepping[0] = -1
-        rewards, terminated, truncated = zip(*outcomes, strict=True)
+        rewards, terminated, truncated, over = zip(*outcomes, strict=True)
         return StepResult(
             {OBS: self._obs},
             np.array(rewards, np.float32),
             np.array(terminated, np.bool_),
             np.array(truncated, np.bool_),
+            np.array(over, np.bool_),
         )
 
     def episode_info(self, env: int) -> dict[str, float]:
@@ -219,11 +220,15 @@ class Game:
         self._lives = self.ale.lives()
         self._num_frames = 0
 
-    def step(self, action: int, obs: NDArray[np.uint8]) -> tuple[int, bool, bool]:
-        """One decision, or the restart that follows an episode's end: reward, how it ended."""
+    def step(self, action: int, obs: NDArray[np.uint8]) -> tuple[int, bool, bool, bool]:
+        """One decision, or the restart that follows an episode's end.
+
+        Returns:
+            The reward, whether the episode is terminated or truncated, whether the game is over.
+        """
         if self._is_over:
             self.restart(obs)
-            return 0, False, False
+            return 0, False, False, False
         ale, skip = self.ale, self._frameskip
         button = self._fire if self._lost_life else self._buttons[action]
         reward = 0
@@ -247,11 +252,12 @@ class Game:
         # Some games show 0 lives for a while before they are over.
         self._lost_life = self._episodic_life and 0 < lives < self._lives and not lost_life
         self._lives = lives
+        is_over = self._is_over
         if lost_life:  # this row only plays on
-            if self._is_over:
+            if is_over:
                 self.restart(obs)
-            return 0, False, False
-        return reward, terminated or self._lost_life, truncated
+            return reward, False, False, is_over
+        return reward, terminated or self._lost_life, truncated, is_over
 
     def state(self) -> EnvState:
         return {

@@ -50,7 +50,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def step(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         if not self.action_space.contains(action):
             raise ValueError(f"action {action!r:.60} must lie in {self.action_space}")
-        reward, terminated, truncated = self._playing().step(int(action), self._obs)
+        reward, terminated, truncated, _ = self._playing().step(int(action), self._obs)
         return self._obs.copy(), float(reward), terminated, truncated, {}
 
     def render(self) -> Any:

@@ -166,7 +166,7 @@ class FrameStack(Layer):
     def recv(self) -> StepResult:
         result = self.env.recv()
         push(self._frames, result.obs, self._ended)
-        self._ended = result.terminated | result.truncated
+        self._ended = result.ended
         return result._replace(obs=stacked(result.obs, self._frames))
 
     def state(self) -> EnvState | None:

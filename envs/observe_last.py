@@ -57,8 +57,9 @@ class ObserveLast(Layer):
     def recv(self) -> StepResult:
         result = self.env.recv()
         self._last[LAST_REWARD][:, 0] = result.rewards
-        self._last[LAST_ACTION][self._ended] = 0.0  # these only reset
-        self._ended = result.terminated | result.truncated
+        for last in self._last.values():
+            last[self._ended] = 0.0  # these only reset
+        self._ended = result.ended
         return result._replace(obs=result.obs | self._last)
 
     def state(self) -> EnvState | None:

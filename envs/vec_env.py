@@ -89,6 +89,17 @@ class StepResult(NamedTuple):
     rewards: NDArray[np.float32]  # [N] as the environment gave them: unclipped, unscaled
     terminated: NDArray[np.bool_]  # [N] the episode ended here: no value beyond this step
     truncated: NDArray[np.bool_]  # [N] the episode was cut off here: bootstrap from `obs`
+    over: NDArray[np.bool_] | None = None  # [N] the game is over; None: where the episode ended
+
+    @property
+    def ended(self) -> NDArray[np.bool_]:
+        """[N] Whether an episode ended, as the learner has it; the next step only resets."""
+        return self.terminated | self.truncated
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        """[N] Whether a score is complete. That of a game that a lost life interrupts is not."""
+        return self.ended if self.over is None else self.over
 
 
 @dataclass(frozen=True)
@@ -116,11 +127,13 @@ class VecEnv(Protocol):
         obs = env.reset()
         while True:
             env.send(policy(obs))  # [N, *actions.shape]
-            obs, rewards, terminated, truncated = env.recv()
+            result = env.recv()
+            obs = result.obs
 
     Autoreset is Gymnasium's NEXT_STEP. The step that ends an episode returns the final
     observation. The step after it ignores its action and only resets: its reward is 0, its
-    observation the first of the next episode. That is no transition: nothing to learn from.
+    observation the first of the next episode. That is no transition: nothing to learn from. Where
+    a lost life ended the episode, its reward is one of the game, and counts for the score alone.
     """
 
     num_envs: int

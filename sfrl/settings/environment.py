@@ -48,7 +48,7 @@ class EnvironmentSettings(Settings):
     sticky_actions: Share = 0.0
     """Probability that a frame repeats the previous action (Atari only); 0.25 is ALE's v5."""
     episodic_life: bool = False
-    """Let a lost life end the episode (Atari only). Scores are then those of single lives."""
+    """Let a lost life end the episode, but not the game whose score counts (Atari only)."""
     env_kwargs: Annotated[str, USUAL] = ""
     """A JSON object of arguments for the environment, such as {"continuous": true}."""
     wrappers: Annotated[str, USUAL] = ""

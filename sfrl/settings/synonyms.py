@@ -110,6 +110,7 @@ _OF_TRAIN = {
     "use --rnn-layers": "rnn_num_layers num_rnn_layers lstm_layers n_lstm_layers",
     "use --frameskip": "frame_skip env_frameskip action_repeat repeat_action frames_skip",
     "use --sticky-actions": "repeat_action_probability sticky sticky_action_probability",
+    "use --episodic-life": "terminal_on_life_loss end_on_life_loss episode_life",
     "use --max-episode-frames for Atari, max_episode_steps at the registration of others": (
         "max_episode_steps max_episode_length max_num_frames_per_episode"
     ),

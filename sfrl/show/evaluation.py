@@ -96,10 +96,11 @@ def _step(player: Player, games: Sequence[_Game], max_steps: int) -> None:
         game.memory = None if memory is None else memory[row : row + 1]
         game.env.send(actions[row : row + 1])
     for game in games:
-        game.obs, rewards, terminated, truncated = game.env.recv()
-        game.score += float(rewards[0])
+        result = game.env.recv()
+        game.obs = result.obs
+        game.score += float(result.rewards[0])
         game.steps += 1
-        game.has_ended = bool(terminated[0] or truncated[0]) or game.steps == max_steps
+        game.has_ended = bool(result.scored[0]) or game.steps == max_steps
 
 
 def _stacked(states: Sequence[Tensor | None]) -> Tensor | None:

@@ -115,10 +115,11 @@ class Player:
                 decision = None if outputs is None else Decision(outputs, actions)
                 yield Moment(score, steps, picture, decision)
                 env.send(actions)
-                obs, rewards, terminated, truncated = env.recv()
-                score += float(rewards[0])
+                result = env.recv()
+                obs = result.obs
+                score += float(result.rewards[0])
                 steps += 1
-                ended = bool(terminated[0] or truncated[0])
+                ended = bool(result.scored[0])
 
 
 def make_env(config: Config, seed: int, *, render: bool) -> envs.VecEnv:

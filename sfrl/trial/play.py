@@ -198,10 +198,11 @@ class _Player:
             for name in vectors:
                 largest = float(np.abs(obs[name].astype(np.float64)).max())
                 seen.largest[name] = max(seen.largest.get(name, 0.0), largest)
-            was_over = result.terminated | result.truncated
-            seen.terminated += int(result.terminated.sum())
-            seen.truncated += int((result.truncated & ~result.terminated).sum())
-            for i in np.flatnonzero(was_over).tolist():
+            was_over = result.ended
+            is_cut = result.truncated & ~result.terminated
+            seen.terminated += int((result.scored & ~is_cut).sum())
+            seen.truncated += int(is_cut.sum())
+            for i in np.flatnonzero(result.scored).tolist():
                 seen.returns.append(float(returns[i]))
                 seen.lengths.append(int(lengths[i]))
                 returns[i] = lengths[i] = 0

@@ -189,7 +189,7 @@ def _simulate(config: Config, index: int) -> Callable[[], int]:
         splits.rotate(-1)
         result = split.env.recv()
         num_resets = int(split.ended.sum())
-        split.ended = result.terminated | result.truncated
+        split.ended = result.ended
         split.env.send(envs.random_actions(split.env.actions, result.obs, rng))
         return config.envs_per_split - num_resets
 

@@ -57,7 +57,7 @@ class Split:
             timer.lap("env_step")
         self.obs = self.env.reset()  # leaf -> [N, *shape], what the next row shows
         self.ended = np.zeros(config.envs_per_split, np.bool_)  # [N], the next row only resets
-        self.returns = np.zeros(config.envs_per_split, np.float64)  # [N], of the running episodes
+        self.returns = np.zeros(config.envs_per_split, np.float64)  # [N], of the running games
         self.lengths = np.zeros(config.envs_per_split, np.int64)
         self.slot = -1  # -1: waits for a free one
         self.t = 0
@@ -66,24 +66,25 @@ class Split:
         self.free_slots = deque(free_slots)
 
     def recv(self) -> tuple[envs.StepResult, list[EpisodeEnded]]:
-        """Take the environments' answer to the actions sent, and the episodes it ended."""
+        """Take the environments' answer to the actions sent, and the scores it completed."""
         result = self.env.recv()
-        # A row that only reset carries no reward and is no step of an episode.
         self.returns += result.rewards
+        # A row that only reset is no step of an episode, and has no reward to learn from.
         self.lengths += ~self.ended
+        result = result._replace(rewards=np.where(self.ended, np.float32(0), result.rewards))
         self.obs = result.obs
-        self.ended = result.terminated | result.truncated
-        if not self.ended.any():
+        self.ended, scored = result.ended, result.scored
+        if not scored.any():
             return result, []
         first = self.index * len(self.ended)  # of its environments, among all of the run
         episodes = [
             EpisodeEnded(
                 float(self.returns[i]), int(self.lengths[i]), first + i, self.env.episode_info(i)
             )
-            for i in np.flatnonzero(self.ended).tolist()
+            for i in np.flatnonzero(scored).tolist()
         ]
-        self.returns[self.ended] = 0
-        self.lengths[self.ended] = 0
+        self.returns[scored] = 0
+        self.lengths[scored] = 0
         return result, episodes
 
     _STATE = ("obs", "ended", "returns", "lengths", "slot", "t", "has_begun")

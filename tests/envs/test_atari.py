@@ -116,6 +116,8 @@ def test_a_lost_life_terminates_and_the_game_goes_on():
         plain.send(np.where(ended, fire, 0))  # what episodic_life plays in the row that restarts
         result, game = env.recv(), plain.recv()
         np.testing.assert_array_equal(result.obs["obs"], game.obs["obs"])
+        np.testing.assert_array_equal(result.rewards, game.rewards)
+        np.testing.assert_array_equal(result.scored, game.scored)
         assert not result.terminated[ended].any()
         ended = result.terminated
         assert ended[game.terminated].all()

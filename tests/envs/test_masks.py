@@ -384,6 +384,7 @@ def test_taxi_never_moves_into_a_wall():
     for _ in range(300):
         before = obs["obs"].copy()
         env.send(envs.random_actions(env.actions, obs, rng))
-        obs, rewards, terminated, truncated = env.recv()
-        assert ((obs["obs"] != before) | ended[:, None] | (rewards == 20)[:, None]).all()
-        ended = terminated | truncated
+        result = env.recv()
+        obs, is_home = result.obs, result.rewards == 20
+        assert ((obs["obs"] != before) | ended[:, None] | is_home[:, None]).all()
+        ended = result.ended

@@ -39,7 +39,7 @@ def check_rows(env, num_steps, ticks, length, rng=None):
     assert (ticks(obs) == 0).all()
     for _ in range(num_steps):
         actions = envs.random_actions(env.actions, obs, rng)
-        obs, rewards, terminated, truncated = step(env, actions)
+        obs, rewards, terminated, truncated, _ = step(env, actions)
         t = np.where(ended, 0, t + 1)
         lengths = np.where(ended, length(obs), lengths)
         np.testing.assert_array_equal(ticks(obs), t)
@@ -89,7 +89,7 @@ def test_gymnasiums_own_vector_gives_what_it_gives_by_itself():
         actions = rng.integers(2, size=4)
         expected = reference.step(actions)
         result = step(env, actions)
-        for ours, theirs in zip((result.obs["obs"], *result[1:]), expected[:4], strict=True):
+        for ours, theirs in zip((result.obs["obs"], *result[1:4]), expected[:4], strict=True):
             np.testing.assert_array_equal(ours, theirs)
         num_ended += [result.terminated.sum(), result.truncated.sum()]
     assert (num_ended > 3).all()
@@ -302,7 +302,7 @@ def test_the_class_of_the_guide_steps(tmp_path, monkeypatch):
     ended = np.zeros(3, bool)
     for _ in range(100):
         actions = envs.random_actions(env.actions, obs, np.random.default_rng(0))
-        obs, rewards, terminated, truncated = step(env, actions)
+        obs, rewards, terminated, truncated, _ = step(env, actions)
         assert {name: rows.shape[1:] for name, rows in obs.items()} == {
             leaf.name: leaf.shape for leaf in spec.leaves
         }
@@ -365,7 +365,9 @@ def test_a_pool_has_leaves_and_rows_as_vec_env_says(
     first = env.reset()
     obs, rng, ended, num_ended = first, np.random.default_rng(0), np.zeros(3, bool), 0
     for _ in range(1010 if task != "Pong-v5" else 900):
-        obs, rewards, terminated, truncated = step(env, envs.random_actions(env.actions, obs, rng))
+        obs, rewards, terminated, truncated, _ = step(
+            env, envs.random_actions(env.actions, obs, rng)
+        )
         assert {name: (rows.shape[1:], str(rows.dtype)) for name, rows in obs.items()} == {
             leaf.name: (leaf.shape, leaf.dtype) for leaf in spec.leaves
         }
@@ -410,11 +412,11 @@ def test_a_reward_that_a_pool_repeats_when_it_resets_is_none(envpool):
         has_ended = np.zeros(2, np.bool_)
         for _ in range(1003):
             env.send(rng.uniform(-1, 1, (2, 6)).astype(np.float32))
-            _, rewards, terminated, truncated = env.recv()
-            assert not rewards[has_ended].any()
-            has_ended = terminated | truncated
+            result = env.recv()
+            assert not result.rewards[has_ended].any()
+            has_ended = result.ended
             if has_ended.any():
-                assert rewards.any(), "what would be repeated"
+                assert result.rewards.any(), "what would be repeated"
 
 
 def test_a_run_trains_on_a_pool_in_processes_of_its_own(envpool, tmp_path):

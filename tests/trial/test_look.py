@@ -49,6 +49,14 @@ def test_an_atari_game_has_no_space_of_gymnasiums_and_no_checker():
     assert {"returns", "types", "finite", "bounds"} <= {*seen.checked} <= {*RULES} - {"gymnasium"}
 
 
+def test_a_game_of_several_lives_is_counted_once():
+    seen = seen_of("Breakout", seconds=2.0, limit_s=10.0)
+    assert seen.problems == []
+    assert len(seen.returns) >= 2
+    assert (seen.terminated, seen.truncated) == (len(seen.returns), 0)
+    assert min(seen.lengths) > 100  # random play: about 40 decisions to a life, and five of these
+
+
 @pytest.mark.parametrize(
     ("name", "rule", "text"),
     [

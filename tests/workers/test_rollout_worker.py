@@ -1,5 +1,6 @@
 """Rollout worker: what it writes into slots, in this process and in one of its own."""
 
+import dataclasses
 import itertools
 import multiprocessing
 import sys
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from sfrl import envs
 from sfrl.envs import OBS
 from sfrl.experience.trajectory_buffer import Owner
 from sfrl.ipc.index_queue import Message, pack, unpack
@@ -19,7 +21,8 @@ from sfrl.ipc.topology import LEARNER, Role
 from sfrl.records.timing import ROLLOUT_STAGES
 from sfrl.run.child import run_child
 from sfrl.run.roles import Shared, make_rollout_worker
-from sfrl.workers.rollout_worker import RolloutWorker
+from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.workers.rollout_worker import RolloutWorker, Split
 from sfrl.workers.worker import worker_loop
 from tests.tiny_envs import is_final, successor
 
@@ -163,6 +166,34 @@ def test_episodes_are_reported_with_their_raw_score_and_length(shared, worker, r
                 assert reported.count(episode) == 1
     assert num_ends > 50
     assert len(reported) == num_ends
+
+
+@pytest.mark.parametrize("game", ["Atlantis", "Qbert"])
+def test_a_score_is_of_a_whole_game_where_a_lost_life_ends_the_episode(game):
+    """Atlantis gives points in rows that only play on, for shots that were under way."""
+    sizes = {"num_workers": 1, "envs_per_worker": 2, "num_splits": 1, "batch_size": 64}
+    config = ActorCriticConfig(env=game, seed=5, observe_last=True, **sizes, minibatches=1)
+    whole, lives = (
+        Split(0, dataclasses.replace(config, episodic_life=value)) for value in (False, True)
+    )
+    fire = 1
+    rng = np.random.default_rng(0)
+    num_ends = num_games = num_late = 0
+    for _ in range(1500):
+        actions = envs.random_actions(lives.env.actions, lives.obs, rng)
+        only_play_on = lives.ended & ~whole.ended
+        lives.env.send(actions)
+        whole.env.send(np.where(only_play_on, fire, actions))
+        before = lives.ended
+        (result, ended), (plain, expected) = lives.recv(), whole.recv()
+        assert [e[:1] + e[2:] for e in ended] == [e[:1] + e[2:] for e in expected]  # but lengths
+        assert not result.rewards[before].any()
+        assert not result.obs["last_reward"][before].any()
+        num_late += np.count_nonzero(plain.rewards[only_play_on])
+        num_ends += result.ended.sum()
+        num_games += len(expected)
+    assert num_ends > num_games
+    assert num_late if game == "Atlantis" else num_games > 3
 
 
 def test_env_steps_count_decisions_but_not_resets(shared, worker):
