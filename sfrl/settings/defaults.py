@@ -46,7 +46,9 @@ def defaults_for(
     spec = spec or envs.describe(env)
     values: dict[str, Any] = {"env": env, "system": system.name, **memory_of(given)}
     num_workers = cores if cores <= 4 else cores - 1
-    if spec.kind != "atari":
+    if spec.kind == "atari":
+        values["episodic_life"] = True
+    else:
         num_workers = 1
         values |= {
             "frameskip": spec.frameskip,

@@ -327,6 +327,11 @@ def test_muon_is_the_default_where_it_was_tried(env, given, values):
     assert tuple(settings[name] for name in names) == values
 
 
+@pytest.mark.parametrize(("env", "expected"), [("Breakout", True), ("CartPole-v1", False)])
+def test_a_lost_life_ends_the_episode_in_atari_games(env, expected):
+    assert defaults.defaults_for(env).episodic_life is expected
+
+
 @pytest.mark.parametrize(
     ("numbers", "kind", "values"),
     [
