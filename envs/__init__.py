@@ -136,6 +136,7 @@ def make_vec_env(
         env = AtariVecEnv(game, num_envs, seed, options, render=render, stepping=stepping)
     elif (vectors := find_vectors(name)) is not None:
         _check_for_vectors(name, options, vectors.own)
+        _check_for_others(name, dataclasses.replace(options, frameskip=None))
         env = vectors.make(num_envs, seed, options, render=render, stepping=stepping)
         if options.frameskip not in (None, env.frameskip):
             env.close()
@@ -231,7 +232,7 @@ def _check_for_atari(name: str, options: EnvOptions) -> None:
 
 
 def _check_for_vectors(name: str, options: EnvOptions, own: frozenset[str]) -> None:
-    """Raises UnsupportedEnvError, and ValueError of Atari's settings."""
+    """Raises UnsupportedEnvError."""
     for argument in options.kwargs:
         if argument in own:
             raise UnsupportedEnvError(
@@ -246,7 +247,6 @@ def _check_for_vectors(name: str, options: EnvOptions, own: frozenset[str]) -> N
             "threads_per_worker": (options.threads, 1, "a vector steps all of its own at once"),
         },
     )
-    _check_for_others(name, dataclasses.replace(options, frameskip=None))
 
 
 def _refuse(name: str, rule: str, others: dict[str, tuple[object, object, str]]) -> None:

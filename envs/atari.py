@@ -57,9 +57,9 @@ class AtariVecEnv:
     Loading the ROM takes 0.1 s for every environment. `recv` emulates; it holds the GIL.
 
     With `episodic_life` a lost life is reported as `terminated`, and the game goes on: instead
-    of a reset, the next step plays FIRE (a no-op where the game has no FIRE), whatever its
-    action says, as Baselines' EpisodicLifeEnv and FireResetEnv do. `StepResult.over` says where a
-    game ended: scores are those of whole games.
+    of a reset, the next step plays a no-op, whatever its action says, as Baselines'
+    EpisodicLifeEnv does. `StepResult.over` says where a game ended: scores are those of whole
+    games. Where FIRE serves the next ball it is the agent's to press, as when it plays for show.
 
     Raises:
         ValueError: a setting is out of range.
@@ -200,7 +200,7 @@ class Game:
         self._screen = make_screen(*self._frame.shape)
         self._colored = np.zeros((2, *self._frame.shape, 3), np.uint8) if render else None
         self._is_over = False  # the next step starts an episode
-        self._lost_life = False  # the next step plays FIRE
+        self._lost_life = False  # the next step plays a no-op
         self._lives = 0
         self._num_frames = 0  # of this episode
         self._start = ALEState()  # after its reset
@@ -230,7 +230,7 @@ class Game:
             self.restart(obs)
             return 0, False, False, False
         ale, skip = self.ale, self._frameskip
-        button = self._fire if self._lost_life else self._buttons[action]
+        button = 0 if self._lost_life else self._buttons[action]
         reward = 0
         terminated = False
         for frame in range(1, skip + 1):

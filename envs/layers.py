@@ -30,7 +30,7 @@ class Layer:
         self.actions = env.actions
         self.frameskip = env.frameskip
         self.stepping = env.stepping
-        self._ended = np.zeros(env.num_envs, np.bool_)  # the next step only resets
+        self._ended = np.zeros(env.num_envs, np.bool_)  # the next step is no decision
 
     def is_ready(self) -> bool:
         return is_ready(self.env)

@@ -93,7 +93,7 @@ class StepResult(NamedTuple):
 
     @property
     def ended(self) -> NDArray[np.bool_]:
-        """[N] Whether an episode ended, as the learner has it; the next step only resets."""
+        """[N] Whether an episode ended, as the learner has it; the next step is no decision."""
         return self.terminated | self.truncated
 
     @property

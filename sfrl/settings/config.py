@@ -1,8 +1,8 @@
 """Every setting of a run, in one frozen dataclass: what all algorithms have, group by group.
 
 Each algorithm's class adds its own (actor_critic.py); algorithms.py knows them all. The defaults
-are Atari's, but for those that other settings decide; defaults.py has them by kind of environment
-and size of machine.
+are Atari's, but for episodic_life and those that other settings decide; defaults.py has them by
+kind of environment and size of machine.
 """
 
 from __future__ import annotations

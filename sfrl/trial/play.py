@@ -171,7 +171,7 @@ class _Player:
         self._start_takes_s = self._start_s - begin_s
         steps: list[_Step] = []
         returns, lengths = np.zeros(NUM_COPIES), np.zeros(NUM_COPIES, np.int64)
-        was_over = np.zeros(NUM_COPIES, np.bool_)
+        no_decision, resets = np.zeros((2, NUM_COPIES), np.bool_)
         times = _Times()
         self._teller.begin("in the first step of random play")
         core_s, start_s = _core_seconds(), time.perf_counter()
@@ -182,15 +182,15 @@ class _Player:
             sent_s = time.perf_counter()
             env.send(actions.copy())
             result = env.recv()
-            times.add(time.perf_counter() - sent_s, int(was_over.sum()))
+            times.add(time.perf_counter() - sent_s, int(resets.sum()))
             obs = result.obs
             if len(steps) < _REPLAYED:
                 steps.append(_Step(actions, result._replace(obs=_copied(obs))))
-            stepped = ~was_over
+            stepped = ~no_decision
             seen.decisions += int(stepped.sum())
             returns += result.rewards
             lengths += stepped
-            seen.rewarded += int(np.count_nonzero(result.rewards))
+            seen.rewarded += int(np.count_nonzero(result.rewards[stepped]))
             if stepped.any():
                 rewards = result.rewards[stepped]
                 seen.reward_low = min(seen.reward_low, float(rewards.min()))
@@ -198,7 +198,7 @@ class _Player:
             for name in vectors:
                 largest = float(np.abs(obs[name].astype(np.float64)).max())
                 seen.largest[name] = max(seen.largest.get(name, 0.0), largest)
-            was_over = result.ended
+            no_decision, resets = result.ended, result.ended & result.scored
             is_cut = result.truncated & ~result.terminated
             seen.terminated += int((result.scored & ~is_cut).sum())
             seen.truncated += int(is_cut.sum())

@@ -56,7 +56,7 @@ class Split:
         if timer is not None:
             timer.lap("env_step")
         self.obs = self.env.reset()  # leaf -> [N, *shape], what the next row shows
-        self.ended = np.zeros(config.envs_per_split, np.bool_)  # [N], the next row only resets
+        self.ended = np.zeros(config.envs_per_split, np.bool_)  # [N], the next row is no decision
         self.returns = np.zeros(config.envs_per_split, np.float64)  # [N], of the running games
         self.lengths = np.zeros(config.envs_per_split, np.int64)
         self.slot = -1  # -1: waits for a free one

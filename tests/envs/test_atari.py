@@ -1,5 +1,6 @@
 """Atari: against Gymnasium's own preprocessing, and what happens at the end of episodes."""
 
+import itertools
 from collections.abc import Iterator
 
 import cv2
@@ -106,14 +107,14 @@ def test_an_episode_is_truncated_after_max_episode_frames_with_its_own_last_obse
 def test_a_lost_life_terminates_and_the_game_goes_on():
     env = envs.make_vec_env("Breakout", 2, seed=0, options=envs.EnvOptions(episodic_life=True))
     plain = envs.make_vec_env("Breakout", 2, seed=0)
-    fire = 1
+    no_op, fire = 0, 1
     np.testing.assert_array_equal(env.reset()["obs"], plain.reset()["obs"])
     ended = np.zeros(2, np.bool_)
     lives_lost = np.zeros(2, np.int64)
     games_over = np.zeros(2, np.int64)
     for _ in range(600):
-        env.send(np.zeros(2, np.int64))
-        plain.send(np.where(ended, fire, 0))  # what episodic_life plays in the row that restarts
+        env.send(np.full(2, fire))
+        plain.send(np.where(ended, no_op, fire))  # the row that only plays on
         result, game = env.recv(), plain.recv()
         np.testing.assert_array_equal(result.obs["obs"], game.obs["obs"])
         np.testing.assert_array_equal(result.rewards, game.rewards)
@@ -142,6 +143,22 @@ def test_the_row_after_a_lost_life_only_plays_on(game):
         num_ends += ended.sum()
         lengths[ended] = 0
     assert num_ends >= 6
+
+
+def test_a_game_that_is_cut_off_in_the_row_after_a_lost_life_is_over_there():
+    def rows(**settings):
+        options = envs.EnvOptions(episodic_life=True, **settings)
+        env = envs.make_vec_env("Breakout", 1, seed=0, options=options)
+        first = env.reset()["obs"].copy()
+        for _ in range(200):
+            env.send(np.ones(1, np.int64))
+            yield first, env.recv()
+
+    lost = next(step for step, (_, row) in enumerate(rows(), start=1) if row.terminated[0])
+    cut = list(itertools.islice(rows(max_episode_frames=4 * (lost + 1)), lost + 1))
+    assert [row.ended[0] for _, row in cut[-2:]] == [True, False]
+    assert [row.scored[0] for _, row in cut[-2:]] == [False, True]
+    assert not cut[-1][1].obs["obs"][0, :3].any()  # of the next game
 
 
 def test_sticky_actions_and_frameskip_change_the_game():
@@ -271,14 +288,17 @@ def test_a_setting_out_of_range_is_named(setting):
 @pytest.mark.parametrize("game", ["Pong", "Breakout", "Seaquest"])
 def test_a_saved_state_goes_on_as_if_nothing_had_been(game):
     """Saved every few steps, within episodes and at their borders, sticky actions included."""
-    settings = {"sticky_actions": 0.25, "max_episode_frames": 400}
+    settings = {"sticky_actions": 0.25, "max_episode_frames": 400, "episodic_life": True}
     env = envs.make_vec_env(game, 2, seed=1, options=envs.EnvOptions(**settings))
     env.reset()
     rng = np.random.default_rng(0)
-    for _ in range(6):
-        for _ in range(37):
+    for part in range(6):
+        num_steps, is_there = 0, False
+        while not is_there:
             env.send(rng.integers(env.actions.num_logits, size=2))
-            env.recv()
+            ended = env.recv().ended.any()
+            num_steps += 1
+            is_there = num_steps >= 37 and (part % 2 == 0 or ended)
         env.send(rng.integers(env.actions.num_logits, size=2))  # in flight
         other = envs.make_vec_env(game, 2, seed=99, options=envs.EnvOptions(**settings))
         other.load_state(env.state())

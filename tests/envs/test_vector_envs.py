@@ -185,6 +185,8 @@ def test_an_argument_that_does_not_fit_is_told_with_those_that_do(env_id, takes)
 def test_a_setting_of_ataris_is_refused():
     with pytest.raises(ValueError, match="these are for Atari games"):
         envs.make_vec_env(HERE + "Ticks-v0", 1, 0, options=envs.EnvOptions(sticky_actions=0.25))
+    of_a_saved_run = envs.EnvOptions(sticky_actions=0.25, episodic_life=True)
+    assert envs.describe(HERE + "Ticks-v0", of_a_saved_run) == envs.describe(HERE + "Ticks-v0")
     with pytest.raises(ValueError, match=r"frameskip=4 is for Atari games.* has 2 of its own"):
         envs.make_vec_env(HERE + "Lights", 1, 0, options=envs.EnvOptions(frameskip=4))
 

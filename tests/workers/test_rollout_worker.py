@@ -176,14 +176,14 @@ def test_a_score_is_of_a_whole_game_where_a_lost_life_ends_the_episode(game):
     whole, lives = (
         Split(0, dataclasses.replace(config, episodic_life=value)) for value in (False, True)
     )
-    fire = 1
+    no_op = 0
     rng = np.random.default_rng(0)
     num_ends = num_games = num_late = 0
     for _ in range(1500):
         actions = envs.random_actions(lives.env.actions, lives.obs, rng)
         only_play_on = lives.ended & ~whole.ended
         lives.env.send(actions)
-        whole.env.send(np.where(only_play_on, fire, actions))
+        whole.env.send(np.where(only_play_on, no_op, actions))
         before = lives.ended
         (result, ended), (plain, expected) = lives.recv(), whole.recv()
         assert [e[:1] + e[2:] for e in ended] == [e[:1] + e[2:] for e in expected]  # but lengths
