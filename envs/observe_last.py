@@ -58,7 +58,7 @@ class ObserveLast(Layer):
         result = self.env.recv()
         self._last[LAST_REWARD][:, 0] = result.rewards
         for last in self._last.values():
-            last[self._ended] = 0.0  # these only reset
+            last[self._ended] = 0.0  # these were no decisions
         self._ended = result.ended
         return result._replace(obs=result.obs | self._last)
 
