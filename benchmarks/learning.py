@@ -283,9 +283,15 @@ def areas_of(curves: Mapping[str, Sequence[Curve]], axis: str) -> dict[str, NDAr
 
 class Verdict(NamedTuple):
     difference: float
-    low: float  # the interval's ends; NaN with one seed
-    high: float
-    seeds: float  # of each that it takes to see the difference; NaN if that is not known
+    interval: tuple[float, float] | None  # None: one seed has none
+    seeds: int | None  # that it takes to see the difference; None: one seed tells none, or it is 0
+
+    def in_words(self) -> str:
+        if self.interval is None:
+            return "one seed, no interval"
+        low, high = self.interval
+        needed = "no difference" if self.seeds is None else f"{self.seeds} seeds needed"
+        return f"95%: {low:+.3f} to {high:+.3f}, {needed}"
 
 
 def compare(pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> Verdict:
@@ -296,7 +302,7 @@ def compare(pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) ->
     """
     difference = float(np.mean([after.mean() - before.mean() for before, after in pairs]))
     if min(areas.size for pair in pairs for areas in pair) < 2:
-        return Verdict(difference, math.nan, math.nan, math.nan)
+        return Verdict(difference, None, None)
     samples = [areas for pair in pairs for areas in pair]
 
     def mean_difference(*resampled: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
@@ -311,9 +317,9 @@ def compare(pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) ->
         rng=np.random.default_rng(zlib.crc32(np.concatenate(samples).tobytes())),
     )
     variance = sum(areas.var(ddof=1) for areas in samples) / len(pairs) ** 2  # of one seed each
-    seeds = math.ceil(_POWER**2 * variance / difference**2) if difference else math.inf
     low, high = found.confidence_interval
-    return Verdict(difference, float(low), float(high), max(2, seeds))
+    seeds = max(2, math.ceil(_POWER**2 * variance / difference**2)) if difference else None
+    return Verdict(difference, (float(low), float(high)), seeds)
 
 
 def table(
@@ -332,8 +338,8 @@ def table(
         lines.append(f"\nper {axis:22} {'area':>7} {'seed to seed':>13}")
         for task, of_variants in areas.items():
             for name, of_seeds in of_variants.items():
-                deviation = of_seeds.std(ddof=1) if of_seeds.size > 1 else math.nan
-                lines.append(f"  {task:20} {of_seeds.mean():11.3f} {deviation:13.3f}  {name}")
+                deviation = f"{of_seeds.std(ddof=1):.3f}" if of_seeds.size > 1 else "one seed"
+                lines.append(f"  {task:20} {of_seeds.mean():11.3f} {deviation:>13}  {name}")
                 told = {"axis": axis, "task": task, "variant": name}
                 values.append({**told, "areas": of_seeds.round(4).tolist()})
         for name in others:
@@ -343,8 +349,8 @@ def table(
             for task, pairs in groups.items():
                 verdict = compare(pairs)
                 lines.append(
-                    f"  {task:20} {verdict.difference:+11.3f}  95%: {verdict.low:+.3f} to "
-                    f"{verdict.high:+.3f}, {verdict.seeds:g} seeds needed  {name} against {first}"
+                    f"  {task:20} {verdict.difference:+11.3f}  {verdict.in_words()}  "
+                    f"{name} against {first}"
                 )
                 told = {"axis": axis, "task": task, "variant": name, "against": first}
                 values.append({**told, **verdict._asdict()})
@@ -360,8 +366,9 @@ def main(args: Args) -> None:
         of_task.setdefault(job.variant, []).append(read_curve(job, args.out))
     lines, values = table(curves)
     print("\n".join(lines))
-    told = {"variants": args.variants, "tasks": args.tasks, "seeds": args.seeds}
-    print(json.dumps({"bench": "learning", **machine(), **told, "results": values}))
+    asked = {"variants": args.variants, "tasks": args.tasks, "seeds": args.seeds}
+    told = {"bench": "learning", **machine(), **asked, "results": values}
+    print(json.dumps(told, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_the_seeds_that_a_difference_needs_are_those_of_the_textbook():
     group = np.array([-1.0, 1.0]) / math.sqrt(2)  # its deviation is 1
     assert learning.compare([(group, group + 0.5)]).seeds == 63
     assert learning.compare([(group, group + 50.0)]).seeds == 2
-    assert learning.compare([(group, group)]).seeds == math.inf
+    assert learning.compare([(group, group)]).seeds is None
 
 
 def test_an_interval_covers_the_true_difference_as_often_as_it_says():
@@ -61,7 +61,7 @@ def test_an_interval_covers_the_true_difference_as_often_as_it_says():
     verdicts = [
         learning.compare([(rng.normal(0.0, 1.0, 30), rng.normal(1.0, 1.0, 30))]) for _ in range(200)
     ]
-    covered = np.mean([verdict.low <= 1.0 <= verdict.high for verdict in verdicts])
+    covered = np.mean([low <= 1.0 <= high for _, (low, high), _ in verdicts])
     assert 0.89 <= covered <= 0.99
 
 
@@ -69,10 +69,19 @@ def test_tasks_are_averaged_with_each_tasks_own_seeds():
     before, after = np.array([0.0, 0.2]), np.array([1.0, 1.2])
     verdict = learning.compare([(before, after), (before, before)])
     assert verdict.difference == pytest.approx(0.5)
-    assert verdict.low < 0.5 < verdict.high
-    one = learning.compare([(before[:1], after[:1])])
-    assert one.difference == 1.0
-    assert np.isnan([one.low, one.high, one.seeds]).all()
+    low, high = verdict.interval
+    assert low < 0.5 < high
+    assert learning.compare([(before[:1], after[:1])]) == (1.0, None, None)
+
+
+def test_with_one_seed_the_table_says_so_and_its_values_are_json():
+    runs = {"now": [curve([0.0, 100.0], [0.0, 1.0])], "new": [curve([0.0, 50.0], [0.0, 1.0])]}
+    lines, values = learning.table({"Catch": runs})
+    assert "new against now" in lines[3]
+    assert "one seed, no interval" in lines[3]
+    assert "nan" not in "".join(lines)
+    verdict = json.loads(json.dumps(values[2], allow_nan=False))
+    assert verdict["interval"] is verdict["seeds"] is None
 
 
 @pytest.mark.parametrize(
