@@ -284,7 +284,7 @@ def areas_of(curves: Mapping[str, Sequence[Curve]], axis: str) -> dict[str, NDAr
 class Verdict(NamedTuple):
     difference: float
     interval: tuple[float, float] | None  # None: one seed has none
-    seeds: int | None  # that it takes to see the difference; None: one seed tells none, or it is 0
+    seeds: int | None  # of each that show the difference; None: one seed, or no difference
 
     def in_words(self) -> str:
         if self.interval is None:

@@ -53,7 +53,9 @@ def test_the_seeds_that_a_difference_needs_are_those_of_the_textbook():
     group = np.array([-1.0, 1.0]) / math.sqrt(2)  # its deviation is 1
     assert learning.compare([(group, group + 0.5)]).seeds == 63
     assert learning.compare([(group, group + 50.0)]).seeds == 2
-    assert learning.compare([(group, group)]).seeds is None
+    same = learning.compare([(group, group)])
+    assert same.seeds is None
+    assert same.in_words() == "95%: -1.414 to +1.414, no difference"
 
 
 def test_an_interval_covers_the_true_difference_as_often_as_it_says():
