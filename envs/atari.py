@@ -190,6 +190,7 @@ class Game:
     ) -> None:
         self.ale = load_rom(game, seed, sticky_actions)
         self._frameskip = frameskip
+        self._sticky_actions = sticky_actions
         self._episodic_life = episodic_life
         self._max_episode_frames = max_episode_frames
         self._rng = np.random.default_rng(seed)  # of the no-ops; the game's own is in ALE
@@ -264,6 +265,7 @@ class Game:
             "start": np.frombuffer(self._start.serialize(), np.uint8),
             "buttons": np.frombuffer(bytes(self._pressed), np.uint8),
             "rng": self._rng.bit_generator.state,
+            "sticky_actions": self._sticky_actions,
             **{name: getattr(self, name) for name in self._STATE},
         }
 
@@ -274,9 +276,13 @@ class Game:
 
     def check_state(self, state: EnvState) -> int:
         """The number of frames that `load_state` plays. Raises ValueError unless it may do so."""
-        buttons = state["buttons"]
-        longest = self._max_episode_frames + self._frameskip + NOOP_MAX + 1
-        if not 0 < buttons.size <= min(longest, _MAX_REPLAY):
+        buttons, saved = state["buttons"], state.get("sticky_actions", self._sticky_actions)
+        if saved != self._sticky_actions:
+            raise ValueError(
+                f"its games had sticky_actions={saved}; with {self._sticky_actions} they would not "
+                "be the same when they are played again"
+            )
+        if not 0 < buttons.size <= _MAX_REPLAY:
             raise ValueError(f"an episode of {buttons.size} frames cannot be played again")
         if not np.isin(buttons, self._buttons).all():
             raise ValueError("a saved episode has buttons that the game has not")

@@ -311,3 +311,19 @@ def test_a_saved_state_goes_on_as_if_nothing_had_been(game):
             env.send(actions)
             other.send(actions)
         env.recv()
+
+
+def test_saved_games_are_not_played_again_with_other_sticky_actions():
+    env, other, shorter = (
+        envs.make_vec_env("Breakout", 1, seed=0, options=envs.EnvOptions(**settings))
+        for settings in ({}, {"sticky_actions": 0.25}, {"max_episode_frames": 40})
+    )
+    env.reset()
+    for _ in range(20):
+        env.send(np.ones(1, np.int64))
+        env.recv()
+    env.send(np.zeros(1, np.int64))
+    with pytest.raises(ValueError, match=r"had sticky_actions=0.0; with 0.25 they would not be"):
+        other.load_state(env.state())
+    shorter.load_state(env.state())
+    assert shorter.recv().truncated.all()
