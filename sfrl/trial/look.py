@@ -89,7 +89,8 @@ def look(config: Config, seconds: float, limit_s: float, signals: Sequence[int] 
         MemoryError: the process could not be started.
         Stopped: there is a signal.
     """
-    options = dataclasses.asdict(config.env_options)
+    whole_games = dataclasses.replace(config.env_options, episodic_life=False)
+    options = dataclasses.asdict(whole_games)
     given = (config.env, options, config.seed, seconds)
     seen, doing = Look(), "when it was made"
     with apart("sfrl.trial.play:tell", "trial", f"plays {config.env}", *given) as child:

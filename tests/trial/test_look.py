@@ -1,5 +1,6 @@
 """Random play in a process of its own: each rule is found broken where it is, and no other one."""
 
+import dataclasses
 import re
 
 import pytest
@@ -55,6 +56,14 @@ def test_a_game_of_several_lives_is_counted_once():
     assert len(seen.returns) >= 2
     assert (seen.terminated, seen.truncated) == (len(seen.returns), 0)
     assert min(seen.lengths) > 100  # random play: about 40 decisions to a life, and five of these
+
+
+def test_games_of_several_lives_that_are_cut_off_are_counted_so():
+    config = dataclasses.replace(defaults_for("Breakout"), max_episode_frames=388)
+    assert config.episodic_life
+    seen = look(config, 2.0, 10.0)
+    assert (seen.terminated, seen.truncated) == (0, len(seen.returns))
+    assert seen.returns
 
 
 @pytest.mark.parametrize(
