@@ -214,7 +214,7 @@ def test_it_stays_out_of_other_precisions_and_of_acting(
     skips_zeros: None, called: list[str]
 ) -> None:
     images, weight, bias = case((64, 9, 9), 64, 3, changes=0.1)
-    with torch.no_grad():
+    with torch.inference_mode():
         convolve(images, weight, bias)
     low = [leaf.bfloat16() for leaf in (images, weight, bias)]
     convolve(*low, dtype=torch.bfloat16).sum().backward()
@@ -325,7 +325,7 @@ def test_other_linear_layers_are_left_to_torch(
     leaves = linear_case(6, inputs, outputs, changes)
     assert torch.equal(linear(*leaves), F.linear(*leaves).relu())
     same = linear_case(6, 64, 64, 0.1)
-    with torch.no_grad():
+    with torch.inference_mode():
         assert torch.equal(linear(*same), F.linear(*same).relu())
     linear(*(leaf.bfloat16() for leaf in same))
     assert called == []
@@ -518,7 +518,7 @@ def test_pixels_become_blocks_where_changes_do_not_pay(
     """In acting, and in bfloat16 where much changes."""
     images = torch.zeros((3, 4, 84, 84), dtype=torch.uint8)
     weight, bias = torch.zeros(32, 64, 2, 2, requires_grad=True), torch.zeros(32)
-    with torch.no_grad():
+    with torch.inference_mode():
         convolve_blocks(images, weight, bias)
     images[1] = 1
     out = convolve_blocks(images, weight, bias, dtype=torch.bfloat16)
@@ -550,6 +550,22 @@ def test_all_layers_of_nature_cnn_learn_by_it(
     assert called.count("images_grad") == 2
     linear = [name for name in called if name in LINEAR]
     assert linear == (LINEAR if precision == torch.float32 else [])
+
+
+@needs_extension
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_target_has_the_numbers_of_the_model_that_it_is_a_copy_of(
+    skips_zeros: None, called: list[str], precision: torch.dtype
+) -> None:
+    encoder = NatureCNN((4, 84, 84))
+    target = copy.deepcopy(encoder).requires_grad_(False)
+    obs = torch.randint(0, 256, (1, 4, 84, 84), dtype=torch.uint8).repeat(3, 1, 1, 1)
+    obs[1, 3, :8, :8] = 0
+    with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+        features = encoder(obs, precision)
+        with torch.no_grad():
+            assert torch.equal(target(obs, precision), features)
+    assert called.count("changes_forward") == 6
 
 
 @needs_extension
