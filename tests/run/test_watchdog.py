@@ -162,6 +162,39 @@ def test_a_wait_in_which_it_was_stopped_is_no_wait_for_the_others(make_shared, p
     assert verdict(3.0, *others, wait_requests).startswith("no decision and no update for 0.5 s")
 
 
+@pytest.mark.parametrize("is_threaded", [False, True])
+def test_who_steps_does_not_wait_however_long_it_waited_before(make_shared, is_threaded):
+    """What it does now is in none of its stages before it ends."""
+    shared = make_shared(
+        env="CartPole-v1", frameskip=1, num_workers=1, batch_size=128, stall_timeout=0.5
+    )
+    watched = Watchdog(shared.config, shared.progress)
+    rollout = Role("rollout", 0)
+    waits = {LEARNER: "wait_trajectories", rollout: "wait_actions", Role("policy", 0): ""}
+    waits[Role("policy", 0)] = "wait_requests"
+    for role in waits:
+        watched.watch(role, os.getpid())
+
+    def wait_for_s(seconds, roles, *, step=False):
+        start_s = time.monotonic()
+        while (passed_s := time.monotonic() - start_s) < seconds:
+            time.sleep(0.02)
+            if step:  # one copy after the other, or all of them in threads
+                shared.progress.stepping[0] = 0 if is_threaded else int(passed_s / 0.3)
+                env_step = COMPONENT_STAGES["rollout"].index("env_step")
+                shared.progress.stage_seconds(rollout)[env_step] += 0.001 * is_threaded
+            for role in roles:
+                index = COMPONENT_STAGES[role.kind].index(waits[role])
+                shared.progress.stage_seconds(role)[index] += 0.02
+            watched.stalled()
+        return watched.deadlock()
+
+    assert wait_for_s(0.4, waits) is None
+    assert wait_for_s(1.5, waits.keys() - {rollout}, step=True) is None
+    shared.progress.stepping[0] = -1
+    assert wait_for_s(1.0, waits).startswith("no decision and no update for 0.5 s")
+
+
 class KeepingLearner(CheckingLearner):
     """Gives no slot back: in the end all are lost."""
 
