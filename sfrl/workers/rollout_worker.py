@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,7 @@ log = own_logger(__name__)
 
 # Splits start this many times --rollout-length decisions apart, at most.
 _MAX_STAGGER = 8
+_STAGGER_S = 5.0  # of a worker's splits together, in which slow ones do not get as far apart
 _LOOK_S = 0.0005  # how often is looked whether threads have stepped a split
 _RESEND_S = 0.05  # how often a request that finds no room is put again
 
@@ -165,9 +167,11 @@ class RolloutWorker:
         self._longest_s = config.env_timeout / 2
         self._has_predecessor = restarts > 0
         self._unsent: deque[Split] = deque()  # their requests find no room in the queue
+        # A serial run with the same seed plays the same, however long that takes.
+        share_s = math.inf if config.serial else _STAGGER_S / len(self.splits)
         for split in self.splits:
             if not restarts:
-                self._stagger(split, config.seed)
+                self._stagger(split, config.seed, share_s)
             self._begin_slot(split)
         self.timer.lap("env_step")
 
@@ -196,17 +200,30 @@ class RolloutWorker:
         log.info("%s discards %d decisions of its predecessor", self.role.name, num_discarded)
         return lent
 
-    def _stagger(self, split: Split, seed: int) -> None:
+    def _stagger(self, split: Split, seed: int, seconds: float) -> None:
         """Decorrelate start states: split i begins after i * T random decisions (i modulo 8).
 
         Within a split the random actions differ from environment to environment. Without this all
         environments would play the same phase of the game in the same training batch.
+
+        Args:
+            seconds: from the second row on; the first one may have to compile or load something.
         """
         rng = np.random.default_rng([seed, split.index])
-        for _ in range(split.index % _MAX_STAGGER * self.rollout_length):
+        end_s = math.inf
+        num_rows = split.index % _MAX_STAGGER * self.rollout_length
+        for row in range(num_rows):
+            if time.monotonic() > end_s:
+                log.info(
+                    "%s begins its split %d after %d random steps, and not after %d: they are slow",
+                    *(self.role.name, split.index, row, num_rows),
+                )
+                return
             split.env.send(envs.random_actions(split.env.actions, split.obs, rng))
             split.recv()
             self.timer.lap("env_step")
+            if row == 0:
+                end_s = time.monotonic() + seconds
 
     def step(self) -> bool:
         """Send the actions that have come, then finish the split that has stepped longest.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 import multiprocessing
 import sys
 from collections import defaultdict
@@ -22,6 +23,7 @@ from sfrl.records.timing import ROLLOUT_STAGES
 from sfrl.run.child import run_child
 from sfrl.run.roles import Shared, make_rollout_worker
 from sfrl.settings.actor_critic import ActorCriticConfig
+from sfrl.workers import rollout_worker
 from sfrl.workers.rollout_worker import RolloutWorker, Split
 from sfrl.workers.worker import worker_loop
 from tests.tiny_envs import is_final, successor
@@ -213,6 +215,19 @@ def test_split_1_starts_a_rollout_length_of_decisions_after_split_0(shared, work
     for _ in range(T):
         rows, *_ = successor(rows, np.zeros(N, np.int64))
     np.testing.assert_array_equal(second[:, :4], rows[:, :4])
+
+
+@pytest.mark.parametrize("is_serial", [False, True])
+def test_slow_environments_are_parted_in_serial_runs_alone(
+    make_shared, monkeypatch, caplog, is_serial
+):
+    monkeypatch.setattr(rollout_worker, "_STAGGER_S", -1.0)
+    shared = make_shared(**LEDGER, serial=is_serial)
+    with caplog.at_level(logging.INFO):
+        make_rollout_worker(shared, 0, Mailbox())
+    text = "rollout-0 begins its split 1 after 1 random steps, and not after 5: they are slow"
+    assert (text in caplog.messages) != is_serial
+    assert shared.buffer.obs[OBS][2, 0, :, 2:4].any(), "split 1 has stepped"
 
 
 def test_one_split_steps_while_another_waits_for_its_actions(shared, worker):
