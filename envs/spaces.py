@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sp
 from numpy.typing import NDArray
 
 from sfrl.envs.names import UnsupportedEnvError
-from sfrl.envs.vec_env import ACTION_MASK, OBS, Actions, ActionSpec, Bounds, Leaf
+from sfrl.envs.vec_env import ACTION_MASK, NO_BOUND, OBS, Actions, ActionSpec, Bounds, Leaf
 
 Array: TypeAlias = NDArray[Any]
 LeafSpace: TypeAlias = Box | Discrete | MultiDiscrete | MultiBinary
@@ -23,7 +23,6 @@ _SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of t
 _MAX_SCALE = 65_536.0
 _MAX_CHOICES = 2**20  # of a leaf, in all: networks have a row of weights for each
 _MAX_ACTIONS = 2**24  # up to which whole numbers are exact in float32
-_NO_BOUND = 1e10  # a bound of this size says nothing
 _MAX_WHOLE = 2.0**53  # up to which whole numbers are exact in float64
 _MAX_TABLE = 4096  # actions that are made in advance
 _PICTURE_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA or a stack of four
@@ -379,7 +378,7 @@ class ActionLayout:
 
 
 def _bound(bound: float) -> float:
-    return float(bound) if abs(bound) < _NO_BOUND else float(np.copysign(np.inf, bound))
+    return float(bound) if abs(bound) < NO_BOUND else float(np.copysign(np.inf, bound))
 
 
 def _built(space: Space[Any], columns: Iterator[Array], i: int) -> Any:

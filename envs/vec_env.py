@@ -18,6 +18,7 @@ Observations = dict[str, NDArray[Any]]  # the leaves by name, [N, *shape] each
 Actions = NDArray[np.int64] | NDArray[np.float32]  # [N, *ActionSpec.shape]
 
 OBS = "obs"  # the leaf of an observation that is one array; those of others begin with it
+NO_BOUND = 1e10  # a bound of this size says nothing
 ACTION_MASK = "action_mask"  # the leaf that says which choices are allowed
 
 
@@ -55,6 +56,12 @@ class ActionSpec:
     @property
     def num_numbers(self) -> int:
         return len(self.low)
+
+    @property
+    def num_bounds(self) -> tuple[int, ...]:
+        """Of each number: 0 to 2. One of `NO_BOUND` or more in size says nothing."""
+        pairs = zip(self.low, self.high, strict=True)
+        return tuple(sum(abs(bound) < NO_BOUND for bound in pair) for pair in pairs)
 
     @property
     def is_single(self) -> bool:

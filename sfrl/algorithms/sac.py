@@ -8,11 +8,9 @@ is learned as well. It learns from a memory of what any policy did.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfrl.algorithms.algorithm import Acted, Loss
@@ -122,10 +120,8 @@ class SAC:
         assert exploration is not None, "`SACConfig.exploration` gives them"
         policy = model.step(obs)
         drawn = policy.sample(generator)
-        # Evenly between two bounds, where there are such; the others' Gaussian is of the same draw.
-        even = torch.empty_like(drawn).uniform_(-_MOST, _MOST, generator=generator)
-        has_two = policy.num_bounds == 2
-        random = torch.where(has_two, even.atanh(), math.sqrt(2) * even.erfinv())
+        # Evenly between the bounds.
+        random = torch.empty_like(drawn).uniform_(-_MOST, _MOST, generator=generator).atanh_()
         return Acted({"actions": torch.where(exploration.unsqueeze(-1) > 0, random, drawn)}, None)
 
     def greedy(self, model: SACNetwork, obs: dict[str, Tensor], rnn_state: Tensor | None) -> Acted:
@@ -151,7 +147,7 @@ class SAC:
         with torch.no_grad():
             at_end = model.policy(features[1])
             raw = at_end.rsample()
-            values = model.target_critics(target_features[1], squashed(raw, at_end.num_bounds))
+            values = model.target_critics(target_features[1], raw.tanh())
             returns = window_returns(
                 losses.shape_rewards(batch.rewards, config.reward_clip, config.reward_scale),
                 # A truncated step bootstraps from the row after it, which is not valid.
@@ -160,15 +156,14 @@ class SAC:
                 ends=batch.ends,
                 end_values=values.amin(dim=0) - temperature * at_end.log_prob_of_action(raw),
             )
-        taken = squashed(batch.acted["actions"][0], policy.num_bounds)
+        taken = batch.acted["actions"][0].tanh()
         values = model.critics(features[0], taken)  # [2, C]
         targets = returns.expand_as(values)
         value_loss = 2 * losses.value_loss(values, targets, first.expand_as(values))
 
         raw = policy.rsample()
         log_probs = policy.log_prob_of_action(raw)  # [C]
-        actions = squashed(raw, policy.num_bounds)
-        improved = model.critics(features[0].detach(), actions, frozen=True).amin(dim=0)
+        improved = model.critics(features[0].detach(), raw.tanh(), frozen=True).amin(dim=0)
         policy_loss = losses.masked_mean(temperature.detach() * log_probs - improved, first)
         entropy = -losses.masked_mean(log_probs.detach(), first)
         # 0 while a mask leaves nothing to measure the entropy of.
@@ -193,9 +188,3 @@ class SAC:
         model.center_weights(applied)
         model.follow(self.config.tau * applied)
         model.update_normalizers(batch.obs, batch.shown & applied)
-
-
-def squashed(raw: Tensor, num_bounds: Tensor) -> Tensor:
-    """The actions that raw numbers become, as critics see them: see `SquashedGaussian`."""
-    one_or_none = torch.where(num_bounds == 1, F.softplus(raw), raw)
-    return torch.where(num_bounds == 2, raw.tanh(), one_or_none)

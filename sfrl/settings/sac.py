@@ -77,13 +77,19 @@ class SACConfig(ReplayConfig):
 
     def problems_in(self, spec: envs.EnvSpec) -> list[str]:
         problems = super().problems_in(spec)
-        if spec.actions.low and not spec.actions.choices:
-            return problems
-        return [
-            *problems,
-            f"system={self.system} must have a Box of actions, and an action of {self.env} is "
-            f"{spec.actions.in_words}; use system=appo",
-        ]
+        if not spec.actions.low or spec.actions.choices:
+            problems.append(
+                f"system={self.system} must have a Box of actions, and an action of {self.env} is "
+                f"{spec.actions.in_words}; use system=appo"
+            )
+        elif min(spec.actions.num_bounds) < 2:
+            problems.append(
+                f"system={self.system} must have a low and a high bound of each number of an "
+                f"action, and {self.env} lacks one (1e10 and more is none): the policy would "
+                f"follow its critics without a limit; let its action_space say all bounds, or use "
+                f"system=appo"
+            )
+        return problems
 
     def problems(self) -> list[str]:
         problems = super().problems()

@@ -429,7 +429,7 @@ def test_no_default_does_nothing(system, leaves, actions):
     assert dataclasses.asdict(config.without_unused(spec)) == dataclasses.asdict(config)
 
 
-def test_tanh_without_any_bound_is_refused_but_of_sac_which_has_nothing_else():
+def test_tanh_without_any_bound_is_refused_and_sac_without_both():
     unbounded = ActionSpec((), (-np.inf,) * 2, (np.inf,) * 2)
     spec = dataclasses.replace(envs.describe("CartPole-v1"), actions=unbounded)
     given = {"action_bounds": "tanh"}
@@ -437,7 +437,12 @@ def test_tanh_without_any_bound_is_refused_but_of_sac_which_has_nothing_else():
     assert [line.partition(" ")[0] for line in unfit(config, spec)] == ["action_bounds=tanh"]
     one_bound = dataclasses.replace(spec, actions=ActionSpec((), (0.0, -np.inf), (np.inf,) * 2))
     assert unfit(config, one_bound) == []
-    assert unfit(defaults.defaults_for("CartPole-v1", {"system": "sac"}, spec), spec) == []
+    for lacking in (spec, one_bound):
+        config = defaults.defaults_for("CartPole-v1", {"system": "sac"}, lacking)
+        [line] = unfit(config, lacking)
+        assert line.startswith("system=sac must have a low and a high bound of each number")
+    two_bounds = dataclasses.replace(spec, actions=ActionSpec((), (0.0, -1.0), (2.0, 1.0)))
+    assert unfit(dataclasses.replace(config, env="CartPole-v1"), two_bounds) == []
 
 
 @pytest.mark.parametrize(
