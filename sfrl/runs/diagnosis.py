@@ -166,6 +166,12 @@ class _Scores(NamedTuple):
         return f"single episodes have {self.lowest:.4g} to {self.highest:.4g}"
 
 
+def _advice(run: Run, **remedies: str) -> str:
+    """Those remedies whose setting the run's system has, by its name; all, if it is not known."""
+    settings = run.settings or remedies
+    return "; ".join(remedy for name, remedy in remedies.items() if name in settings)
+
+
 def _scores(run: Run) -> _Scores | None:
     """None: too few episodes have ended."""
     if (run.latest("episodes") or 0) < 3 * _WINDOW:
@@ -193,8 +199,14 @@ def _fell(run: Run) -> Finding | None:
         "The score has collapsed: it was far higher before.",
         f"{now:.4g} now, {best:.4g} at best, {first:.4g} at first; {scores.singles}",
         f"more than {_LOST:.0%} of the rise is lost, and {_NOISE:.0%} of that range",
-        "a third of the --learning-rate, fewer --epochs, a smaller --ppo-clip or --max-grad-norm; "
-        "checkpoints/best.pt has the best weights",
+        _advice(
+            run,
+            learning_rate="a third of the --learning-rate",
+            epochs="fewer --epochs",
+            ppo_clip="a smaller --ppo-clip",
+            max_grad_norm="a smaller --max-grad-norm",
+        )
+        + "; checkpoints/best.pt has the best weights",
     )
 
 
@@ -213,8 +225,12 @@ def _flat(run: Run) -> Finding | None:
         f"{first:.4g} at first, {now:.4g} in the last quarter; {scores.singles}",
         f"a rise of less than {_NOISE:.0%} of that range, after {_YOUNG:.0%} of --train-frames and "
         f"{3 * _WINDOW} episodes",
-        "--entropy-coef three times as high where rewards are rare; --learning-rate a third or "
-        "three times; --frame-stack=4 or --rnn=gru if one observation does not tell enough",
+        _advice(
+            run,
+            entropy_coef="--entropy-coef three times as high where rewards are rare",
+            learning_rate="--learning-rate a third or three times",
+            frame_stack="--frame-stack=4 or --rnn=gru if one observation does not tell enough",
+        ),
     )
 
 
@@ -243,13 +259,18 @@ def _value_loss(run: Run) -> Finding | None:
     if explained is not None and explained > _EXPLAINS:
         return None
     told = "" if explained is None else f"; explained_variance is {explained:.2g}"
+    remedies = {"learning_rate": "lower --learning-rate"}
+    if run.settings.get("value_encoder") == "separate":
+        remedies["value_lr_factor"] = "lower --value-lr-factor"
+    if not run.settings.get("normalize_returns"):
+        remedies["normalize_returns"] = "--normalize-returns if rewards are large"
+    remedies["target_every"] = "raise --target-every"
     return Finding(
         "value-loss-diverging",
         "The value estimates do not follow the returns: their loss grows.",
         f"value_loss was {first:.3g} in the first quarter, and is {now:.3g}{told}",
         f"more than {_GROWS:.0f} times as large, and less than {_EXPLAINS:g} explained",
-        "lower --learning-rate or --value-lr-factor; --normalize-returns if rewards are large; of "
-        "action values, raise --target-every",
+        _advice(run, **remedies),
     )
 
 
@@ -284,8 +305,12 @@ def _lag(run: Run) -> Finding | None:
         f"policy_lag_mean is {lag or 0:.0f} optimizer steps; a round of all environments takes "
         f"{a_round:.0f}; dropped_rows is {dropped:,.0f}",
         f"above {_FEW:.0f} steps and {_ROUNDS:.0f} rounds, or {_DROPPED:.0%} of all rows dropped",
-        "lower --slots-per-split, --forced-lag=0, fewer --envs-per-worker or --epochs; "
-        "--loss=vtrace stands more of it",
+        _advice(
+            run,
+            slots_per_split="lower --slots-per-split, --forced-lag=0, fewer --envs-per-worker or "
+            "--epochs",
+            loss="--loss=vtrace stands more of it",
+        ),
     )
 
 

@@ -175,6 +175,27 @@ def test_one_record_of_many_is_not_missed(found, tmp_path, capsys):
     assert "value-loss-diverging" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({}, ""),
+        ({"target_every": 100}, "; raise --target-every"),
+        ({"normalize_returns": True, "value_encoder": "shared", "value_lr_factor": 3.0}, ""),
+        (
+            {"normalize_returns": False, "value_encoder": "separate", "value_lr_factor": 3.0},
+            "; lower --value-lr-factor; --normalize-returns if rewards are large",
+        ),
+    ],
+)
+def test_only_flags_are_advised_that_the_runs_system_has(found, settings, remedy):
+    run = read(found["folder"] / "value-loss-diverging")
+    names = ("value_encoder", "value_lr_factor", "normalize_returns", "target_every")
+    rest = {name: value for name, value in run.settings.items() if name not in names}
+    run = replace(run, settings=rest | settings)
+    [finding] = [f for f in diagnosed(run) if f.name == "value-loss-diverging"]
+    assert finding.remedy == f"lower --learning-rate{remedy}"
+
+
 def test_a_live_run_is_told_of_as_well(found):
     assert found["live"].state == "live"
     assert figures(found["live"])["seconds_left"] > 0
