@@ -25,6 +25,8 @@ from sfrl.commands import train as cli
 from sfrl.records import checkpoint
 from sfrl.records.checkpoint import CheckpointError, save_config
 from sfrl.records.run_folder import RunFolderError, is_locked
+from sfrl.run.process_crew import ProcessCrew
+from sfrl.run.serial_crew import SerialCrew
 from sfrl.run.trainer import Trainer
 from sfrl.settings.algorithms import all_settings, load_config, type_problems
 from sfrl.settle import settle
@@ -251,6 +253,21 @@ def test_a_run_that_could_not_begin_keeps_no_folder_locked():
         sfrl.train(run_dir="run", resume=True)
     assert not is_locked(Path("run"))
     del of_new, of_resumed
+
+
+@pytest.mark.parametrize("crew_class", [SerialCrew, ProcessCrew])
+def test_a_run_that_has_had_its_frames_ends_before_it_starts(crew_class, monkeypatch):
+    tiny = {"env": "CartPole-v1", "run_dir": "run", "serial": True, "tune": "off"}
+    before = sfrl.train(**tiny, train_frames=3000)
+    monkeypatch.delattr(crew_class, "start")
+    is_serial = crew_class is SerialCrew
+    after = sfrl.train(run_dir="run", resume=True, train_frames=2000, serial=is_serial)
+    assert after.env_frames == before.env_frames
+    log = Path("run/log.txt").read_text(encoding="utf-8")
+    assert "train_frames=2000 are reached; raise --train-frames to go on" in log
+    assert load_config(Path("run/config.json")).train_frames == 3000, (
+        "settings that have not been tried"
+    )
 
 
 def test_ctrl_c_while_a_run_is_made_ready_leaves_its_folder_unlocked(monkeypatch):

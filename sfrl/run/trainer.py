@@ -225,10 +225,11 @@ class Trainer:
             if not config.resume:
                 self.folder.save_config(self.config, self._start())
             try:
-                self.crew.start(resume_path)
-                if config.resume:
-                    # Not of what cannot start.
-                    self.folder.save_config(self.config, self._start())
+                if not self._end_reason():  # a run that goes on may have had its frames before
+                    self.crew.start(resume_path)
+                    if config.resume:
+                        # Not of what cannot start.
+                        self.folder.save_config(self.config, self._start())
                 self._begin_callbacks(stack)
                 self._supervise(display, writer)
             finally:
@@ -356,7 +357,9 @@ class Trainer:
         if 0 < config.train_seconds <= time.monotonic() - self._started_s:
             return f"train_seconds={config.train_seconds:g} have passed"
         if 0 < config.train_frames <= self.shared.progress.env_frames:
-            return f"train_frames={config.train_frames} are reached"
+            had_them = config.train_frames <= self._first_frame
+            remedy = "; raise --train-frames to go on" if had_them else ""
+            return f"train_frames={config.train_frames} are reached{remedy}"
         return self._ended_by or None
 
     def _collect(self) -> None:
