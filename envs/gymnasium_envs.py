@@ -31,7 +31,7 @@ from sfrl.envs.masks import (
 from sfrl.envs.names import UnsupportedEnvError, in_one_line, what_it_needs, wrapper_of
 from sfrl.envs.options import EnvOptions, Wrapper, parse_wrappers
 from sfrl.envs.pictures import picture
-from sfrl.envs.rules import EnvError, LeafRules, NonFiniteError, Rules
+from sfrl.envs.rules import PARTS, EnvError, LeafRules, NonFiniteError, Rules, not_finite
 from sfrl.envs.spaces import ActionLayout, in_short, observation_parts
 from sfrl.envs.vec_env import (
     ACTION_MASK,
@@ -173,6 +173,7 @@ class GymnasiumVecEnv:
                 return
             begun = seed = None  # with the same one it would begin in the same way
             problem = f"NaN or infinity: its first observation is {self._shown(obs, i)}"
+            problem = not_finite(problem, *(obs[name][i] for name in self._floats))
             error = self._rules.error(problem, i, self._num_steps)
             self._warn_or_stop(error, "it is reset once more")
         raise self._rules.error(
@@ -187,11 +188,13 @@ class GymnasiumVecEnv:
         self.stepping[0] = i
         rules, step = self._rules, self._num_steps
         try:
-            observation, info = env.reset(seed=seed) if begun is None else begun.result()
+            result = env.reset(seed=seed) if begun is None else begun.result()
         except Exception as error:
             error.add_note(f"in the reset of {rules.env_id}, env {i}, at step {step}")
             raise
         end_if_forked()
+        rules.parts("reset", result, i, step)
+        observation, info = result
         rules.spaces(i, observation_space=env.observation_space, action_space=env.action_space)
         for leaf in self._leaf_rules:
             obs[leaf.name][i] = leaf.read(observation, i, step)
@@ -241,15 +244,17 @@ class GymnasiumVecEnv:
             action = self._actions[i]
             future = begun[i]
             try:
-                observation, reward, is_terminated, is_truncated, infos[i] = (
-                    env.step(action) if future is None else future.result()
-                )
+                result = env.step(action) if future is None else future.result()
             except Exception as error:
                 error.add_note(
                     f"in step {step} of {rules.env_id}, env {i}, with action {in_short(action)}"
                 )
+                if "unpack" in str(error):  # by a wrapper of Gymnasium's, as its time limit
+                    error.add_note(f"a step must return {', '.join(PARTS['step'])}")
                 raise
             end_if_forked()
+            rules.parts("step", result, i, step)
+            observation, reward, is_terminated, is_truncated, infos[i] = result
             try:
                 rewards[i], terminated[i], truncated[i] = rules.outcome(
                     reward, is_terminated, is_truncated, i, step
@@ -289,6 +294,7 @@ class GymnasiumVecEnv:
             is_finite &= np.isfinite(obs[name]).reshape(self.num_envs, -1).all(axis=1)
         for i in np.flatnonzero(~is_finite).tolist():
             problem = f"NaN or infinity: reward {rewards[i]}, observation {self._shown(obs, i)}"
+            problem = not_finite(problem, rewards[i], *(obs[name][i] for name in self._floats))
             error = self._rules.error(problem, i, self._num_steps)
             self._warn_or_stop(error, "the episode was cut off before it")
             rewards[i], terminated[i], truncated[i] = 0.0, False, True

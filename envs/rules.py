@@ -4,7 +4,7 @@ from typing import Any, Literal, NamedTuple, SupportsFloat
 
 import numpy as np
 from gymnasium.spaces import Box, MultiBinary, Space
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sfrl.envs.logs import own_logger
 from sfrl.envs.spaces import Part, in_short, where_is
@@ -15,6 +15,10 @@ log = own_logger(__name__)
 _NUMBERS = frozenset({float, int, np.float64, np.float32})
 _OTHER_NUMBERS = (int, float, np.integer, np.floating, np.bool_)
 _BOOLS = frozenset({bool, np.bool_})
+PARTS = {  # of what a reset and a step return
+    "reset": ("observation", "info"),
+    "step": ("observation", "reward", "terminated", "truncated", "info"),
+}
 _ALL_BOUNDS, _SOME_BOUNDS = 1000, 64  # so many first steps, then every 64th
 
 
@@ -83,8 +87,21 @@ class Rules:
                     f"{self._spaces[name]}; it must stay"
                 )
 
+    def parts(self, call: Literal["reset", "step"], result: object, env: int, step: int) -> None:
+        """Raises EnvError unless a reset or step returned as many as Gymnasium says."""
+        parts = PARTS[call]
+        if not isinstance(result, tuple | list) or len(result) != len(parts):
+            problem = f"its {call} returned {in_short(result)}, and must return {', '.join(parts)}"
+            raise self.error(problem, env, step)
+
     def error(self, problem: str, env: int, step: int) -> EnvError:
         return EnvError(f"{self.env_id}, env {env}, step {step}: {problem}")
+
+
+def not_finite(problem: str, *values: ArrayLike) -> str:
+    """The problem, and why there may be infinity among the values."""
+    is_infinite = any(np.isinf(value).any() for value in values)
+    return f"{problem} (in float32 all beyond 3.4e38 is infinite)" if is_infinite else problem
 
 
 class LeafRules:

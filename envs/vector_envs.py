@@ -49,7 +49,7 @@ from sfrl.envs.names import (
 )
 from sfrl.envs.options import DEFAULT_OPTIONS, EnvOptions
 from sfrl.envs.pictures import picture
-from sfrl.envs.rules import EnvError, LeafRules, NonFiniteError, Rules
+from sfrl.envs.rules import EnvError, LeafRules, NonFiniteError, Rules, not_finite
 from sfrl.envs.spaces import ActionLayout, in_short, observation_parts
 from sfrl.envs.vec_env import (
     ACTION_MASK,
@@ -391,6 +391,7 @@ class GymnasiumVector:
                 seed=self._seed if self._seeds_at_reset else None
             )
         end_if_forked()
+        self._rules.parts("reset", started, 0, 0)
         self.stepping[0] = -1
         return started
 
@@ -422,8 +423,10 @@ class GymnasiumVector:
             if to_reset is not None:
                 began = vector.reset(options={"reset_mask": to_reset.copy()})
                 self._make_legal(to_reset, *began)
-            observations, *outcome, infos = vector.step(self._batch(self._actions))
+            result = vector.step(self._batch(self._actions))
             end_if_forked()
+            self._rules.parts("step", result, 0, self._num_steps)
+            observations, *outcome, infos = result
             rewards = self._column("rewards", outcome[0], np.float32)
             terminated = self._column("terminations", outcome[1], np.bool_)
             truncated = self._column("truncations", outcome[2], np.bool_)
@@ -530,12 +533,13 @@ class GymnasiumVector:
                 is_finite &= np.isfinite(obs[leaf.name]).reshape(self.num_envs, -1).all(axis=1)
         for i in np.flatnonzero(~is_finite).tolist():
             shown = in_short({name: rows[i] for name, rows in obs.items()})
-            error = self._rules.error(
-                f"NaN or infinity: reward {rewards[i]}, observation {shown}; in a vector there is "
-                f"no way around it",
-                i,
-                step,
+            problem = not_finite(
+                f"NaN or infinity: reward {rewards[i]}, observation {shown}",
+                rewards[i],
+                *(obs[leaf.name][i] for leaf in self._leaf_rules if leaf.is_float),
             )
+            problem = f"{problem}; in a vector there is no way around it"
+            error = self._rules.error(problem, i, step)
             raise NonFiniteError(error) if self._on_nan == "stop" else error
         for bounds in self._bounds:
             bounds.bounds(obs[bounds.name], step)

@@ -108,6 +108,24 @@ def broken(num_envs, after, **values):
     return Broken([Ticks] * num_envs)
 
 
+class Old(SyncVectorEnv):
+    """Its step returns four values."""
+
+    def __init__(self, num_envs):
+        super().__init__([Ticks] * num_envs)
+
+    def step(self, actions):
+        obs, rewards, terminated, _, infos = super().step(actions)
+        return obs, rewards, terminated, infos
+
+
+class Older(Old):
+    """And its reset the observations alone."""
+
+    def reset(self, **kwargs):
+        return super().reset(**kwargs)[0]
+
+
 class Lights:
     """A `VecEnv`: one of two lights is on, and the action must be the same; 5 steps long."""
 
@@ -192,6 +210,9 @@ IDS = {
     "Liar-v0": Same,
     "Nan-v0": lambda num_envs: broken(num_envs, 1, rewards=np.full(num_envs, np.nan)),
     "Shape-v0": lambda num_envs: broken(num_envs, 1, obs=np.zeros((num_envs, 3))),
+    "Inf-v0": lambda num_envs: broken(num_envs, 1, rewards=np.full(num_envs, 1e39)),
+    "Old-v0": Old,
+    "Older-v0": Older,
     "Few-v0": lambda num_envs: broken(num_envs, 1, rewards=np.zeros(num_envs + 1)),
     "RaisesTogether-v0": lambda num_envs: broken(num_envs, 1, error=OSError("no power")),
     "Fixed-v0": lambda num_envs: sync(2),

@@ -255,7 +255,7 @@ class Learner:
             raise LearnerError(
                 f"{in_a_row} optimizer steps in a row had a non-finite loss or gradient "
                 f"(max_skipped_steps={self.config.max_skipped_steps}); lower --learning-rate, or "
-                f"look for non-finite observations and rewards"
+                f"look for observations and rewards that are huge or not finite"
             )
 
     def learning_rate(self) -> float:

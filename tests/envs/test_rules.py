@@ -41,6 +41,7 @@ class Breaks(gymnasium.Env):
 
 
 gymnasium.register("Breaks-v0", Breaks)
+gymnasium.register("Limited-v0", Breaks, max_episode_steps=9)
 
 
 def play(fault, *, copy=1, **settings):
@@ -81,6 +82,53 @@ def play(fault, *, copy=1, **settings):
 def test_a_broken_rule_is_told_by_copy_and_step(fault, text):
     with pytest.raises(EnvError, match=f"Breaks-v0, env 1, step 4: its {text}"):
         play(fault)
+
+
+@pytest.mark.parametrize(
+    ("method", "result", "text"),
+    [
+        (
+            "reset",
+            np.zeros(2),
+            r"step 0: its reset returned \[0. 0.\], and must return ",
+        ),
+        (
+            "step",
+            (np.zeros(2), 1.0, True, {}),
+            r"step 1: its step returned \(array.*, and must return ",
+        ),
+        ("step", None, "step 1: its step returned None, and must return observation, reward, "),
+    ],
+)
+def test_an_old_interface_is_told_as_what_must_be_returned(method, result, text, monkeypatch):
+    monkeypatch.setattr(Breaks, method, lambda *_, **__: result)
+    with pytest.raises(EnvError, match=f"Breaks-v0, env 0, {text}"):
+        play(None)
+
+
+def test_an_old_interface_in_a_time_limit_is_told_as_well(monkeypatch):
+    monkeypatch.setattr(Breaks, "step", lambda *_: (np.zeros(2), 1.0, True, {}))
+    env = envs.make_vec_env("Limited-v0", 1, seed=0)
+    env.reset()
+    env.send(np.zeros(1, np.int64))
+    with pytest.raises(ValueError, match="not enough values to unpack") as caught:
+        env.recv()
+    parts = "observation, reward, terminated, truncated, info"
+    assert caught.value.__notes__[-1] == f"a step must return {parts}"
+
+
+def test_lists_are_as_good_as_tuples(monkeypatch):
+    monkeypatch.setattr(Breaks, "reset", lambda *_, **__: [np.zeros(2, np.float32), {}])
+    monkeypatch.setattr(Breaks, "step", lambda *_: [np.zeros(2, np.float32), 1.0, False, False, {}])
+    assert play(None)[-1][1].rewards.tolist() == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_reward_beyond_float32_is_told_so(caplog):
+    with caplog.at_level(logging.WARNING):
+        play((1, 1e39))
+    text = "reward inf, observation array([0.5, 0.5], dtype=float32) (in float32 all beyond 3.4e38"
+    assert text in caplog.records[0].getMessage()
 
 
 def rules_of(space):
@@ -235,7 +283,8 @@ def test_an_episode_that_begins_with_nan_is_passed_over(caplog):
     assert warnings[0].startswith(
         "Gaps-v0, env 0, step 0: NaN or infinity: its first observation is "
     )
-    assert warnings[0].endswith("; it is reset once more (so far: 1)")
+    beyond = "(in float32 all beyond 3.4e38 is infinite)"
+    assert warnings[0].endswith(f"{beyond}; it is reset once more (so far: 1)")
 
 
 def test_nan_at_every_reset_is_an_error(monkeypatch):

@@ -197,10 +197,13 @@ def test_a_setting_of_ataris_is_refused():
         ("Liar-v0", "skip", EnvError, "had only to reset, with reward 0; it gave reward 1"),
         ("Nan-v0", "skip", EnvError, "env 0, step 2: NaN or infinity: reward nan"),
         ("Nan-v0", "stop", NonFiniteError, "env 0, step 2: NaN or infinity: reward nan"),
+        ("Inf-v0", "skip", EnvError, "(in float32 all beyond 3.4e38 is infinite); in a vector"),
+        ("Old-v0", "skip", EnvError, "env 0, step 1: its step returned (array"),
         ("Shape-v0", "skip", EnvError, r"float64[3], and its observation_space says float64[2]"),
         ("Few-v0", "skip", EnvError, "rewards are float64[3], and must be float32[2]"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_a_fault_ends_the_worker_and_names_its_place(env_id, on_nan, error, text):
     env = envs.make_vec_env(HERE + env_id, 2, seed=0, options=envs.EnvOptions(on_nan=on_nan))
     env.reset()
@@ -212,6 +215,11 @@ def test_a_fault_ends_the_worker_and_names_its_place(env_id, on_nan, error, text
     with pytest.raises(EnvError, match=re.escape(text)) as caught:
         go_on()
     assert type(caught.value) is error
+
+
+def test_a_reset_that_returns_observations_alone_is_told_so():
+    with pytest.raises(EnvError, match=r"its reset returned .*, and must return observation,"):
+        envs.make_vec_env(HERE + "Older-v0", 2, seed=0)
 
 
 def test_an_error_of_the_vectors_own_says_in_which_step():
