@@ -214,11 +214,10 @@ def _skips_zeros(images: Tensor, weight: Tensor) -> bool:
 
 def _learns_here(images: Tensor, weight: Tensor) -> bool:
     """Whether this may be a learner's minibatch, of its model or of a target."""
-    acts = torch.is_inference_mode_enabled()
     return (
         PAYS
         and HAS_EXTENSION
-        and not acts
+        and not torch.is_inference_mode_enabled()  # in which a policy acts
         and not torch.compiler.is_exporting()
         and weight.dtype == torch.float32
         and images.device.type == "cpu"

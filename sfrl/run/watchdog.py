@@ -19,7 +19,7 @@ log = own_logger(__name__)
 # A look that comes later than this after the one before counts as this much: the trainer itself
 # was stopped or the machine asleep, and the workers have had no more time than it.
 LONGEST_LOOK_S = 1.0
-_LAP_S = 1.0  # who waits ends a lap twice in this time
+_LAP_S = 1.0  # a process that waits ends two laps in this time
 _SUSPICIOUS_S = 0.2  # so long a step is worth a look at the process's state
 _SUSPENSION_S = 10.0  # of a stopped process or a slow disk, after which the log tells
 _AWAITED = {
@@ -108,8 +108,8 @@ class Watchdog:
         """What each waits for, if all have done so for `stall_timeout`; as of the last look.
 
         Then a slot or a message is lost, or the limits of several waits exclude each other. One
-        that is stopped, works or starts does not wait: the others wait for it. What it does now
-        is in no stage before it ends, as a long step of an environment.
+        that is stopped, works or starts does not wait: the others wait for it. Work that goes on,
+        such as a long step of an environment, is in no stage's time yet.
         """
         limit_s = self._config.stall_timeout
         all_work = self._processes.keys() == self._progress.topology.processes.keys()

@@ -437,7 +437,8 @@ def test_tanh_without_any_bound_is_refused_and_sac_without_both():
     assert [line.partition(" ")[0] for line in unfit(config, spec)] == ["action_bounds=tanh"]
     one_bound = dataclasses.replace(spec, actions=ActionSpec((), (0.0, -np.inf), (np.inf,) * 2))
     assert unfit(config, one_bound) == []
-    for lacking in (spec, one_bound):
+    one_missing = dataclasses.replace(spec, actions=ActionSpec((), (0.0, -1.0), (np.inf, 1.0)))
+    for lacking in (spec, one_bound, one_missing):
         config = defaults.defaults_for("CartPole-v1", {"system": "sac"}, lacking)
         [line] = unfit(config, lacking)
         assert line.startswith("system=sac must have a low and a high bound of each number")
