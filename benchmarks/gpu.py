@@ -3,8 +3,8 @@
     python -m benchmarks.gpu
     python -m benchmarks.gpu --flags="--env=Breakout" --score=30
 
-Where the frames go, with NatureCNN and with IMPALA's residual network; without CUDA graphs; with
-both networks in one process; and a run until it scores, or its time is over. It runs without a
+Where the frames go, with the default network and with IMPALA's residual one; without CUDA graphs;
+with both networks in one process; and a run until it scores, or its time is over. It runs without a
 GPU as well. The last line printed is JSON. benchmarks/gpu.sh does all of it on a bare machine,
 after the tests.
 """

@@ -35,7 +35,7 @@ IDLE_LOAD = 0.5  # processes that are ready to run, averaged over the last minut
 @dataclass(frozen=True, kw_only=True)
 class Args:
     ours: str = ""
-    """Flags for train.py."""
+    """Flags for train.py. Without a --model here ours trains the peers' network, nature_cnn."""
     peer: str = "sample-factory:32x256"
     """sample-factory:SETTING or plain-ppo."""
     peer_flags: str = ""
@@ -74,6 +74,7 @@ def run(command: Sequence[str]) -> str:
 def measure_ours(args: Args) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         flags = [f"--env={args.env}", f"--train-seconds={args.seconds}", f"--run-dir={scratch}/run"]
+        flags.append("--model=nature_cnn")  # what the peers train; a later flag of `ours` counts
         run([sys.executable, "train.py", *flags, *shlex.split(args.ours)])
         points = read_metrics(Path(scratch) / "run" / "metrics.jsonl")
         return throughput(points[:-1])  # the last interval holds the shutdown

@@ -163,7 +163,7 @@ def changes(
     """
     usual = defaults_for(config.env, {"system": config.system}, spec)
     if usual.model == "auto":
-        usual = dataclasses.replace(usual, model=usual_model(spec))
+        usual = dataclasses.replace(usual, model=usual_model(usual, spec))
     changed: dict[str, Change] = {}
     untold = {*_OF_NO_DEFAULT, *config.unused_in(spec)}
     for name, setting in settings_of(type(config)).items():

@@ -156,8 +156,8 @@ class PooledCNN(NatureCNN):
     """NatureCNN with the output of its third convolution averaged over squares of 2x2 places.
 
     Of 84x84 pixels 16 places are left of 49, and the layer of 512 has a third of its weights.
-    Trumpp et al. 2025 (arXiv:2503.05546) average over all places. With squares of 2x2 Breakout is
-    learned sooner, and MsPacman later (docs/experiments.md, "Average pooling").
+    Trumpp et al. 2025 (arXiv:2503.05546) average over all places. With squares of 2x2 a frame of
+    Atari's games teaches as much, and takes less time (docs/experiments.md, "Average pooling").
     """
 
     def __init__(self, obs_shape: tuple[int, ...], obs_scale: float = 255.0) -> None:

@@ -13,9 +13,10 @@ class ModelSettings(Settings):
 
     model: Annotated[str, USUAL] = "auto"
     """a3c_cnn, nature_cnn, pooled_cnn, impala_resnet, small_cnn, mlp, norm_mlp, flat, or your own
-    encoder as module:Class. auto: nature_cnn for images of 36x36 and more, small_cnn from 5x5 on,
-    norm_mlp for the rest, flat for sac's vectors. Of a Dict or Tuple each part has an encoder;
-    parts that the model is not for have the usual ones."""
+    encoder as module:Class. auto: pooled_cnn for Atari's games with --optimizer=muon, nature_cnn
+    for other images of 36x36 and more, small_cnn from 5x5 on, norm_mlp for the rest, flat for sac's
+    vectors. Of a Dict or Tuple each part has an encoder; parts that the model is not for have the
+    usual ones."""
     normalize_obs: bool = False
     """Give networks vectors less their running mean, in units of their running deviation."""
     rnn: Annotated[Literal["none", "gru", "lstm"], USUAL] = "none"

@@ -327,6 +327,24 @@ def test_muon_is_the_default_where_it_was_tried(env, given, values):
     assert tuple(settings[name] for name in names) == values
 
 
+@pytest.mark.parametrize(
+    ("env", "given", "model"),
+    [
+        ("Pong", {}, "pooled_cnn"),
+        ("Pong", {"epochs": 2}, "pooled_cnn"),
+        ("Pong", {"optimizer": "adam"}, "nature_cnn"),
+        ("Pong", {"rnn": "gru"}, "nature_cnn"),
+        ("Pong", {"system": "impala"}, "nature_cnn"),
+        ("Pong", {"system": "a3c"}, "nature_cnn"),
+        ("Pong", {"system": "dqn"}, "nature_cnn"),
+        ("CartPole-v1", {"optimizer": "muon"}, "norm_mlp"),
+    ],
+)
+def test_atari_has_the_model_that_was_tried_with_its_optimizer(env, given, model):
+    config = defaults.defaults_for(env, given)
+    assert defaults.resolve(config, envs.describe(env)).model == model
+
+
 @pytest.mark.parametrize(("env", "expected"), [("Breakout", True), ("CartPole-v1", False)])
 def test_a_lost_life_ends_the_episode_in_atari_games(env, expected):
     assert defaults.defaults_for(env).episodic_life is expected
