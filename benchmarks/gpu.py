@@ -3,10 +3,10 @@
     python -m benchmarks.gpu
     python -m benchmarks.gpu --flags="--env=Breakout" --score=30
 
-Where the frames go, with the default network and with IMPALA's residual one; without CUDA graphs;
-with both networks in one process; and a run until it scores, or its time is over. It runs without a
-GPU as well. The last line printed is JSON. benchmarks/gpu.sh does all of it on a bare machine,
-after the tests.
+Where the frames go, with NatureCNN and with IMPALA's residual network; without CUDA graphs; with
+both networks in one process; and a run of the defaults until it scores, or its time is over. It
+runs without a GPU as well. The last line printed is JSON. benchmarks/gpu.sh does all of it on a
+bare machine, after the tests.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from benchmarks.runs import read_metrics
 from benchmarks.side_by_side import ROOT, run
 from sfrl.settings.machine import machine
 
+ONE_EPOCH = ("--loss=vtrace", "--epochs=1")  # of all parts but the score; Atari has NatureCNN then
 HOST_BATCH = 256  # rows of the inference whose time on the host is told
 POLL_S = 0.5
 
@@ -115,8 +116,7 @@ def row(what: str, value: str, must: str = "", aim: str = "") -> None:
 def main(args: Args) -> None:
     where = machine()
     print(where, flush=True)
-    one_epoch = "--loss=vtrace --epochs=1"
-    whole = bench(args, "all", [one_epoch])
+    whole = bench(args, "all", ONE_EPOCH)
     training = whole["training"]["frames_per_s"]
     found = settings_found(whole)
     minutes, best = minutes_to_score(args, found, args.score_seconds)
@@ -126,12 +126,12 @@ def main(args: Args) -> None:
         ("IMPALA's ResNet", "--model=impala_resnet"),
     ):
         try:
-            result = bench(args, "training", [*found, one_epoch, flag])
+            result = bench(args, "training", [*found, *ONE_EPOCH, flag])
             others[name] = result["training"]["frames_per_s"]
         except RuntimeError as error:  # the rest is still worth its time
             print(error, flush=True)
             others[name] = None
-    config = layouts.read_config(shlex.join([*shlex.split(args.flags), *found, one_epoch]))
+    config = layouts.read_config(shlex.join([*shlex.split(args.flags), *found, *ONE_EPOCH]))
     layout_rates = {}
     if config.num_policy_workers == 1:
         for layout in ("processes", "threads"):

@@ -52,6 +52,8 @@ class Args:
     """Epochs."""
     corrections: str = ",".join(CORRECTIONS)
     """Which of them."""
+    optimizer: str = "adam"
+    """Of all cells: by default it would differ between corrections in Atari's games."""
     seeds: int = 3
     """Runs of each cell."""
     frames: int = 0
@@ -80,6 +82,7 @@ class Grid:
         self.lags = _numbers("lags", args.lags, least=0)
         self.reuses = _numbers("reuses", args.reuses, least=1)
         self.corrections = args.corrections.split(",")
+        self.optimizer = args.optimizer
         if unknown := [name for name in self.corrections if name not in CORRECTIONS]:
             raise ValueError(
                 f"corrections={','.join(unknown)} must be among {', '.join(CORRECTIONS)}"
@@ -88,7 +91,8 @@ class Grid:
 
     def variants(self) -> list[str]:
         return [
-            f"{self.name(*cell)}={CORRECTIONS[cell[1]]} --epochs={cell[0]} --forced-lag={cell[2]}"
+            f"{self.name(*cell)}={CORRECTIONS[cell[1]]} --optimizer={self.optimizer} "
+            f"--epochs={cell[0]} --forced-lag={cell[2]}"
             for cell in self.cells
         ]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import lag, learning
+from sfrl.commands import train as cli
 
 
 def test_the_lag_atlas_has_a_cell_for_each_lag_reuse_and_correction(tmp_path, capsys):
@@ -21,7 +22,7 @@ def test_the_lag_atlas_has_a_cell_for_each_lag_reuse_and_correction(tmp_path, ca
     )
     grid = lag.Grid(args)
     assert [flags.partition("=")[2] for flags in grid.variants()] == [
-        f"--loss=appo --epochs=2 --forced-lag={steps}" for steps in (0, 30)
+        f"--loss=appo --optimizer=adam --epochs=2 --forced-lag={steps}" for steps in (0, 30)
     ]
     lag.main(args)
     *_, row, last = capsys.readouterr().out.splitlines()
@@ -42,6 +43,18 @@ def test_cells_of_the_atlas_are_in_their_places():
     for cell, command in zip(grid.cells, commands, strict=True):
         assert f"--epochs={cell[0]} --forced-lag={cell[2]}" in command
         assert ("--correction=none" in command) == (cell[1] == "none")
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_the_corrections_of_a_game_have_one_network_and_optimizer(optimizer):
+    names = ("PPO", "PPO and V-trace", "decoupled", "IMPACT", "filter")
+    args = lag.Args(lags="5", reuses="1", corrections=",".join(names), optimizer=optimizer)
+    variants = learning.parse_variants(lag.Grid(args).variants())
+    settled = [cli.parse(["--env=Pong", "--run-dir=x", *flags]) for flags in variants.values()]
+    alike = ("model", "optimizer", "lr_schedule", "learning_rate", "epochs", "value_encoder")
+    for name in alike:
+        assert len({getattr(config, name) for config in settled}) == 1, name
+    assert settled[0].optimizer == optimizer
 
 
 @pytest.mark.parametrize("numbers", [{"lags": "0,x"}, {"lags": "-1"}, {"reuses": "0"}])

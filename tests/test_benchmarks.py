@@ -373,3 +373,5 @@ def test_gpu_comparison_goes_on_with_the_settings_that_were_found() -> None:
     flags = gpu.settings_found({"machine": {"settings": dataclasses.asdict(config)}})
     again = cli.parse(["--env=Pong", *flags, "--run-dir=x"])
     assert again == config
+    one_epoch = cli.parse(["--env=Pong", *flags, *gpu.ONE_EPOCH, "--run-dir=x"])
+    assert (one_epoch.loss, one_epoch.epochs, one_epoch.model) == ("vtrace", 1, "nature_cnn")

@@ -58,6 +58,13 @@ PONG = {
     "minibatches": 1,
     "train_frames": 2000,
 }
+PONG_BY_DEFAULT = {
+    **PONG,
+    "model": "pooled_cnn",
+    "optimizer": "muon",
+    "lr_schedule": "root",
+    "episodic_life": True,
+}
 
 
 def train_serially(run_dir, seed: int, **settings) -> tuple[Summary, dict]:
@@ -76,6 +83,7 @@ def train_serially(run_dir, seed: int, **settings) -> tuple[Summary, dict]:
         {**CATCH, "system": "n-step-q"},
         GUESS,
         PONG,
+        PONG_BY_DEFAULT,
     ],
     ids=[
         "Catch",
@@ -83,6 +91,7 @@ def train_serially(run_dir, seed: int, **settings) -> tuple[Summary, dict]:
         "Catch by Q",
         "an environment that draws from its spaces",
         "Pong",
+        "Pong by default",
     ],
 )
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(tmp_path, settings):
@@ -154,6 +163,7 @@ DQN_PONG = {
     "settings",
     [
         PONG,
+        PONG_BY_DEFAULT,
         {**STICKY_PONG, "rnn": "gru", "rnn_size": 8},
         {**PONG, "rnn": "lstm", "rnn_size": 4, "rnn_layers": 2, **SEEN_LAST},
         {**STICKY_PONG, "system": "n-step-q", "target_every": 3, "epsilon_frames": 8000},

@@ -441,6 +441,12 @@ def test_resume_refuses_what_the_checkpoint_depends_on(flag, text, capsys):
     assert cli.parse(["--resume", "--run-dir=x", "--model=auto"]).model == "norm_mlp"
 
 
+def test_a_resumed_run_keeps_its_network_when_another_one_is_usual():
+    saved_run("x", "--env=Pong", "--model=nature_cnn")
+    for flags in ([], ["--model=auto"]):
+        assert cli.parse(["--resume", "--run-dir=x", *flags]).model == "nature_cnn"
+
+
 def test_a_game_that_is_spelled_otherwise_is_the_saved_one():
     saved_run("x", "--env=Pong")
     for name in ("pong", "ALE/Pong-v5"):
