@@ -212,14 +212,15 @@ def _conflicts(saved: Config, given: Mapping[str, Any]) -> dict[str, str]:
     """What to say of each that is given, and changes what the rest depends on.
 
     Of a run that goes on that is what its checkpoint depends on; model=auto is the saved one. Of a
-    file it is the system, since others have other settings.
+    file it is the system and the preset, since others have other settings.
     """
     if not given.get("resume"):
-        if given.get("system", saved.system) == saved.system:
-            return {}
+        of_file = {"system": saved.system, "preset": saved.preset}
         return {
-            "system": f"system={given['system']} differs from the {saved.system} whose settings "
+            name: f"{name}={given[name]} differs from the {value} whose settings "
             f"config={shown(given['config'])} has; leave one of the two out"
+            for name, value in of_file.items()
+            if given.get(name, value) != value
         }
     of_both = {}
     if given.get("config"):

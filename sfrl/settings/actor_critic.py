@@ -115,7 +115,8 @@ class ActorCriticConfig(Config):
             }
         elif given.get("loss", "appo") == "appo":
             was_tried = all(given.get(name, of[0]) in of for name, of in _MUON_TRIED.items())
-            if given.get("optimizer", "muon" if was_tried else "adam") == "muon":
+            is_new = was_tried and given.get("preset") != "classic"
+            if given.get("optimizer", "muon" if is_new else "adam") == "muon":
                 values = {"optimizer": "muon", "lr_schedule": "root", "epochs": 1}
                 if given.get("epochs", 1) == 1:  # half as many steps, and twice as far
                     values["learning_rate"] = 2e-3

@@ -71,7 +71,7 @@ class Config(
     """The one that a plain line has."""
 
     FIXED_ON_RESUME: ClassVar[tuple[str, ...]] = (
-        *("system", "env", "frameskip", "action_bounds", "optimizer"),
+        *("system", "preset", "env", "frameskip", "action_bounds", "optimizer"),
         *("env_kwargs", "wrappers", "image_size", "frame_stack", "observe_last"),
         *("model", "normalize_obs", "rnn", "rnn_size", "rnn_layers"),
     )
@@ -185,7 +185,7 @@ class Config(
         if spec.kind == "vector" and self.image_size > 0:  # 0 changes no image anywhere
             unused["image_size"] = f"is for images, and {self.env} shows none"
         if spec.kind != "atari":
-            of_atari = ("sticky_actions", "episodic_life", "max_episode_frames")
+            of_atari = ("preset", "sticky_actions", "episodic_life", "max_episode_frames")
             unused |= dict.fromkeys(of_atari, f"is for Atari games, and {self.env} is none")
         return unused
 

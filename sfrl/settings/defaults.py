@@ -47,7 +47,7 @@ def defaults_for(
     values: dict[str, Any] = {"env": env, "system": system.name, **memory_of(given)}
     num_workers = cores if cores <= 4 else cores - 1
     if spec.kind == "atari":
-        values["episodic_life"] = True
+        values["episodic_life"] = given.get("preset") != "classic"
     else:
         num_workers = 1
         values |= {

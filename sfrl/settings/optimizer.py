@@ -14,8 +14,7 @@ class OptimizerSettings(Settings):
     """adam; muon, for the encoder's weights, which go in all directions alike, with adam for the
     rest; IMPALA's rmsprop; or sgd: the gradient times the learning rate. Atari's games have muon,
     --lr-schedule=root, --epochs=1 and a rate of 2e-3, with --loss=appo and pooled_cnn or
-    nature_cnn; --optimizer=adam gives them the settings of before: nature_cnn, linear, 2 epochs,
-    1e-3."""
+    nature_cnn; with --optimizer=adam they have nature_cnn, linear, 2 epochs and 1e-3."""
     optimizer_eps: Positive = 1e-5
     """Added to the denominator of the update. IMPALA's rmsprop uses 0.01."""
     learning_rate: Annotated[Positive, USUAL] = 1e-3

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from sfrl.settings.fields import USUAL, NotNegative, Settings, at_least, at_most
 
@@ -16,6 +16,9 @@ class RunSettings(Settings):
     system: Annotated[str, USUAL]
     """Who does what in which process, and what is learned (--list-systems). Some settings are of
     one system alone."""
+    preset: Literal["none", "classic"] = "none"
+    """classic: Atari's games as sfrl learned them before muon, pooled_cnn and --episodic-life: with
+    adam, two epochs and nature_cnn, and a lost life ends nothing. Other flags go before it."""
     run_dir: Annotated[str, USUAL] = ""
     """The run's folder. Empty: runs/ENV-TIME; with --resume, the newest (of --env)."""
     resume: Annotated[bool, USUAL] = False

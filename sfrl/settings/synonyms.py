@@ -85,7 +85,6 @@ _OF_TRAIN = {
     "use --c-clip": "vtrace_c vtrace_c_clip",
     "use --max-grad-norm": "grad_clip clip_grad max_grad grad_norm_clipping grad_norm",
     "use --optimizer-eps": "eps adam_eps opt_eps epsilon rmsprop_eps optimizer_kwargs",
-    "use --optimizer=adam for the settings of before muon": "preset",
     "use --optimizer": "opt optim optimizer_class",
     "use --normalize-obs": "normalize_input normalize_observations norm_obs obs_norm",
     "use --normalize-advantages": "norm_adv normalize_advantage norm_advantage",

@@ -384,6 +384,10 @@ def test_a_new_run_begins_with_the_settings_of_a_file_and_the_flags_over_them(mo
             ["system=dqn differs from the appo whose settings config=x/config.json", "gamma=2.0"],
         ),
         (
+            "--config=pong/config.json --preset=classic",
+            ["preset=classic differs from the none whose settings config=pong/config.json has"],
+        ),
+        (
             "--config=x/config.json --resume --run-dir=x",
             ["config=x/config.json begins a new run, and resume goes on"],
         ),
@@ -430,6 +434,7 @@ def test_a_resumed_run_may_be_moved():
             "model=tests.nets.test_model:TinyCNN differs from the saved run's norm_mlp",
         ),
         ("--optimizer=rmsprop", "optimizer=rmsprop differs from the saved run's adam"),
+        ("--preset=classic", "preset=classic differs from the saved run's none"),
         ("--value-encoder=shared", "value_encoder=shared differs from the saved run's separate"),
         ("--no-normalize-returns", "normalize_returns=False differs from the saved run's True"),
     ],

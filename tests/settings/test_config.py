@@ -311,6 +311,8 @@ def test_policy_and_value_share_an_encoder_of_large_images_alone(shape, value_en
         ("Pong", {"epochs": 1}, ("muon", "root", 2e-3, 1)),
         ("Pong", {"epochs": 2}, ("muon", "root", 1e-3, 2)),
         ("Pong", {"optimizer": "adam"}, ("adam", "linear", 1e-3, 2)),
+        ("Pong", {"preset": "classic"}, ("adam", "linear", 1e-3, 2)),
+        ("Pong", {"preset": "classic", "optimizer": "muon"}, ("muon", "root", 2e-3, 1)),
         ("Pong", {"model": "impala_resnet"}, ("adam", "linear", 1e-3, 2)),
         ("Pong", {"model": "impala_resnet", "optimizer": "muon"}, ("muon", "root", 2e-3, 1)),
         ("Pong", {"loss": "vtrace"}, ("adam", "linear", 3e-4, 2)),
@@ -333,6 +335,7 @@ def test_muon_is_the_default_where_it_was_tried(env, given, values):
         ("Pong", {}, "pooled_cnn"),
         ("Pong", {"epochs": 2}, "pooled_cnn"),
         ("Pong", {"optimizer": "adam"}, "nature_cnn"),
+        ("Pong", {"preset": "classic"}, "nature_cnn"),
         ("Pong", {"rnn": "gru"}, "nature_cnn"),
         ("Pong", {"system": "impala"}, "nature_cnn"),
         ("Pong", {"system": "a3c"}, "nature_cnn"),
@@ -345,9 +348,12 @@ def test_atari_has_the_model_that_was_tried_with_its_optimizer(env, given, model
     assert defaults.resolve(config, envs.describe(env)).model == model
 
 
-@pytest.mark.parametrize(("env", "expected"), [("Breakout", True), ("CartPole-v1", False)])
-def test_a_lost_life_ends_the_episode_in_atari_games(env, expected):
-    assert defaults.defaults_for(env).episodic_life is expected
+@pytest.mark.parametrize(
+    ("env", "preset", "expected"),
+    [("Breakout", "none", True), ("Breakout", "classic", False), ("CartPole-v1", "none", False)],
+)
+def test_a_lost_life_ends_the_episode_in_atari_games(env, preset, expected):
+    assert defaults.defaults_for(env, {"preset": preset}).episodic_life is expected
 
 
 @pytest.mark.parametrize(
