@@ -126,7 +126,7 @@ REFUSED = {
     ),
     "small-shm": Case(
         "mount -t tmpfs -o size=8M tmpfs /dev/shm",
-        RUN,
+        f"{RUN} --model=nature_cnn",
         [
             r"trajectories 2, weights 12, queues and reports 0 MiB\) needs 14 MiB .* has 8 MiB "
             r"available; choose a smaller model than --model=.*size=14m.*--shm-size=14m"
