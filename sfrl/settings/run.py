@@ -17,8 +17,8 @@ class RunSettings(Settings):
     """Who does what in which process, and what is learned (--list-systems). Some settings are of
     one system alone."""
     preset: Literal["none", "classic"] = "none"
-    """classic: Atari's games as sfrl learned them before muon, pooled_cnn and --episodic-life: with
-    adam, two epochs and nature_cnn, and a lost life ends nothing. Other flags go before it."""
+    """classic: what Atari's games had before muon, pooled_cnn and --episodic-life: adam, two
+    epochs, nature_cnn, and episodes of all lives. Other flags are kept."""
     run_dir: Annotated[str, USUAL] = ""
     """The run's folder. Empty: runs/ENV-TIME; with --resume, the newest (of --env)."""
     resume: Annotated[bool, USUAL] = False
