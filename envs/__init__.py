@@ -37,6 +37,7 @@ from sfrl.envs.gymnasium_envs import (
     describe_gymnasium,
     gymnasium_fps,
     make_gymnasium,
+    numbers_in,
 )
 from sfrl.envs.layers import FrameStack, Shrink, has_larger, is_ready, shrinking, stacking
 from sfrl.envs.names import (
@@ -95,6 +96,7 @@ __all__ = [
     "is_same",
     "make_env",
     "make_vec_env",
+    "numbers_in",
     "parse_kwargs",
     "parse_wrappers",
     "random_actions",
@@ -211,7 +213,7 @@ def fps(name: str, options: EnvOptions = DEFAULT_OPTIONS) -> float | None:
     if atari_game(name) is not None:
         return CONSOLE_FPS / (options.frameskip or FRAMESKIP)
     if (vectors := find_vectors(name)) is not None:
-        return vectors.fps()
+        return vectors.fps(options)
     return gymnasium_fps(gymnasium_id(name), options)
 
 

@@ -104,7 +104,7 @@ class Vectors(Protocol):
 
     def describe(self, options: EnvOptions) -> EnvSpec: ...
 
-    def fps(self) -> float | None: ...
+    def fps(self, options: EnvOptions) -> float | None: ...
 
 
 def find_vectors(name: str) -> Vectors | None:
@@ -174,8 +174,8 @@ class _Gymnasiums:
         with closing(GymnasiumVector(self, 1, 0, options)) as env:
             return env.spec()
 
-    def fps(self) -> float | None:
-        vector = self.vector(1, 0, {})
+    def fps(self, options: EnvOptions) -> float | None:
+        vector = self.vector(1, 0, options.kwargs)
         fps = vector.metadata.get("render_fps")
         vector.close()
         return None if fps is None else float(fps)
@@ -688,6 +688,6 @@ class _Classes:
                 )
             return EnvSpec(_kind(env.leaves), env.leaves, env.actions, frameskip=env.frameskip)
 
-    def fps(self) -> float | None:
+    def fps(self, options: EnvOptions) -> float | None:
         fps = getattr(self.found, "metadata", {}).get("render_fps")
         return None if fps is None else float(fps)

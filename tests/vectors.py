@@ -4,6 +4,7 @@ from functools import partial
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import Box, Dict, Discrete, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
@@ -189,6 +190,23 @@ class Lonely(Lights):
         super().__init__(1, seed)
 
 
+class Tells(Lights):
+    """Numbers as they may come, and a reward that is none."""
+
+    REWARD = 1.0
+
+    def recv(self):
+        result = super().recv()
+        return result._replace(rewards=np.full(self.num_envs, self.REWARD, np.float32))
+
+    def episode_info(self, env):
+        return {"plain": 2, "numpy": np.float32(0.5), "whole": np.int64(3), "a name": 1, "x": None}
+
+
+class GivesNaN(Tells):
+    REWARD = np.nan
+
+
 class Skipping(Lights):
     def __init__(self, num_envs, seed):
         super().__init__(num_envs, seed)
@@ -217,6 +235,7 @@ IDS = {
     "RaisesTogether-v0": lambda num_envs: broken(num_envs, 1, error=OSError("no power")),
     "Fixed-v0": lambda num_envs: sync(2),
     "CartPoles-v0": "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv",
+    "Sized-v0": lambda num_envs, size: CartPoleVectorEnv(num_envs, max_episode_steps=size),
 }
 for name, entry_point in IDS.items():
     limit = 30 if name == "CartPoles-v0" else None

@@ -47,6 +47,7 @@ class Split:
         timer: StageTimer | None = None,  # ends a lap between making them and their first reset
     ) -> None:
         self.index = index
+        self._name = config.env
         seeds = np.random.SeedSequence([config.seed, index, *seed])
         self.env = envs.make_vec_env(
             config.env,
@@ -79,12 +80,16 @@ class Split:
         if not scored.any():
             return result, []
         first = self.index * len(self.ended)  # of its environments, among all of the run
-        episodes = [
-            EpisodeEnded(
-                float(self.returns[i]), int(self.lengths[i]), first + i, self.env.episode_info(i)
-            )
-            for i in np.flatnonzero(scored).tolist()
-        ]
+        episodes = []
+        for i in np.flatnonzero(scored).tolist():
+            episode_return = float(self.returns[i])
+            if not math.isfinite(episode_return):  # of a class of the user's, which nobody checks
+                raise envs.NonFiniteError(
+                    f"{self._name}: the rewards of an episode add up to {episode_return}, in "
+                    f"environment {first + i}; let it give finite numbers"
+                )
+            info = envs.numbers_in(self.env.episode_info(i))
+            episodes.append(EpisodeEnded(episode_return, int(self.lengths[i]), first + i, info))
         self.returns[scored] = 0
         self.lengths[scored] = 0
         return result, episodes

@@ -253,7 +253,8 @@ def test_a_vector_that_can_be_shown_is():
     with closing(envs.make_vec_env(HERE + "CartPoles-v0", 1, seed=0, render=True)) as env:
         env.reset()
         assert env.render().shape == (400, 600, 3)
-    assert envs.find_vectors(HERE + "CartPoles-v0").fps() == 50
+    assert envs.fps(HERE + "CartPoles-v0") == 50
+    assert envs.fps(HERE + "Sized-v0", envs.EnvOptions(kwargs={"size": 9})) == 50
     with pytest.raises(ValueError, match="its vector_entry_point takes no render_mode"):
         envs.make_vec_env(HERE + "Disabled-v0", 1, seed=0, render=True)
     with pytest.raises(ValueError, match="Half has no"):

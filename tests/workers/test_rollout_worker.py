@@ -54,6 +54,26 @@ class Trajectories(NamedTuple):
     truncated: np.ndarray  # [T, N]
 
 
+def episodes_of(env, num_steps=5):
+    config = ActorCriticConfig(**{**LEDGER, "env": f"tests.vectors:{env}", "frameskip": 2})
+    split = Split(0, config)
+    for _ in range(num_steps):
+        split.env.send(np.zeros(N, np.int64))
+        _, episodes = split.recv()
+    return episodes
+
+
+def test_what_a_class_tells_of_an_episode_becomes_plain_numbers():
+    episodes = episodes_of("Tells")
+    assert [episode.info for episode in episodes] == [{"plain": 2, "numpy": 0.5, "whole": 3}] * N
+    assert {type(value) for value in episodes[0].info.values()} == {float}
+
+
+def test_a_score_that_is_no_number_ends_the_run():
+    with pytest.raises(envs.NonFiniteError, match="GivesNaN: the rewards of an episode add up to"):
+        episodes_of("GivesNaN")
+
+
 class Peers:
     """The rest of the run: the policy worker, with random actions, and the learner."""
 
