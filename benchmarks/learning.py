@@ -103,8 +103,13 @@ class Job(NamedTuple):
     frames: int
 
     def folder(self, out: Path) -> Path:
-        """Of the run. What it is made of is in a file of the same name with .json."""
+        """Of the run."""
         return out / self.task.replace("/", "-") / f"{self.variant}-{self.seed}"
+
+    def file(self, out: Path, ending: str) -> Path:
+        """Beside its folder: .json says what it is made of, .log what it has printed."""
+        folder = self.folder(out)
+        return folder.with_name(f"{folder.name}{ending}")  # a variant's name may have a dot
 
 
 class Spent(NamedTuple):
@@ -165,7 +170,7 @@ def make_jobs(args: Args) -> list[Job]:
 
 def is_done(job: Job, out: Path) -> bool:
     """Whether the run is there already. Raises ValueError if it is another one's."""
-    path = job.folder(out).with_suffix(".json")
+    path = job.file(out, ".json")
     if not path.exists():
         return False
     made_of = json.loads(path.read_text())
@@ -184,11 +189,12 @@ def train(job: Job, out: Path, core: int) -> None:
     Raises:
         RuntimeError: it ended before. The text holds the end of what it said.
     """
-    folder = job.folder(out.absolute())  # the run starts elsewhere
+    out = out.absolute()  # the run starts elsewhere
+    folder = job.folder(out)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was not ended
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "train.py"), *job.command, f"--run-dir={folder}"]
-    log_path, spent, started = folder.with_suffix(".log"), [Spent(0.0, 0.0)], time.monotonic()
+    log_path, spent, started = job.file(out, ".log"), [Spent(0.0, 0.0)], time.monotonic()
     with log_path.open("wb") as log:
         process = psutil.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
@@ -214,7 +220,7 @@ def train(job: Job, out: Path, core: int) -> None:
         "spent": [[round(number, 2) for number in each] for each in spent],
         **machine(),
     }
-    folder.with_suffix(".json").write_text(json.dumps(made_of) + "\n")
+    job.file(out, ".json").write_text(json.dumps(made_of) + "\n")
 
 
 def _frames(folder: Path) -> int:
@@ -269,7 +275,7 @@ def make_curve(points: Sequence[Point], spent: Sequence[Spent], task: Task) -> C
 
 def read_curve(job: Job, out: Path) -> Curve:
     folder = job.folder(out)
-    spent = [Spent(*each) for each in json.loads(folder.with_suffix(".json").read_text())["spent"]]
+    spent = [Spent(*each) for each in json.loads(job.file(out, ".json").read_text())["spent"]]
     points = read_metrics(folder / "metrics.jsonl")
     last = next(i for i, point in enumerate(points) if point.frames >= job.frames)
     return make_curve(points[: last + 1], spent, TASKS[job.task])

@@ -117,7 +117,7 @@ def test_a_good_score_is_above_a_random_one(task):
 def test_runs_are_made_once_and_their_verdict_is_told(tmp_path, capsys):
     flags = "--num-workers=1 --envs-per-worker=16 --rollout-length=16 --batch-size=128"
     args = Args(
-        variants=(f"now={flags}", f"one epoch={flags} --epochs=1"),
+        variants=(f"now={flags}", f"0.5 epochs={flags} --epochs=1", f"0.6={flags} --epochs=3"),
         tasks="Catch",
         seeds=1,
         frames=3000,
@@ -127,9 +127,9 @@ def test_runs_are_made_once_and_their_verdict_is_told(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
     told = {(v["axis"], v["variant"]) for v in result["results"] if "areas" in v}
-    assert told == {(axis, name) for axis in learning.AXES for name in ("now", "one epoch")}
+    assert told == {(axis, name) for axis in learning.AXES for name in ("now", "0.5 epochs", "0.6")}
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("Catch/*/metrics.jsonl")}
-    assert len(made) == 2
+    assert len(made) == 3
 
     learning.main(args)  # as after it was stopped
     assert lines[-1] == capsys.readouterr().out.splitlines()[-1]
