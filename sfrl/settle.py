@@ -26,7 +26,7 @@ from sfrl.settings.algorithms import (
 )
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.defaults import defaults_for, resolve, usual_model
-from sfrl.settings.environment import env_options, option_problems
+from sfrl.settings.environment import env_options, meaning, option_problems
 from sfrl.settings.fields import settings_of, shown
 from sfrl.tune.tuner import tune
 
@@ -236,7 +236,8 @@ def _conflicts(saved: Config, given: Mapping[str, Any]) -> dict[str, str]:
         name: f"{name}={given[name]} differs from the saved run's {value}, on which its checkpoint "
         f"depends; leave it out, or start a new run without resume"
         for name, value in fixed.items()
-        if given.get(name, value) != value and (name, given[name]) != ("model", "auto")
+        if meaning(name, given.get(name, value)) != meaning(name, value)
+        and (name, given[name]) != ("model", "auto")
     } | of_both
 
 

@@ -37,6 +37,13 @@ _MAX_LINE = 4096
 OLDER_LOG = "log.txt.1"
 # And event files, `latest-*.pt`.
 _FILES = ("config.json", "log.txt", OLDER_LOG, "metrics.jsonl")
+# What only a run of sfrl has in such a file, within so many bytes.
+_MARKS = {
+    "config.json": re.compile(rb'"env":.*"rollout_length":', re.S),
+    "log.txt": re.compile(rf"^\d{{4}}-\d\d-\d\d \S+ {BEGUN}".encode(), re.M),
+    "metrics.jsonl": re.compile(rb'^\{"time_s": .*"env_frames": '),
+}
+_MOST_MARKED = 65_536
 
 
 class RunFolderError(ValueError):
@@ -325,8 +332,22 @@ def check_new(run_dir: Path) -> None:
 
 
 def holds_a_run(run_dir: Path) -> bool:
-    """Whether there is anything of a run in it. Raises RunFolderError: it cannot be looked into."""
-    return any(_is_of_a_run(entry.name) for entry in _entries(run_dir))
+    """Whether sfrl has trained in it: other programs have a config.json, too.
+
+    Raises:
+        RunFolderError: it cannot be looked into.
+    """
+    for name, mark in _MARKS.items():
+        path = run_dir / name
+        with _looked_into(run_dir):
+            if path.is_file():
+                with path.open("rb") as file:
+                    if mark.search(file.read(_MOST_MARKED)):
+                        return True
+    checkpoints = run_dir / "checkpoints"
+    if not checkpoints.is_dir():
+        return False
+    return any(LATEST_NAME.fullmatch(entry.name) for entry in _entries(checkpoints))
 
 
 def _has_ended_untrained(log: Path) -> bool:
@@ -339,11 +360,16 @@ def _has_ended_untrained(log: Path) -> bool:
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in the folder, by name; nothing if there is none."""
+    with _looked_into(folder), suppress(FileNotFoundError), os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+    return []
+
+
+@contextmanager
+def _looked_into(folder: Path) -> Iterator[None]:
+    """Raises RunFolderError for an OSError in the block."""
     try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except FileNotFoundError:
-        return []
+        yield
     except OSError as error:
         raise RunFolderError(
             f"{folder} cannot be looked into: {error.strerror}; name a folder of your own"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sfrl.runs.reader import Run
+from sfrl.settings.environment import meaning
 from sfrl.settings.fields import settings_of
 from sfrl.settings.reports import ReportSettings
 
@@ -66,10 +67,10 @@ def compare(runs: Sequence[Run]) -> list[Group]:
         frames = int(min(run.latest("env_frames") or 0 for run in alike))
         members: dict[tuple[object, ...], list[Run]] = {}
         for run in alike:
-            members.setdefault(tuple(run.settings.get(name) for name in names), []).append(run)
+            members.setdefault(tuple(_meaning(run, name) for name in names), []).append(run)
         groups += [
-            _group(env, dict(zip(names, values, strict=True)), group, frames)
-            for values, group in members.items()
+            _group(env, {name: group[0].settings.get(name) for name in names}, group, frames)
+            for group in members.values()
         ]
     return groups
 
@@ -80,8 +81,12 @@ def differing_settings(runs: Sequence[Run]) -> list[str]:
     return [
         name
         for name in names
-        if name not in _OF_A_RUN and len({run.settings.get(name) for run in runs}) > 1
+        if name not in _OF_A_RUN and len({_meaning(run, name) for run in runs}) > 1
     ]
+
+
+def _meaning(run: Run, name: str) -> object:
+    return meaning(name, run.settings.get(name))
 
 
 def _group(env: str, settings: dict[str, object], runs: list[Run], frames: int) -> Group:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
@@ -31,6 +32,25 @@ def env_options(values: Mapping[str, Any]) -> envs.EnvOptions:
     if "kwargs" in options:
         options["kwargs"] = envs.parse_kwargs(options["kwargs"])
     return envs.EnvOptions(**options)
+
+
+_READ: dict[str, Callable[[str], object]] = {
+    "env_kwargs": envs.parse_kwargs,
+    "wrappers": envs.parse_wrappers,
+}
+
+
+def meaning(name: str, value: object) -> object:
+    """A setting's value, hashable and the same for texts that mean the same: `{"a":1}`, `{"a": 1}`.
+
+    Texts that break their rule are themselves.
+    """
+    if name not in _READ or not isinstance(value, str):
+        return value
+    try:
+        return json.dumps(_READ[name](value), sort_keys=True)
+    except ValueError:
+        return value
 
 
 def option_problems(given: Mapping[str, Any]) -> list[str]:
@@ -71,11 +91,7 @@ class EnvironmentSettings(Settings):
 
     def problems(self) -> list[str]:
         problems = super().problems()
-        parsers: dict[str, Callable[[str], object]] = {
-            "env_kwargs": envs.parse_kwargs,
-            "wrappers": envs.parse_wrappers,
-        }
-        for name, parse in parsers.items():
+        for name, parse in _READ.items():
             text = getattr(self, name)
             try:
                 parse(text)

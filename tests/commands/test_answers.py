@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_who_only_looks_hinders_no_trainer(tmp_path):
 def test_runs_that_differ_in_their_seeds_are_one_line_with_an_interval(folder, capsys):
     second = json.loads((folder / "runs/second/config.json").read_text())
     # How the settings have come about does not count.
-    from_file = {"config": "runs/second/config.json", "tune": "now"}
+    from_file = {"config": "runs/second/config.json", "tune": "now", "env_kwargs": " {}"}
     (folder / "runs/second/config.json").write_text(json.dumps(second | from_file))
     third = second | {"gamma": 0.5, "seed": 3}
     other = folder / "other/third"
@@ -244,6 +245,43 @@ def test_rm_refuses_what_it_must_not_delete_and_then_deletes_nothing(doomed, cap
     assert rm.main(["doomed"], "sfrl rm") == EXIT_USAGE
     assert "nobody can be asked here whether to delete; add --yes" in capsys.readouterr().err
     assert sorted(doomed.parent.rglob("*")) == files
+
+
+@pytest.mark.usefixtures("doomed")
+def test_files_of_other_programs_are_no_run(capsys):
+    others = {
+        "config.json": '{"env": "Pong", "lr": 1}',
+        "log.txt": "2026-01-01 00:00:00 begins\n",
+        "metrics.jsonl": '{"loss": 1}\n',
+        "checkpoints/best.pt": "precious",
+        "events.out.tfevents.1": "precious",
+    }
+    for name, text in others.items():
+        for path in (Path("runs/other", name), Path("runs", name)):  # a writer's own folder, too
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    assert rm.main(["other", "--yes"], "sfrl rm") == EXIT_USAGE
+    assert "other is not a run's folder" in capsys.readouterr().err
+    assert Path("runs/other/checkpoints/best.pt").exists()
+    assert [run["name"] for run in told(list_command, capsys=capsys)["runs"]] == ["doomed"]
+    assert len(told(compare, "runs", capsys=capsys)["groups"]) == 1
+    assert status.main([], "sfrl status") == 0
+    with pytest.raises(run_folder.RunFolderError, match="already holds a run"):
+        run_folder.check_new(Path("runs/other"))  # whose files it would write over
+
+
+@pytest.mark.parametrize(
+    "left", ["config.json", "log.txt", "metrics.jsonl", "checkpoints/latest-000000000640.pt"]
+)
+def test_any_file_of_a_run_tells_that_it_is_one(left, doomed):
+    [latest] = (doomed / "checkpoints").glob("latest-*.pt")
+    latest.rename(latest.with_name("latest-000000000640.pt"))
+    for path in doomed.rglob("*"):
+        if path.is_file() and str(path.relative_to(doomed)) != left:
+            path.unlink()
+    assert run_folder.holds_a_run(doomed)
+    (doomed / left).unlink()
+    assert not run_folder.holds_a_run(doomed)
 
 
 @pytest.mark.parametrize(("reply", "is_left"), [("y\n", False), ("\n", True), ("", True)])

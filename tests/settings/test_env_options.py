@@ -114,6 +114,16 @@ def test_what_changes_observations_is_fixed_on_resume():
     assert fixed <= set(config.FIXED_ON_RESUME)
 
 
+def test_texts_that_mean_the_same_do_not_keep_a_run_from_going_on():
+    limit = 'TimeLimit{"max_episode_steps": 50}'
+    saved("x", '--env-kwargs={"sutton_barto_reward":true}', f"--wrappers={limit}")
+    same = ['--env-kwargs={ "sutton_barto_reward": true}', f"--wrappers= {limit.replace(' ', '')}"]
+    cli.parse(["--resume", "--run-dir=x", *same])
+    for other in ("--env-kwargs={}", '--wrappers=TimeLimit{"max_episode_steps": 51}'):
+        with pytest.raises(ConfigError, match=r"differs from the saved run's"):
+            cli.parse(["--resume", "--run-dir=x", other])
+
+
 # What was taken, and did nothing, before it was refused.
 UNUSED = {
     "action_bounds": "tanh",

@@ -82,7 +82,7 @@ def held(tmp_path_factory):
     folder = tmp_path_factory.mktemp("held")
     for name in ("live", "ended"):
         (folder / name).mkdir()
-        (folder / name / "log.txt").write_text("")
+        (folder / name / "log.txt").write_text("2026-01-01 00:00:00,000 training Pong in x\n")
     (folder / "empty").mkdir()
     lock = run_folder.lock(folder / "live")
     yield folder
