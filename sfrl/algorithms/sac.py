@@ -44,8 +44,8 @@ class SACNetwork(Network):
         target_encoder: nn.Module,
         normalize_obs: bool = False,
     ) -> None:
-        target_encoder.load_state_dict(encoder.state_dict())
         super().__init__(encoder, leaves, value_encoder=target_encoder, normalize_obs=normalize_obs)
+        target_encoder.load_state_dict(encoder.state_dict())  # whose lazy layers have sizes now
         self.actions = actions
         num_features, num_numbers = self.num_features, actions.num_numbers
         self.actor = nn.Sequential(

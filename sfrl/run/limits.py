@@ -19,7 +19,7 @@ from sfrl.ipc.topology import make_topology
 from sfrl.parameters.model_size import model_size
 from sfrl.run.roles import shared_bytes
 from sfrl.settings.config import Config, ConfigError
-from sfrl.settings.machine import available_memory, available_processes
+from sfrl.settings.machine import available_memory, available_processes, machine
 
 # The least that a process has been seen to need: a run below it cannot work.
 _ROLLOUT_BYTES, _NETWORK_BYTES = 25 * MIB, 150 * MIB
@@ -96,14 +96,14 @@ def _memory_problems(config: Config, spec: EnvSpec) -> list[str]:
     networks = sum(any(role.kind != "rollout" for role in members) for members in processes)
     workers = len(processes) - networks
     model = 4 * model_size(config, spec)  # float32
-    on_cpu = "cuda" not in config.device  # of the weights: what auto is, torch alone knows
+    on_gpu = "cuda" in config.device or (config.device == "auto" and machine()["gpu"] is not None)
     num_targets = 1 if config.target_period else 0
     per_learner = _LEARNER_COPIES + num_targets
-    copies = per_learner * config.num_learners + config.num_policies if on_cpu else 0
+    copies = 0 if on_gpu else per_learner * config.num_learners + config.num_policies
     needed = sum(needed_bytes) + workers * _ROLLOUT_BYTES + networks * _NETWORK_BYTES
     needed += copies * model
     told = ""
-    if config.replay is not None and on_cpu:
+    if config.replay is not None and not on_gpu:
         replay = config.replay.capacity * row_bytes(slot_spec(config, spec))
         needed += replay
         told = f", {replay / MIB:,.0f} MiB of a memory of {config.replay.capacity:,} rows"

@@ -42,6 +42,20 @@ def make(actions=TWO, leaf=None, **settings):
     return algorithm, model
 
 
+@pytest.mark.parametrize("model", ["flat", "mlp", "tests.faulty_encoder:Lazy"])
+def test_targets_begin_as_what_they_follow(model):
+    leaf = Leaf("obs", "vector", (D,), "float32")
+    config = SACConfig(env="Pendulum-v1", frameskip=1, model=model, run_dir="x")
+    made = make_algorithm(config, EnvSpec("vector", (leaf,), TWO, 1)).make_model()
+    for target, followed in (
+        (made.value_encoder, made.encoder),
+        (made.target_critics, made.critics),
+    ):
+        torch.testing.assert_close(
+            dict(target.state_dict()), dict(followed.state_dict()), rtol=0, atol=0
+        )
+
+
 def windows(n=1, seed=0):
     """The second one's first step ends its episode; the third's is cut off."""
     torch.manual_seed(seed)
@@ -261,6 +275,7 @@ def test_the_tuner_leaves_it_alone_and_says_so(tmp_path, monkeypatch):
 
 def test_a_memory_that_is_too_large_is_refused_before_the_start(make_shared, monkeypatch):
     monkeypatch.setattr(limits, "available_memory", lambda: 700 << 20)
+    monkeypatch.setattr(limits, "machine", lambda: {"gpu": None})
     settings = {"env": "Pendulum-v1", "system": "sac", "frameskip": 1, "model": "flat"}
     # A row has 3 numbers, 1 action and a reward of 4 bytes, 2 bits in a byte each, and a version.
     text = r"286 MiB of a memory of 10,000,000 rows .* lower --replay-size=10000000,"
@@ -269,6 +284,10 @@ def test_a_memory_that_is_too_large_is_refused_before_the_start(make_shared, mon
     text = r"1 processes, .* 5,722 MiB of a memory of 200,000,000 rows"
     with pytest.raises(limits.ShortageError, match=text):
         make_shared(**settings, replay_size=200_000_000, num_workers=1, serial=True)
+    monkeypatch.setattr(limits, "machine", lambda: {"gpu": "H200"})
+    make_shared(**settings, replay_size=200_000_000, num_workers=1, serial=True)  # which has it
+    with pytest.raises(limits.ShortageError, match=text):
+        make_shared(**settings, replay_size=200_000_000, num_workers=1, serial=True, device="cpu")
 
 
 # --- the learner ---
