@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sfrl import envs
 from sfrl.records.run_folder import FAILED
 from sfrl.runs.reader import Run
 from sfrl.systems import DEFAULT_SYSTEM, SYSTEMS
@@ -167,9 +168,27 @@ class _Scores(NamedTuple):
 
 
 def _advice(run: Run, **remedies: str) -> str:
-    """Those remedies whose setting the run's system has, by its name; all, if it is not known."""
-    settings = run.settings or remedies
-    return "; ".join(remedy for name, remedy in remedies.items() if name in settings)
+    """Those remedies, by their setting's name, with which the run could begin anew."""
+    return "; ".join(remedy for name, remedy in remedies.items() if _can_change(run, name))
+
+
+def _can_change(run: Run, name: str) -> bool:
+    """Whether its system and its game take another value; True if its settings are unknown."""
+    settings = run.settings
+    if not settings:
+        return True
+    has_no_use = {
+        "ppo_clip": settings.get("loss") == "vtrace",
+        "loss": settings.get("loss") == "vtrace",
+        "frame_stack": envs.atari_game(run.env) is not None,
+        "rnn": "replay_size" in settings,
+        "epochs": settings.get("epochs") == 1,
+        "slots_per_split": settings.get("slots_per_split") == 1,
+        "forced_lag": not settings.get("forced_lag"),
+    }
+    system = SYSTEMS.get(run.system)
+    is_fixed = system is not None and name in system.fixed
+    return name in settings and not is_fixed and not has_no_use.get(name, False)
 
 
 def _scores(run: Run) -> _Scores | None:
@@ -229,7 +248,8 @@ def _flat(run: Run) -> Finding | None:
             run,
             entropy_coef="--entropy-coef three times as high where rewards are rare",
             learning_rate="--learning-rate a third or three times",
-            frame_stack="--frame-stack=4 or --rnn=gru if one observation does not tell enough",
+            frame_stack="--frame-stack=4 if one observation does not tell enough",
+            rnn="--rnn=gru if something has to be remembered",
         ),
     )
 
@@ -283,7 +303,7 @@ def _clipped(run: Run) -> Finding | None:
         "The policy moves too far between acting and learning: PPO's clip stops much of it.",
         f"ppo_clipped_fraction is {clipped:.2f}",
         f"above {_CLIPPED:g}; 0.05 to 0.2 is usual",
-        "lower --learning-rate or --epochs",
+        _advice(run, learning_rate="lower --learning-rate", epochs="fewer --epochs"),
     )
 
 
@@ -307,8 +327,10 @@ def _lag(run: Run) -> Finding | None:
         f"above {_FEW:.0f} steps and {_ROUNDS:.0f} rounds, or {_DROPPED:.0%} of all rows dropped",
         _advice(
             run,
-            slots_per_split="lower --slots-per-split, --forced-lag=0, fewer --envs-per-worker or "
-            "--epochs",
+            slots_per_split="lower --slots-per-split",
+            forced_lag="--forced-lag=0",
+            envs_per_worker="fewer --envs-per-worker",
+            epochs="fewer --epochs",
             loss="--loss=vtrace stands more of it",
         ),
     )
@@ -326,8 +348,14 @@ def _learner_bound(run: Run) -> Finding | None:
         "The learner limits this run: the rollout workers wait for it.",
         f"rollout/wait_slot is {waits:.0%} of their time; the learner works {works:.0%} of its own",
         f"above {_WAITS:.0%} and {_BUSY:.0%}",
-        "fewer --epochs, a larger --batch-size, --device=cuda, more --torch-threads if cores are "
-        "free; --tune=now measures what suits this machine",
+        _advice(
+            run,
+            epochs="fewer --epochs",
+            batch_size="a larger --batch-size",
+            device="--device=cuda if there is a GPU",
+            torch_threads="more --torch-threads if cores are free",
+            tune="--tune=now measures what suits this machine",
+        ),
     )
 
 

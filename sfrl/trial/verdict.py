@@ -15,6 +15,7 @@ from sfrl.records.metrics import EPISODE_WINDOW, Record
 from sfrl.records.timing import COMPONENT_STAGES
 from sfrl.settings.config import Config
 from sfrl.settings.machine import machine
+from sfrl.systems import SYSTEMS
 from sfrl.trial.look import Look
 from sfrl.trial.training import Training
 from sfrl.tune.tuner import HELPS, Outlook
@@ -260,7 +261,8 @@ def _of_observations(trial: Trial) -> Iterator[Advice]:
     assert spec is not None
     scales = {leaf.name: leaf.scale for leaf in spec.leaves}
     large = {n: size for n, size in seen.largest.items() if size > _LARGE * scales.get(n, 1.0)}
-    if large and not config.normalize_obs:
+    is_fixed = "normalize_obs" in SYSTEMS[config.system].fixed
+    if large and not config.normalize_obs and not is_fixed:
         name = max(large, key=large.__getitem__)
         yield Advice(f"numbers of {name} reach {large[name]:,.0f}", "--normalize-obs")
     for leaf in spec.leaves:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -16,6 +16,8 @@ from sfrl.runs.diagnosis import diagnose as diagnosed
 from sfrl.runs.figures import figures
 from sfrl.runs.reader import read
 from sfrl.settings.algorithms import user_settings
+from sfrl.settings.defaults import defaults_for
+from sfrl.systems import SYSTEMS
 from tests.runs import ROOT, TINY, finish, metrics, training, wait_for
 
 SMALL = {
@@ -194,6 +196,34 @@ def test_only_flags_are_advised_that_the_runs_system_has(found, settings, remedy
     run = replace(run, settings=rest | settings)
     [finding] = [f for f in diagnosed(run) if f.name == "value-loss-diverging"]
     assert finding.remedy == f"lower --learning-rate{remedy}"
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_no_flag_is_advised_that_the_system_refuses(system, found):
+    env = "Pendulum-v1" if system == "sac" else "CartPole-v1"
+    settings = asdict(defaults_for(env, {"system": system})) | {"train_frames": 3200}
+    refused = {*SYSTEMS[system].fixed}
+    refused |= {"ppo_clip"} if settings.get("loss") == "vtrace" else set()
+    refused |= {"rnn"} if "replay_size" in settings else set()
+    flags = {setting.flag for name, setting in user_settings().items() if name in refused}
+    advised = 0
+    for name in FIGURES:
+        folder = found["folder"] / ("restarts" if name == "killed" else name)
+        run = replace(read(folder), settings=settings)
+        for finding in diagnosed(run):
+            told = {*re.findall(r"--[a-z-]+", finding.remedy)}
+            assert not told & flags
+            advised += len(told)
+    assert advised
+
+
+def test_stacks_are_advised_where_an_environment_has_none_of_its_own(found):
+    run = read(found["folder"] / "score-flat")
+    for env, has in (("Pong", False), ("CartPole-v1", True)):
+        settings = run.settings | {"env": env, "epochs": 1}
+        [flat] = [f for f in diagnosed(replace(run, settings=settings)) if f.name == "score-flat"]
+        assert ("--frame-stack=4" in flat.remedy) == has
+        assert "--epochs" not in flat.remedy
 
 
 def test_a_live_run_is_told_of_as_well(found):
