@@ -58,5 +58,5 @@ def _web(args: Args) -> int:
         print(f"{root}/ is shown at {listening.url_of(sock, args.host, token)}", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):  # it is how one ends it
-            server.serve(root.absolute(), sock, token)
+            server.serve(root.absolute(), sock, args.host, token)
     return 0

@@ -62,7 +62,7 @@ class Beside(Callback):
             token = listening.token_for(sock)
             url = listening.url_of(sock, self._address[0], token)
             what = "sfrl.web.beside:serve", "web", "shows the run in the browser"
-            given = str(run.run_dir), sock.fileno(), token
+            given = str(run.run_dir), sock.fileno(), self._address[0], token
             try:
                 self._child = self._stack.enter_context(
                     apart(*what, *given, inherited=[sock.fileno()])
@@ -93,7 +93,12 @@ class Beside(Callback):
 
 
 def serve(
-    _sender: connection.Connection, parent: int, run_dir: str, descriptor: int, token: str
+    _sender: connection.Connection,
+    parent: int,
+    run_dir: str,
+    descriptor: int,
+    host: str,
+    token: str,
 ) -> None:
     """Until it is ended."""
     die_with_parent(parent)
@@ -103,4 +108,4 @@ def serve(
     from sfrl.web import server
 
     with socket.socket(fileno=descriptor) as sock:
-        server.serve(Path(run_dir), sock, token)
+        server.serve(Path(run_dir), sock, host, token)

@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -36,11 +36,12 @@ _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _STATIC = Path(__file__).parent / "static"
 
 
-def serve(root: Path, listening: socket.socket, token: str) -> None:
-    """Until Ctrl-C or SIGTERM."""
+def serve(root: Path, listening: socket.socket, host: str, token: str) -> None:
+    """Until Ctrl-C or SIGTERM. `host` is what `listening` was made with."""
     watching = Watching()
+    names = (host, listening.getsockname()[0])
     config = uvicorn.Config(
-        application(root, token, watching),
+        application(root, names, token, watching),
         log_level="warning",
         lifespan="off",
         ws="none",
@@ -60,8 +61,8 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def application(root: Path, token: str, watching: Watching) -> Starlette:
-    """The page for the runs in `root`, an absolute path. See `listening.token_for`."""
+def application(root: Path, names: Sequence[str], token: str, watching: Watching) -> Starlette:
+    """The page for the runs in `root`, an absolute path. See `_Guard` and `listening.token_for`."""
 
     def runs(_: Request) -> Response:
         return _json(answers.list_of_runs(root))
@@ -95,7 +96,7 @@ def application(root: Path, token: str, watching: Watching) -> Starlette:
             Route("/api/play", play),
             Mount("/", StaticFiles(directory=_STATIC, html=True)),
         ],
-        middleware=[Middleware(_Guard, token=token)],
+        middleware=[Middleware(_Guard, names=names, token=token)],
         exception_handlers={RunFolderError: no_run, OSError: no_run},  # OSError: it has just gone
     )
 
@@ -121,16 +122,18 @@ def _json(value: object, status: int = 200) -> Response:
 class _Guard:
     """Lets in who may see the runs, and adds `_HEADERS` to each answer.
 
-    Without a token the browser must have called this machine by a local name: else a page of
-    somebody else's, whose name suddenly means 127.0.0.1, could read the answers. With one, the
-    first call has it in the URL; a cookie has it from then on.
+    Without a token the browser must have called this machine by a local name, or by one of `names`,
+    which it listens by: else a page of somebody else's, whose name suddenly means 127.0.0.1, could
+    read the answers. With one, the first call has it in the URL; a cookie has it from then on.
 
     What is more than a look must come from this server's own page: any page that the browser shows
     could send it, and the browser would add the cookie.
     """
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, names: Sequence[str], token: str) -> None:
         self._app, self._token = app, token
+        own = (f"[{name}]" if ":" in name else name.lower() for name in names)
+        self._names = tuple(dict.fromkeys((*_LOCAL_NAMES, *own)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -148,9 +151,9 @@ class _Guard:
         if request.method not in ("GET", "HEAD") and origin != f"http://{host}":
             return PlainTextResponse("only the page of this very server may ask for that", 403)
         if not self._token:
-            if re.sub(r":\d*$", "", host) in _LOCAL_NAMES:
+            if re.sub(r":\d*$", "", host) in self._names:
                 return None
-            return PlainTextResponse(f"call it by {' or '.join(_LOCAL_NAMES)}", 403)
+            return PlainTextResponse(f"call it by {' or '.join(self._names)}", 403)
         # Cookies of one machine's servers share their names; the port tells them apart.
         cookie = f"sfrl-{request.url.port}"
         if self._knows(request.query_params.get("token", "")):

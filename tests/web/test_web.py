@@ -65,6 +65,14 @@ def test_a_service_manager_ends_it_in_order(folder):
         assert get(url)[0] == 200
 
 
+def test_another_loopback_address_is_called_by_what_was_given(folder):
+    with served(folder, "--host=127.0.0.2") as url:
+        assert url.startswith("http://127.0.0.2:")
+        assert get(url)[0] == 200
+        assert get(url, Host="LocalHost:1")[0] == 200
+        assert get(url, Host="evil.example:80")[0] == 403
+
+
 def told(url, what, *runs):
     status, _, body = get(url, f"/api/{what}?{urlencode([('run', run) for run in runs])}")
     return status, json.loads(body)
