@@ -24,6 +24,7 @@ from sfrl.bench import queue, report
 from sfrl.bench.report import Figures
 from sfrl.bench.run import measure_run, recycler_body
 from sfrl.commands import EXIT_FAILURE, EXIT_USAGE
+from sfrl.commands.plot import check_picture
 from sfrl.commands.train import read_more_flags
 from sfrl.envs.logs import printable
 from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
@@ -138,6 +139,7 @@ def _read(argv: Sequence[str], prog: str) -> tuple[Args, Config, envs.EnvSpec]:
     if args.plot:
         if part in ("queue", "inference", "learner"):
             raise ValueError(f"--plot draws simulation, sampling and training, not {part}")
+        check_picture("--plot", Path(args.plot))
         if importlib.util.find_spec("matplotlib") is None:
             raise ValueError('--plot needs matplotlib: pip install "sfrl[plots]"')
     given |= {"run_dir": "unused"}

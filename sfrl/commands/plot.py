@@ -33,6 +33,12 @@ def main(argv: Sequence[str], prog: str) -> int:
     return answer(argv, prog, Args(), text, _plot, "[RUN ...]")
 
 
+def check_picture(name: str, path: Path) -> None:
+    """Raises ValueError, which names the argument, if nothing can be drawn into such a file."""
+    if path.suffix not in _ENDINGS:
+        raise ValueError(f"{name}={path} must end in {', '.join(_ENDINGS)}, its formats")
+
+
 def _plot(args: Args) -> int:
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError('it needs matplotlib: pip install "sfrl[plots]"')
@@ -43,8 +49,7 @@ def _plot(args: Args) -> int:
     path = Path(run_folder.expanded("file", args.file)) if args.file else Path(run_folder.SCORE)
     if not args.file and len(runs) == 1:
         path = runs[0].folder / path
-    if path.suffix not in _ENDINGS:
-        raise ValueError(f"file={path} must end in {', '.join(_ENDINGS)}, its formats")
+    check_picture("file", path)
     from sfrl.runs import plot  # and matplotlib
 
     plot.draw(compare(runs), path)

@@ -160,6 +160,7 @@ def test_a_signal_leaves_nothing_behind(part, end, code, is_measuring):
         (["trainin"], "choose from all, queue, simulation"),
         (["--num-worker=1"], "did you mean --num-workers"),
         (["--seconds=0"], "--seconds=0 must be above 0"),
+        (["--plot=x.txt"], "x.txt must end in .png, .pdf, .svg"),
         (
             ["learner", "--plot=x.png"],
             "--plot draws simulation, sampling and training, not learner",
