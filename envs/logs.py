@@ -6,6 +6,10 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+FILES = "files"
+"""The attribute of our records that has the paths which the line names by itself."""
 
 _OWN = "sfrl"
 # What terminals obey: control characters without line ends and tabs, and those that change the
@@ -28,6 +32,8 @@ class _OwnLogger(logging.Logger):
         return level >= self.getEffectiveLevel()
 
     def handle(self, record: logging.LogRecord) -> None:
+        files = [str(each) for each in record.args or () if isinstance(each, Path)]
+        record.__dict__[FILES] = files
         record.msg, record.args = printable(record.getMessage()), None
         if self.filter(record):
             self.callHandlers(record)

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from io import UnsupportedOperation
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TextIO
 
@@ -30,6 +29,7 @@ from rich.segment import ControlType, Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
+from sfrl.envs.logs import FILES
 from sfrl.records.bottleneck import limit_of
 from sfrl.records.metrics import Record
 from sfrl.records.timing import COMPONENT_STAGES, Kind, is_waiting
@@ -225,7 +225,7 @@ class PanelDisplay(Display):
             color = next((c for least, c in LOG_COLORS.items() if record.levelno >= least), "")
             level = f"{record.levelname.lower()}: " if color else ""
             text = f"{time_of_day}{level}{record.getMessage()}"
-            text = _wrapped(text, self._console.width, _paths(record))
+            text = _wrapped(text, self._console.width, getattr(record, FILES, ()))
             line = Text(text)
             line.stylize("bright_black", 0, len(time_of_day))
             line.stylize(color, len(time_of_day), len(time_of_day) + len(level))
@@ -465,12 +465,6 @@ def curve(values: Sequence[float], width: int, height: int, levels: str) -> list
     below = [len(levels) * line for line in reversed(range(height))]
     shapes = " " + levels
     return ["".join(shapes[min(max(0, h - b), len(levels))] for h in heights) for b in below]
-
-
-def _paths(record: logging.LogRecord) -> list[str]:
-    """Of the files that the line names by itself."""
-    given = record.args if isinstance(record.args, tuple) else ()
-    return [str(value) for value in given if isinstance(value, Path)]
 
 
 def _wrapped(text: str, width: int, names: Sequence[str] = ()) -> str:

@@ -18,6 +18,7 @@ import pyte
 import pytest
 from rich.console import Console
 
+from sfrl.envs.logs import own_logger
 from sfrl.records.metrics import RunMetrics
 from sfrl.records.timing import COMPONENT_STAGES
 from sfrl.show.display import ASCII_MARKS, MARKS, curve, make_display, plain_line
@@ -467,7 +468,7 @@ def test_a_files_name_that_is_longer_than_a_line_stays_in_one_piece(terminal):
 
 def test_a_files_name_is_not_broken_at_its_blanks(terminal):
     seen = terminal(60, 30)
-    logger = logging.getLogger("test_display.blanks")
+    logger = own_logger("sfrl.test_display")  # as whoever saves a checkpoint
     logger.addHandler(seen.panel.log_handler)
     name = Path("/home/me/all my runs/with Pong/latest-000000199923.pt")
     seen.panel.update(make_record())
