@@ -161,6 +161,7 @@ class Video:
         self._quality = quality
         self._size = (0, 0)  # width, height
         self._writer: Generator[None, NDArray[np.uint8] | None, None] | None = None
+        self._pictures = 0  # in it
 
     def show(self, picture: NDArray[np.uint8]) -> None:
         if self._writer is None:
@@ -176,15 +177,29 @@ class Video:
         try:
             self._writer.send(_fit(picture, self._size))
         except OSError as error:
-            width, height = self._size
-            raise VideoError(
-                f"video={self.path}, with pictures of {width}x{height}, could not be written, for "
-                f"the reason that ffmpeg gives above"
-            ) from error
+            self._writer = None
+            raise self._problem() from error
+        self._pictures += 1
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        """Raises VideoError: the file is not whole, as on a disk that has become full."""
+        if self._writer is None:
+            return
+        self._writer.close()  # tells of nothing that ffmpeg could not write
+        self._writer = None
+        try:
+            found, _ = imageio_ffmpeg.count_frames_and_secs(self.path)
+        except RuntimeError as error:  # it is no film
+            raise self._problem() from error
+        if found < self._pictures:
+            raise self._problem()
+
+    def _problem(self) -> VideoError:
+        width, height = self._size
+        return VideoError(
+            f"video={self.path}, with pictures of {width}x{height}, could not be written, for the "
+            f"reason that ffmpeg gives above"
+        )
 
 
 class Window:

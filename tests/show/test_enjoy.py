@@ -584,6 +584,22 @@ def test_a_video_that_ffmpeg_cannot_write_is_an_error(tmp_path, capfd):
     gc.collect()
 
 
+def test_a_video_that_the_disk_has_no_room_for_at_its_end_is_an_error(tmp_path):
+    code = (
+        "import numpy as np, resource, sys; from sfrl.show.player import Video\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
+        "video = Video(sys.argv[1], fps=10)\n"
+        "for noise in np.random.default_rng(0).integers(255, size=(9, 64, 64, 3), dtype=np.uint8):"
+        "    video.show(noise)\n"
+        "video.close()\n"
+    )
+    for name in ("film.mp4", "film.gif"):
+        command = [sys.executable, "-c", code, str(tmp_path / name)]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
+        assert f"{name}, with pictures of 64x64, could not be written" in ended.stderr
+        assert "VideoError" in ended.stderr
+
+
 def test_a_video_of_odd_size_is_padded_to_an_even_one(tmp_path):
     path = tmp_path / "odd.mp4"
     video = Video(str(path), fps=10)
