@@ -43,6 +43,12 @@ def test_a_pool_of_envpools_is_a_vector_although_it_is_an_env():
     assert seen.returns
 
 
+def test_whoever_refuses_illegal_actions_breaks_no_rule():
+    seen = seen_of("tests.tiny_envs:MaskedCatch-v0")
+    assert seen.problems == []
+    assert {*seen.checked} == {*RULES} - {"gymnasium"}
+
+
 def test_an_atari_game_has_no_space_of_gymnasiums_and_no_checker():
     seen = seen_of("Pong", seconds=1.0, limit_s=10.0)
     assert seen.problems == []
