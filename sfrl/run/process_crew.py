@@ -24,7 +24,7 @@ from sfrl.run.helpers import Helpers
 from sfrl.run.limits import memory_shortage_explained
 from sfrl.run.restarts import MAX_REPEATS, RestartHistory
 from sfrl.run.roles import Shared, make_members, pin_and_nice
-from sfrl.run.spawning import descendants, spawn, terminate, wait_for_end
+from sfrl.run.spawning import kill, spawn, wait_for_end
 from sfrl.run.watchdog import Watchdog
 from sfrl.workers.members import Members
 from sfrl.workers.worker import worker_loop
@@ -125,7 +125,7 @@ class ProcessCrew:
             if role not in failures:
                 process = self._processes[role]
                 text = f"{role.name} (pid {process.pid}) {complaint}"
-                if not _killed(process):
+                if not kill(process, _KILL_S):
                     raise WorkerError(f"{text}; {_UNKILLABLE}")
                 failures[role] = self._with_traceback(role, text)
         self._told.update(failures)
@@ -261,7 +261,7 @@ class ProcessCrew:
             if process.exitcode is None:
                 if not self._is_killed:
                     log.warning("%s did not stop within %.0f s; killing it", role.name, limit_s)
-                if not _killed(process):
+                if not kill(process, _KILL_S):
                     complaints.append(f"{role.name} (pid {process.pid}) {_UNKILLABLE}")
         self._receive()
         for role, process in self._processes.items():
@@ -301,18 +301,6 @@ class ProcessCrew:
     @property
     def dropped_reports(self) -> int:
         return sum(mailbox.dropped for mailbox in self._mailboxes.values())
-
-
-def _killed(process: SpawnProcess) -> bool:
-    """Kill it, and terminate what it has started; whether it has ended then."""
-    orphans = []
-    if process.pid and process.is_alive():
-        os.kill(process.pid, signal.SIGSTOP)  # or it starts more of them while they are listed
-        orphans = descendants(process.pid)
-    process.kill()
-    wait_for_end(process, _KILL_S)
-    terminate(orphans)
-    return process.exitcode is not None
 
 
 def members_body(

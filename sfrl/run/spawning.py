@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -171,3 +172,15 @@ def terminate(processes: list[psutil.Process]) -> None:
     for process in alive:
         with suppress(psutil.Error):
             process.kill()
+
+
+def kill(process: SpawnProcess, timeout_s: float) -> bool:
+    """Kill it, and terminate what it has started; whether it has ended within that time."""
+    orphans = []
+    if process.pid and process.is_alive():
+        os.kill(process.pid, signal.SIGSTOP)  # or it starts more of them while they are listed
+        orphans = descendants(process.pid)
+    process.kill()
+    wait_for_end(process, timeout_s)
+    terminate(orphans)
+    return process.exitcode is not None

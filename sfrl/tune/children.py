@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from sfrl.ipc.shared_memory import sweep_stale_segments
 from sfrl.run.child import die_with_parent
 from sfrl.run.leaving import leave_after
 from sfrl.run.signals import leave_stopping_to_the_trainer
-from sfrl.run.spawning import spawn, wait_for_end
+from sfrl.run.spawning import descendants, kill, spawn, terminate, wait_for_end
 
 _END_S = 2.0  # for a process that has closed its pipe
 SPAWN = multiprocessing.get_context("spawn")
@@ -81,8 +82,7 @@ def in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
         for child in children.values():
             if len(results) == len(children):
                 wait_for_end(child, _END_S)
-            child.kill()
-            wait_for_end(child, _END_S)
+            kill(child, _END_S)
             sweep_stale_segments(child.pid)
 
 
@@ -123,4 +123,11 @@ def interrupts_deferred() -> Iterator[None]:
 def _run_body(body: Callable[[], R], sender: connection.Connection) -> NoReturn:
     leave_stopping_to_the_trainer()
     die_with_parent()
-    leave_after(lambda: sender.send(body()))
+    leave_after(partial(_send_result, body, sender))
+
+
+def _send_result(body: Callable[[], R], sender: connection.Connection) -> None:
+    try:
+        sender.send(body())
+    finally:
+        terminate(descendants(os.getpid()))  # of environments that nobody has closed

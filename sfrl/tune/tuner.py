@@ -41,6 +41,8 @@ TIME_LIMIT_S = 20  # of the whole measurement
 _MEASURED = 5  # to be raised when costs that were kept before mean something else
 
 _ENVS = (2, 8)  # of a split step that is timed: two points of a line
+# What there is to choose: see `arrangements`.
+_ARRANGED = ("num_workers", "num_splits", "envs_per_worker", "num_policy_workers", "torch_threads")
 _BATCHES = (8, 32, 64)  # of an inference that is timed
 _THREADS = (2, 4, 8)  # of the learner, where there are cores for them
 # Of learning, what threads divide among them: between what two cores measure in float32 and in
@@ -112,23 +114,26 @@ def arrangements(config: Config, fixed: Collection[str], cores: float) -> list[C
     wanted = max(in_batch, ENVS_IN_BATCH)
     sizes = [n for n in range(1, min(wanted, 128) + 1) if wanted % n == 0]
     most = math.ceil(cores)
-    options: dict[str, Sequence[int]] = {
+    options: list[Sequence[int]] = [
         # Not all: on a machine of many cores that would take seconds at the start.
-        "num_workers": [w for w in range(1, most + 1) if w <= 4 or most % w == 0 or w >= most - 2],
+        [w for w in range(1, most + 1) if w <= 4 or most % w == 0 or w >= most - 2],
         # What splits gain that go on while others wait for an environment is not in the model.
-        "num_splits": (1, 2, 3) if config.threads_per_worker == 1 else (config.num_splits,),
-        "envs_per_worker": sorted({n * s for n in sizes for s in (1, 2, 3)}),
-        "num_policy_workers": range(1, max(1, min(most // 2, 4)) + 1),
+        (1, 2, 3) if config.threads_per_worker == 1 else (config.num_splits,),
+        sorted({n * s for n in sizes for s in (1, 2, 3)}),
+        range(1, max(1, min(most // 2, 4)) + 1),
         # Two may share cores with others. Of more each has one of its own: this alone is measured.
-        "torch_threads": [1, *(k for k in _THREADS if k <= max(min(int(cores), 2), most - 2))],
-    }
-    values = [(getattr(config, name),) if name in fixed else options[name] for name in options]
+        [1, *(k for k in _THREADS if k <= max(min(int(cores), 2), most - 2))],
+    ]
+    values = [
+        (getattr(config, name),) if name in fixed else option
+        for name, option in zip(_ARRANGED, options, strict=True)
+    ]
     found: list[Config] = []
     as_many: list[Config] = []
     for w, s, n, p, k in itertools.product(*values):
         if n % s or ("envs_per_worker" not in fixed and wanted % (n // s)):
             continue
-        changes = dict(zip(options, (w, s, n, p, k), strict=True))
+        changes = dict(zip(_ARRANGED, (w, s, n, p, k), strict=True))
         if follows:
             changes |= training_batch(
                 SYSTEMS[config.system],
@@ -244,7 +249,9 @@ def _fits_memory(config: Config, spec: EnvSpec) -> bool:
 # --- the measurement ---
 
 
-def measure_costs(config: Config, spec: EnvSpec, cores: float) -> Costs:
+def measure_costs(
+    config: Config, spec: EnvSpec, cores: float, fixed: Collection[str] = ()
+) -> Costs:
     """What this environment and this model cost on this machine, in the faster precision.
 
     As in a run all cores are busy meanwhile: threads of a core share its units, and all cores the
@@ -252,17 +259,22 @@ def measure_costs(config: Config, spec: EnvSpec, cores: float) -> Costs:
     a second thread of the learner, which is measured last, one is left from four cores on; on fewer
     it waits for the environments' end. With less than two cores one follows the other.
 
+    No process makes more environments than the user wants in one, and no more processes make them
+    than he wants workers: each may need memory, a licence or a device.
+
+    Args:
+        fixed: names of the user's own settings.
+
     Raises:
         children.MeasureError: something failed, or took longer than `TIME_LIMIT_S`.
     """
     at_once = cores >= 2
-    shares_a_core = cores < _THREADS[0] + 2  # the learner's second thread, with environments
-    num_others = max(1, math.ceil(cores) - (1 if shares_a_core else 2))
+    sizes, num_others = _measured_environments(config, fixed, cores)
     with children.time_limit(TIME_LIMIT_S):
         with pythons_own_found():  # by multiprocessing's resource tracker
             start = children.SPAWN.Barrier(num_others + 1 if at_once else 1)
-        waits = at_once and shares_a_core
-        stepping = [partial(_measure_environments, config, spec, start, waits)] * num_others
+        waits = at_once and _shares_a_core(cores)
+        stepping = [partial(_measure_environments, config, spec, sizes, start, waits)] * num_others
         networks = partial(_measure_networks, config, spec, start, waits, cores)
         together: list[Callable[[], Any]] = [networks, *stepping]
         if at_once:
@@ -273,23 +285,42 @@ def measure_costs(config: Config, spec: EnvSpec, cores: float) -> Costs:
     return Costs(env_us, split_us, **of_networks._asdict())
 
 
+def _shares_a_core(cores: float) -> bool:
+    """Whether the learner's second thread and environments do."""
+    return cores < _THREADS[0] + 2
+
+
+def _measured_environments(
+    config: Config, fixed: Collection[str], cores: float
+) -> tuple[list[int], int]:
+    """How many environments a timed split has, largest first, and how many processes time them."""
+    most = config.envs_per_worker if "envs_per_worker" in fixed else max(_ENVS)
+    sizes = sorted({min(size, most) for size in _ENVS}, reverse=True)
+    num_processes = max(1, math.ceil(cores) - (1 if _shares_a_core(cores) else 2))
+    if "num_workers" in fixed:
+        num_processes = min(num_processes, config.num_workers)
+    return sizes, num_processes
+
+
 def _network_us(costs: _NetworkCosts) -> float:
     """Per decision."""
     return costs.batch_us / 32 + costs.row_us + costs.learn_us
 
 
 def _measure_environments(
-    config: Config, spec: EnvSpec, start: Barrier, learner_waits: bool
+    config: Config, spec: EnvSpec, sizes: Sequence[int], start: Barrier, learner_waits: bool
 ) -> tuple[float, float]:
-    """e and p of `throughput`: of a decision, and of a split step beside its decisions."""
-    large, small = max(_ENVS), min(_ENVS)
-    steps = {
-        large: components.rollout(_one_split(config, large), spec, 0.6, start.wait),
-        small: components.rollout(_one_split(config, small), spec, 0.4),
-    }
+    """e and p of `throughput`: of a decision, and of a split step beside its decisions.
+
+    Args:
+        sizes: of the splits, largest first; of a single one all is taken for the decisions'.
+    """
+    large, *small = sizes
+    steps = [components.rollout(_one_split(config, large), spec, 0.6, start.wait)]
+    steps += [components.rollout(_one_split(config, size), spec, 0.4) for size in small]
     if learner_waits:
         start.wait()
-    return _line(list(steps), [step.env_us + step.python_us for step in steps.values()])
+    return _line(sizes, [step.env_us + step.python_us for step in steps])
 
 
 class _NetworkCosts(NamedTuple):
@@ -374,9 +405,12 @@ def _line(sizes: Sequence[int], times_us: Sequence[float]) -> tuple[float, float
     """Slope and intercept of the line with the least relative error, both above 0.
 
     The intercept would be below 0 if a larger size cost more for each of its items than a smaller
-    one, as it may in a busy moment. Then the best line through the origin stands for it.
+    one, as it may in a busy moment. Then the best line through the origin stands for it, as it does
+    for a single size.
     """
     weights = 1 / np.array(times_us)
+    if len(sizes) == 1:
+        return times_us[0] / sizes[0], 0.01
     slope, intercept = np.polyfit(sizes, times_us, 1, w=weights).tolist()
     if intercept < 0:
         slope, intercept = _factor(np.array(sizes) * weights), 0.0
@@ -406,14 +440,17 @@ def tune(config: Config, fixed: Collection[str], spec: EnvSpec) -> Config:
     if not SYSTEMS[config.system].is_tuned:
         note = f"not tuned: the model of costs is not of system={config.system}'s processes"
         return dataclasses.replace(config, tuned=note)
+    if {*fixed} >= {*_ARRANGED}:
+        note = "not tuned: flags say how many processes, threads and environments there are"
+        return dataclasses.replace(config, tuned=note)
     cores, cached = usable_cores(), read_cache()
-    key = cache_key(config, cores)
+    key = cache_key(config, cores, fixed)
     costs = cached.get(key) if config.tune == "cached" else None
     if costs is None:
         told = f"measuring {config.env} on this machine; --tune=off starts without"
         print(printable(told), file=sys.stderr)
         try:
-            costs = measure_costs(config, spec, cores)
+            costs = measure_costs(config, spec, cores, fixed)
         except children.MeasureError as error:
             note = f"not tuned, the defaults stay, as with --tune=off: {error}"
             return dataclasses.replace(config, tuned=note)
@@ -426,7 +463,7 @@ def tune(config: Config, fixed: Collection[str], spec: EnvSpec) -> Config:
 def kept_outlook(config: Config, fixed: Collection[str], spec: EnvSpec) -> Outlook | None:
     """Of the arrangement that `tune` finds for `config`; None if no costs are kept for it."""
     cores = usable_cores()
-    costs = read_cache().get(cache_key(config, cores))
+    costs = read_cache().get(cache_key(config, cores, fixed))
     if costs is None:
         return None
     chosen, candidates, of_more = _chosen(config, fixed, spec, costs, cores)
@@ -455,11 +492,15 @@ def cache_path() -> Path | None:
     return Path(root, "sfrl", "tuning.json") if os.path.isabs(root) else None
 
 
-def cache_key(config: Config, cores: float) -> str:
+def cache_key(config: Config, cores: float, fixed: Collection[str] = ()) -> str:
     """All that the costs depend on."""
     settings = {n: value for n, value in dataclasses.asdict(config).items() if n in config.COSTS}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     key = {"measured": _MEASURED, **machine(), "cores": cores, "visible": visible, **settings}
+    if (wanted := _measured_environments(config, fixed, cores)) != _measured_environments(
+        config, (), cores
+    ):
+        key["environments"] = wanted
     return json.dumps(key, sort_keys=True)
 
 

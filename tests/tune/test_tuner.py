@@ -4,9 +4,12 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from sfrl import envs
@@ -530,6 +533,56 @@ def test_costs_are_measured_on_one_core_in_turn_and_on_more_at_once(cores, monke
     assert 1 < costs.env_us < 1000
     assert costs.row_us < costs.learn_us
     assert started == ([1, 1] if cores == 1 else [3])
+
+
+@pytest.mark.parametrize(
+    ("given", "measured"),
+    [
+        ({}, ([8, 2], 14)),
+        ({"num_workers": 3}, ([8, 2], 3)),
+        ({"num_workers": 1, "envs_per_worker": 1}, ([1], 1)),
+        ({"envs_per_worker": 5}, ([5, 2], 14)),
+    ],
+)
+def test_no_more_environments_are_made_than_flags_allow(given, measured):
+    given = {"num_splits": 1, **given}
+    config = defaults.defaults_for("CartPole-v1", given)
+    config = dataclasses.replace(config, **given)
+    assert tuner._measured_environments(config, given, 16) == measured
+    is_usual = tuner.cache_key(config, 16, given) == tuner.cache_key(config, 16)
+    assert is_usual == (measured == ([8, 2], 14))
+
+
+def test_a_single_size_is_a_line_through_the_origin():
+    assert tuner._line([4], [20.0]) == (5.0, 0.01)
+
+
+def test_a_machine_is_not_measured_where_flags_leave_nothing_to_choose(monkeypatch):
+    monkeypatch.setattr(tuner, "measure_costs", None)
+    spec = envs.describe("CartPole-v1")
+    config = defaults.defaults_for("CartPole-v1", spec=spec)
+    tuned = tuner.tune(config, tuner._ARRANGED, spec)
+    assert tuned == dataclasses.replace(config, tuned=tuned.tuned)
+    assert tuned.tuned.startswith("not tuned: flags say how many processes")
+
+
+@pytest.mark.parametrize("then", ["raises", "hangs"])
+def test_programs_of_measured_environments_do_not_outlive_it(then):
+    """As those of a simulator's environments, whose constructor starts one."""
+    name = f"sfrl-test-{os.getpid()}-{then}"
+    with pytest.raises(measuring.MeasureError), measuring.time_limit(5):
+        measuring.in_child(starts_a_program, name, then)
+    found = [p for p in psutil.process_iter(["cmdline"]) if name in (p.info["cmdline"] or ())]
+    assert [p for p in found if p.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def starts_a_program(name, then):
+    code = "import time; print(flush=True); time.sleep(100)"
+    program = subprocess.Popen([sys.executable, "-c", code, name], stdout=subprocess.PIPE)
+    program.stdout.readline()  # it runs
+    if then == "raises":
+        raise RuntimeError("no licence")
+    time.sleep(100)
 
 
 def test_train_py_measures_replaces_a_broken_cache_and_saves_what_it_decided(tmp_path):
