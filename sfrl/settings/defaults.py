@@ -71,11 +71,11 @@ def defaults_for(
     if "num_splits" not in systems_own:
         # With more processes than cores another one fills a worker's wait, and inference batches of
         # a whole worker's environments are cheaper than of its halves.
-        own["num_splits"] = 1 if cores <= 4 else 2
+        num_splits = 1 if cores <= 4 else 2
         if given.get("threads_per_worker", 1) > 1:
-            # A split waits for its slowest environment, and the others go on.
-            envs_per_worker = own.get("envs_per_worker", cls.envs_per_worker)
-            own["num_splits"] = math.gcd(4, max(given.get("envs_per_worker", envs_per_worker), 1))
+            num_splits = 4  # a split waits for its slowest environment, and the others go on
+        num_envs = given.get("envs_per_worker", own.get("envs_per_worker", cls.envs_per_worker))
+        own["num_splits"] = math.gcd(num_splits, max(num_envs, 1))  # an odd number has one split
     if is_fifo:
         own |= _batches(cls, own, given, usual_envs)
     return make_config(own)

@@ -208,6 +208,9 @@ def test_the_defaults_are_possible_on_a_machine_of_any_size(env, monkeypatch):
             given = {"threads_per_worker": 2, "envs_per_worker": num_envs}
             waiting = defaults.defaults_for("CartPole-v1", given)
             assert waiting.num_splits == num_splits
+        for system, num_envs in itertools.product(("appo", "dqn"), (1, 15)):
+            given = {"system": system, "envs_per_worker": num_envs, "num_workers": 1}
+            assert defaults.defaults_for("CartPole-v1", given).num_splits == 1
 
 
 @pytest.mark.parametrize(
