@@ -8,6 +8,7 @@ network, does without it.
 """
 
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -450,5 +451,8 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # which such a file system cannot
+            raise
     finally:
         os.close(folder)

@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -253,6 +254,27 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path, zipped):
     if zipped:  # the trap does work where it is let loose
         torch.load(path, weights_only=False)
         assert trace.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_folder_that_cannot_be_synced_keeps_no_checkpoint_from_counting(
+    number, tmp_path, monkeypatch
+):
+    """As of a VirtualBox, whose shared folders cannot."""
+    synced = os.fsync
+
+    def fsync(fd):
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(number, os.strerror(number))
+        synced(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            checkpoint.save(tmp_path, make_state(1), 100)
+        return
+    saved = [checkpoint.save(tmp_path, make_state(n), 100 * n) for n in range(1, 5)]
+    assert names(tmp_path) == [path.name for path in saved[-3:]]
 
 
 # --- kills ---
