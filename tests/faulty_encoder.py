@@ -84,6 +84,23 @@ class CannotLearn(FailsInForward):
         return torch.sigmoid(self.linear(x)).mul_(2)
 
 
+class HasPrimes(FailsInForward):
+    """A table of whole numbers, too large for float32."""
+
+    def __init__(self, obs_shape: tuple[int, ...], persistent: bool = True) -> None:
+        super().__init__(obs_shape)
+        self.linear = nn.LazyLinear(8)
+        self.register_buffer("primes", torch.tensor([2, 2**31 - 1]), persistent=persistent)
+
+    def features(self, x: Tensor) -> object:
+        return self.linear(x)
+
+
+class KeepsPrimes(HasPrimes):
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        super().__init__(obs_shape, persistent=False)
+
+
 class Lazy(nn.Sequential):
     """It finds the sizes of its layers by itself, and works."""
 

@@ -328,6 +328,7 @@ def try_model(
             model.learn_in(dtype)
             features = model.unroll_features(obs, None, valid)
             torch.stack([f.sum() for f in features]).sum().backward()
+        _check_whole_numbers(model)
     except Exception as error:  # of any kind: it is the user's code that runs here
         place = traceback.extract_tb(error.__traceback__)
         is_ours = Path(place[-1].filename).parent == Path(__file__).parent
@@ -340,6 +341,18 @@ def try_model(
             text = f"{type(error).__name__} in {precision}: {' '.join(str(error).split())}{where}"
         prefix = f"model={name}"
         raise ValueError(text if text.startswith(prefix) else f"{prefix}: {text}") from error
+
+
+def _check_whole_numbers(model: nn.Module) -> None:
+    """Raises ValueError: some would reach those who act as others (`parameters/weights.py`)."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            continue
+        if not torch.equal(tensor.float().to(tensor.dtype), tensor):
+            raise ValueError(
+                f"its state travels as float32, and whole numbers of {name} beyond 16,777,216 are "
+                f"not the same then; make it by register_buffer(..., persistent=False)"
+            )
 
 
 @torch.no_grad()

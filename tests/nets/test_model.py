@@ -665,6 +665,7 @@ def test_unusable_encoder_is_a_clear_error(name: str, message: str) -> None:
         ("KnowsOneType", "RuntimeError in bfloat16: mat1 and mat2 must have the same dtype"),
         ("CannotBeCopied", "TypeError in float32: cannot pickle '_thread.lock' object"),
         ("CannotLearn", "RuntimeError in float32: one of the variables needed for gradient"),
+        ("HasPrimes", "its state travels as float32, and whole numbers of encoder.net.primes"),
     ],
 )
 def test_an_encoder_that_cannot_work_is_told_in_a_line_before_anything_starts(
@@ -682,8 +683,10 @@ def test_an_encoder_that_cannot_work_is_told_in_a_line_before_anything_starts(
     assert has_place == any(kind in name for kind in ("Raises", "Fails", "Knows"))
 
 
-def test_lazy_layers_find_their_sizes_in_both_encoders() -> None:
-    config = dataclasses.replace(defaults_for("CartPole-v1"), model="tests.faulty_encoder:Lazy")
+@pytest.mark.parametrize("name", ["Lazy", "KeepsPrimes"])
+def test_an_encoder_that_works_is_taken_in_both_places(name: str) -> None:
+    model = f"tests.faulty_encoder:{name}"
+    config = dataclasses.replace(defaults_for("CartPole-v1"), model=model)
     assert config.value_encoder == "separate"
     assert resolve(config, envs.describe("CartPole-v1")) == config
 
