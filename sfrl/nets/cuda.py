@@ -39,11 +39,18 @@ def sleeping_event() -> torch.cuda.Event:
     return torch.cuda.Event(blocking=True)
 
 
-def sleep_until_done(stream: torch.cuda.Stream | None) -> None:
-    """Until the GPU has done all that this stream was given; at once for None, that of a CPU."""
-    if stream is not None:
-        event = sleeping_event()
-        event.record(stream)
+def mark(stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
+    """For `sleep_until`: what this stream has been given so far; None for None, that of a CPU."""
+    if stream is None:
+        return None
+    event = sleeping_event()
+    event.record(stream)
+    return event
+
+
+def sleep_until(event: torch.cuda.Event | None) -> None:
+    """The GPU has done what came before this mark."""
+    if event is not None:
         event.synchronize()
 
 

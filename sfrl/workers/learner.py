@@ -125,6 +125,7 @@ class Learner:
         # Whether a batch may still be trained on when the host has launched all of it. Not where
         # this process acts with the weights, and must know of which step they are.
         self._runs_ahead = self.device.type == "cuda" and not acts_in_process
+        self._launched: list[torch.cuda.Event | None] = []  # minibatches, where it runs ahead
         self._training: _Training | None = None
         self.timer = StageTimer(LEARNER_STAGES, progress.stage_seconds(role))
 
@@ -187,7 +188,9 @@ class Learner:
         with torch.cuda.stream(self._stream):
             self._chosen.copy_(self._training.orders.popleft())
             self._update()
-            if not self._runs_ahead:
+            if self._runs_ahead:
+                self._launched.append(cuda.mark(self._stream))
+            else:
                 self._count_steps()
             self.timer.lap("train")
         if not self.is_training and not self._runs_ahead:
@@ -203,9 +206,11 @@ class Learner:
         (slots, _), self._training = self._training, None
         with torch.cuda.stream(self._stream):
             if self._runs_ahead:
-                cuda.sleep_until_done(self._stream)
+                for launched in self._launched:
+                    cuda.sleep_until(launched)
+                    self.timer.lap("train")  # the watchdog waits for a minibatch, not for all
+                self._launched.clear()
                 self._count_steps()
-                self.timer.lap("train")
             self.publish()  # first: whoever gets a slot back may act with these weights
             if not self._gives_back_at_once:
                 self.slots.give_back(slots)
@@ -391,6 +396,6 @@ class OwnWeights:
         for mine, learners in self._pairs:
             mine.copy_(learners)
         if self._learner.device.type == "cuda":  # before the next step writes them, on its stream
-            cuda.sleep_until_done(torch.cuda.current_stream())
+            cuda.sleep_until(cuda.mark(torch.cuda.current_stream()))
         self.version = version
         return True

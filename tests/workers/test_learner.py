@@ -633,6 +633,8 @@ def test_results_may_be_looked_at_a_batch_later(make_bench, monkeypatch):
     monkeypatch.setattr("sfrl.workers.learner.REPORT_INTERVAL_S", 0.0)
     at_once, later = make_bench(), make_bench()
     later.learner._runs_ahead = True
+    laps, lap = [], later.learner.timer.lap
+    monkeypatch.setattr(later.learner.timer, "lap", lambda stage: laps.append(stage) or lap(stage))
     for bench in (at_once, later):
         bench.fill(0, 1, 2, 3)
         bench.buffer.rewards[2, 0, 1] = np.nan  # in one of two minibatches
@@ -652,6 +654,7 @@ def test_results_may_be_looked_at_a_batch_later(make_bench, monkeypatch):
     assert later.returned() == [2, 3]
     assert later.learner.learner_steps == at_once.learner.learner_steps == 6
     assert later.learner.skipped_steps == at_once.learner.skipped_steps == 2
+    assert laps.count("train") == 2 * 8, "each minibatch is launched, and waited for by itself"
     reader.refresh(model)
     assert reader.version == 6
     assert same(model.state_dict(), later.model.state_dict())
