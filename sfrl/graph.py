@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gymnasium.spaces import Box, Dict, Space
+from gymnasium.spaces import Box, Dict, Discrete, Space
 from torch import Tensor, nn
 
 from sfrl.envs import ACTION_MASK
@@ -237,6 +237,7 @@ class _Own(nn.Module):
         super().__init__()
         layout = policy.translation.layout
         self.spec = layout.spec
+        self.is_discrete = isinstance(layout.space, Discrete)
         self.is_squashed = policy.config.action_bounds == "tanh"
         ranges = ranges_of(layout.spec)
         names = ("low", "high", "middle", "reach", "least", "most")
@@ -256,7 +257,9 @@ class _Own(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         num_choices = len(self.spec.choices)
         if not self.spec.low:
-            return rows + self.starts[0] if self.spec.is_single else rows + self.starts
+            if self.is_discrete:
+                return rows + self.starts[0]
+            return (rows.unsqueeze(1) if self.spec.is_single else rows) + self.starts
         choices, raw = rows[:, :num_choices], rows[:, num_choices:]
         if self.is_squashed:
             softplus = F.softplus(raw)

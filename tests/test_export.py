@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -25,8 +26,9 @@ from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, export
 from sfrl.envs.atari_env import AtariEnv
 from sfrl.envs.observe_last import flat_actions
 from sfrl.envs.options import EnvOptions
+from sfrl.envs.spaces import ActionLayout
 from sfrl.export import ExportError, _check, _metadata, to_onnx
-from sfrl.graph import Graph, Input
+from sfrl.graph import Graph, Input, _Own
 from sfrl.policy import Policy, PolicyState
 from sfrl.records import checkpoint, run_folder
 from tests.commands.test_diagnose import SMALL
@@ -426,3 +428,18 @@ def test_a_network_that_is_no_graph_is_told_in_a_line(tmp_path, capsys):
 def test_an_observation_that_onnx_cannot_take_is_told(inputs, text):
     with pytest.raises(ExportError, match=text):
         _check("My-v0", inputs)
+
+
+@pytest.mark.parametrize(
+    ("space", "shape"),
+    [(Discrete(3, start=5), (2,)), (MultiDiscrete([3]), (2, 1)), (MultiBinary(1), (2, 1))],
+)
+def test_one_choice_has_the_axis_that_its_space_has(space, shape):
+    layout = ActionLayout("x", space)
+    policy = SimpleNamespace(
+        translation=SimpleNamespace(layout=layout), config=SimpleNamespace(action_bounds="clip")
+    )
+    rows = np.array([0, 1])
+    own = _Own(policy)(torch.from_numpy(rows))
+    assert own.shape == shape
+    assert own.tolist() == [np.asarray(action).tolist() for action in layout.own(rows)]
