@@ -20,9 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 # such experiments. With few runs it is far more than the usual 1.96.
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
-parser = argparse.ArgumentParser()
+parser = argparse.ArgumentParser(allow_abbrev=False)  # --seed is no short --seeds
 parser.add_argument("--seeds", type=int, choices=T95, default=5)
 options, flags = parser.parse_known_args()
+if any(flag.partition("=")[0] == "--seed" for flag in flags):
+    parser.error("each run has a seed of its own; --seeds=5 says how many there are")
 flags = flags or ["--env=CartPole-v1", "--train-frames=60_000"]
 
 

@@ -322,3 +322,10 @@ def test_the_extras_that_documents_name_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {name for page in PAGES for name in re.findall(r'"sfrl\[([\w-]+)\]"', page.read_text())}
     assert named <= {*extras["optional-dependencies"]}
+
+
+def test_a_seed_is_no_number_of_seeds():
+    command = [sys.executable, str(EXAMPLES / "several_seeds.py"), "--seed=3"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert "each run has a seed of its own; --seeds=5 says how many" in ended.stderr
