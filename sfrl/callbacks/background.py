@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 
@@ -71,3 +72,10 @@ class BackgroundLogger(Callback):
         except Exception as error:  # a service, its network and a user's code may raise anything
             text = " ".join(str(error).split())
             self.tell(f"{type(error).__name__}: {text:.500}; the run goes on without it")
+
+
+def id_of(run: RunStart) -> str:
+    """The same for every start of a run, and another for a later run in the same folder."""
+    first = run.starts[0]
+    text = f"{first['machine'].get('host')} {run.run_dir} {first['time']}"
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]

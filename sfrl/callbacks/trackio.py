@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfrl.callbacks.background import BackgroundLogger
+from sfrl.callbacks.background import BackgroundLogger, id_of
 from sfrl.callbacks.callback import RunStart
 from sfrl.records.metrics import Record
 
@@ -16,7 +16,9 @@ class TrackioLogger(BackgroundLogger):
 
         config = {**run.settings, "starts": run.starts}
         options = {"resume": "allow", "embed": False}
-        self._run = trackio.init("sfrl", run.run_dir.name, run.env, config=config, **options)
+        # It goes on with any run of this name: folders elsewhere may have the same.
+        name = f"{run.run_dir.name}-{id_of(run)[:6]}"
+        self._run = trackio.init("sfrl", name, run.env, config=config, **options)
 
     def send(self, record: Record) -> None:
         numbers = {name: value for name, value in record.items() if value is not None}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Any
 
-from sfrl.callbacks.background import BackgroundLogger
+from sfrl.callbacks.background import BackgroundLogger, id_of
 from sfrl.callbacks.callback import RunStart
 from sfrl.records.metrics import Record
 
@@ -30,7 +29,7 @@ class WandbLogger(BackgroundLogger):
         options: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", "sfrl"),
             "dir": run.run_dir,
-            "id": _id_of(run),
+            "id": id_of(run),
             "name": run.run_dir.name,
             "group": run.env,
             "config": {**run.settings, "starts": run.starts},
@@ -64,10 +63,3 @@ class WandbLogger(BackgroundLogger):
             self._run.finish()
         except TimeoutError:
             self.tell(f"not all was sent within {_FINISH_TIMEOUT_S} s of the end: {self._remedy}")
-
-
-def _id_of(run: RunStart) -> str:
-    """The same for every start of a run, and another for a later run in the same folder."""
-    first = run.starts[0]
-    text = f"{first['machine'].get('host')} {run.run_dir} {first['time']}"
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]

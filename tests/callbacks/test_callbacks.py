@@ -15,7 +15,7 @@ import pytest
 
 import sfrl
 from sfrl.callbacks import BackgroundLogger, Callback, RunStart, background, make_callbacks
-from sfrl.callbacks.wandb import _id_of
+from sfrl.callbacks.background import id_of
 from sfrl.records.start import this_start
 from sfrl.settings.algorithms import load_starts
 from tests.runs import metrics, wait_for
@@ -246,7 +246,7 @@ def records_in(path: Path) -> Iterator[object]:
 def test_a_run_that_goes_on_is_the_same_one_and_a_later_one_in_its_folder_is_another(run):
     more = dataclasses.replace(run, starts=[*run.starts, this_start(100)])
     later = dataclasses.replace(run, starts=[{**run.starts[0], "time": "later"}])
-    assert _id_of(run) == _id_of(more) != _id_of(later)
+    assert id_of(run) == id_of(more) != id_of(later)
 
 
 @pytest.mark.parametrize("is_offline", [True, False], ids=["offline", "without a key"])
@@ -350,7 +350,8 @@ def test_trackio_has_the_run_on_this_machine(run, monkeypatch, tmp_path):
     database = sqlite3.connect(tmp_path / "trackio" / "sfrl.db")
     rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
     database.close()
+    own = f"cart-{id_of(run)[:6]}"
     assert [(name, step, json.loads(numbers)) for name, step, numbers in rows] == [
-        ("cart", 100, {"env_frames": 100, "episode_return_mean": 1.5}),
-        ("cart", 200, {"env_frames": 200, "episode_return_mean": 3.0}),
+        (own, 100, {"env_frames": 100, "episode_return_mean": 1.5}),
+        (own, 200, {"env_frames": 200, "episode_return_mean": 3.0}),
     ]
