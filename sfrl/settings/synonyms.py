@@ -46,6 +46,14 @@ _OF_TRAIN = {
         "num_timesteps train_for_env_steps total_frames num_frames frames num_env_steps "
         "stop_timesteps env_steps total_env_steps"
     ),
+    "use --replay-size": "buffer_size replay_buffer_size memory_size replay_capacity",
+    "use --updates-per-decision, optimizer steps for each decision": (
+        "train_freq gradient_steps train_frequency replay_ratio utd_ratio update_to_data_ratio"
+    ),
+    "use --epsilon-frames, a number of frames": "exploration_fraction",
+    "use --final-epsilon": "exploration_final_eps end_e",
+    "use --target-every": "target_update_interval target_network_frequency",
+    "use --tau": "polyak",
     "use --train-seconds": "train_for_seconds max_time max_seconds time_limit time_total_s",
     "use --rollout-length": (
         "n_steps num_steps nsteps rollout rollout_steps rollout_fragment_length unroll_length "
