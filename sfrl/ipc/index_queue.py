@@ -8,16 +8,16 @@ put or get blocks the others for good.
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections import deque
 from collections.abc import Sequence
+from queue import Empty, Full
 from typing import Literal, NamedTuple, Protocol, Self
 
-import faster_fifo
 import numpy as np
 from numpy.typing import NDArray
 
-from sfrl.envs.logs import own_logger
 from sfrl.ipc.shared_memory import Field, SharedArray, StopFlag, Stopped, segment_bytes
 
 try:
@@ -27,9 +27,9 @@ except ImportError as error:
 else:
     _extension_error = None
 
-QueueKind = Literal["lock-free", "faster-fifo"]
+_HAS_FASTER_FIFO = importlib.util.find_spec("faster_fifo") is not None
 
-logger = own_logger(__name__)
+QueueKind = Literal["lock-free", "faster-fifo"]
 
 
 _SLOT_BITS, _T_BITS, _GENERATION_BITS = 20, 20, 24
@@ -211,7 +211,9 @@ class FasterFifoQueue:
         self.num_producers = num_producers
         self.capacity = capacity
         self._stop = stop
-        self._fifo: faster_fifo.Queue = faster_fifo.Queue(
+        import faster_fifo  # there is no wheel of it for the newest Pythons
+
+        self._fifo = faster_fifo.Queue(
             max_size_bytes=self._max_bytes(num_producers, capacity),
             dumps=_to_bytes,
             loads=_from_bytes,
@@ -238,7 +240,7 @@ class FasterFifoQueue:
             raise IndexError(f"producer {producer} of a queue with {self.num_producers} producers")
         try:
             self._fifo.put_many(messages, block=False)
-        except faster_fifo.Full:
+        except Full:
             raise QueueFullError(_full_text(self.name, self.capacity, producer)) from None
 
     def get_many(self, max_messages: int) -> list[int]:
@@ -270,7 +272,7 @@ class FasterFifoQueue:
                     block=timeout_s > 0.0, timeout=timeout_s, max_messages_to_get=max_messages
                 )
             )
-        except faster_fifo.Empty:
+        except Empty:
             return
 
     def recent(self, producer: int) -> list[int]:
@@ -293,10 +295,12 @@ def resolve_queue_kind(flag: Literal["auto", "lock-free", "faster-fifo"]) -> Que
     """The kind that `flag` means on this installation; "auto" prefers lock-free.
 
     Raises:
-        ValueError: "lock-free" is asked for, and the extension is not there.
+        ValueError: what it means is not installed.
     """
-    if flag == "faster-fifo":
+    if flag == "faster-fifo" and _HAS_FASTER_FIFO:
         return "faster-fifo"
+    if flag == "faster-fifo":
+        raise ValueError(f"queue={flag} needs the package faster-fifo; install it, or leave it out")
     if _extension_error is None:
         return "lock-free"
     if flag == "lock-free":
@@ -304,11 +308,12 @@ def resolve_queue_kind(flag: Literal["auto", "lock-free", "faster-fifo"]) -> Que
             f"queue={flag} needs the extension sfrl.ipc._index_queue ({_extension_error}); install "
             f"a C++17 compiler, run `pip install -e .` again, or use --queue=faster-fifo"
         )
-    logger.warning(
-        "queues run on faster-fifo: the extension sfrl.ipc._index_queue is missing (%s); "
-        "for the faster lock-free queues install a C++17 compiler and run `pip install -e .`",
-        _extension_error,
-    )
+    if not _HAS_FASTER_FIFO:
+        raise ValueError(
+            f"there is no queue: the extension sfrl.ipc._index_queue could not be built "
+            f"({_extension_error}), and faster-fifo is not installed; install a C++17 compiler and "
+            f"run `pip install -e .` again"
+        )
     return "faster-fifo"
 
 

@@ -46,6 +46,7 @@ from sfrl.run.serial_crew import SerialCrew
 from sfrl.run.signals import signals_to
 from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.defaults import caveats, resolve
+from sfrl.settings.machine import cpu_flags
 from sfrl.show.display import Display, PanelDisplay, make_display
 from sfrl.show.output import Output
 
@@ -522,18 +523,24 @@ def _resolved(config: Config, spec: envs.EnvSpec) -> Config:
 
 
 def slower_than_need_be(config: Config, spec: envs.EnvSpec) -> list[str]:
-    """Warnings about what costs speed and can be mended. The index queue tells of its own."""
-    stand_ins = {}
+    """Warnings about what costs speed and can be mended."""
+    slower, stand_ins = "does its work, slower", {}
+    if config.queue == "auto":
+        stand_ins["sfrl.ipc._index_queue"] = (
+            f"faster-fifo {slower}, and a killed worker ends the run"
+        )
     if envs.atari_game(config.env) is not None:
-        stand_ins["sfrl.envs._screen"] = "NumPy"
+        stand_ins["sfrl.envs._screen"] = f"NumPy {slower}"
     elif any(
         leaf.kind == "image" and max(leaf.shape[1:]) == config.image_size for leaf in spec.leaves
     ):  # one that has been made smaller, it seems
-        stand_ins["sfrl.envs._areas"] = "NumPy"
+        stand_ins["sfrl.envs._areas"] = f"NumPy {slower}"
     if config.model in ("a3c_cnn", "nature_cnn", "pooled_cnn") and "cuda" not in config.device:
-        stand_ins["sfrl.nets._images"] = "torch"
+        stand_ins["sfrl.nets._images"] = f"torch {slower}"
+        if {"avx2", "amx_tile"} & cpu_flags() == {"avx2"}:  # see `nets/convolve.py`
+            stand_ins["sfrl.nets._sparse_conv"] = f"torch {slower}"
     return [
-        f"{extension} could not be built, and {stand_in} does its work, slower; "
+        f"{extension} could not be built, and {stand_in}; "
         f"install a C++ compiler, and this package once more"
         for extension, stand_in in stand_ins.items()
         if not _is_importable(extension)

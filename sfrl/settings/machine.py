@@ -19,11 +19,11 @@ _CPU_FLAGS = ("amx_bf16", "avx512_bf16")  # matrix and vector units for bfloat16
 
 def machine() -> dict[str, object]:
     """Cores, CPU, GPU, versions and commit. Imports no torch."""
-    cpu = _fields(Path("/proc/cpuinfo"))
+    cpu, flags = _fields(Path("/proc/cpuinfo")), cpu_flags()
     return {
         "cores": available_cores(),  # those that this process may use
         "cpu": cpu.get("model name", platform.machine()),
-        "cpu_bfloat16": [flag for flag in _CPU_FLAGS if flag in cpu.get("flags", "").split()],
+        "cpu_bfloat16": [flag for flag in _CPU_FLAGS if flag in flags],
         "gpu": _gpu(),
         "versions": {
             "python": platform.python_version(),
@@ -31,6 +31,11 @@ def machine() -> dict[str, object]:
         },
         "commit": _commit(),
     }
+
+
+def cpu_flags() -> set[str]:
+    """What this CPU can do, by the kernel's names: avx2, amx_tile, ..."""
+    return {*_fields(Path("/proc/cpuinfo")).get("flags", "").split()}
 
 
 def _fields(path: Path) -> dict[str, str]:

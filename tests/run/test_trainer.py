@@ -78,6 +78,16 @@ def test_what_makes_a_run_slower_is_told(tmp_path, monkeypatch):
         assert images.startswith("sfrl.nets._images could not be built, and torch")
     (screen,) = told("Pong", model="impala_resnet")
     assert screen.startswith("sfrl.envs._screen")
+    monkeypatch.setitem(sys.modules, "sfrl.nets._sparse_conv", None)
+    monkeypatch.setattr("sfrl.run.trainer.cpu_flags", lambda: {"sse2", "avx2"})
+    assert told("Pong", model="pooled_cnn")[2].startswith("sfrl.nets._sparse_conv could not be")
+    monkeypatch.setattr("sfrl.run.trainer.cpu_flags", lambda: {"avx2", "amx_tile"})
+    assert len(told("Pong", model="pooled_cnn")) == 2  # torch is as fast there
+    monkeypatch.setitem(sys.modules, "sfrl.ipc._index_queue", None)
+    [queues] = told("CartPole-v1")
+    assert "and faster-fifo does its work, slower, and a killed worker ends the run" in queues
+    assert told("CartPole-v1", queue="faster-fifo") == []
+    monkeypatch.delitem(sys.modules, "sfrl.ipc._index_queue")
     (areas,) = told("Doom-v0", doom, model="impala_resnet")
     assert areas.startswith("sfrl.envs._areas")
     assert told("Doom-v0", doom, model="impala_resnet", image_size=0) == []
