@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import math
 import os
 import resource
@@ -96,7 +97,7 @@ def _memory_problems(config: Config, spec: EnvSpec) -> list[str]:
     networks = sum(any(role.kind != "rollout" for role in members) for members in processes)
     workers = len(processes) - networks
     model = 4 * model_size(config, spec)  # float32
-    on_gpu = "cuda" in config.device or (config.device == "auto" and machine()["gpu"] is not None)
+    on_gpu = _finds_gpu() if config.device == "auto" else "cuda" in config.device
     num_targets = 1 if config.target_period else 0
     per_learner = _LEARNER_COPIES + num_targets
     copies = 0 if on_gpu else per_learner * config.num_learners + config.num_policies
@@ -119,6 +120,13 @@ def _memory_problems(config: Config, spec: EnvSpec) -> list[str]:
         f"--envs-per-worker={config.envs_per_worker}{rnn} or "
         f"--slots-per-split={config.slots_per_split}"
     ]
+
+
+def _finds_gpu() -> bool:
+    """Whether torch, which is not asked, takes one where it may choose; False if unclear."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    of_cpu = importlib.metadata.version("torch").endswith("+cpu")
+    return machine()["gpu"] is not None and not is_hidden and not of_cpu
 
 
 def _replay_size(config: Config) -> str:

@@ -284,7 +284,7 @@ def test_a_memory_of_stacks_is_counted_with_each_frame_once(make_shared, monkeyp
     with pytest.raises(
         limits.ShortageError, match=f"{size:,.0f} MiB of a memory of 1,000,000 rows"
     ):
-        make_shared(env="Pong", system="dqn", num_workers=1)
+        make_shared(env="Pong", system="dqn", num_workers=1, device="cpu")
 
 
 def test_defaults_are_those_of_the_environments_kind():

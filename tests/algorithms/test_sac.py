@@ -1,6 +1,7 @@
 """SAC: its loss is that of the paper, its memory sets the pace, and it learns."""
 
 import copy
+import importlib.metadata
 
 import numpy as np
 import pytest
@@ -285,7 +286,15 @@ def test_a_memory_that_is_too_large_is_refused_before_the_start(make_shared, mon
     with pytest.raises(limits.ShortageError, match=text):
         make_shared(**settings, replay_size=200_000_000, num_workers=1, serial=True)
     monkeypatch.setattr(limits, "machine", lambda: {"gpu": "H200"})
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     make_shared(**settings, replay_size=200_000_000, num_workers=1, serial=True)  # which has it
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not limits._finds_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert limits._finds_gpu()
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.13.0+cpu")
+    assert not limits._finds_gpu()
     with pytest.raises(limits.ShortageError, match=text):
         make_shared(**settings, replay_size=200_000_000, num_workers=1, serial=True, device="cpu")
 

@@ -62,6 +62,7 @@ def test_too_few_processes_in_the_control_group_are_told(make_shared, monkeypatc
 def test_a_target_network_needs_memory_as_well(make_shared, monkeypatch):
     monkeypatch.setattr(limits, "available_memory", lambda: 0)
     settings = {"env": "CartPole-v1", "frameskip": 1, "num_workers": 1, "batch_size": 128}
+    settings["device"] = "cpu"
     needed = []
     for system in ("appo", "n-step-q"):
         with pytest.raises(limits.ShortageError) as refusal:
