@@ -37,11 +37,18 @@ _MAX_LINE = 4096
 OLDER_LOG = "log.txt.1"
 # And event files, `latest-*.pt`.
 _FILES = ("config.json", "log.txt", OLDER_LOG, "metrics.jsonl")
+_SETTINGS: tuple[bytes, ...] = (
+    b'"env": "',
+    b'"frameskip": ',
+    b'"rollout_length": ',
+)
 # What only a run of sfrl has in such a file, within so many bytes.
-_MARKS = {
-    "config.json": re.compile(rb'"env":.*"rollout_length":', re.S),
-    "log.txt": re.compile(rf"^\d{{4}}-\d\d-\d\d \S+ {BEGUN}".encode(), re.M),
-    "metrics.jsonl": re.compile(rb'^\{"time_s": .*"env_frames": '),
+_MARKS: dict[str, Callable[[bytes], object]] = {
+    "config.json": lambda text: all(mark in text for mark in _SETTINGS),
+    "log.txt": re.compile(
+        rf"^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d{{3}} {BEGUN}\S+ in ".encode(), re.M
+    ).search,
+    "metrics.jsonl": re.compile(rb'\{"time_s": .*"env_frames": ').match,
 }
 _MOST_MARKED = 65_536
 
@@ -337,17 +344,20 @@ def holds_a_run(run_dir: Path) -> bool:
     Raises:
         RunFolderError: it cannot be looked into.
     """
-    for name, mark in _MARKS.items():
+    unread = None
+    for name, is_marked in _MARKS.items():
         path = run_dir / name
-        with _looked_into(run_dir):
-            if path.is_file():
+        try:
+            if path.is_file() and not path.is_symlink():
                 with path.open("rb") as file:
-                    if mark.search(file.read(_MOST_MARKED)):
+                    if is_marked(file.read(_MOST_MARKED)):
                         return True
-    checkpoints = run_dir / "checkpoints"
-    if not checkpoints.is_dir():
-        return False
-    return any(LATEST_NAME.fullmatch(entry.name) for entry in _entries(checkpoints))
+        except OSError as error:
+            unread = error
+    with _looked_into(run_dir):
+        if unread is not None:
+            raise unread
+    return False
 
 
 def _has_ended_untrained(log: Path) -> bool:
