@@ -348,10 +348,10 @@ def _check_whole_numbers(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             continue
-        if not torch.equal(tensor.float().to(tensor.dtype), tensor):
+        if tensor.is_complex() or not torch.equal(tensor.float().to(tensor.dtype), tensor):
             raise ValueError(
-                f"its state travels as float32, and whole numbers of {name} beyond 16,777,216 are "
-                f"not the same then; make it by register_buffer(..., persistent=False)"
+                f"its state travels as float32, which does not hold {name}; if that is the same "
+                f"each time it is made, keep it out by register_buffer(..., persistent=False)"
             )
 
 

@@ -665,7 +665,7 @@ def test_unusable_encoder_is_a_clear_error(name: str, message: str) -> None:
         ("KnowsOneType", "RuntimeError in bfloat16: mat1 and mat2 must have the same dtype"),
         ("CannotBeCopied", "TypeError in float32: cannot pickle '_thread.lock' object"),
         ("CannotLearn", "RuntimeError in float32: one of the variables needed for gradient"),
-        ("HasPrimes", "its state travels as float32, and whole numbers of encoder.net.primes"),
+        ("HasPrimes", "its state travels as float32, which does not hold encoder.net.primes; if"),
     ],
 )
 def test_an_encoder_that_cannot_work_is_told_in_a_line_before_anything_starts(
