@@ -143,8 +143,12 @@ def _endless(run: Run) -> Finding | None:
         "No episode has ended yet, so there is no score.",
         f"{steps:,.0f} decisions of each environment, and no end",
         f"{_LONG:,} or more without one",
-        "a limit: --wrappers='TimeLimit{\"max_episode_steps\":1000}', or max_episode_steps where "
-        "the environment is registered; --max-episode-frames for Atari games",
+        _advice(
+            run,
+            wrappers="a limit: --wrappers='TimeLimit{\"max_episode_steps\":1000}', or "
+            "max_episode_steps where the environment is registered",
+            max_episode_frames="a lower --max-episode-frames",
+        ),
     )
 
 
@@ -177,11 +181,20 @@ def _can_change(run: Run, name: str) -> bool:
     settings = run.settings
     if not settings:
         return True
+    is_atari, has_memory = envs.atari_game(run.env) is not None, "replay_size" in settings
+    correction = settings.get("correction")
     has_no_use = {
         "ppo_clip": settings.get("loss") == "vtrace",
-        "loss": settings.get("loss") == "vtrace",
-        "frame_stack": envs.atari_game(run.env) is not None,
-        "rnn": "replay_size" in settings,
+        "loss": settings.get("loss") == "vtrace" or correction in ("decoupled", "impact", "filter"),
+        "frameskip": not is_atari,
+        "max_episode_frames": not is_atari,
+        "wrappers": is_atari,
+        "threads_per_worker": is_atari,
+        "frame_stack": is_atari or settings.get("frame_stack", 1) != 1,
+        "rnn": has_memory
+        or settings.get("rnn", "none") != "none"
+        or correction in ("decoupled", "impact"),
+        "tune": has_memory or not SYSTEMS.get(run.system, SYSTEMS[DEFAULT_SYSTEM]).is_tuned,
         "epochs": settings.get("epochs") == 1,
         "slots_per_split": settings.get("slots_per_split") == 1,
         "forced_lag": not settings.get("forced_lag"),
@@ -373,8 +386,12 @@ def _environment_slow(run: Run) -> Finding | None:
         f"rollout/env_step is {steps:.0%} of the workers' time, about {step_ms:.2g} ms for a "
         f"decision; the learner waits {waits:.0%} of its own",
         f"above {_BUSY:.0%} and {_WAITS:.0%}",
-        "--threads-per-worker if it waits for something else than a core; more --num-workers if "
-        "cores are free; --frameskip or a faster environment",
+        _advice(
+            run,
+            threads_per_worker="--threads-per-worker if it waits for something else than a core",
+            num_workers="more --num-workers if cores are free",
+            frameskip="a higher --frameskip",
+        ),
     )
 
 
