@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -129,6 +129,8 @@ def main(argv: Sequence[str], prog: str) -> int:
             _tell(json.dumps(summary | {"video": args.video if has_film else None}))
         except (envs.EnvError, gymnasium.error.Error, VideoError, _UnreadError) as error:
             print(printable(f"{prog}: {error}"), file=sys.stderr)
+            with suppress(VideoError):  # one problem is told
+                stack.close()
             return EXIT_FAILURE
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -178,28 +179,33 @@ class Video:
             self._writer.send(_fit(picture, self._size))
         except OSError as error:
             self._writer = None
-            raise self._problem() from error
+            width, height = self._size
+            raise VideoError(
+                f"video={self.path}, with pictures of {width}x{height}, could not be written, for "
+                f"the reason that ffmpeg gives above"
+            ) from error
         self._pictures += 1
 
     def close(self) -> None:
-        """Raises VideoError: the file is not whole, as on a disk that has become full."""
+        """Raises VideoError: the file is not whole, as on a disk that has become full.
+
+        Not where another exception is on its way, which tells more.
+        """
         if self._writer is None:
             return
         self._writer.close()  # tells of nothing that ffmpeg could not write
         self._writer = None
+        if sys.exc_info()[0] is not None:
+            return
         try:
             found, _ = imageio_ffmpeg.count_frames_and_secs(self.path)
-        except RuntimeError as error:  # it is no film
-            raise self._problem() from error
+        except RuntimeError:  # it is no film
+            found = 0
         if found < self._pictures:
-            raise self._problem()
-
-    def _problem(self) -> VideoError:
-        width, height = self._size
-        return VideoError(
-            f"video={self.path}, with pictures of {width}x{height}, could not be written, for the "
-            f"reason that ffmpeg gives above"
-        )
+            raise VideoError(
+                f"video={self.path} has {found} of {self._pictures} pictures: there may be no room "
+                f"where it lies"
+            )
 
 
 class Window:

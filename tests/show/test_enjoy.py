@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -596,8 +597,7 @@ def test_a_video_that_the_disk_has_no_room_for_at_its_end_is_an_error(tmp_path):
     for name in ("film.mp4", "film.gif"):
         command = [sys.executable, "-c", code, str(tmp_path / name)]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S)
-        assert f"{name}, with pictures of 64x64, could not be written" in ended.stderr
-        assert "VideoError" in ended.stderr
+        assert re.search(rf"VideoError: .*{name} has [0-8] of 9 pictures", ended.stderr)
 
 
 def test_a_video_of_odd_size_is_padded_to_an_even_one(tmp_path):
