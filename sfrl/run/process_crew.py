@@ -125,7 +125,7 @@ class ProcessCrew:
             if role not in failures:
                 process = self._processes[role]
                 text = f"{role.name} (pid {process.pid}) {complaint}"
-                if not kill(process, _KILL_S):
+                if not kill([process], _KILL_S):
                     raise WorkerError(f"{text}; {_UNKILLABLE}")
                 failures[role] = self._with_traceback(role, text)
         self._told.update(failures)
@@ -261,7 +261,7 @@ class ProcessCrew:
             if process.exitcode is None:
                 if not self._is_killed:
                     log.warning("%s did not stop within %.0f s; killing it", role.name, limit_s)
-                if not kill(process, _KILL_S):
+                if not kill([process], _KILL_S):
                     complaints.append(f"{role.name} (pid {process.pid}) {_UNKILLABLE}")
         self._receive()
         for role, process in self._processes.items():

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -174,13 +174,15 @@ def terminate(processes: list[psutil.Process]) -> None:
             process.kill()
 
 
-def kill(process: SpawnProcess, timeout_s: float) -> bool:
-    """Kill it, and terminate what it has started; whether it has ended within that time."""
-    orphans = []
-    if process.pid and process.is_alive():
-        os.kill(process.pid, signal.SIGSTOP)  # or it starts more of them while they are listed
-        orphans = descendants(process.pid)
-    process.kill()
-    wait_for_end(process, timeout_s)
+def kill(processes: Iterable[SpawnProcess], timeout_s: float) -> bool:
+    """Kill them, and terminate what they have started; whether they have ended within that time."""
+    living = [process for process in processes if process.pid and process.is_alive()]
+    for process in living:
+        os.kill(process.pid or 0, signal.SIGSTOP)  # or it starts more while these are listed
+    orphans = [orphan for process in living for orphan in descendants(process.pid or 0)]
+    for process in living:
+        process.kill()
+    for process in living:
+        wait_for_end(process, timeout_s)
     terminate(orphans)
-    return process.exitcode is not None
+    return all(process.exitcode is not None for process in living)

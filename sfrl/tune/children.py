@@ -79,10 +79,11 @@ def in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
                     raise MeasureError(f"a measuring process {how}") from None
         return [results[receiver] for receiver in children]
     finally:
-        for child in children.values():
-            if len(results) == len(children):
+        if len(results) == len(children):
+            for child in children.values():
                 wait_for_end(child, _END_S)
-            kill(child, _END_S)
+        kill(children.values(), _END_S)
+        for child in children.values():
             sweep_stale_segments(child.pid)
 
 

@@ -295,7 +295,7 @@ def _measured_environments(
 ) -> tuple[list[int], int]:
     """How many environments a timed split has, largest first, and how many processes time them."""
     most = config.envs_per_worker if "envs_per_worker" in fixed else max(_ENVS)
-    sizes = sorted({min(size, most) for size in _ENVS}, reverse=True)
+    sizes = sorted({min(max(_ENVS), most), min(min(_ENVS), max(1, most // 2))}, reverse=True)
     num_processes = max(1, math.ceil(cores) - (1 if _shares_a_core(cores) else 2))
     if "num_workers" in fixed:
         num_processes = min(num_processes, config.num_workers)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -228,7 +229,7 @@ def test_environments_and_networks_wait_for_each_other_as_often(has_gpu, monkeyp
     learned = [components.Learning("float32", 100.0)]
     monkeypatch.setattr(components, "learner", lambda *_: learned)
     config, spec = defaults.defaults_for("CartPole-v1"), envs.describe("CartPole-v1")
-    tuner._measure_environments(config, spec, Start("environments"), True)
+    tuner._measure_environments(config, spec, [8, 2], Start("environments"), True)
     tuner._measure_networks(config, spec, Start("networks"), True, 2.0)
     assert waits == {"environments": 2, "networks": 2}
 
@@ -542,6 +543,7 @@ def test_costs_are_measured_on_one_core_in_turn_and_on_more_at_once(cores, monke
         ({"num_workers": 3}, ([8, 2], 3)),
         ({"num_workers": 1, "envs_per_worker": 1}, ([1], 1)),
         ({"envs_per_worker": 5}, ([5, 2], 14)),
+        ({"envs_per_worker": 2}, ([2, 1], 14)),
     ],
 )
 def test_no_more_environments_are_made_than_flags_allow(given, measured):
@@ -567,19 +569,22 @@ def test_a_machine_is_not_measured_where_flags_leave_nothing_to_choose(monkeypat
 
 
 @pytest.mark.parametrize("then", ["raises", "hangs"])
-def test_programs_of_measured_environments_do_not_outlive_it(then):
+def test_programs_of_measured_environments_do_not_outlive_it(then, tmp_path):
     """As those of a simulator's environments, whose constructor starts one."""
-    name = f"sfrl-test-{os.getpid()}-{then}"
-    with pytest.raises(measuring.MeasureError), measuring.time_limit(5):
+    name = str(tmp_path / "started")
+    with pytest.raises(measuring.MeasureError), measuring.time_limit(20 if then == "raises" else 8):
         measuring.in_child(starts_a_program, name, then)
-    found = [p for p in psutil.process_iter(["cmdline"]) if name in (p.info["cmdline"] or ())]
-    assert [p for p in found if p.status() != psutil.STATUS_ZOMBIE] == []
+    assert Path(name).exists()
+    found = [p.info for p in psutil.process_iter(["cmdline", "status"])]
+    found = [info for info in found if name in (info["cmdline"] or ())]
+    assert [info for info in found if info["status"] != psutil.STATUS_ZOMBIE] == []
 
 
 def starts_a_program(name, then):
     code = "import time; print(flush=True); time.sleep(100)"
     program = subprocess.Popen([sys.executable, "-c", code, name], stdout=subprocess.PIPE)
     program.stdout.readline()  # it runs
+    Path(name).touch()
     if then == "raises":
         raise RuntimeError("no licence")
     time.sleep(100)
