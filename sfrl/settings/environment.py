@@ -49,7 +49,7 @@ def meaning(name: str, value: object) -> object:
         return value
     try:
         return json.dumps(_READ[name](value), sort_keys=True)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
@@ -95,6 +95,6 @@ class EnvironmentSettings(Settings):
             text = getattr(self, name)
             try:
                 parse(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 problems.append(f"{name}={shown(text):.200} {error}")
         return problems

@@ -207,7 +207,7 @@ class _Player:
                 seen.returns.append(float(returns[i]))
                 seen.lengths.append(int(lengths[i]))
                 returns[i] = lengths[i] = 0
-                seen.info = seen.info or sorted(env.episode_info(i))
+                seen.info = seen.info or sorted(envs.numbers_in(env.episode_info(i)))
             seen.seconds = time.perf_counter() - start_s
             seen.idle = max(0.0, 1 - (_core_seconds() - core_s) / seen.seconds)
             seen.resets, seen.reset_seconds = times.resets, times.reset_seconds
