@@ -54,9 +54,13 @@ def _rm(args: Args) -> int:
 
 
 def _to_delete(folder: Path) -> Run:
-    """Raises RunFolderError: the run lives, or its folder leads elsewhere."""
+    """Raises RunFolderError: the run lives, or its folder leads elsewhere or is a stranger's."""
     if folder.is_symlink():
         raise RunFolderError(f"{folder} is a link; name the folder itself, {folder.resolve()}")
+    if not run_folder.has_records(folder):
+        raise RunFolderError(
+            f"{folder} has checkpoints alone, and nothing says whose they are; delete it yourself"
+        )
     run = reader.read(folder)
     if run.is_live:
         raise RunFolderError(f"{folder} is a live run; stop it first, by Ctrl-C or SIGTERM")

@@ -31,6 +31,7 @@ REQUESTS = ("checkpoint", "stop")
 LATEST_NAME = re.compile(r"latest-(\d+)\.pt")  # of a checkpoint that --resume goes on from
 # What `sfrl plot`, `sfrl video` and `sfrl demo` make in it.
 SCORE, VIDEO, DEMO = "score.png", "video.mp4", "demo.html"
+_OWN_LATEST = re.compile(r"latest-\d{12,}\.pt")  # as ours are named; others have a latest-1.pt, too
 _CHECKPOINT = re.compile(r"(latest-\d+\.pt(\.left)?|best\.pt|memory\.npz)(\.tmp)?")
 _FILM = re.compile(r"(\d+-(latest|best)|unfinished-\d+)\.mp4")  # of --video-every
 _MAX_LINE = 4096
@@ -339,7 +340,22 @@ def check_new(run_dir: Path) -> None:
 
 
 def holds_a_run(run_dir: Path) -> bool:
-    """Whether sfrl has trained in it: other programs have a config.json, too.
+    """Whether sfrl has trained in it, or checkpoints lie there by which it goes on.
+
+    Raises:
+        RunFolderError: it cannot be looked into.
+    """
+    if has_records(run_dir):
+        return True
+    checkpoints = run_dir / "checkpoints"
+    with _looked_into(run_dir):
+        if not checkpoints.is_dir():
+            return False
+    return any(_OWN_LATEST.fullmatch(entry.name) for entry in _entries(checkpoints))
+
+
+def has_records(run_dir: Path) -> bool:
+    """Whether sfrl has told of a run there, by what is in its files: others have such names, too.
 
     Raises:
         RunFolderError: it cannot be looked into.

@@ -271,12 +271,23 @@ def test_files_of_other_programs_are_no_run(capsys):
         run_folder.check_new(Path("runs/other"))  # whose files it would write over
 
 
+def test_a_folder_with_a_checkpoint_alone_is_a_run_and_not_deleted(doomed, capsys):
+    for path in doomed.rglob("*"):
+        if path.is_file() and path.parent == doomed:
+            path.unlink()
+    assert run_folder.holds_a_run(doomed)
+    assert rm.main(["doomed", "--yes"], "sfrl rm") == EXIT_USAGE
+    assert "doomed has checkpoints alone" in capsys.readouterr().err
+    assert list((doomed / "checkpoints").iterdir())
+
+
 @pytest.mark.parametrize("left", ["config.json", "log.txt", "metrics.jsonl"])
 def test_any_file_of_a_run_tells_that_it_is_one(left, doomed):
     for path in doomed.rglob("*"):
         if path.is_file() and str(path.relative_to(doomed)) != left:
             path.unlink()
     assert run_folder.holds_a_run(doomed)
+    assert run_folder.has_records(doomed)
     (doomed / left).unlink()
     assert not run_folder.holds_a_run(doomed)
 
