@@ -344,7 +344,7 @@ def try_model(
 
 
 def _check_whole_numbers(model: nn.Module) -> None:
-    """Raises ValueError: some would reach those who act as others (`parameters/weights.py`)."""
+    """Raises ValueError if float32, as which state travels, does not hold all of it."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             continue

@@ -38,14 +38,10 @@ _MAX_LINE = 4096
 OLDER_LOG = "log.txt.1"
 # And event files, `latest-*.pt`.
 _FILES = ("config.json", "log.txt", OLDER_LOG, "metrics.jsonl")
-_SETTINGS: tuple[bytes, ...] = (
-    b'"env": "',
-    b'"frameskip": ',
-    b'"rollout_length": ',
-)
+_SOME_SETTINGS = (b'"env": "', b'"frameskip": ', b'"rollout_length": ')
 # What only a run of sfrl has in such a file, within so many bytes.
 _MARKS: dict[str, Callable[[bytes], object]] = {
-    "config.json": lambda text: all(mark in text for mark in _SETTINGS),
+    "config.json": lambda text: all(mark in text for mark in _SOME_SETTINGS),
     "log.txt": re.compile(
         rf"^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d{{3}} {BEGUN}\S+ in ".encode(), re.M
     ).search,
@@ -355,7 +351,7 @@ def holds_a_run(run_dir: Path) -> bool:
 
 
 def has_records(run_dir: Path) -> bool:
-    """Whether sfrl has told of a run there, by what is in its files: others have such names, too.
+    """Whether sfrl's records of a run are there, by what is in the files: others use such names.
 
     Raises:
         RunFolderError: it cannot be looked into.

@@ -391,7 +391,8 @@ def _environment_slow(run: Run) -> Finding | None:
             threads_per_worker="--threads-per-worker if it waits for something else than a core",
             num_workers="more --num-workers if cores are free",
             frameskip="a higher --frameskip",
-        ),
+        )
+        + "; or a faster environment",
     )
 
 

@@ -33,9 +33,10 @@ def machine() -> dict[str, object]:
     }
 
 
-def cpu_flags() -> set[str]:
+@cache
+def cpu_flags() -> frozenset[str]:
     """What this CPU can do, by the kernel's names: avx2, amx_tile, ..."""
-    return {*_fields(Path("/proc/cpuinfo")).get("flags", "").split()}
+    return frozenset(_fields(Path("/proc/cpuinfo")).get("flags", "").split())
 
 
 def _fields(path: Path) -> dict[str, str]:
