@@ -10,12 +10,13 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sfrl.commands import enjoy
 from sfrl.envs.gymnasium_envs import GymnasiumVecEnv
-from sfrl.records import checkpoint
+from sfrl.records import checkpoint, memory_file
 from sfrl.run.crew import WorkerError
 from sfrl.run.serial_crew import SerialCrew
 from sfrl.run.trainer import Summary, Trainer
@@ -190,9 +191,25 @@ def test_a_serial_run_may_be_interrupted_anywhere_and_ends_the_same(
     assert whole["counters"] == resumed["counters"]
     assert whole["counters"]["learner_steps"] >= 8
     assert ("target" in whole) == ("target_every" in settings)
-    assert ("row rewards" in whole["workers"]["experience"]) == ("replay_size" in settings)
     for key in {"model", "target", "optimizer", "rng", "workers"} & whole.keys():
         assert_same(whole[key], resumed[key], key)
+    memories = [memory_file.path_in(tmp_path / run) for run in "12"]
+    assert [path.exists() for path in memories] == ["replay_size" in settings] * 2
+    if memories[0].exists():
+        first, second = (dict(np.load(path)) for path in memories)
+        assert len(first["row rewards/0"]) > 0
+        assert_same(checkpoint.tensors_of(first), checkpoint.tensors_of(second), "memory")
+
+
+def test_without_its_memory_a_serial_runs_environments_start_again(tmp_path, monkeypatch, caplog):
+    """After a kill. The rows to come would go on from some that are not there."""
+    settings = {**DQN_PONG, "serial": True, "precision": "float32", "run_dir": str(tmp_path)}
+    config = interrupted(make_config(settings), monkeypatch, 25)
+    memory_file.path_in(tmp_path).unlink()
+    Trainer(config).run()
+    assert "no memory was written, as after a kill; it is filled again" in caplog.text
+    assert "environments belong to a memory that is not there; they start again" in caplog.text
+    assert checkpoint.load_latest(tmp_path).state["counters"]["env_frames"] >= 1400
 
 
 def let_environments_tell_their_state(monkeypatch) -> None:

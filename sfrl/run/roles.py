@@ -241,7 +241,7 @@ def make_learner(
     if resume_path is not None and index == 0 and not has_weights:
         saved = checkpoint.load(resume_path)
         learner.load_state(saved)
-        has_memory = config.replay is not None and saved.get("workers") is None
+        has_memory = config.replay is not None
     if learner.device.type != "cpu":
         learner.warm_up()
     learner.publish()

@@ -32,7 +32,8 @@ class SerialCrew:
     """All workers in this thread, in turn: the same seed gives the same weights, bit for bit.
 
     So does a run that was interrupted, where the environments can tell their state: a checkpoint
-    then has that of all workers, slots and queues between two rounds.
+    then has that of all workers, slots and queues between two rounds. What a memory holds is beside
+    the run's last one.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -76,9 +77,13 @@ class SerialCrew:
         ]
         if resume_path is not None:
             saved = checkpoint.load(resume_path)
-            if saved.get("workers") is None:
+            why = None
+            if self._learner.lacks_memory:  # rows of which the workers' go on
+                why = "belong to a memory that is not there"
+            elif saved.get("workers") is None:
                 several = len(self._learners) > 1
                 why = "are not saved beside several learners" if several else "could not be saved"
+            if why is not None:
                 log.info("environments %s; they start again, from other seeds", why)
             else:
                 try:
@@ -111,7 +116,6 @@ class SerialCrew:
                 "rollouts": rollouts,
                 "policies": [worker.state() for worker in self._policies],
                 "full_slots": list(self._learner.slots.waiting),
-                "experience": self._learner.experience.state(),
                 "buffer": shared.buffer.state(),
                 "progress": shared.progress.state(),
                 "queues": [queue.state() for queue in shared.channels.all()],
@@ -127,7 +131,6 @@ class SerialCrew:
             *zip(shared.channels.all(), state["queues"], strict=True),
             (shared.buffer, state["buffer"]),
             (shared.progress, state["progress"]),
-            (self._learner.experience, state.get("experience", {})),
         ]
         for part, saved in parts:
             part.load_state(saved)

@@ -65,7 +65,7 @@ class CheckpointService:
         counters = {name: state["counters"][name] for name in LEARNER_COUNTERS}
         state["metrics"] = {**request.metrics, "counters": counters}
         self._write(state, best_score, is_last=request.is_last)
-        if request.is_last and state["workers"] is None:
+        if request.is_last:
             self._write_memory(state["counters"]["learner_steps"])
 
     def _write(self, state: dict[str, Any], best_score: float | None, *, is_last: bool) -> None:

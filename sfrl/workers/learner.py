@@ -99,6 +99,7 @@ class Learner:
         self.workers_state: Callable[[], dict[str, Any] | None] = lambda: None  # see `SerialCrew`
         slots = channels.topology.slots
         self.experience = make_experience(config, buffer, slots, self.device)
+        self.lacks_memory = False  # what an earlier start held in it; see `load_memory`
         self.checkpoints = CheckpointService(
             config,
             progress,
@@ -346,6 +347,7 @@ class Learner:
 
     def load_memory(self) -> None:
         """What was written at the run's end; else it is filled again, before learning goes on."""
+        self.lacks_memory = True
         path = memory_file.path_in(self.config.run_dir)
         try:
             run_dir, steps = self.config.run_dir, self.learner_steps
@@ -353,8 +355,10 @@ class Learner:
             told = partial(self.timer.lap, "checkpoint")
             with memory_file.opened(run_dir, steps, told) as saved:
                 if saved is None:
+                    log.info("no memory was written, as after a kill; it is filled again")
                     return
                 self.experience.load_state(saved)
+            self.lacks_memory = False
             log.info("the memory goes on from %s", path)
         except (memory_file.MemoryFileError, *checkpoint.MISMATCHES) as error:
             log.warning("%s is not used: %s; the memory is filled again", path, error)
