@@ -85,7 +85,7 @@ def _settled(
     try:
         kept = {"system": defaults.system, "config": defaults.config}
         config = dataclasses.replace(defaults, **own | kept)
-        if saved is not None and not problems and unfit is None:
+        if not problems and unfit is None:
             config = config.without_unused(spec, given=own)
     except ConfigError as error:
         problems.append(str(error))

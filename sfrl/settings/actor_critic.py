@@ -39,7 +39,7 @@ _MUON_TRIED = {
 
 @dataclass(frozen=True, kw_only=True)
 class ActorCriticConfig(Config):
-    """A policy with a critic (--system=appo, impala, a2c-sync)."""
+    """A policy with a critic (--system=appo, impala, seed, a2c-sync, a3c, hogwild)."""
 
     ALGORITHM = "actor_critic"
     STATISTICS = (

@@ -19,6 +19,7 @@ from sfrl.settings.config import Config, ConfigError
 from sfrl.settings.dqn import DQNConfig
 from sfrl.settings.fields import Setting, settings_of
 from sfrl.settings.n_step_q import NStepQConfig
+from sfrl.settings.replay import ReplayConfig
 from sfrl.settings.sac import SACConfig
 from sfrl.systems import DEFAULT_SYSTEM, SYSTEMS
 
@@ -59,13 +60,16 @@ def class_of(system: str) -> type[Config]:
 def default_config(given: Mapping[str, Any]) -> Config:
     """That of the system that is given, with a memory if one is asked for."""
     system = SYSTEMS[given.get("system", DEFAULT_SYSTEM)]
-    return make_config({"system": system.name, **system.defaults, **memory_of(given)})
+    memory = recurrence_of(system.name, given)
+    return make_config({"system": system.name, **system.defaults, **memory})
 
 
-def memory_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Kind and size, where one of them asks for a memory: what is given goes before."""
+def recurrence_of(system: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Kind and size of `rnn`, where one of them asks for it and the system can have it: what is
+    given goes before."""
     asks = given.get("rnn", "none") != "none" or given.get("rnn_size", 0) != 0
-    return {"rnn": "gru", "rnn_size": _RNN_SIZE} if asks else {}
+    can = not issubclass(class_of(system), ReplayConfig)
+    return {"rnn": "gru", "rnn_size": _RNN_SIZE} if asks and can else {}
 
 
 def all_settings() -> dict[str, Setting]:

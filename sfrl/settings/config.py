@@ -145,9 +145,8 @@ class Config(
                 f"forced_lag={self.forced_lag}: hardly a row would be learned from; leave it out"
             )
         num_slots = self.num_slots // self.num_learners
-        is_round = SYSTEMS[self.system].is_synchronous or self.has_bundles
-        if is_round and self.slots_per_batch != num_slots:
-            size = num_slots * self.envs_per_split * self.rollout_length
+        size = num_slots * self.envs_per_split * self.rollout_length
+        if self._learns_by_rounds and self.batch_size != size:
             whose = "a process's" if self.has_bundles else "all"
             workers = "" if self.has_bundles else "num_workers * "
             problems.append(
@@ -222,6 +221,12 @@ class Config(
         has_bundles: bool = SYSTEMS[self.system].layout == "bundles"
         return has_bundles
 
+    @property
+    def _learns_by_rounds(self) -> bool:
+        """Whether a training batch is a round of all environments, or of a process's own."""
+        system = SYSTEMS.get(self.system)  # None: that is reported
+        return system is not None and (system.is_synchronous or system.layout == "bundles")
+
     # --- derived sizes ---
     @property
     def num_policies(self) -> int:
@@ -257,7 +262,10 @@ class Config(
 
     # --- rules ---
     def problems(self) -> list[str]:
-        problems = [*super().problems(), *self._system_problems(), *self._batch_problems()]
+        of_system = self._system_problems()
+        fixed = {problem.partition("=")[0] for problem in of_system}  # whose only remedy that is
+        problems = [p for p in super().problems() if p.partition("=")[0] not in fixed]
+        problems += [*of_system, *self._batch_problems()]
         if self.lr_schedule == "linear" and self.train_frames == 0:
             problems.append(
                 "train_frames=0 sets no end, and lr_schedule=linear needs one, where the rate "
@@ -290,7 +298,7 @@ class Config(
         unit = self.rollout_length * envs_per_split // math.gcd(self.minibatches, envs_per_split)
         batch_size = nearest_multiple(self.batch_size, unit)
         is_fifo = self.replay is None
-        if is_fifo and self.batch_size % unit:
+        if is_fifo and self.batch_size % unit and not self._learns_by_rounds:
             problems.append(
                 f"batch_size={self.batch_size} must be a multiple of {unit}, so that a minibatch "
                 f"holds whole trajectories (of rollout_length={self.rollout_length}) and a "

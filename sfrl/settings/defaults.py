@@ -10,7 +10,7 @@ from typing import Any
 
 from sfrl import envs
 from sfrl.nets.choose import CNN_SIZES, MODELS, encoder_of, seen, usual_encoder
-from sfrl.settings.algorithms import class_of, make_config, memory_of
+from sfrl.settings.algorithms import class_of, make_config, recurrence_of
 from sfrl.settings.config import MAX_INDEX, Config, ConfigError
 from sfrl.settings.fields import nearest_multiple
 from sfrl.settings.machine import available_cores
@@ -44,7 +44,8 @@ def defaults_for(
     given = {**given, **fixed}
     cores = available_cores()
     spec = spec or envs.describe(env)
-    values: dict[str, Any] = {"env": env, "system": system.name, **memory_of(given)}
+    memory = recurrence_of(system.name, given)
+    values: dict[str, Any] = {"env": env, "system": system.name, **memory}
     num_workers = cores if cores <= 4 else cores - 1
     if spec.kind == "atari":
         values["episodic_life"] = given.get("preset") != "classic"

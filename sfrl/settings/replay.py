@@ -7,7 +7,7 @@ from typing import Annotated
 
 from sfrl.settings.config import Config
 from sfrl.settings.experience import ReplaySpec
-from sfrl.settings.fields import USUAL, Count, Positive, at_least, at_most
+from sfrl.settings.fields import USUAL, Count, Positive, at_most
 
 _ATARI_FRAMES = 4
 _USUAL_SIZE = 100_000
@@ -20,7 +20,8 @@ class ReplayConfig(Config):
     replay_size: Annotated[Count, USUAL] = 1_000_000
     """Rows that the memory holds, of all environments together; then the oldest are replaced."""
     learning_starts: Count = 2_000
-    """Decisions in the memory before learning begins. Those of a new run are random until then."""
+    """Decisions in the memory before learning begins. Until then those of a new run are random with
+    sac, and as --epsilon-frames says with dqn."""
     updates_per_decision: Positive = 1.0
     """Optimizer steps for each decision, of one minibatch from the memory each. Workers wait if
     they are ahead."""
@@ -33,7 +34,7 @@ class ReplayConfig(Config):
     rollout_length: Count = 4
     minibatches: Count = 1
     epochs: Count = 1
-    max_policy_lag: Annotated[int, at_least(0)] = 1_000_000_000
+    max_policy_lag: Count = 1_000_000_000  # of its rows the oldest are as old as the memory is long
 
     @property
     def replay(self) -> ReplaySpec:
@@ -42,12 +43,14 @@ class ReplayConfig(Config):
         )
 
     def problems(self) -> list[str]:
-        problems = super().problems()
-        if self.rnn != "none":
-            problems.append(
-                f"rnn={self.rnn} must be none: {self.system} learns from single decisions; "
-                f"leave it out, or use system=appo"
-            )
+        of_rnn = {"rnn": "none", "rnn_size": 0}
+        problems = [p for p in super().problems() if p.partition("=")[0] not in of_rnn]
+        problems += [
+            f"{name}={getattr(self, name)} must be {no}: {self.system} learns from single "
+            f"decisions; leave it out, or use system=appo"
+            for name, no in of_rnn.items()
+            if getattr(self, name) != no
+        ]
         problems += [
             f"{name}={getattr(self, name)} must be 1: it is of trajectories that are learned from "
             f"in order, and {self.system} draws from a memory; use updates_per_decision"

@@ -223,6 +223,14 @@ def test_the_list_of_systems_names_each_with_its_paper(capsys):
             "appo --forced-lag=50 --max-policy-lag=49",
             ["max_policy_lag=49 must be at least forced_lag=50: hardly a row would be learned"],
         ),
+        ("seed --num-policy-workers=9", ["num_policy_workers=9 must be 1 with system=seed"]),
+        ("a3c --batch-size=81", ["batch_size=81 must be 80 with system=a3c: a round of a process"]),
+        ("sac --max-policy-lag=0", ["max_policy_lag=0 must be at least 1"]),
+        (
+            "dqn --rnn=lstm --gamma=7",
+            ["gamma=7.0 must lie between 0 and 1", "rnn=lstm must be none: dqn learns from single"],
+        ),
+        ("dqn --rnn-size=64", ["rnn_size=64 must be 0: dqn learns from single decisions"]),
     ],
 )
 def test_what_a_system_fixes_is_refused_with_the_reason(flags, problems):
@@ -231,6 +239,19 @@ def test_what_a_system_fixes_is_refused_with_the_reason(flags, problems):
     lines = str(refusal.value).splitlines()
     assert len(lines) == len(problems), lines
     assert all(line.startswith(problem) for line, problem in zip(lines, problems, strict=True))
+
+
+def test_a_default_that_another_setting_makes_useless_needs_not_be_left_out():
+    config = cli.parse(["--env=CartPole-v1", "--system=dqn", "--optimizer=sgd"])
+    assert config.optimizer == "sgd"
+    with pytest.raises(ConfigError, match=r"optimizer_eps=0.1 is for adam, .* leave it out"):
+        cli.parse(["--env=CartPole-v1", "--system=dqn", "--optimizer=sgd", "--optimizer-eps=0.1"])
+
+
+def test_help_tells_all_systems_of_an_algorithm():
+    for cls in ALGORITHMS.values():
+        told = (cls.__doc__ or "").partition("(--system=")[2].partition(")")[0].split(", ")
+        assert told == [s.name for s in SYSTEMS.values() if s.algorithm == cls.ALGORITHM]
 
 
 def test_a_saved_run_whose_optimizer_has_no_weights_of_its_own_goes_on():
