@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from sfrl.runs.reader import Run
+from sfrl.settings.algorithms import config_from
+from sfrl.settings.config import ConfigError
 from sfrl.settings.environment import meaning
 from sfrl.settings.fields import settings_of
 from sfrl.settings.reports import ReportSettings
@@ -63,30 +66,34 @@ def compare(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for env in dict.fromkeys(run.env for run in runs):
         alike = [run for run in runs if run.env == env]
-        names = differing_settings(alike)
+        settings = [_settings_of(run) for run in alike]
+        names = differing_settings(settings)
         frames = int(min(run.latest("env_frames") or 0 for run in alike))
-        members: dict[tuple[object, ...], list[Run]] = {}
-        for run in alike:
-            members.setdefault(tuple(_meaning(run, name) for name in names), []).append(run)
-        groups += [
-            _group(env, {name: group[0].settings.get(name) for name in names}, group, frames)
-            for group in members.values()
-        ]
+        members: dict[tuple[object, ...], tuple[dict[str, object], list[Run]]] = {}
+        for run, values in zip(alike, settings, strict=True):
+            meanings = tuple(meaning(name, values.get(name)) for name in names)
+            own = {name: values.get(name) for name in names}
+            members.setdefault(meanings, (own, []))[1].append(run)
+        groups += [_group(env, own, group, frames) for own, group in members.values()]
     return groups
 
 
-def differing_settings(runs: Sequence[Run]) -> list[str]:
+def differing_settings(runs: Sequence[Mapping[str, object]]) -> list[str]:
     """The names of those that are not the same in all runs, in the order of config.json."""
-    names = dict.fromkeys(name for run in runs for name in run.settings)
+    names = dict.fromkeys(name for settings in runs for name in settings)
     return [
         name
         for name in names
-        if name not in _OF_A_RUN and len({_meaning(run, name) for run in runs}) > 1
+        if name not in _OF_A_RUN and len({meaning(name, run.get(name)) for run in runs}) > 1
     ]
 
 
-def _meaning(run: Run, name: str) -> object:
-    return meaning(name, run.settings.get(name))
+def _settings_of(run: Run) -> Mapping[str, object]:
+    """Also those that were not there yet when it began; as they are, if no run could have them."""
+    try:
+        return dataclasses.asdict(config_from(dict(run.settings), str(run.folder)))
+    except ConfigError:
+        return run.settings
 
 
 def _group(env: str, settings: dict[str, object], runs: list[Run], frames: int) -> Group:
