@@ -46,6 +46,7 @@ class RunningNorm(nn.Module):
     @torch.no_grad()
     def update(self, x: Tensor, mask: Tensor) -> None:
         """Of x [..., D] the rows in which mask [...] is true. It reads no result."""
+        x = torch.where(mask.unsqueeze(-1), x, self.mean)  # of other rows nothing, not even NaN
         reach = torch.where(self.count > 0, self.MAX_GROWTH * self._deviation(), self.LARGEST)
         x = x.clamp(-self.LARGEST, self.LARGEST)
         x = (x - self.mean).clamp(-reach, reach)  # from the mean: less is lost in rounding

@@ -191,9 +191,10 @@ class PolicyWorker:
         exploration = None if self._exploration is None else self._exploration[splits].flatten()
         fields, states = self.algorithm.act(self.model, obs, states, exploration, self.generator)
         if states is not None:
-            # A row that shows a final observation is followed by a new episode: state 0.
-            kept = states.unflatten(0, valid.shape) * valid.unsqueeze(2)
-            self._all_rnn_states[splits] = kept
+            # A row that shows a final observation is followed by a new episode: state 0, even if it
+            # was not finite.
+            states = states.unflatten(0, valid.shape)
+            self._all_rnn_states[splits] = states.masked_fill(~valid.unsqueeze(2), 0)
         return fields
 
     def _reply(self, requests: list[Message], version: int, acted: Results) -> None:

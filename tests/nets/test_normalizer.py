@@ -25,7 +25,7 @@ def test_no_rows_change_nothing() -> None:
     norm = RunningNorm(2)
     norm.update(torch.randn(5, 3, 2), torch.ones(5, 3, dtype=torch.bool))
     before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
-    norm.update(torch.randn(5, 3, 2), torch.zeros(5, 3, dtype=torch.bool))
+    norm.update(torch.full((5, 3, 2), torch.nan), torch.zeros(5, 3, dtype=torch.bool))
     assert all(torch.equal(before[name], tensor) for name, tensor in norm.state_dict().items())
 
 

@@ -329,6 +329,8 @@ def test_recurrent_state_is_kept_by_split_and_reset_after_an_invalid_row(make_po
     shared, _, policy = make_policy(rnn="gru", rnn_size=6)
     for t in range(T):
         request(shared, (0, t), (2, t))
+        if t == 0:
+            shared.buffer.obs[OBS][0, t, 1] = np.nan  # it stays in the state as long as the episode
         if t == T - 1:
             shared.buffer.valid[0, t] = [True, False, True, True]
         policy.step()
