@@ -242,10 +242,11 @@ class Learner:
         batch = self.experience.gather(*self._chosen)
         self.timer.lap("gather")
         loss = self.algorithm.loss(self.model, self.parameters.target, batch, self._version)
+        has_rows = loss.mask.any()  # from none nothing is learned: Muon's momentum would go on
         applied, grad_norm = self.parameters.step(
             loss.total,
             lambda model, applied: self.algorithm.after_update(model, batch, loss, applied),
-            loss.reach,
+            has_rows if loss.reach is None else loss.reach * has_rows,
         )
         own = {"total_loss": loss.total.detach(), "grad_norm": grad_norm}
         self.statistics.add(own | loss.statistics, applied)
