@@ -179,6 +179,18 @@ class Half:
     recv = reset = state = close = send
 
 
+class Forgetful(Nested):
+    """Its mask is in `info` after a step and after the first reset, but not after others."""
+
+    was_reset = False
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        info = {} if self.was_reset else info
+        self.was_reset = True
+        return obs, info
+
+
 class Misshapen(Lights):
     def __init__(self, num_envs, seed):
         super().__init__(num_envs, seed)
@@ -222,6 +234,7 @@ IDS = {
     "Swallows-v0": lambda num_envs, **kwargs: sync(num_envs, mode=SAME_STEP),
     "Passes-v0": lambda num_envs, **kwargs: sync_of_any_mode(num_envs, **kwargs),
     "Nested-v0": lambda num_envs: sync(num_envs, Nested),
+    "Forgetful-v0": lambda num_envs: sync(num_envs, Forgetful),
     "NestedDisabled-v0": lambda num_envs: sync(num_envs, Nested, DISABLED),
     "Shared-v0": lambda num_envs: SyncVectorEnv([InFloat32] * num_envs, copy=False),
     "Blind-v0": Blind,

@@ -217,6 +217,20 @@ def test_a_fault_ends_the_worker_and_names_its_place(env_id, on_nan, error, text
     assert type(caught.value) is error
 
 
+def test_a_mask_that_is_missing_after_a_reset_is_told_so():
+    """An action is taken there: it would be any."""
+    with closing(envs.make_vec_env(HERE + "Forgetful-v0", 2, seed=0)) as env:
+        rng = np.random.default_rng(0)
+
+        def play(obs):
+            for _ in range(10):
+                env.send(envs.random_actions(env.actions, obs, rng))
+                obs = env.recv().obs
+
+        with pytest.raises(EnvError, match="its action mask is None; it must be"):
+            play(env.reset())
+
+
 def test_a_reset_that_returns_observations_alone_is_told_so():
     with pytest.raises(EnvError, match=r"its reset returned .*, and must return observation,"):
         envs.make_vec_env(HERE + "Older-v0", 2, seed=0)
