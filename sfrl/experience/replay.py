@@ -83,8 +83,10 @@ class Replay:
         self._reach = np.zeros((length, self._num_columns), np.uint8)  # how far stacks look back
         self._num_decisions = self._num_starts = 0  # in the memory
         self._num_taken = 0  # decisions of the slots loaded last
-        # Minibatches for each decision, and what of one is due: sums of floats would drift.
-        self._ratio, self._due = Fraction(str(spec.updates_per_decision)), Fraction(0)
+        # Minibatches for each decision, and what of one is due: sums of floats would drift. Saved
+        # as two integers of 64 bits.
+        ratio = Fraction(str(spec.updates_per_decision))
+        self._ratio, self._due = ratio.limit_denominator(10**9), Fraction(0)
         self._loaded: list[int] = []
         self._window = torch.arange(spec.window + 1, device=device).unsqueeze(1)  # [n+1, 1]
 

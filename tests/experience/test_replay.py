@@ -251,6 +251,17 @@ def test_nothing_is_due_while_no_window_is_whole():
     assert len(taken(replay, 0)) > 0
 
 
+def test_a_long_fraction_of_an_update_is_saved_and_read():
+    slots = Slots(1, 1, 3, random.Random(0))
+    old, new = (Replay(ReplaySpec(50, 1, 1 / 900), 4, slots.buffer, [0], CPU) for _ in range(2))
+    for _ in range(10):  # the longest fractions are those of odd numbers of decisions
+        slots.fill(0, starts=False)
+        taken(old, 0)
+        new.load_state(old.state())
+        assert old._due == new._due < 1
+    assert old._due > 0
+
+
 def made_of_large_memory() -> tuple[int, int]:
     """Bytes of its rows, and those that the process has grown by."""
     slots = Slots(2, 3, 4, random.Random(0))
