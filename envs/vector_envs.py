@@ -430,7 +430,10 @@ class GymnasiumVector:
             rewards = self._column("rewards", outcome[0], np.float32)
             terminated = self._column("terminations", outcome[1], np.bool_)
             truncated = self._column("truncations", outcome[2], np.bool_)
-            obs = self._read(observations, infos, terminated | truncated | self._ended)
+            may_lack = terminated | truncated
+            if self._resets:  # then what it shows of these is of no use: they are reset below
+                may_lack |= self._ended
+            obs = self._read(observations, infos, may_lack)
             if to_reset is not None:
                 observations, own_infos = vector.reset(options={"reset_mask": to_reset.copy()})
                 first = self._read(observations, own_infos, ~to_reset)

@@ -23,8 +23,11 @@ T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 
 parser = argparse.ArgumentParser(allow_abbrev=False)  # --seed is no short --seeds
 parser.add_argument("--seeds", type=int, choices=T95, default=5)
 options, flags = parser.parse_known_args()
-if any(flag.partition("=")[0] == "--seed" for flag in flags):
+names = {flag.partition("=")[0] for flag in flags}
+if "--seed" in names:
     parser.error("each run has a seed of its own; --seeds=5 says how many there are")
+if "--run-dir" in names:
+    parser.error("each run has a folder of its own; leave --run-dir out, and it is in runs/")
 flags = flags or ["--env=CartPole-v1", "--train-frames=60_000"]
 
 

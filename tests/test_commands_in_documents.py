@@ -324,8 +324,15 @@ def test_the_extras_that_documents_name_exist():
     assert named <= {*extras["optional-dependencies"]}
 
 
-def test_a_seed_is_no_number_of_seeds():
-    command = [sys.executable, str(EXAMPLES / "several_seeds.py"), "--seed=3"]
+@pytest.mark.parametrize(
+    ("flag", "problem"),
+    [
+        ("--seed=3", "each run has a seed of its own; --seeds=5 says how many"),
+        ("--run-dir=x", "each run has a folder of its own; leave --run-dir out"),
+    ],
+)
+def test_what_seeds_cannot_share_is_refused_before_the_first(flag, problem):
+    command = [sys.executable, str(EXAMPLES / "several_seeds.py"), flag]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
-    assert "each run has a seed of its own; --seeds=5 says how many" in ended.stderr
+    assert problem in ended.stderr
