@@ -110,7 +110,13 @@ class CentralParameters:
     def pull(self) -> None:
         """Nothing: the model's are the newest."""
 
-    def step(self, loss: Tensor, after_update: Edit, reach: Tensor | None = None) -> Step:
+    def step(
+        self,
+        loss: Tensor,
+        after_update: Edit,
+        reach: Tensor | None = None,
+        has_rows: Tensor | bool = True,
+    ) -> Step:
         """On a GPU it reads no result, so that it can be captured as a CUDA graph.
 
         RMSprop's cannot: it has no `found_inf`, so that the host has to branch, as on a CPU.
@@ -118,7 +124,7 @@ class CentralParameters:
         self.drop_gradients()
         loss.backward()
         grad_norm = clip_gradients(self._networks, self._max_grad_norm)
-        applied = torch.isfinite(loss.detach()) & torch.isfinite(grad_norm)
+        applied = torch.isfinite(loss.detach()) & torch.isfinite(grad_norm) & has_rows
         if isinstance(self.optimizer, Muon):
             self.optimizer.reach = 1.0 if reach is None else reach
         if self._skips_on_device:

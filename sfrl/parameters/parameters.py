@@ -31,7 +31,13 @@ class Parameters(Protocol):
     def pull(self) -> None:
         """Make the model's weights the newest there are."""
 
-    def step(self, loss: Tensor, after_update: Edit, reach: Tensor | None = None) -> Step:
+    def step(
+        self,
+        loss: Tensor,
+        after_update: Edit,
+        reach: Tensor | None = None,
+        has_rows: Tensor | bool = True,
+    ) -> Step:
         """One optimizer step down the gradient of `loss`, unless one of them is not finite.
 
         Args:
@@ -39,6 +45,8 @@ class Parameters(Protocol):
                 have.
             reach: scalar, 0 to 1, multiplies Muon's steps of the matrices, which do not get shorter
                 as the gradient gets smaller. None: 1. Other optimizers do without it.
+            has_rows: scalar bool, whether the loss is of any row. Without one nothing is learned:
+                a step would follow the optimizer's momentum alone, and none is made.
         """
 
     def drop_gradients(self) -> None: ...

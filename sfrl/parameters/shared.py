@@ -94,12 +94,18 @@ class SharedParameters:
             for own, shared in self._pairs:
                 own.copy_(shared)
 
-    def step(self, loss: Tensor, after_update: Edit, reach: Tensor | None = None) -> Step:
+    def step(
+        self,
+        loss: Tensor,
+        after_update: Edit,
+        reach: Tensor | None = None,
+        has_rows: Tensor | bool = True,
+    ) -> Step:
         """The gradient is that of `model`; the step, and what edits after it, are the block's."""
         self.drop_gradients()
         loss.backward()
         grad_norm = clip_gradients(self._networks, self._max_grad_norm)
-        applied = torch.isfinite(loss.detach()) & torch.isfinite(grad_norm)
+        applied = torch.isfinite(loss.detach()) & torch.isfinite(grad_norm) & has_rows
         if applied:
             gradient = torch.cat(
                 [

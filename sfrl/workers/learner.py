@@ -242,14 +242,15 @@ class Learner:
         batch = self.experience.gather(*self._chosen)
         self.timer.lap("gather")
         loss = self.algorithm.loss(self.model, self.parameters.target, batch, self._version)
-        has_rows = loss.mask.any()  # from none nothing is learned: Muon's momentum would go on
+        has_rows = loss.mask.any()
         applied, grad_norm = self.parameters.step(
             loss.total,
             lambda model, applied: self.algorithm.after_update(model, batch, loss, applied),
-            has_rows if loss.reach is None else loss.reach * has_rows,
+            loss.reach,
+            has_rows,
         )
         own = {"total_loss": loss.total.detach(), "grad_norm": grad_norm}
-        self.statistics.add(own | loss.statistics, applied)
+        self.statistics.add(own | loss.statistics, applied, has_rows)
         self.statistics.add_rows(self._version - batch.policy_version, batch.valid[:-1], loss.mask)
         self._version += applied
         return applied

@@ -26,8 +26,12 @@ class UpdateStatistics:
         # Steps applied and skipped since `count` was called, and those skipped in a row.
         self._steps = torch.zeros(3, dtype=torch.int64, device=device)
 
-    def add(self, values: dict[str, Tensor], applied: Tensor) -> None:
+    def add(
+        self, values: dict[str, Tensor], applied: Tensor, has_rows: Tensor | bool = True
+    ) -> None:
         """One update: name -> scalar for all the names, and whether it changed the weights.
+
+        Without a row to learn from it was neither a step nor a skipped one, and has no statistics.
 
         Raises:
             KeyError: a name is missing, or is none that was announced.
@@ -35,9 +39,9 @@ class UpdateStatistics:
         if values.keys() != set(self._names):
             raise KeyError(f"statistics {sorted(values)} are not those announced, {self._names}")
         row = torch.stack([*(values[name] for name in self._names), torch.ones_like(self._sums[0])])
-        self._sums += torch.where(row.isfinite().all(), row, 0.0)
-        taken = applied.long()
-        self._steps += torch.stack([taken, 1 - taken, 1 - taken])
+        self._sums += torch.where(row.isfinite().all() & has_rows, row, 0.0)
+        taken, skipped = applied.long(), (~applied & has_rows).long()
+        self._steps += torch.stack([taken, skipped, skipped])
         self._steps[2] *= 1 - taken
 
     def add_rows(self, lag: Tensor, valid: Tensor, mask: Tensor) -> None:

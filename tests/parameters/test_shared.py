@@ -170,6 +170,16 @@ def test_a_loss_that_is_not_finite_leaves_the_block_alone(make_shared):
     assert same(learner.of_block(), before)
 
 
+def test_a_loss_without_rows_leaves_the_block_alone(make_shared):
+    learner = Learner(make_shared(**A3C), 0)
+    learner.parameters.publish(0)
+    before = learner.of_block()
+    loss = next(learner.model.parameters()).sum()
+    applied, _ = learner.parameters.step(loss, unchanged, has_rows=torch.tensor(False))
+    assert not applied
+    assert same(learner.of_block(), before)
+
+
 def test_the_others_wait_for_the_first_and_its_successor_changes_nothing(make_shared):
     shared = make_shared(**A3C)
     made = []

@@ -50,6 +50,15 @@ def test_steps_are_counted_and_those_skipped_in_a_row(statistics):
     assert statistics.count() == (1, 0, 0)
 
 
+def test_an_update_without_rows_counts_for_nothing(statistics):
+    statistics.add(update(1.0, 10.0), YES, YES)
+    statistics.add(update(0.0, 0.0), NO, NO)
+    statistics.add(update(1.0, 1.0), NO, YES)
+    statistics.add(update(0.0, 0.0), NO, NO)
+    assert statistics.count() == (1, 1, 1), "nor does it end a row of skipped ones"
+    assert statistics.take()[0] == {"loss": 1.0, "entropy": 5.5}
+
+
 def test_the_lag_is_that_of_valid_rows(statistics):
     lag = torch.tensor([[0, 3], [300, 7]])
     valid = torch.tensor([[True, True], [True, False]])
