@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sfrl.algorithms.algorithm import Algorithm
 from sfrl.envs.logs import own_logger
 from sfrl.experience.experience import make_experience
+from sfrl.experience.replay import Replay
 from sfrl.experience.slot_inbox import SlotInbox
 from sfrl.experience.trajectory_buffer import TrajectoryBuffer
 from sfrl.ipc.channels import Channels
@@ -106,7 +107,7 @@ class Learner:
             checkpoint_requests,
             reports,
             self.state,
-            self.experience.state,
+            self._memory,
             index,
             saves_alone,
         )
@@ -364,6 +365,18 @@ class Learner:
             log.info("the memory goes on from %s", path)
         except (memory_file.MemoryFileError, *checkpoint.MISMATCHES) as error:
             log.warning("%s is not used: %s; the memory is filled again", path, error)
+
+    def _memory(self) -> dict[str, Any]:
+        """What is written beside the run's last checkpoint.
+
+        Nothing where that of an earlier start is there and could not be read, and this one's is
+        not enough to learn from: the next start may read it, with other settings.
+        """
+        memory = self.experience
+        is_young = isinstance(memory, Replay) and memory.num_decisions < memory.spec.min_size
+        if self.lacks_memory and is_young and memory_file.path_in(self.config.run_dir).exists():
+            return {}
+        return memory.state()
 
     def wait(self, timeout_s: float, others: Sequence[IndexQueue] = ()) -> None:
         self.inbox.wait(timeout_s, others)

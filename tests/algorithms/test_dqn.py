@@ -213,8 +213,10 @@ def test_a_memory_is_written_at_the_end_and_filled_again_without_it(tmp_path, ca
     refilled = steps_until(1800, resume=True)
     assert f"{path} is not used: it cannot be read (BadZipFile" in caplog.text
     assert refilled - again == pytest.approx(0.2 * 100, abs=10)
+    content = path.read_bytes()
     steps_until(1900, resume=True, replay_size=3000)
     assert f"{path} is not used: is_acted is (250, 8) and must be (375, 8)" in caplog.text
+    assert path.read_bytes() == content, "until the new one is large enough to learn from"
     path.unlink()
     steps_until(2000, resume=True, replay_size=3000)
     assert "memory goes on" not in caplog.text
