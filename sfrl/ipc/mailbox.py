@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import pickle
 import socket
-from typing import Generic, TypeVar
+import weakref
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class Mailbox(Generic[M]):
         self._sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAILBOX_BYTES)
         self._receiver.setblocking(False)
         self._dropped = SharedArray("dropped-messages", *self.FIELD)
+        self._close_with_it()
 
     @property
     def dropped(self) -> int:
@@ -64,6 +66,11 @@ class Mailbox(Generic[M]):
                 return messages
             messages.append(pickle.loads(data))
 
-    def __del__(self) -> None:
-        self._receiver.close()
-        self._sender.close()
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._close_with_it()
+
+    def _close_with_it(self) -> None:
+        """Not in `__del__`: of a cycle of objects the sockets may be finalized first, and warn."""
+        for end in (self._receiver, self._sender):
+            weakref.finalize(self, end.close)
