@@ -128,7 +128,7 @@ class BackgroundWriter(io.BufferedIOBase):
 
     def _write_all(self, data: bytes) -> None:
         if self._fd is None:
-            self._file.write(data.decode(self._file.encoding or "utf-8", "backslashreplace"))
+            self._file.write(data.decode(encoding_of(self._file), "backslashreplace"))
             self._file.flush()
             return
         while data:
@@ -183,7 +183,7 @@ def own_output(*, last_line_follows: bool = False) -> Iterator[Output]:
     saved, sources = [], []
     for descriptor, writer, file in zip((1, 2), (out, err), files, strict=True):
         saved.append(os.dup(descriptor))
-        sources.append(_Source(descriptor, writer, file.encoding or "utf-8"))
+        sources.append(_Source(descriptor, writer, encoding_of(file)))
     end = os.eventfd(0)
     thread = threading.Thread(target=_pass_on, args=(output, sources, end), daemon=True)
     timeout_s: float | None = _LAST_LINES_S
@@ -204,6 +204,11 @@ def own_output(*, last_line_follows: bool = False) -> Iterator[Output]:
         os.close(end)
         out.finish(timeout_s)
         err.finish(_LAST_LINES_S)
+
+
+def encoding_of(file: TextIO) -> str:
+    """A program's own stdout may be an object that has `write` and `flush` alone."""
+    return getattr(file, "encoding", None) or "utf-8"
 
 
 def _start(thread: threading.Thread) -> None:
@@ -233,7 +238,7 @@ def _descriptor(file: TextIO) -> int | None:
 
 def _as_text(writer: BackgroundWriter, file: TextIO) -> TextIO:
     """Every `write` goes on at once and whole; what the encoding lacks is escaped."""
-    return io.TextIOWrapper(writer, file.encoding, ESCAPE, write_through=True)
+    return io.TextIOWrapper(writer, encoding_of(file), ESCAPE, write_through=True)
 
 
 class _Source:

@@ -217,3 +217,24 @@ def test_a_notebook_shows_what_is_printed_though_it_names_its_kernels_terminal(
             subprocess.run(["echo", "program"], check=True)
         assert sorted(cell.getvalue().split()) == ["own", "program"]
         assert (tmp_path / "terminal").read_text() == ""
+
+
+def test_an_object_that_only_writes_may_be_stdout(monkeypatch):
+    """As programs make them that write to a file as well."""
+
+    class Tee:
+        def __init__(self):
+            self.text = ""
+
+        def write(self, text):
+            self.text += text
+
+        def flush(self):
+            pass
+
+    tee = Tee()
+    monkeypatch.setattr(sys, "stdout", tee)
+    with own_output() as output:
+        output.out.write("own \u2588\n")
+        print("python")
+    assert sorted(tee.text.split("\n")) == ["", "own \u2588", "python"]
