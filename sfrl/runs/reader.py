@@ -104,15 +104,7 @@ class Run:
 
     @cached_property
     def interval(self) -> tuple[Record, Record]:
-        """The newest record of a whole interval, after the one before it; {} where there is none.
-
-        A run's last interval may be short, and mostly its last checkpoint.
-        """
-        records = [{}, *self.records[-_LAST:]]
-        intervals = [*pairwise(records)] or [({}, {})]
-        seconds = [seconds_between(*interval) for interval in intervals]
-        is_short = len(seconds) > 1 and seconds[-1] < seconds[-2] / 2
-        return intervals[-2 if is_short else -1]
+        return last_interval(self.records)
 
     def curve(self, metric: str) -> list[tuple[float, float]]:
         """Pairs of a metric and the score, oldest first.
@@ -236,6 +228,17 @@ def _folders(root: Path) -> list[Path]:
 
 
 def read(folder: Path, most_records: int = MOST_RECORDS) -> Run:
+def last_interval(records: Sequence[Record]) -> tuple[Record, Record]:
+    """The newest record of a whole interval, after the one before it; {} where there is none.
+
+    A run's last interval may be short, and mostly its last checkpoint.
+    """
+    intervals = [*pairwise([{}, *records[-_LAST:]])] or [({}, {})]
+    seconds = [seconds_between(*interval) for interval in intervals]
+    is_short = len(seconds) > 1 and seconds[-1] < seconds[-2] / 2
+    return intervals[-2 if is_short else -1]
+
+
     """What is in the folder now.
 
     Args:

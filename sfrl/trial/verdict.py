@@ -13,6 +13,7 @@ from sfrl.envs import EnvSpec, Leaf
 from sfrl.records import bottleneck
 from sfrl.records.metrics import EPISODE_WINDOW, Record
 from sfrl.records.timing import COMPONENT_STAGES
+from sfrl.runs.reader import last_interval
 from sfrl.settings.config import Config
 from sfrl.settings.machine import machine
 from sfrl.systems import SYSTEMS
@@ -184,7 +185,7 @@ def limit_of(trial: Trial) -> str | None:
         return f"{trial.outlook.limit} (work: {parts})"
     if not curve or trial.training is None:
         return None
-    return bottleneck.limit_of(trial.training.records[-1], is_serial=False)
+    return bottleneck.limit_of(last_interval(trial.training.records)[1], is_serial=False)
 
 
 def minutes_to(trial: Trial, frames: int) -> float | None:

@@ -201,6 +201,18 @@ def test_an_interval_holds_the_mean_about_as_often_as_it_says():
     assert 0.90 < hits / 500 < 0.98
 
 
+def test_the_last_checkpoint_limits_no_training():
+    last = record(20.1, 16_050, 40.0, 16) | {"policy/working": 0.9}
+    training = Training([*RECORDS, last], None, is_machines=False)
+    trial = trial_of()
+    assert verdict.limit_of(trial) is not None
+    assert verdict.limit_of(dataclasses.replace(trial, training=training)) == verdict.limit_of(
+        trial
+    )
+    long = training._replace(records=[*RECORDS, last | {"time_s": 21.0}])
+    assert verdict.limit_of(dataclasses.replace(trial, training=long)) != verdict.limit_of(trial)
+
+
 def test_in_order_there_is_nothing_to_set():
     assert advice(trial_of()) == []
 
