@@ -154,8 +154,15 @@ def _check_form(name: str) -> None:
     )
 
 
+def is_installed(package: str) -> bool:
+    """Whether it can be imported. A folder of this name, without a file of Python, is no package:
+    wandb makes one where one trains."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
 def _to_install(module: str, extra: str) -> str:
-    is_there = importlib.util.find_spec(module.partition(".")[0]) is not None
+    is_there = is_installed(module.partition(".")[0])
     return "" if is_there else f', and install it: pip install "sfrl[{extra}]"'
 
 

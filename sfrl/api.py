@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from sfrl.run.signals import children_noticed, signals_to
 from sfrl.run.trainer import Summary, Trainer
 from sfrl.settings.algorithms import all_settings
 from sfrl.settings.config import ConfigError
-from sfrl.settings.fields import Setting
+from sfrl.settings.fields import Setting, seconds
 from sfrl.settle import changes, settle, tuned
 from sfrl.show.output import own_output
 
@@ -103,6 +103,9 @@ def _plain(value: object, setting: Setting | None) -> object:
         value = value.item()
     if isinstance(value, float) and value.is_integer() and setting and setting.type is int:
         return int(value)
+    if isinstance(value, str) and setting and setting.is_duration:
+        with suppress(ValueError):  # else it is refused as what it is
+            return seconds(value)
     return value
 
 
@@ -145,6 +148,7 @@ def prepare(
     """
     if isinstance(callbacks, Callback):
         raise TypeError(f"callbacks={callbacks!r:.80} must be a list; write callbacks=[...]")
+    callbacks = [*(callbacks or ())]  # it may be an iterator
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise TypeError(

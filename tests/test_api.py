@@ -20,6 +20,7 @@ import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 
 import sfrl
+from sfrl import api
 from sfrl.api import only_run
 from sfrl.commands import train as cli
 from sfrl.records import checkpoint
@@ -29,6 +30,7 @@ from sfrl.run.process_crew import ProcessCrew
 from sfrl.run.serial_crew import SerialCrew
 from sfrl.run.trainer import Trainer
 from sfrl.settings.algorithms import all_settings, load_config, type_problems
+from sfrl.settings.synonyms import OF_PYTHON
 from sfrl.settle import settle
 from sfrl.tune.children import MeasureError, in_child
 from tests.runs import ROOT, TIMEOUT_S, TINY, has_trained, segments, wait_for
@@ -380,3 +382,10 @@ def test_workers_and_the_importing_program_are_spared_of_what_they_do_not_need()
         "-c", f"import sys, sfrl.workers.rollout_worker; {look}; import sfrl.api; {look}"
     )
     assert loaded.stdout.splitlines() == ["", "sfrl.run.trainer"]
+
+
+def test_a_duration_may_be_a_text_as_in_flags():
+    setting = all_settings()["video_every"]
+    assert api._plain("10m", setting) == 600.0
+    assert api._plain("ten", setting) == "ten", "which is refused by its type"
+    assert OF_PYTHON["video"] == 'use video_every="10m", or afterwards enjoy.py'

@@ -6,13 +6,10 @@ trainer's process.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-
 from sfrl.callbacks.background import BackgroundLogger
 from sfrl.callbacks.callback import Callback, RunStart
 from sfrl.envs.classes import class_at
-from sfrl.envs.names import in_one_line
+from sfrl.envs.names import in_one_line, is_installed
 
 __all__ = ["BackgroundLogger", "Callback", "RunStart", "make_callbacks"]
 
@@ -38,7 +35,7 @@ def make_callbacks(log_to: str, prometheus: int = 0) -> list[Callback]:
 
 
 def _make(name: str) -> Callback:
-    if name in _SERVICES and importlib.util.find_spec(name) is None:
+    if name in _SERVICES and not is_installed(name):
         raise ValueError(
             f"log_to={name} needs the package {name}, which is not installed: "
             f'pip install "sfrl[{name}]"'

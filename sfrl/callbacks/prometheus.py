@@ -5,7 +5,6 @@ Imported only by runs with the setting. A thread waits for requests, and nothing
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import signal
 import socket
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sfrl.callbacks.callback import Callback, RunStart
+from sfrl.envs.names import is_installed
 from sfrl.records.metrics import Record
 from sfrl.settings.config import ConfigError
 
@@ -24,7 +24,7 @@ HOST = "127.0.0.1"
 
 def check(port: int) -> None:
     """Raises ConfigError if it cannot be served: no package, or the port is taken."""
-    if importlib.util.find_spec("prometheus_client") is None:
+    if not is_installed("prometheus_client"):
         raise ConfigError(
             f'prometheus={port} needs prometheus_client: pip install "sfrl[prometheus]"'
         )

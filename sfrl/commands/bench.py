@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import importlib.util
 import math
 import signal
 import statistics
@@ -27,6 +26,7 @@ from sfrl.commands import EXIT_FAILURE, EXIT_USAGE
 from sfrl.commands.plot import check_picture
 from sfrl.commands.train import read_more_flags
 from sfrl.envs.logs import printable
+from sfrl.envs.names import is_installed
 from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
 from sfrl.records import run_folder
 from sfrl.records.checkpoint import CheckpointError
@@ -140,7 +140,7 @@ def _read(argv: Sequence[str], prog: str) -> tuple[Args, Config, envs.EnvSpec]:
         if part in ("queue", "inference", "learner"):
             raise ValueError(f"--plot draws simulation, sampling and training, not {part}")
         check_picture("--plot", Path(args.plot))
-        if importlib.util.find_spec("matplotlib") is None:
+        if not is_installed("matplotlib"):
             raise ValueError('--plot needs matplotlib: pip install "sfrl[plots]"')
     given |= {"run_dir": "unused"}
     config, spec = settle(given)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sfrl.commands import answers
 from sfrl.commands.answers import answer, print_json
+from sfrl.envs.logs import printable
+from sfrl.envs.names import is_installed
 from sfrl.records import run_folder
 from sfrl.runs import reader
 from sfrl.runs.comparison import compare
@@ -40,7 +42,7 @@ def check_picture(name: str, path: Path) -> None:
 
 
 def _plot(args: Args) -> int:
-    if importlib.util.find_spec("matplotlib") is None:
+    if not is_installed("matplotlib"):
         raise ValueError('it needs matplotlib: pip install "sfrl[plots]"')
     runs = reader.find_all(args.runs or [str(reader.newest())])
     for run in runs:

@@ -25,7 +25,8 @@ USUAL = "usual"
 
 
 DURATION = "duration"
-"""Marks a number of seconds that a flag may also have as 90s, 10m or 2h."""
+"""Marks a number of seconds that may also be given as a text: 90s, 10m or 2h."""
+_SECONDS_IN = {"s": 1, "m": 60, "h": 3600}
 
 
 class Bare(NamedTuple):
@@ -61,6 +62,16 @@ NotNegative = Annotated[float, at_least(0)]
 Share = Annotated[float, between(0, 1)]
 Seconds = Annotated[Positive, at_most(1e9)]  # 30 years
 Duration = Annotated[NotNegative, at_most(1e9), DURATION]
+
+
+def seconds(text: str) -> float:
+    """Those that `text` means: 90, 90s, 1.5m or 2h.
+
+    Raises:
+        ValueError: it means none.
+    """
+    unit = _SECONDS_IN.get(text[-1:], 0)
+    return float(text[:-1]) * unit if unit else float(text)
 
 
 def shown(value: object) -> str:

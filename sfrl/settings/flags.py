@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sfrl import __version__
 from sfrl.settings.config import ConfigError
-from sfrl.settings.fields import Setting, settings_of
+from sfrl.settings.fields import Setting, seconds, settings_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     T = TypeVar("T", bound=DataclassInstance)
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-_SECONDS_IN = {"s": 1, "m": 60, "h": 3600}
 _WHOLE_NUMBER = re.compile(r"([+-]?\d[\d_]*(?:\.\d*)?(?:e[+-]?\d\d?)?)([kmb]?)", re.ASCII | re.I)
 
 
@@ -42,16 +41,6 @@ def whole_number(text: str) -> int:
     if number.denominator != 1:
         raise ValueError(f"{text!r} is no whole number")
     return number.numerator
-
-
-def seconds(text: str) -> float:
-    """Those that `text` means: 90, 90s, 1.5m or 2h.
-
-    Raises:
-        ValueError: it means none.
-    """
-    unit = _SECONDS_IN.get(text[-1:], 0)
-    return float(text[:-1]) * unit if unit else float(text)
 
 
 def parse_flags(

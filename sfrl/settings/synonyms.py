@@ -209,7 +209,8 @@ def _in_python(remedy: str) -> str:
     """For `sfrl.train`: its arguments are the flags, with underscores. Commands stay commands."""
     if "sfrl enjoy" in remedy:
         return remedy
-    return re.sub("--([a-z-]+)", lambda flag: flag[1].replace("-", "_"), remedy)
+    remedy = re.sub("--([a-z-]+)", lambda flag: flag[1].replace("-", "_"), remedy)
+    return re.sub(r"=(\d+[smh])\b", r'="\1"', remedy)
 
 
 OF_TRAIN = _by_name(_OF_TRAIN)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
 import secrets
 import socket
+
+from sfrl.envs.names import is_installed
 
 _PACKAGES = ("starlette", "uvicorn")
 
 
 def check_installed(who: str) -> None:
     """Raises ValueError, which says that `who` needs them, if packages that serve are missing."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in _PACKAGES if not is_installed(name)]
     if missing:
         raise ValueError(f'{who} needs {" and ".join(missing)}: pip install "sfrl[web]"')
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import sqlite3
 import struct
@@ -16,6 +17,7 @@ import pytest
 import sfrl
 from sfrl.callbacks import BackgroundLogger, Callback, RunStart, background, make_callbacks
 from sfrl.callbacks.background import id_of
+from sfrl.envs.names import is_installed
 from sfrl.records.start import this_start
 from sfrl.settings.algorithms import load_starts
 from tests.runs import metrics, wait_for
@@ -168,6 +170,14 @@ def test_what_a_callback_raises_ends_the_run_in_order_and_reaches_the_caller(tmp
     assert other.has_ended
 
 
+def test_an_iterator_of_callbacks_is_read_once(tmp_path):
+    with pytest.raises(TypeError, match="callbacks has 3, and must have"):
+        sfrl.train(env="CartPole-v1", callbacks=iter([Counting(), 3]))
+    counting = Counting()
+    train(tmp_path / "run", train_frames=200, callbacks=(each for each in [counting]))
+    assert counting.has_ended
+
+
 def test_what_is_no_callback_is_refused():
     with pytest.raises(TypeError, match=r"callbacks has <class .*Counting'>, and must have"):
         sfrl.train(env="CartPole-v1", callbacks=[Counting])
@@ -223,6 +233,16 @@ def test_a_service_that_is_not_installed_is_told_with_its_extra(monkeypatch):
     with pytest.raises(ValueError, match='not installed: pip install "sfrl\\[trackio\\]"'):
         make_callbacks("trackio")
     assert make_callbacks("") == []
+
+
+def test_a_folder_of_a_services_name_is_not_the_service(tmp_path, monkeypatch):
+    """wandb makes one where one trains."""
+    (tmp_path / "a_service").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not is_installed("a_service")
+    (tmp_path / "a_service" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert is_installed("a_service")
 
 
 def records_in(path: Path) -> Iterator[object]:

@@ -14,7 +14,8 @@ from sfrl.commands import train as cli
 from sfrl.records import checkpoint
 from sfrl.settings import synonyms
 from sfrl.settings.algorithms import user_settings
-from sfrl.settings.flags import seconds, whole_number
+from sfrl.settings.fields import seconds
+from sfrl.settings.flags import whole_number
 from tests.runs import ROOT
 
 PROGRAMS = {"train.py": cli.main, "enjoy.py": enjoy.main, "sfrl bench": bench.main}
