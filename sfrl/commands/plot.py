@@ -45,9 +45,12 @@ def _plot(args: Args) -> int:
     if not is_installed("matplotlib"):
         raise ValueError('it needs matplotlib: pip install "sfrl[plots]"')
     runs = reader.find_all(args.runs or [str(reader.newest())])
-    for run in runs:
-        if not run.values("episode_return_mean"):
-            raise ValueError(f"{run.folder} has no score yet: no episode has ended")
+    young = [run for run in runs if not run.values("episode_return_mean")]
+    if len(young) == len(runs):
+        raise ValueError(f"{young[0].folder} has no score yet: no episode has ended")
+    for run in young:
+        print(printable(f"{run.folder} is left out: it has no score yet"), file=sys.stderr)
+    runs = [run for run in runs if run not in young]
     path = Path(run_folder.expanded("file", args.file)) if args.file else Path(run_folder.SCORE)
     if not args.file and len(runs) == 1:
         path = runs[0].folder / path

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sfrl.runs.reader import Run
+from sfrl.runs.reader import METRICS, Run, value_at
 from sfrl.settings.algorithms import config_from
 from sfrl.settings.config import ConfigError
 from sfrl.settings.environment import meaning
@@ -112,13 +112,8 @@ def _group(env: str, settings: dict[str, object], runs: list[Run], frames: int) 
 
 
 def score_at(run: Run, frames: int) -> float | None:
-    """The score of the last record with so many frames, or fewer."""
-    scores = [
-        record.get("episode_return_mean")
-        for record in run.records
-        if (record.get("env_frames") or 0) <= frames
-    ]
-    return next((score for score in reversed(scores) if score is not None), None)
+    """The score of the last record with so many frames, or fewer; None if it has none."""
+    return value_at(run.folder / METRICS, "episode_return_mean", frames)
 
 
 def mean_of(values: Sequence[float | None]) -> Mean | None:

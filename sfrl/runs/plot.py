@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,6 +19,8 @@ _AXES = {  # name of a metric: what the axis says, and by what it is divided
     "env_frames": ("million frames", 1e6),
     "env_steps": ("million decisions", 1e6),
 }
+_COLUMNS = 2
+_DASHES = ("-", "--", ":", "-.")
 
 
 def draw(groups: Sequence[Group], path: Path) -> None:
@@ -25,19 +28,23 @@ def draw(groups: Sequence[Group], path: Path) -> None:
 
     A curve begins where 100 episodes have ended, if they have.
     """
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    rows = -(-len(groups) // _COLUMNS)  # of the legend, above the panels
+    figure = Figure(figsize=(12, 3.75 + 0.25 * rows), layout="constrained")
     panels = figure.subplots(1, len(_AXES), sharey=True)
     for axes, (metric, (label, unit)) in zip(panels, _AXES.items(), strict=True):
-        for color, group in enumerate(groups):
+        for number, group in enumerate(groups):
+            dashes = _DASHES[number // 10 % len(_DASHES)]  # there are ten colors
+            style: Any = {"color": f"C{number}", "linestyle": dashes, "linewidth": 1}
             for index, run in enumerate(group.runs):
                 x, scores = np.array(run.curve(metric)).reshape(-1, 2).T
                 name = "" if index else group.label
-                axes.plot(x / unit, scores, color=f"C{color}", linewidth=1, label=name)
+                axes.plot(x / unit, scores, label=name, **style)
         axes.set_xlabel(label)
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("score, mean of 100 episodes")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=_COLUMNS)
     save(figure, path)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ from sfrl.systems import DEFAULT_SYSTEM
 # Of a longer metrics.jsonl so many records are read, evenly spread over the file: 100 runs of
 # 10,000 records take 1.2 GB, of which JSON alone would need 15 s.
 MOST_RECORDS = 300
+METRICS = "metrics.jsonl"
 _MEAN_LINE = 1800  # bytes of a record
 _LAST = 3  # records, at the end, that are always read: the last two intervals
 _MAX_LINE = 1 << 16  # no record is longer, but a stranger's
@@ -227,7 +228,6 @@ def _folders(root: Path) -> list[Path]:
     return sorted(started_ns, key=lambda folder: (started_ns[folder], folder))
 
 
-def read(folder: Path, most_records: int = MOST_RECORDS) -> Run:
 def last_interval(records: Sequence[Record]) -> tuple[Record, Record]:
     """The newest record of a whole interval, after the one before it; {} where there is none.
 
@@ -239,6 +239,7 @@ def last_interval(records: Sequence[Record]) -> tuple[Record, Record]:
     return intervals[-2 if is_short else -1]
 
 
+def read(folder: Path, most_records: int = MOST_RECORDS) -> Run:
     """What is in the folder now.
 
     Args:
@@ -251,7 +252,7 @@ def last_interval(records: Sequence[Record]) -> tuple[Record, Record]:
     return Run(
         folder=folder.absolute(),
         settings=_settings(folder / "config.json"),
-        records=read_records(folder / "metrics.jsonl", most_records),
+        records=read_records(folder / METRICS, most_records),
         log=_last_start(_end_of(folder / "log.txt", _MAX_LOG)),
         checkpoints=latest_paths(folder),
         is_live=run_folder.is_locked(folder),
@@ -314,6 +315,42 @@ def read_records(path: Path, most: int | None = None) -> list[Record]:
         return [record for line in lines if (record := _record(line))]
     finally:
         os.close(descriptor)
+
+
+def value_at(path: Path, metric: str, frames: float) -> float | None:
+    """A metric when a run had so many frames, from its metrics.jsonl; None where it has none.
+
+    It is looked for by halves: the file may be long, and `read_records` leaves most of it out.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        low, high = 0, os.fstat(descriptor).st_size
+        while high - low > _MAX_LINE:
+            middle = (low + high) // 2
+            record = next(_records_from(descriptor, middle), None)
+            if record is not None and (record["env_frames"] or 0) <= frames:
+                low = middle
+            else:
+                high = middle
+        start = max(0, low - _MAX_LINE)  # some before: a resumed run begins without a score
+        records = _records_from(descriptor, start, 3 * _MAX_LINE)
+        until = takewhile(lambda record: (record["env_frames"] or 0) <= frames, records)
+        values = [value for record in until if (value := record.get(metric)) is not None]
+        return values[-1] if values else None
+    finally:
+        os.close(descriptor)
+
+
+def _records_from(descriptor: int, start: int, size: int = _MAX_LINE) -> Iterator[Record]:
+    """Those of whole lines within `size` bytes, of which the first begins at `start` or later."""
+    first = max(0, start - 1)
+    lines = os.pread(descriptor, start - first + size, first).split(b"\n")[:-1]
+    for line in lines[start - first :]:  # before it is the end of a line, or nothing
+        if record := _record(line):
+            yield record
 
 
 def _all_lines(descriptor: int, size: int) -> list[bytes]:

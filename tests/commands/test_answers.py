@@ -1,6 +1,8 @@
 """`sfrl status` and `sfrl list`, and what all that ask about a run have in common."""
 
+import dataclasses
 import fcntl
+import functools
 import importlib
 import itertools
 import json
@@ -22,8 +24,9 @@ from sfrl.__main__ import COMMANDS
 from sfrl.commands import EXIT_FAILURE, EXIT_USAGE, compare, diagnose, plot, rm, status, video
 from sfrl.commands import list as list_command
 from sfrl.records import run_folder
-from sfrl.runs import reader
+from sfrl.runs import comparison, reader
 from sfrl.runs.comparison import mean_of
+from sfrl.runs.plot import draw
 from tests.commands.test_diagnose import SMALL
 from tests.runs import ROOT, TIMEOUT_S
 
@@ -182,6 +185,53 @@ def test_plot_draws_all_runs_against_minutes_frames_and_decisions(folder, capsys
     assert plot.main(["first", "--file=nowhere/curves.png"], "sfrl plot") == EXIT_FAILURE
 
 
+@pytest.mark.usefixtures("in_folder")
+def test_plot_leaves_out_who_has_no_score_yet(folder, capsys):
+    young = folder / "runs/young"
+    shutil.copytree(folder / "runs/first", young)
+    (young / "metrics.jsonl").write_text("")
+    settings = json.loads((young / "config.json").read_text())
+    (young / "config.json").write_text(json.dumps(settings | {"gamma": 0.5}))
+    try:
+        assert plot.main(["first", "young", "--file=two.png"], "sfrl plot") == 0
+        out, err = capsys.readouterr()
+        assert out == "two.png\n"
+        assert err == f"{young} is left out: it has no score yet\n"
+        assert plot.main(["first", "--file=one.png"], "sfrl plot") == 0
+        assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
+        assert plot.main(["young"], "sfrl plot") == EXIT_USAGE
+    finally:
+        shutil.rmtree(young)
+
+
+@pytest.mark.usefixtures("in_folder")
+def test_a_picture_of_many_groups_has_room_for_their_names(folder):
+    run = reader.read(folder / "runs/first")
+    settings = [{**run.settings, "gamma": 0.5 + i / 100} for i in range(40)]
+    groups = comparison.compare([dataclasses.replace(run, settings=each) for each in settings])
+    draw(groups, folder / "many.png")  # matplotlib warns where it finds none
+    with Image.open(folder / "many.png") as many:
+        assert many.height > many.width / 2
+
+
+def test_the_score_at_so_many_frames_is_that_of_a_long_run_too(tmp_path):
+    """Of which the other answers read some records alone."""
+    path = tmp_path / "metrics.jsonl"
+    rest = {"time_s": 1.0, "filler": 0.123456789}
+    scores = [None if i == 0 or 10_000 <= i < 10_700 else i for i in range(20_000)]
+    lines = [
+        json.dumps({"env_frames": 1000 * i, "episode_return_mean": score, **rest})
+        for i, score in enumerate(scores)
+    ]
+    path.write_text("no record\n".join(f"{line}\n" for line in lines))
+    at = functools.partial(reader.value_at, path, "episode_return_mean")
+    for frames, score in ((500_900, 500), (1_000, 1), (19_999_000, 19_999), (10**9, 19_999)):
+        assert at(frames) == score
+    assert at(10_699_000) == 9_999  # the run was resumed, and no episode has ended again
+    assert at(999) is at(-1) is None
+    assert reader.value_at(tmp_path / "none", "episode_return_mean", 5) is None
+
+
 # --- one run's film, and its end ---
 @pytest.mark.usefixtures("in_folder")
 def test_video_films_the_newest_checkpoint_into_the_runs_folder(folder, capsys):
@@ -209,6 +259,15 @@ def test_rm_deletes_all_of_a_run(doomed, capsys):
     assert told(rm, "doomed", "--yes", capsys=capsys) == {"removed": [str(doomed)], "left": []}
     assert not doomed.exists()
     assert doomed.parent.is_dir()
+
+
+def test_rm_without_a_stdin_asks_nobody(doomed):
+    command = [sys.executable, "-m", "sfrl", "rm", "doomed"]
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == EXIT_USAGE
+    assert "nobody can be asked here whether to delete; add --yes" in ended.stderr
 
 
 def test_rm_leaves_what_is_not_the_runs(doomed, capsys):
