@@ -172,7 +172,12 @@ class Translation:
         return Seen(obs, frames or {}, is_single)
 
     def _rows(self, observation: Any) -> tuple[list[Any], bool]:
-        """The observations one by one, and whether there was one alone."""
+        """The observations one by one, and whether there was one alone. Raises ValueError."""
+        if self._is_mask_observed and ACTION_MASK not in observation:
+            raise ValueError(
+                f"{self.spaces.name}: {in_short(observation)} has no {ACTION_MASK!r}, which its "
+                f"observations have"
+            )
         sizes = {self._batch_size(part, observation) for part in self.spaces.parts}
         if sizes == {None}:
             return [observation], True
@@ -183,6 +188,8 @@ class Translation:
             )
         (size,) = sizes
         assert size is not None
+        if self._is_mask_observed and (masks := len(observation[ACTION_MASK])) != size:
+            raise ValueError(f"action_mask has {masks} rows for {size} observations")
         return list(iterate(batch_space(self.spaces.observation, size), observation)), False
 
     @staticmethod

@@ -282,6 +282,20 @@ def test_what_does_not_fit_is_told(obs, more, text):
         policy.act(obs, **more)
 
 
+@pytest.mark.parametrize("is_single", [True, False])
+def test_an_observation_without_its_mask_is_told_so(is_single):
+    policy = fresh_policy(env="tests.tiny_envs:Mixed-v0", model="mlp")
+    obs = gymnasium.make("tests.tiny_envs:Mixed-v0").reset(seed=0)[0]
+    if not is_single:
+        obs = {name: np.stack([part, part]) for name, part in obs.items()}
+    mask = obs.pop("action_mask")
+    with pytest.raises(ValueError, match="has no 'action_mask', which its observations have"):
+        policy.act(obs)
+    if not is_single:
+        with pytest.raises(ValueError, match="action_mask has 1 rows for 2 observations"):
+            policy.act(obs | {"action_mask": mask[:1]})
+
+
 def test_what_an_observation_alone_does_not_tell_is_asked_for():
     policy = fresh_policy(
         env="tests.tiny_envs:MaskedCatch-v0", model="small_cnn", observe_last=True
