@@ -12,7 +12,7 @@ import pytest
 
 from sfrl.commands import EXIT_USAGE, demo
 from sfrl.demo.moments import Moment
-from sfrl.demo.page import page
+from sfrl.demo.page import number, page
 from tests.runs import ROOT, TIMEOUT_S, TINY
 
 VOID = {"meta", "link", "img", "br"}
@@ -116,6 +116,11 @@ def test_what_a_name_has_of_html_is_shown_as_it_is():
     )
     assert Parsed(text).texts.count(odd) == 8
     assert "Too few episodes have ended for a curve." in text
+
+
+def test_numbers_have_three_digits_or_are_whole():
+    numbers = {0.12345: "0.123", -20.71: "-20.7", 999.4: "999", 999.6: "1,000", 12345.6: "12,346"}
+    assert {value: number(value) for value in numbers} == numbers
 
 
 @pytest.mark.parametrize(
