@@ -47,6 +47,7 @@ def serve(root: Path, listening: socket.socket, host: str, token: str) -> None:
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=1,
+        h11_max_incomplete_event_size=1 << 20,  # a GET names each run whose curve is shown
     )
     _Server(config, watching).run(sockets=[listening])
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -63,6 +64,16 @@ def get(url, path="/", **headers):
 def test_a_service_manager_ends_it_in_order(folder):
     with served(folder, signum=signal.SIGTERM) as url:
         assert get(url)[0] == 200
+
+
+def test_a_long_request_in_pieces_is_read(url):
+    """As it comes through a tunnel: its path names each run whose curve is to be shown."""
+    host = url.split("/")[2]
+    with socket.create_connection(host.split(":"), timeout=TIMEOUT_S) as connection:
+        connection.sendall(b"GET /" + b"x" * 20_000)
+        time.sleep(0.2)  # until it has read that alone
+        connection.sendall(b" HTTP/1.1\r\nHost: " + host.encode() + b"\r\n\r\n")
+        assert connection.recv(1 << 12).startswith(b"HTTP/1.1 404")
 
 
 def test_another_loopback_address_is_called_by_what_was_given(folder):
