@@ -15,7 +15,7 @@ from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple, NoReturn, ParamSpec, TypeVar
 
-from sfrl.ipc.shared_memory import sweep_stale_segments
+from sfrl.ipc.shared_memory import ShortageError, sweep_stale_segments
 from sfrl.run.child import die_with_parent
 from sfrl.run.leaving import leave_after
 from sfrl.run.signals import leave_stopping_to_the_trainer
@@ -67,11 +67,16 @@ def in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
             left_s = limit and max(0.0, limit.end_s - time.monotonic())
             told = connection.wait([c for c in children if c not in results], left_s)
             if limit and not told:
-                raise MeasureError(f"measuring took longer than {limit.seconds:g} s")
+                raise MeasureError(
+                    f"measuring took longer than {limit.seconds:g} s, which --tune=off saves"
+                )
             for ready in told:
                 assert isinstance(ready, connection.Connection)
                 try:
-                    results[ready] = ready.recv()
+                    result = ready.recv()
+                    if isinstance(result, ShortageError):
+                        raise MeasureError(str(result))
+                    results[ready] = result
                 except EOFError:
                     wait_for_end(children[ready], _END_S)
                     code = children[ready].exitcode
@@ -129,6 +134,10 @@ def _run_body(body: Callable[[], R], sender: connection.Connection) -> NoReturn:
 
 def _send_result(body: Callable[[], R], sender: connection.Connection) -> None:
     try:
-        sender.send(body())
+        try:
+            result: R | ShortageError = body()
+        except ShortageError as error:  # the user needs no traceback of it
+            result = error
+        sender.send(result)
     finally:
         terminate(descendants(os.getpid()))  # of environments that nobody has closed

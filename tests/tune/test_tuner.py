@@ -17,6 +17,7 @@ from sfrl import envs
 from sfrl.algorithms import make_algorithm
 from sfrl.commands import bench
 from sfrl.commands import train as cli
+from sfrl.ipc.shared_memory import ShortageError
 from sfrl.settings import defaults, machine
 from sfrl.settings.actor_critic import ActorCriticConfig
 from sfrl.settings.algorithms import load_config
@@ -566,6 +567,16 @@ def test_a_machine_is_not_measured_where_flags_leave_nothing_to_choose(monkeypat
     tuned = tuner.tune(config, tuner._ARRANGED, spec)
     assert tuned == dataclasses.replace(config, tuned=tuned.tuned)
     assert tuned.tuned.startswith("not tuned: flags say how many processes")
+
+
+def lacks_shared_memory():
+    raise ShortageError("it needs 65 MiB of shared memory")
+
+
+def test_a_shortage_is_told_in_a_line_and_not_by_a_traceback(capfd):
+    with pytest.raises(measuring.MeasureError, match="it needs 65 MiB of shared memory"):
+        measuring.in_child(lacks_shared_memory)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("then", ["raises", "hangs"])
