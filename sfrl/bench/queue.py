@@ -26,11 +26,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from sfrl.ipc.index_queue import IndexQueue, QueueKind, make_index_queue, resolve_queue_kind
+from sfrl.ipc.index_queue import IndexQueue, QueueKind, installed_kinds, make_index_queue
 from sfrl.ipc.shared_memory import StopFlag
 from sfrl.run.child import die_with_parent
 from sfrl.run.signals import leave_stopping_to_the_trainer
@@ -199,6 +199,10 @@ def measure_kind(
     }
 
 
+def _alone(make: Callable[[int], Any], size: int, _name: str) -> Channel:
+    return OneByOne(make(size))
+
+
 def measure_all() -> dict[str, dict[str, float]]:
     """Prints the table, kind by kind; returns the medians by kind and figure."""
     stop = StopFlag()
@@ -208,15 +212,15 @@ def measure_all() -> dict[str, dict[str, float]]:
         made.append(make_index_queue(kind, name, 1, NUM_STREAMED[kind], stop))
         return made[-1]
 
-    best, fallback = resolve_queue_kind("auto"), resolve_queue_kind("faster-fifo")
-    import faster_fifo  # it is there: see `resolve_queue_kind`
+    makers: dict[str, tuple[Callable[[str], Channel], int]] = {}
+    for own in installed_kinds():
+        name = own if own == "lock-free" else f"{own} (sfrl)"
+        makers[name] = partial(make_ours, own), NUM_STREAMED[own]
+        if own == "faster-fifo":
+            import faster_fifo
 
-    makers: dict[str, tuple[Callable[[str], Channel], int]] = {
-        best: (partial(make_ours, best), NUM_STREAMED[best]),
-        f"{fallback} (sfrl)": (partial(make_ours, fallback), NUM_STREAMED[fallback]),
-        "faster-fifo": (lambda _: OneByOne(faster_fifo.Queue(1 << 22)), NUM_STREAMED_BY_OTHERS),
-        "multiprocessing": (lambda _: OneByOne(SPAWN.Queue()), NUM_STREAMED_BY_OTHERS),
-    }
+            makers[own] = partial(_alone, faster_fifo.Queue, 1 << 22), NUM_STREAMED_BY_OTHERS
+    makers["multiprocessing"] = partial(_alone, SPAWN.Queue, 0), NUM_STREAMED_BY_OTHERS
 
     results: dict[str, dict[str, float]] = {}
     print(f"{'queue':20} {'figure':22} {'median':>12} {'min':>12} {'max':>12}")

@@ -317,6 +317,12 @@ def resolve_queue_kind(flag: Literal["auto", "lock-free", "faster-fifo"]) -> Que
     return "faster-fifo"
 
 
+def installed_kinds() -> list[QueueKind]:
+    """Those that there are, the best first."""
+    kinds: list[QueueKind] = ["lock-free"] if _extension_error is None else []
+    return [*kinds, "faster-fifo"] if _HAS_FASTER_FIFO else kinds
+
+
 def make_index_queue(
     kind: QueueKind,
     name: str,

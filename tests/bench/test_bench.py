@@ -12,6 +12,7 @@ from sfrl import envs
 from sfrl.bench import queue
 from sfrl.bench.run import Recycler
 from sfrl.commands.bench import _read
+from sfrl.ipc import index_queue
 from sfrl.ipc.mailbox import Mailbox
 from sfrl.records.timing import is_waiting
 from sfrl.run.roles import make_learner, make_policy_worker
@@ -191,6 +192,16 @@ def test_every_kind_of_queue_is_measured_in_the_same_way(monkeypatch, capsys):
         assert figures["round_trip_us"] <= figures["round_trip_p95_us"]
     assert len({tuple(figures) for figures in kinds.values()}) == 1
     assert "stream_cpu_us" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "has_other", "kinds"),
+    [(None, False, ["lock-free"]), ("no compiler", True, ["faster-fifo"])],
+)
+def test_kinds_of_queues_are_those_that_are_installed(error, has_other, kinds, monkeypatch):
+    monkeypatch.setattr(index_queue, "_extension_error", error)
+    monkeypatch.setattr(index_queue, "_HAS_FASTER_FIFO", has_other)
+    assert index_queue.installed_kinds() == kinds
 
 
 def test_simulation_counts_no_step_that_only_resets():
