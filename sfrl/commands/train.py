@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import shutil
 import signal
 import sys
 import textwrap
@@ -119,21 +120,33 @@ def _next_steps(config: Config, summary: Summary, prog: str, folder: Path) -> st
         return ""
     run_dir = shlex.quote(str(run_folder.told(summary.run_dir, folder)))
     if prog.endswith(".py"):
-        script = Path(sys.argv[0])
+        script, python = Path(sys.argv[0]), _typed("python", folder)
         train, enjoy = (
-            f"python {shlex.quote(str(path))}" for path in (script, script.with_name("enjoy.py"))
+            f"{python} {shlex.quote(str(path))}" for path in (script, script.with_name("enjoy.py"))
         )
     else:
-        train, enjoy = "sfrl train", "sfrl enjoy"
+        train, enjoy = (f"{_typed('sfrl', folder)} {command}" for command in ("train", "enjoy"))
     is_done = 0 < config.train_frames <= summary.env_frames
     more = f" --train-frames={2 * config.train_frames}" if is_done else ""
     return "\n".join(
         (
             f"watch:   {enjoy} --run-dir={run_dir} --video=film.mp4",
             f"go on:   {train} --resume --run-dir={run_dir}{more}",
-            f"curves:  tensorboard --logdir {run_dir}\n\n",
+            f"curves:  {_typed('tensorboard', folder)} --logdir {run_dir}\n\n",
         )
     )
+
+
+def _typed(program: str, folder: Path) -> str:
+    """How to call a program that is installed with this Python, for one who stands in `folder`: by
+    its path, unless its name means that one."""
+    own = Path(sys.executable).with_name(program)
+    if program == "python" and not own.exists():
+        return _typed(Path(sys.executable).name, folder)  # python3, as on Debian
+    found = shutil.which(program)
+    if not own.exists() or (found and Path(found).absolute().parent == own.parent):
+        return program
+    return shlex.quote(str(run_folder.told(own, folder)))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -239,6 +240,23 @@ def test_what_to_type_next_depends_on_what_was_typed_and_what_is_there():
     assert go_on == "go on:   sfrl train --resume --run-dir=runs/x", "its frames are not reached"
     empty = dataclasses.replace(summary, run_dir="y")
     assert cli._next_steps(config, empty, "sfrl train", Path.cwd()) == ""
+
+
+def test_what_to_type_next_is_this_pythons_whether_it_is_activated_or_not(tmp_path, monkeypatch):
+    folder = tmp_path / "venv/bin"
+    folder.mkdir(parents=True)
+    for name in ("python", "sfrl"):
+        (folder / name).touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python3"))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert cli._typed("python", tmp_path) == "venv/bin/python"
+    assert cli._typed("sfrl", Path("/")) == str(folder / "sfrl").removeprefix("/")
+    assert cli._typed("tensorboard", tmp_path) == "tensorboard", "it is not installed there"
+    monkeypatch.setenv("PATH", str(folder))
+    assert cli._typed("python", tmp_path) == "python"
+    (folder / "python").rename(folder / "python3")
+    (folder / "python3").chmod(0o755)
+    assert cli._typed("python", tmp_path) == "python3"
 
 
 def test_the_folder_is_named_for_env_and_time_and_never_shared():
