@@ -153,7 +153,7 @@ def main(args: Args) -> None:
                 print(f"  {name:28}" + "".join(f"{value:8.3f}" for value in row))
         if args.picture and task == args.tasks.split(",")[0]:
             draw(grid, means, task, args.picture)
-    settings = {**asdict(args), "out": str(args.out)}
+    settings = {**asdict(args), "out": str(args.out), "made_by": learning.origins(jobs, args.out)}
     print(json.dumps({"bench": "lag", **machine(), **settings, "areas": told}))
 
 

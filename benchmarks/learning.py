@@ -230,6 +230,12 @@ def _frames(folder: Path) -> int:
     return points[-1].frames if points else 0
 
 
+def origins(jobs: Sequence[Job], out: Path) -> list[str]:
+    """Where the runs come from, each once: runs that were there already may be of other code."""
+    made_of = (json.loads(job.file(out, ".json").read_text()) for job in jobs)
+    return sorted({f"{made['commit']} on {made['cpu']}" for made in made_of})
+
+
 def run_all(jobs: Sequence[Job], out: Path, cores: Sequence[int]) -> None:
     """Those that are not there yet. Raises RuntimeError: a run failed, and no other is begun."""
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
@@ -375,7 +381,10 @@ def main(args: Args) -> None:
     lines, values = table(curves)
     print("\n".join(lines))
     asked = {"variants": args.variants, "tasks": args.tasks, "seeds": args.seeds}
-    told = {"bench": "learning", **machine(), **asked, "results": values}
+    made_by = origins(jobs, args.out)
+    if len(made_by) > 1:
+        print(f"these runs are of {len(made_by)} commits or machines: {'; '.join(made_by)}")
+    told = {"bench": "learning", **machine(), **asked, "made_by": made_by, "results": values}
     print(json.dumps(told, allow_nan=False))
 
 

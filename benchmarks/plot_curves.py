@@ -14,6 +14,8 @@ from __future__ import annotations
 import glob
 import json
 import math
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -48,7 +50,9 @@ def read_run(run_dir: Path) -> list[Point]:
     readers = {"metrics.jsonl": read_metrics, sample_factory.LOG_NAME: sample_factory.read_log}
     for name, read in readers.items():
         if (run_dir / name).exists():
-            return read(run_dir / name)
+            if points := read(run_dir / name):
+                return points
+            raise ValueError(f"{run_dir} has no record yet; leave it out")
     raise ValueError(f"{run_dir} holds none of {', '.join(readers)}; name the folder of a run")
 
 
@@ -148,6 +152,9 @@ def keep(points: Sequence[Point], run_dir: Path) -> None:
 
 def main(args: Args) -> None:
     curves = read_curves(args.curves)
+    kept = Counter(run_dir.name for runs in curves.values() for run_dir in runs)
+    if args.keep and (twice := [name for name, number in kept.items() if number > 1]):
+        raise ValueError(f"keep={args.keep} has room for one run named {', '.join(twice)}")
     print(f"{'curve':20} {'run':20} {'minutes':>9} {'frames':>10}  to a score of {args.score:g}")
     for name, runs in curves.items():
         for run_dir, points in runs.items():
@@ -158,4 +165,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    try:
+        main(tyro.cli(Args))
+    except ValueError as error:
+        sys.exit(f"benchmarks.plot_curves: {error}")

@@ -135,6 +135,12 @@ def test_runs_are_made_once_and_their_verdict_is_told(tmp_path, capsys):
     assert lines[-1] == capsys.readouterr().out.splitlines()[-1]
     assert all(path.stat().st_mtime_ns == time for path, time in made.items())
 
+    assert result["made_by"] == [f"{result['commit']} on {result['cpu']}"]
+    [kept] = tmp_path.glob("Catch/now-1.json")
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"commit": "another"}))
+    learning.main(args)
+    assert "these runs are of 2 commits or machines: " in capsys.readouterr().out
+
     other = Args(variants=("now=--epochs=1",), tasks="Catch", seeds=1, frames=3000, out=tmp_path)
     with pytest.raises(ValueError, match=r"now-1.json is a run of .*give the variant another name"):
         learning.main(other)

@@ -56,7 +56,7 @@ Samples: 12000. Policy #0 lag: (min: 1.0, avg: 2.2, max: 5.0)
 def write_metrics(run_dir: Path, rows: list[tuple[float, int, int, float]]) -> Path:
     """A run's metrics.jsonl of (time_s, env_frames, episodes, episode_return_mean)."""
     names = ("time_s", "env_frames", "episodes", "episode_return_mean")
-    run_dir.mkdir()
+    run_dir.mkdir(parents=True)
     lines = [json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows]
     (run_dir / "metrics.jsonl").write_text("".join(lines))
     return run_dir
@@ -207,6 +207,19 @@ def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         plot_curves.read_curves([f"ours={tmp_path}"])
     with pytest.raises(ValueError, match=r"must be NAME=RUN_DIR"):
         plot_curves.read_curves(["runs/pong"])
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young/metrics.jsonl").touch()
+    with pytest.raises(ValueError, match="young has no record yet; leave it out"):
+        plot_curves.read_curves([f"ours={tmp_path}/young"])
+
+
+def test_two_curves_of_one_name_are_not_kept_over_each_other(tmp_path: Path) -> None:
+    for name in "ab":
+        write_metrics(tmp_path / name / "1", [(60, 1000, 100, 2.0)])
+    curves, keep = tuple(f"{n}={tmp_path}/{n}/1" for n in "ab"), str(tmp_path / "kept")
+    with pytest.raises(ValueError, match="has room for one run named 1"):
+        plot_curves.main(plot_curves.Args(curves=curves, out=tmp_path / "x.png", keep=keep))
+    assert not (tmp_path / "kept").exists()
 
 
 def test_advantages_do_not_cross_the_end_of_an_episode() -> None:
