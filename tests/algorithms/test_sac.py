@@ -239,7 +239,7 @@ def test_the_size_of_the_model_is_known_without_it(model):
             "--action-bounds=clip",
             "action_bounds=clip must be tanh: clipped actions have no density",
         ),
-        ("--rnn=gru --rnn-size=8", "rnn=gru must be none: sac learns from single decisions"),
+        ("--rnn=gru", "rnn=gru must be none: sac learns from single decisions"),
         ("--epochs=2 --batch-size=100", "epochs=2 must be 1: it is of trajectories"),
         ("--replay-size=20", "replay_size=20 must be at least 52, so that each of 4 environ"),
         ("--replay-size=400", "learning_starts=2000 must be at most 196, the decisions that"),
