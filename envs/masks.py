@@ -1,7 +1,7 @@
 """Which actions an environment allows: where it says so, and in what form."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -42,7 +42,7 @@ def mask_place(
     return None
 
 
-def is_observed(space: Space[Any]) -> bool:
+def is_observed(space: Space[Any]) -> TypeGuard[Dict]:
     return isinstance(space, Dict) and ACTION_MASK in space.spaces
 
 

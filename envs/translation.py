@@ -16,11 +16,11 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 from numpy.typing import NDArray
 
 from sfrl.envs.layers import first_frames, push, shrunk, stacked, taps_of
-from sfrl.envs.masks import is_observed, read_mask
+from sfrl.envs.masks import is_observed, observed_masks, read_mask
 from sfrl.envs.observe_last import LAST_ACTION, LAST_REWARD, flat_actions, nothing_yet
 from sfrl.envs.options import EnvOptions
 from sfrl.envs.rules import EnvError, LeafRules, Rules
-from sfrl.envs.spaces import ActionLayout, Part, in_short, observation_parts
+from sfrl.envs.spaces import ActionLayout, Part, Path, in_short, observation_parts, where_is
 from sfrl.envs.vec_env import (
     ACTION_MASK,
     Actions,
@@ -112,7 +112,10 @@ class Translation:
         self.layout = ActionLayout(spaces.name, spaces.action, options.bounds)
         rules = _GivenRules(spaces.name, spaces.observation, spaces.action)
         self._leaf_rules = [LeafRules(rules, part) for part in spaces.parts]
-        self._is_mask_observed = is_observed(spaces.observation)
+        self._masks_observed: list[Path] = []  # where in an observation its masks are
+        if is_observed(spaces.observation):
+            of_masks = observed_masks(spaces.observation[ACTION_MASK], spaces.action)
+            self._masks_observed = [path for path, _ in of_masks]
         self._has_mask = any(leaf.kind == "mask" for leaf in spec.leaves)
         own = tuple(part.leaf for part in spaces.parts)
         size = options.image_size if spec.kind != "atari" else 0
@@ -173,13 +176,9 @@ class Translation:
 
     def _rows(self, observation: Any) -> tuple[list[Any], bool]:
         """The observations one by one, and whether there was one alone. Raises ValueError."""
-        if self._is_mask_observed and ACTION_MASK not in observation:
-            raise ValueError(
-                f"{self.spaces.name}: {in_short(observation)} has no {ACTION_MASK!r}, which its "
-                f"observations have"
-            )
         sizes = {self._batch_size(part, observation) for part in self.spaces.parts}
         if sizes == {None}:
+            self._check_masks(observation, None)
             return [observation], True
         if len(sizes) > 1 or 0 in sizes:
             raise ValueError(
@@ -188,9 +187,25 @@ class Translation:
             )
         (size,) = sizes
         assert size is not None
-        if self._is_mask_observed and (masks := len(observation[ACTION_MASK])) != size:
-            raise ValueError(f"action_mask has {masks} rows for {size} observations")
+        self._check_masks(observation, size)
         return list(iterate(batch_space(self.spaces.observation, size), observation)), False
+
+    def _check_masks(self, observation: Any, size: int | None) -> None:
+        """Raises ValueError: one of a batch, or of a single observation (None), is not there."""
+        for path in self._masks_observed:
+            mask = observation
+            try:
+                for key in path:
+                    mask = mask[key]
+            except (KeyError, IndexError, TypeError) as error:
+                raise ValueError(
+                    f"{self.spaces.name}: {in_short(observation)} lacks {where_is(path)}, which "
+                    f"its observations have"
+                ) from error
+            if size is not None and np.shape(mask)[:1] != (size,):
+                raise ValueError(
+                    f"{where_is(path)} of shape {np.shape(mask)} is not of {size} observations"
+                )
 
     @staticmethod
     def _batch_size(part: Part, observation: Any) -> int | None:
@@ -223,7 +238,7 @@ class Translation:
 
     def _masks(self, rows: Sequence[Any], is_single: bool, given: Any) -> NDArray[np.bool_]:
         """[N, choices in all]. Raises ValueError."""
-        if self._is_mask_observed:
+        if self._masks_observed:
             given = [row[ACTION_MASK] for row in rows]
         elif given is None:
             raise ValueError(

@@ -196,7 +196,7 @@ class Policy:
         memory, frames, last = state or (None, None, None)
         seen = self.translation.see(obs, frames, last, begins, reward, action_mask)
         if memory is not None and begins is not None:
-            memory = memory.masked_fill(torch.from_numpy(begins)[:, None], 0)  # even if it is NaN
+            memory = memory.masked_fill(torch.tensor(begins)[:, None], 0)  # even if it is NaN
         actions, memory = self.decide(seen.obs, memory, deterministic=deterministic)
         own = self.translation.own(actions, is_single=seen.is_single)
         return own, PolicyState(memory, seen.frames, actions)

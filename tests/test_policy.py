@@ -289,11 +289,24 @@ def test_an_observation_without_its_mask_is_told_so(is_single):
     if not is_single:
         obs = {name: np.stack([part, part]) for name, part in obs.items()}
     mask = obs.pop("action_mask")
-    with pytest.raises(ValueError, match="has no 'action_mask', which its observations have"):
-        policy.act(obs)
+    for wrong in (obs, 3):
+        with pytest.raises(ValueError, match=r"observation\['action_mask'\], which its obs"):
+            policy.act(wrong)
     if not is_single:
-        with pytest.raises(ValueError, match="action_mask has 1 rows for 2 observations"):
+        with pytest.raises(ValueError, match=r"of shape .* is not of 2 observations"):
             policy.act(obs | {"action_mask": mask[:1]})
+
+
+def test_a_batch_with_a_mask_of_several_parts_is_acted_on():
+    policy = fresh_policy(env="tests.test_export:Screens-v0", model="flat", frameskip=4)
+    with closing(policy.make_env()) as env:
+        space, rows = env.observation_space, [env.reset(seed=seed)[0] for seed in range(3)]
+        obs = concatenate(space, rows, create_empty_array(space, 3))
+        actions, _ = policy.act(obs)
+        assert [len(part) for part in actions.values()] == [3, 3]
+        obs["action_mask"]["button"] = obs["action_mask"]["button"][:2]
+        with pytest.raises(ValueError, match=r"\['button'\] of shape \(2, 6\) is not of 3"):
+            policy.act(obs)
 
 
 def test_what_an_observation_alone_does_not_tell_is_asked_for():
