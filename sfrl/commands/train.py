@@ -141,12 +141,14 @@ def _typed(program: str, folder: Path) -> str:
     """How to call a program that is installed with this Python, for one who stands in `folder`: by
     its path, unless its name means that one."""
     own = Path(sys.executable).with_name(program)
-    if program == "python" and not own.exists():
-        return _typed(Path(sys.executable).name, folder)  # python3, as on Debian
+    if program == "python" and not own.exists():  # python3, as on Debian
+        program = Path(sys.executable).name
+        own = Path(sys.executable)
     found = shutil.which(program)
     if not own.exists() or (found and Path(found).absolute().parent == own.parent):
         return program
-    return shlex.quote(str(run_folder.told(own, folder)))
+    path = run_folder.told(own, folder)
+    return shlex.quote(str(path if len(path.parts) > 1 else own))  # a shell seeks names elsewhere
 
 
 @contextmanager

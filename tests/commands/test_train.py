@@ -207,6 +207,14 @@ def field_docs() -> dict[str, str]:
     return docs
 
 
+@pytest.fixture
+def activated(monkeypatch):
+    """`.venv`, as its bin/activate does it."""
+    own = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", str(own), prepend=os.pathsep)
+
+
+@pytest.mark.usefixtures("activated")
 def test_a_terminal_is_told_what_to_type_next_before_the_last_line(tmp_path):
     ours, theirs = pty.openpty()
     run_dir = tmp_path / "a run"
@@ -232,6 +240,7 @@ def chunks(descriptor):
     os.close(descriptor)
 
 
+@pytest.mark.usefixtures("activated")
 def test_what_to_type_next_depends_on_what_was_typed_and_what_is_there():
     config = saved_run("runs/x", "--env=CartPole-v1")
     summary = Summary(1000, 1000, 1.0, 1000.0, 0, None, os.path.abspath("runs/x"))
@@ -257,6 +266,10 @@ def test_what_to_type_next_is_this_pythons_whether_it_is_activated_or_not(tmp_pa
     (folder / "python").rename(folder / "python3")
     (folder / "python3").chmod(0o755)
     assert cli._typed("python", tmp_path) == "python3"
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert cli._typed("sfrl", folder) == str(folder / "sfrl"), "a shell looks elsewhere for names"
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    assert cli._typed("python", tmp_path) == "python", "which is gone meanwhile"
 
 
 def test_the_folder_is_named_for_env_and_time_and_never_shared():
