@@ -32,8 +32,8 @@ class Mailbox(Generic[M]):
         self._receiver, self._sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAILBOX_BYTES)
         self._receiver.setblocking(False)
-        self._dropped = SharedArray("dropped-messages", *self.FIELD)
         self._close_with_it()
+        self._dropped = SharedArray("dropped-messages", *self.FIELD)
 
     @property
     def dropped(self) -> int:

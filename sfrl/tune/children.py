@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 
 class MeasureError(RuntimeError):
-    """A measuring process failed; its traceback is on stderr."""
+    """A measuring process failed; its traceback is on stderr, unless the message says it all."""
 
 
 class _Limit(NamedTuple):
@@ -67,9 +67,7 @@ def in_children(bodies: Sequence[Callable[[], R]]) -> list[R]:
             left_s = limit and max(0.0, limit.end_s - time.monotonic())
             told = connection.wait([c for c in children if c not in results], left_s)
             if limit and not told:
-                raise MeasureError(
-                    f"measuring took longer than {limit.seconds:g} s, which --tune=off saves"
-                )
+                raise MeasureError(f"measuring took longer than {limit.seconds:g} s")
             for ready in told:
                 assert isinstance(ready, connection.Connection)
                 try:
