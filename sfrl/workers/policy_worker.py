@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfrl.algorithms.algorithm import Algorithm
 from sfrl.envs.logs import own_logger
-from sfrl.experience.trajectory_buffer import Owner, TrajectoryBuffer
+from sfrl.experience.trajectory_buffer import Owner, OwnershipError, TrajectoryBuffer
 from sfrl.ipc.channels import Channels
 from sfrl.ipc.index_queue import IndexQueue, Message, pack, unpack
 from sfrl.ipc.progress import Progress
@@ -213,7 +213,11 @@ class PolicyWorker:
             buffer.policy_version[slot, t] = version
             # The row goes back with this put: everything in it is written.
             if buffer.debug and buffer.is_current(request):
-                buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
+                try:
+                    buffer.transfer(slot, Owner.POLICY_WORKER, Owner.ROLLOUT_WORKER)
+                except OwnershipError:
+                    if buffer.is_current(request):  # it was reclaimed just now otherwise
+                        raise
             queue, producer = self.replies[slot]
             queue.put(pack(*request), producer)
 

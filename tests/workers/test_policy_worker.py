@@ -213,6 +213,22 @@ def test_a_slot_reclaimed_while_it_is_answered_stays_free(make_policy, monkeypat
     assert not buffer.is_current(message), "the worker that is started next ignores it"
 
 
+def test_a_slot_reclaimed_right_before_it_is_given_back_stays_free(make_policy, monkeypatch):
+    """The policy worker was stopped between two lines of its answer."""
+    shared, _, policy = make_policy()
+    buffer = shared.buffer
+    transfer = buffer.transfer
+
+    def late(slot, giver, taker):
+        buffer.reclaim(slot)
+        transfer(slot, giver, taker)
+
+    request(shared, (0, 0))
+    monkeypatch.setattr(buffer, "transfer", late)
+    policy.step()
+    buffer.check_owner(0, Owner.FREE)
+
+
 def test_a_value_network_of_its_own_is_not_run_to_act(make_shared):
     shared = make_shared(**CARTPOLE, value_encoder="separate")
     make_learner(shared, Mailbox(), Mailbox(), None)
