@@ -229,6 +229,15 @@ def test_a_vector_of_ones_own_class_shows_leaves_and_takes_what_is_decided():
     assert policy.act({"obs": obs["obs"][0]})[0] in (0, 1)
 
 
+def test_episode_starts_that_cannot_be_written_to_are_read():
+    """As those of JAX, and of np.broadcast_to."""
+    policy = fresh_policy(env="CartPole-v1", model="mlp", rnn="gru", rnn_size=8)
+    obs = np.ones((2, 4), np.float32)
+    (_, fresh), (_, state) = policy.act(obs), policy.act(obs)
+    _, state = policy.act(obs, state, episode_start=np.broadcast_to(np.True_, 2))
+    torch.testing.assert_close(state.memory, fresh.memory)
+
+
 # --- load ---
 def test_a_run_is_loaded_by_folder_name_and_path_and_acts(run, monkeypatch):
     monkeypatch.chdir(run)

@@ -258,6 +258,15 @@ def test_what_sac_is_not_for_is_refused_with_a_remedy(flags, problem, tmp_path, 
     assert len(str(refusal.value).splitlines()) == 1
 
 
+def test_each_setting_that_sac_is_not_for_is_refused_in_a_line_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as refusal:
+        cli.parse(["--env=Pendulum-v1", "--system=sac", "--rnn=gru", "--rnn-size=8"])
+    rnn, size = str(refusal.value).splitlines()
+    assert rnn.startswith("rnn=gru must be none: sac learns from single decisions; leave it out")
+    assert size.startswith("rnn_size=8 must be 0: sac learns from single decisions; leave it out")
+
+
 def test_remedies_of_the_memorys_size_work():
     for settings in ({"replay_size": 20}, {"replay_size": 400}):
         with pytest.raises(ConfigError) as refusal:

@@ -7,7 +7,9 @@ import warnings
 
 import pytest
 
+from sfrl.ipc import mailbox as module
 from sfrl.ipc.mailbox import Mailbox
+from sfrl.ipc.shared_memory import ShortageError
 
 
 def test_one_in_a_cycle_of_objects_closes_its_sockets_without_a_warning():
@@ -28,3 +30,16 @@ def test_one_in_a_cycle_of_objects_closes_its_sockets_without_a_warning():
     for descriptor in descriptors:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
+
+
+def test_one_without_room_in_shared_memory_closes_its_sockets_without_a_warning(monkeypatch):
+    def no_room(*_):
+        raise ShortageError("no room")
+
+    monkeypatch.setattr(module, "SharedArray", no_room)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(ShortageError):
+            Mailbox()
+        gc.collect()
+    assert not caught

@@ -340,9 +340,10 @@ def test_muon_stays_where_ppo_clips_all_rows(make_bench, method):
     assert stayed == (names if method == "appo" else [])
 
 
+@pytest.mark.parametrize("method", ["appo", "vtrace"])
 @pytest.mark.parametrize("optimizer", ["adam", "muon", "rmsprop"])
-def test_weights_stay_where_all_rows_are_too_old(make_bench, optimizer):
-    bench = make_bench(**ONE_UPDATE, optimizer=optimizer, max_policy_lag=3)
+def test_weights_stay_where_all_rows_are_too_old(make_bench, optimizer, method):
+    bench = make_bench(**ONE_UPDATE, optimizer=optimizer, loss=method, max_policy_lag=3)
     bench.fill(0, 1)
     bench.train(0, 1)  # now it has momentum
     before = bench.weights()
