@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from sfrl.records.checkpoint import DAMAGE, in_one_line
 from sfrl.records.run_folder import open_new
 
 _STAMP = "learner_steps"  # of the checkpoint that it belongs to
+_DECISIONS = "env_steps"  # likewise; there may be a later checkpoint of the same optimizer step
 _BLOCK_BYTES = 64 << 20
 
 
@@ -31,11 +32,20 @@ def path_in(run_dir: Path | str) -> Path:
     return Path(run_dir) / "checkpoints" / "memory.npz"
 
 
-def save(run_dir: Path | str, arrays: Mapping[str, NDArray[Any]], learner_steps: int) -> None:
+class Saved(NamedTuple):
+    env_steps: int | None
+    """Decisions of the run when it was written; None: an older file does not tell."""
+    arrays: Mapping[str, Iterable[NDArray[Any]]]
+    """Name -> blocks of rows, in order."""
+
+
+def save(
+    run_dir: Path | str, arrays: Mapping[str, NDArray[Any]], learner_steps: int, env_steps: int
+) -> None:
     """Write them whole, or leave what was there. Raises OSError: the disk is full, or not there."""
     path = path_in(run_dir)
     temporary = path.with_name(f"{path.name}.tmp")
-    blocks = {_STAMP: np.array(learner_steps)}
+    blocks = {_STAMP: np.array(learner_steps), _DECISIONS: np.array(env_steps)}
     for name, array in arrays.items():
         rows = max(1, _BLOCK_BYTES * len(array) // max(1, array.nbytes))
         for i, first in enumerate(range(0, max(1, len(array)), rows)):
@@ -52,10 +62,10 @@ def save(run_dir: Path | str, arrays: Mapping[str, NDArray[Any]], learner_steps:
 @contextmanager
 def opened(
     run_dir: Path | str, learner_steps: int, told: Callable[[], None] = lambda: None
-) -> Iterator[Mapping[str, Iterable[NDArray[Any]]] | None]:
-    """What was saved with the checkpoint of so many steps: name -> blocks of rows, in order.
+) -> Iterator[Saved | None]:
+    """What was saved with the checkpoint of so many optimizer steps.
 
-    Each is read when it is asked for, and `told` is called then. None: there is no such file.
+    Each block is read when it is asked for, and `told` is called then. None: there is no such file.
 
     Raises:
         MemoryFileError: there is one that cannot be used; also within the block, where it is read.
@@ -69,18 +79,20 @@ def opened(
             file = stack.enter_context(path.open("rb"))
             archive = stack.enter_context(np.load(file, allow_pickle=False))
             stamp = archive[_STAMP].item()
+            decisions = archive[_DECISIONS].item() if _DECISIONS in archive else None
         if stamp != learner_steps:
             raise MemoryFileError(
                 f"it is of optimizer step {stamp!r:.40}, the checkpoint of {learner_steps}"
             )
         entries: dict[str, list[str]] = {}
         for entry in archive.files:
-            if entry == _STAMP:
+            if entry in (_STAMP, _DECISIONS):
                 continue
             name, _, number = entry.rpartition("/")
             is_whole = not (name and number.isdigit())  # as older files have them
             entries.setdefault(entry if is_whole else name, []).append(entry)
-        yield {name: _Blocks(archive, parts, told) for name, parts in entries.items()}
+        arrays = {name: _Blocks(archive, parts, told) for name, parts in entries.items()}
+        yield Saved(decisions, arrays)
 
 
 @dataclass(frozen=True)

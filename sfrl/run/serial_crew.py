@@ -78,8 +78,11 @@ class SerialCrew:
         if resume_path is not None:
             saved = checkpoint.load(resume_path)
             why = None
+            of_memory = self._learner.memory_env_steps
             if self._learner.lacks_memory:  # rows of which the workers' go on
                 why = "belong to a memory that is not there"
+            elif of_memory not in (None, saved["counters"]["env_steps"]):
+                why = "go on from rows that are not in the memory, which is older"
             elif saved.get("workers") is None:
                 several = len(self._learners) > 1
                 why = "are not saved beside several learners" if several else "could not be saved"

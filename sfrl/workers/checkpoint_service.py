@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -66,7 +66,7 @@ class CheckpointService:
         state["metrics"] = {**request.metrics, "counters": counters}
         self._write(state, best_score, is_last=request.is_last)
         if request.is_last:
-            self._write_memory(state["counters"]["learner_steps"])
+            self._write_memory(state["counters"])
 
     def _write(self, state: dict[str, Any], best_score: float | None, *, is_last: bool) -> None:
         frames = state["counters"]["env_frames"]
@@ -82,13 +82,15 @@ class CheckpointService:
             reason = getattr(error, "strerror", None) or str(error)
             self._tell(CheckpointFailed(reason, what))
 
-    def _write_memory(self, learner_steps: int) -> None:
+    def _write_memory(self, counters: Mapping[str, int]) -> None:
         """Of an algorithm that has one. A run goes on without it, and fills another."""
         if not (memory := self._memory()):
             return
         path = memory_file.path_in(self._run_dir)
         try:
-            memory_file.save(self._run_dir, memory, learner_steps)
+            memory_file.save(
+                self._run_dir, memory, counters["learner_steps"], counters["env_steps"]
+            )
         except OSError as error:
             log.warning("%s cannot be written (%s); --resume will fill it again", path, error)
 

@@ -101,6 +101,7 @@ class Learner:
         slots = channels.topology.slots
         self.experience = make_experience(config, buffer, slots, self.device)
         self.lacks_memory = False  # what an earlier start held in it; see `load_memory`
+        self.memory_env_steps: int | None = None  # of the run when what was read was written
         self.checkpoints = CheckpointService(
             config,
             progress,
@@ -360,7 +361,8 @@ class Learner:
                 if saved is None:
                     log.info("no memory was written, as after a kill; it is filled again")
                     return
-                self.experience.load_state(saved)
+                self.experience.load_state(saved.arrays)
+            self.memory_env_steps = saved.env_steps
             self.lacks_memory = False
             log.info("the memory goes on from %s", path)
         except (memory_file.MemoryFileError, *checkpoint.MISMATCHES) as error:

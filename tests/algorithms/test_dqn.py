@@ -209,16 +209,22 @@ def test_a_memory_is_written_at_the_end_and_filled_again_without_it(tmp_path, ca
     again = steps_until(1400, resume=True)
     assert f"the memory goes on from {path}" in caplog.text
     assert again - steps == pytest.approx(0.2 * 400, abs=10)
+    older = "environments go on from rows that are not in the memory, which is older"
+    assert older not in caplog.text
+    assert steps_until(1500, resume=True, replay_size=3000) == again, "it is too young to learn"
+    again = steps_until(1600, resume=True)
+    assert f"the memory goes on from {path}" in caplog.text
+    assert older in caplog.text
     path.write_bytes(path.read_bytes()[:-1000])
-    refilled = steps_until(1800, resume=True)
+    refilled = steps_until(2000, resume=True)
     assert f"{path} is not used: it cannot be read (BadZipFile" in caplog.text
     assert refilled - again == pytest.approx(0.2 * 100, abs=10)
     content = path.read_bytes()
-    steps_until(1900, resume=True, replay_size=3000)
+    steps_until(2100, resume=True, replay_size=3000)
     assert f"{path} is not used: is_acted is (250, 8) and must be (375, 8)" in caplog.text
     assert path.read_bytes() == content, "until the new one is large enough to learn from"
     path.unlink()
-    steps_until(2000, resume=True, replay_size=3000)
+    steps_until(2200, resume=True, replay_size=3000)
     assert "memory goes on" not in caplog.text
     assert path.is_file()
 
@@ -251,13 +257,13 @@ def test_a_memory_is_read_after_the_weights_are_there_and_the_watchdog_hears_of_
 
 def read(run_dir, learner_steps):
     with memory_file.opened(run_dir, learner_steps) as saved:
-        return {name: np.concatenate(list(blocks)) for name, blocks in saved.items()}
+        return {name: np.concatenate(list(blocks)) for name, blocks in saved.arrays.items()}
 
 
 def test_no_flipped_bit_of_its_file_is_more_than_an_error_that_says_so(tmp_path):
     path = memory_file.path_in(tmp_path)
     path.parent.mkdir()
-    memory_file.save(tmp_path, {"written": np.arange(3), "is_valid": np.ones((2, 2), bool)}, 5)
+    memory_file.save(tmp_path, {"written": np.arange(3), "is_valid": np.ones((2, 2), bool)}, 5, 9)
     whole = path.read_bytes()
     outcomes = Counter()
     for place, bit in itertools.product(range(len(whole)), range(0, 8, 2)):
@@ -273,7 +279,7 @@ def test_no_flipped_bit_of_its_file_is_more_than_an_error_that_says_so(tmp_path)
 
 def test_a_memory_of_another_checkpoint_is_not_used(tmp_path):
     memory_file.path_in(tmp_path).parent.mkdir()
-    memory_file.save(tmp_path, {"written": np.arange(3)}, 5)
+    memory_file.save(tmp_path, {"written": np.arange(3)}, 5, 9)
     assert read(tmp_path, 5)["written"].tolist() == [0, 1, 2]
     with pytest.raises(memory_file.MemoryFileError, match="of optimizer step 5, the checkpoint of"):
         read(tmp_path, 6)

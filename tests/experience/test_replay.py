@@ -287,19 +287,21 @@ def test_a_saved_memory_is_read_block_by_block_into_the_only_copy(tmp_path, monk
     for _ in range(20):
         slots.fill(0, starts=False)
         taken(old, 0)
-    memory_file.save(tmp_path, old.state(), 7)
+    memory_file.save(tmp_path, old.state(), 7, 9)
     size = memory_file.path_in(tmp_path).stat().st_size
     told = []
     tracemalloc.start()
     try:
         with memory_file.opened(tmp_path, 7, lambda: told.append(1)) as saved:
-            assert len(saved["row obs.c"].entries) > 5
-            new.load_state(saved)
-            assert len(told) == sum(len(blocks.entries) for blocks in saved.values())
+            assert saved.env_steps == 9
+            arrays = saved.arrays
+            assert len(arrays["row obs.c"].entries) > 5
+            new.load_state(arrays)
+            assert len(told) == sum(len(blocks.entries) for blocks in arrays.values())
             _, peak = tracemalloc.get_traced_memory()
-            saved["row obs.c"].entries.pop()
+            arrays["row obs.c"].entries.pop()
             with pytest.raises(ValueError, match=r"row obs.c has \d+ rows, and must have 1003"):
-                new.load_state(saved)
+                new.load_state(arrays)
     finally:
         tracemalloc.stop()
     assert peak < 0.75 * size  # of which the windows take most
