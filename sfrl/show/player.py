@@ -156,7 +156,7 @@ class Video:
     """A video file that grows by a picture at a time; there is none before the first."""
 
     def __init__(self, path: str, fps: float, quality: int | None = None) -> None:
-        """`quality` of an .mp4 is between 0, the smallest file, and 10; None: near the best."""
+        """`quality` of an .mp4 is between 1, the smallest file, and 10; None: near the best."""
         self.path = path
         self.fps = fps
         self._quality = quality

@@ -568,8 +568,8 @@ def test_a_picture_of_another_size_is_fitted_between_black_bars(tmp_path):
 
 
 def show_often(video, picture):
-    """More than a pipe holds."""
-    for _ in range(10):
+    """More than a pipe and the queues of ffmpeg's threads hold: ten were too few beside load."""
+    for _ in range(1000):
         video.show(picture)
 
 
