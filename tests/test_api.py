@@ -67,7 +67,7 @@ thread.start()
 thread.join()
 asyncio.run(work_in_a_loop())
 assert len(frames) == 2, frames
-assert all(300 <= number < 5000 for number in frames), frames
+assert all(300 <= number < 50_000 for number in frames), frames
 """
 OWN = """
 import gymnasium

@@ -113,11 +113,11 @@ def test_who_only_looks_hinders_no_trainer(tmp_path):
     assert not run_folder.is_locked(tmp_path)
     looking = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
+    started_s = time.monotonic()
     if (child := os.fork()) == 0:  # it has the descriptor, and with it the lock, for a while
         time.sleep(0.2)
         os._exit(0)
     os.close(looking)
-    started_s = time.monotonic()
     lock = run_folder.lock(tmp_path)
     assert time.monotonic() - started_s > 0.1
     assert run_folder.is_locked(tmp_path)

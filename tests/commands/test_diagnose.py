@@ -95,10 +95,12 @@ FIGURES = {
 def found(tmp_path_factory):
     """Of each run the findings by their rules' names."""
     folder = tmp_path_factory.mktemp("runs")
+    # Of a checkpoint the log would tell last.
+    raising = ("--env=tests.faulty_env:Raises-v0", "--checkpoint-seconds=600")
     busy = ("--epochs=20", "--train-frames=700")
     slow = ("--env=Latency", '--env-kwargs={"mean_ms": 10}', "--train-frames=800")
     with (  # they start while the others train
-        training(folder / "restarts", *TINY[1:], "--env=tests.faulty_env:Raises-v0") as crashing,
+        training(folder / "restarts", *TINY[1:], *raising) as crashing,
         training(folder / "learner-bound", *TINY, *busy) as learning,
         # In a serial run the learner waits for nobody.
         training(folder / "environment-slow", *TINY[1:], *slow) as stepping,

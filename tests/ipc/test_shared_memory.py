@@ -1,11 +1,17 @@
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sfrl.ipc import shared_memory
 from sfrl.ipc.shared_memory import (
     SHM_DIR,
     SharedArray,
@@ -50,42 +56,67 @@ def test_space_is_reserved_so_that_a_full_shm_is_an_error_at_once():
     assert not list(SHM_DIR.glob(f"sfrl-{os.getpid()}-*/*-test"))
 
 
-MAKES_A_SEGMENT = (
-    "import os; from sfrl.ipc.shared_memory import SharedArray as S; S('dead', (1,), 'u1');"
-    "print(os.getpid(), flush=True);"
-)
+@pytest.fixture
+def own_shm_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Part of /dev/shm that nobody else sweeps: every trainer does, also one of another test."""
+    unlink_segments()
+    folder = Path(tempfile.mkdtemp(dir=SHM_DIR))
+    monkeypatch.setattr(shared_memory, "SHM_DIR", folder)
+    yield folder
+    unlink_segments()
+    shutil.rmtree(folder)
 
 
-def test_sweeping_takes_the_segments_of_dead_processes_alone():
-    child = subprocess.run(
-        [sys.executable, "-c", MAKES_A_SEGMENT], check=True, capture_output=True, text=True
+@contextmanager
+def other_process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """One that has a segment, until it is killed, and its folder, in `folder`."""
+    code = (
+        "import sys; from pathlib import Path; from sfrl.ipc import shared_memory as m;"
+        "m.SHM_DIR = Path(sys.argv[1]); array = m.SharedArray('other', (1,), 'u1');"
+        "print(array.path, flush=True); input()"
     )
-    pid = int(child.stdout)
-    mine = SharedArray("alive", (1,), np.uint8)
-    assert sweep_stale_segments(os.getpid()) == []
-    assert any(name.startswith(f"sfrl-{pid}-") for name in sweep_stale_segments())
-    assert not list(SHM_DIR.glob(f"sfrl-{pid}-*"))
-    assert mine.path.exists()
-    mine.unlink()
-
-
-def test_a_living_run_is_left_alone_by_those_who_cannot_see_its_process():
-    """As in another container that shares /dev/shm, where the pid means nothing or another one."""
     with subprocess.Popen(
-        [sys.executable, "-c", MAKES_A_SEGMENT + "input()"],
+        [sys.executable, "-c", code, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as child:
         assert child.stdout is not None
-        [folder] = SHM_DIR.glob(f"sfrl-{int(child.stdout.readline())}-*")
-        renamed = folder.rename(SHM_DIR / "sfrl-999999999-test")  # the pid of nobody
+        yield child, Path(child.stdout.readline().strip()).parent
+
+
+def test_sweeping_takes_the_segments_of_dead_processes_alone(own_shm_dir):
+    with other_process(own_shm_dir) as (child, folder):
+        mine = SharedArray("alive", (1,), np.uint8)
+        assert sweep_stale_segments() == []
+        child.kill()
+        child.wait()
+        assert sweep_stale_segments(os.getpid()) == []
+        assert sweep_stale_segments() == [folder.name]
+    assert folder.name.startswith(f"sfrl-{child.pid}-")
+    assert not folder.exists()
+    assert mine.path.exists()
+
+
+def test_a_living_run_is_left_alone_by_those_who_cannot_see_its_process(own_shm_dir):
+    """As in another container that shares /dev/shm, where the pid means nothing or another one."""
+    with other_process(own_shm_dir) as (child, folder):
+        renamed = folder.rename(own_shm_dir / "sfrl-999999999-test")  # the pid of nobody
         assert sweep_stale_segments() == []
         assert list(renamed.iterdir())
         child.kill()
         child.wait()
         assert sweep_stale_segments() == [renamed.name]
     assert not renamed.exists()
+
+
+def test_a_trainer_tells_what_it_has_swept(own_shm_dir, make_shared, caplog):
+    with other_process(own_shm_dir) as (child, folder):
+        child.kill()
+        child.wait()
+        make_shared()
+    assert f"removed {folder.name}, which a dead run had left in shared memory" in caplog.text
+    assert not folder.exists()
 
 
 def test_unlink_segments_takes_all_of_this_process():

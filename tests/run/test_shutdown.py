@@ -193,13 +193,11 @@ def test_a_killed_trainer_takes_its_workers_along_and_the_next_start_sweeps_up(t
         wait_until_trained(process, tmp_path / "run")
         process.kill()
         wait_for(lambda: not group(process.pid), timeout_s=5)
-    assert segments(process.pid), "nobody was there to remove them"
 
-    # Any start will do: this one sweeps, and then finds too little room for itself.
+    # Any start will do, also that of another test: this one sweeps, and then finds too little room.
     with training(tmp_path / "next", *TINY, "--rnn-size=1000000000") as following:
         ended = finish(following)
     assert ended.code == 2
-    assert f"removed sfrl-{process.pid}-" in ended.stderr
     assert not segments(process.pid)
 
 

@@ -170,6 +170,7 @@ def test_what_a_start_lacks_is_told_in_a_line_and_nothing_is_left(case, tmp_path
     ended = start(case, tmp_path)
     error = ended.stderr.decode(errors="replace")
     lines = error.removeprefix("train.py: ").splitlines()
+    lines = [line for line in lines if "removed sfrl-" not in line]  # of runs that tests killed
     assert ended.returncode == case.code, error
     assert len(lines) == len(case.texts), error
     assert all(re.search(text, line) for text, line in zip(case.texts, lines, strict=True)), error

@@ -21,7 +21,7 @@ from sfrl.algorithms import make_algorithm
 from sfrl.records import checkpoint
 from sfrl.settings.algorithms import make_config
 from sfrl.web import playing
-from tests.runs import TIMEOUT_S, wait_for
+from tests.runs import TIMEOUT_S, hasten, wait_for
 from tests.web.test_web import get, overflow, page_of, served
 
 DRAWN = "document.querySelector('canvas[aria-label]').toDataURL()"
@@ -44,15 +44,6 @@ def gives_way(process):
         and os.sched_getscheduler(process.pid) == os.SCHED_IDLE
         and (not own_share.exists() or own_share.read_text().endswith("nice 19\n"))
     )
-
-
-def hasten(process):
-    """Let it take the time that it needs: the machine may be busy with other tests."""
-    with suppress(PermissionError):
-        os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
-        process.nice(0)
-    with suppress(OSError):
-        Path(f"/proc/{process.pid}/autogroup").write_text("0")
 
 
 @contextmanager
@@ -85,7 +76,7 @@ def test_an_agent_plays_while_somebody_watches_in_one_process_that_gives_way(
         wait_for(players)
         [player] = players()
         wait_for(lambda: gives_way(player))
-        hasten(player)
+        hasten(player.pid)
         page.get_by_text("The run has no checkpoint yet.").wait_for()
         (tmp_path / "later").rename(run / "checkpoints")
         page.locator("canvas[aria-label]").wait_for()
