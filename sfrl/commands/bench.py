@@ -6,7 +6,6 @@ else the machine does meanwhile weighs on both sides of their ratios alike.
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import math
 import signal
@@ -27,7 +26,7 @@ from sfrl.commands.plot import check_picture
 from sfrl.commands.train import read_more_flags
 from sfrl.envs.logs import printable
 from sfrl.envs.names import is_installed
-from sfrl.ipc.shared_memory import sweep_stale_segments, unlink_segments
+from sfrl.ipc.shared_memory import sweep_stale_segments
 from sfrl.records import run_folder
 from sfrl.records.checkpoint import CheckpointError
 from sfrl.run.crew import WorkerError
@@ -81,7 +80,6 @@ def main(argv: Sequence[str], prog: str) -> int:
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, interrupt)
-    atexit.register(unlink_segments)
     try:
         return _main(argv, prog)
     except KeyboardInterrupt as interrupted:

@@ -11,6 +11,7 @@ it has gone.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import itertools
@@ -151,6 +152,7 @@ def _make_folder() -> tuple[Path, int]:
         except FileNotFoundError:  # another process's sweep was faster
             continue
         if _lock(descriptor) and folder.exists():
+            atexit.register(unlink_segments)  # however this process ends, except for SIGKILL
             return folder, descriptor
         os.close(descriptor)
 

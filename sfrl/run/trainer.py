@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import copy
 import dataclasses
 import importlib
@@ -161,7 +160,6 @@ class Trainer:
 
     def _make_shared(self, spec: envs.EnvSpec) -> Shared:
         config = self.config
-        atexit.register(unlink_segments)  # however this process ends, except for SIGKILL
         for name in sweep_stale_segments():
             log.warning("removed %s, which a dead run had left in shared memory", name)
         limits.check(config, spec)

@@ -73,7 +73,7 @@ def other_process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     code = (
         "import sys; from pathlib import Path; from sfrl.ipc import shared_memory as m;"
         "m.SHM_DIR = Path(sys.argv[1]); array = m.SharedArray('other', (1,), 'u1');"
-        "print(array.path, flush=True); input()"
+        "print(array.path, flush=True); sys.exit(input())"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(folder)],
@@ -108,6 +108,14 @@ def test_a_living_run_is_left_alone_by_those_who_cannot_see_its_process(own_shm_
         child.wait()
         assert sweep_stale_segments() == [renamed.name]
     assert not renamed.exists()
+
+
+def test_who_ends_leaves_nothing(own_shm_dir):
+    with other_process(own_shm_dir) as (child, folder):
+        assert folder.exists()
+        child.communicate("for a reason\n")
+    assert child.returncode == 1
+    assert list(own_shm_dir.iterdir()) == []
 
 
 def test_a_trainer_tells_what_it_has_swept(own_shm_dir, make_shared, caplog):
